@@ -1,0 +1,230 @@
+//! Condition types and reasons, and the one way to set a condition.
+//!
+//! A condition names a state, not a step. Reasons are a small closed set: programs may match on
+//! them, people read the message.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+/// Defines an enum whose variants are written exactly like their names.
+macro_rules! names {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$doc])* $variant,)+ }
+
+        impl $name {
+            /// Every variant.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The text in the API, and the label in metrics.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => stringify!($variant),)+ }
+            }
+
+            /// The variant with this text.
+            pub fn from_text(text: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|variant| variant.as_str() == text)
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+names! {
+    /// Types of conditions over all kinds.
+    ConditionType {
+        /// GpuNode: desktops can run here. Desktop: the machine can be used.
+        Ready,
+        /// GpuNode: the IOMMU is on and groups exist.
+        IommuEnabled,
+        /// GpuNode: libvirt and QEMU answer.
+        HypervisorReady,
+        /// GpuNode: no managed card is failed.
+        DevicesHealthy,
+        /// GpuNode: PCI, NUMA and IOMMU topology could be read whole.
+        TopologyComplete,
+        /// GpuNode: the spec's rules for cards are in effect.
+        LayoutApplied,
+        /// GpuProfile, DesktopTemplate: the object says something that can be.
+        Valid,
+        /// GpuProfile: at least one more fits now.
+        Satisfiable,
+        /// Desktop: it holds CPUs, memory and its shares of GPUs.
+        Allocated,
+        /// Desktop: disks, seed and GPU shares are made on the node.
+        DevicesPrepared,
+        /// Desktop: the libvirt domain runs.
+        Running,
+        /// Desktop: the guest agent answers.
+        GuestReady,
+        /// Desktop: the template changed; the change applies at the next start.
+        RestartRequired,
+    }
+}
+
+names! {
+    /// Reasons of conditions over all kinds.
+    Reason {
+        /// The state is as wanted.
+        AsExpected,
+        /// Not known yet.
+        Unknown,
+        /// A field asks for what this version does not do; the message names the fields.
+        NotYetSupported,
+        /// A field has a value that cannot be; the message names field, value and what would be right.
+        InvalidSpec,
+
+        /// The template named does not exist.
+        TemplateNotFound,
+        /// The template named is not valid.
+        TemplateInvalid,
+        /// A profile named does not exist.
+        ProfileNotFound,
+        /// A profile named is not valid.
+        ProfileInvalid,
+        /// An override that the template does not permit.
+        OverrideNotAllowed,
+        /// Nothing is free where it would fit; the message counts nodes and reasons.
+        Unschedulable,
+        /// No host is large enough even when empty; the message counts nodes and reasons.
+        Unsatisfiable,
+        /// Placed; the node makes it.
+        Starting,
+        /// The machine runs; its guest agent has not answered yet.
+        GuestStarting,
+        /// Stopped, as asked.
+        Stopped,
+        /// Being shut down.
+        Stopping,
+        /// Everything the desktop held on the node is gone; only said of a desktop that is deleted.
+        Released,
+        /// The desktop is being deleted.
+        Deleting,
+        /// The node of the allocation is not there any more.
+        NodeLost,
+
+        /// The image named does not exist on the node.
+        ImageNotFound,
+        /// The image or disk file cannot be used.
+        ImageInvalid,
+        /// A path outside the folders that the owner of the node allows.
+        HostPathNotAllowed,
+        /// A path that does not exist on the node.
+        HostPathNotFound,
+        /// The Secret named does not exist, or lacks a key, or may not be read.
+        SecretNotReadable,
+        /// What the operator gave is held by another domain; the node refuses.
+        AllocationConflict,
+        /// A device could not be made.
+        DeviceFailed,
+        /// libvirt or QEMU refused; the message is theirs.
+        HypervisorRefused,
+        /// libvirt does not answer; it is tried again.
+        HypervisorUnavailable,
+        /// The guest ended by itself and the restart policy leaves it so.
+        GuestStopped,
+        /// The guest crashed.
+        GuestCrashed,
+        /// The guest agent does not answer.
+        AgentSilent,
+        /// The template does without guest agent.
+        AgentNotConfigured,
+        /// The template changed after the start.
+        TemplateChanged,
+
+        /// No IOMMU groups.
+        IommuMissing,
+        /// A managed card is failed.
+        DeviceUnhealthy,
+        /// A part of the topology could not be read.
+        TopologyIncomplete,
+        /// This host is a description, not a machine.
+        Simulated,
+        /// The node is cordoned by its owner.
+        Cordoned,
+    }
+}
+
+/// Sets a condition in `conditions`, which stays ordered as it was.
+///
+/// `lastTransitionTime` moves to `now` only when the status changes. Returns whether anything but
+/// `observedGeneration` changed.
+pub fn set(
+    conditions: &mut Vec<Condition>,
+    type_: ConditionType,
+    status: bool,
+    reason: Reason,
+    message: impl Into<String>,
+    generation: Option<i64>,
+    now: &Time,
+) -> bool {
+    let status = if status { "True" } else { "False" };
+    // The API server refuses more than 32768 characters.
+    let message: String = message.into().chars().take(4096).collect();
+    if let Some(old) = conditions.iter_mut().find(|condition| condition.type_ == type_.as_str()) {
+        let changed = old.status != status || old.reason != reason.as_str() || old.message != message;
+        if old.status != status {
+            old.last_transition_time = now.clone();
+        }
+        old.status = status.into();
+        old.reason = reason.as_str().into();
+        old.message = message;
+        old.observed_generation = generation;
+        return changed;
+    }
+    conditions.push(Condition {
+        type_: type_.as_str().into(),
+        status: status.into(),
+        reason: reason.as_str().into(),
+        message,
+        observed_generation: generation,
+        last_transition_time: now.clone(),
+    });
+    true
+}
+
+/// The condition of a type, if there.
+pub fn find(conditions: &[Condition], type_: ConditionType) -> Option<&Condition> {
+    conditions.iter().find(|condition| condition.type_ == type_.as_str())
+}
+
+/// Whether the condition of a type is there and True.
+pub fn is_true(conditions: &[Condition], type_: ConditionType) -> bool {
+    find(conditions, type_).is_some_and(|condition| condition.status == "True")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::jiff::Timestamp;
+
+    fn at(second: i64) -> Time {
+        Time(Timestamp::from_second(second).unwrap())
+    }
+
+    #[test]
+    fn the_transition_time_moves_only_with_the_status() {
+        let mut conditions = vec![];
+        assert!(set(&mut conditions, ConditionType::Ready, false, Reason::Starting, "a", Some(1), &at(1)));
+        assert!(set(&mut conditions, ConditionType::Ready, false, Reason::Stopped, "b", Some(2), &at(2)));
+        assert_eq!(conditions[0].last_transition_time, at(1));
+        assert!(!set(&mut conditions, ConditionType::Ready, false, Reason::Stopped, "b", Some(3), &at(3)));
+        assert_eq!(conditions[0].observed_generation, Some(3));
+        assert!(set(&mut conditions, ConditionType::Ready, true, Reason::AsExpected, "", Some(3), &at(4)));
+        assert_eq!(conditions[0].last_transition_time, at(4));
+        assert_eq!(conditions.len(), 1);
+    }
+
+    #[test]
+    fn every_reason_is_a_legal_reason_of_a_condition() {
+        for reason in Reason::ALL {
+            assert_eq!(Reason::from_text(reason.as_str()), Some(*reason));
+            assert!(reason.as_str().chars().all(|c| c.is_ascii_alphanumeric()));
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! `Desktop`: one user's machine.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    allocation::Allocation,
+    desktop_template::{Cpu, GpuRequest, Memory},
+    desktop_template_devices::CloudInit,
+    gpu_node_status::Acceleration,
+    types::PciAddress,
+};
+
+/// One user's machine, made from a template.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "gpudesk.dev",
+    version = "v1alpha1",
+    kind = "Desktop",
+    plural = "desktops",
+    shortname = "dsk",
+    category = "gpudesk",
+    namespaced,
+    status = "DesktopStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "One user's machine: a virtual machine on a node, with its share of a GPU and a screen.",
+    selectable = ".status.allocation.node",
+    selectable = ".spec.templateRef.name",
+    validation = Rule::new("self.metadata.name.size() <= 63 && !self.metadata.name.contains('.')").message("metadata.name must be a DNS label of at most 63 characters: it becomes the guest's host name"),
+    printcolumn(name = "Template", type_ = "string", json_path = ".spec.templateRef.name"),
+    printcolumn(name = "GPU", type_ = "string", json_path = ".status.gpuSummary", description = "Shares of GPUs."),
+    printcolumn(name = "Node", type_ = "string", json_path = ".status.allocation.node"),
+    printcolumn(name = "State", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "PCI", type_ = "string", json_path = ".status.allocation.gpus[0].device", priority = 1, description = "PCI address of the first card."),
+    printcolumn(name = "NUMA", type_ = "string", json_path = ".status.allocation.compute.numaCells", priority = 1, description = "NUMA cells of CPUs and memory."),
+    printcolumn(name = "Address", type_ = "string", json_path = ".status.addresses[0]", priority = 1, description = "Address in the guest's network."),
+    printcolumn(name = "Console", type_ = "string", json_path = ".status.consoles[0].address", priority = 1, description = "Where the screen is reached on the node."),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1, description = "Why, when not ready.")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct DesktopSpec {
+    /// The template, of the same namespace. Cannot be changed: the disks are made from it.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("templateRef cannot be changed: create a new Desktop from the other template"))]
+    pub template_ref: TemplateRef,
+
+    /// `Running`, `Stopped`, or `Suspended` (not yet supported: reported as such, and the desktop
+    /// goes on as it is). Default: `Running`.
+    #[serde(default)]
+    pub power_state: PowerState,
+
+    /// Parts of the template that this desktop sets for itself, where the template permits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overrides: Option<Overrides>,
+
+    /// Whose machine it is, for people and for reports. At most 253 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub owner: Option<String>,
+
+    /// Labels that a `GpuNode` must have for this desktop to be placed there. At most 16.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "crate::schema::label_map")]
+    pub node_selector: BTreeMap<String, String>,
+
+    /// Taints of nodes that this desktop accepts. Not yet supported: a desktop that sets it is
+    /// reported as such and stays pending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub tolerations: Vec<Toleration>,
+
+    /// Higher goes first when several wait. -1000000 to 1000000. Default: 0.
+    #[serde(default)]
+    #[schemars(range(min = -1_000_000, max = 1_000_000))]
+    pub priority: i32,
+}
+
+/// Names a `DesktopTemplate`.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateRef {
+    /// Name of the `DesktopTemplate`.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+}
+
+/// Whether the machine should run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum PowerState {
+    /// It runs.
+    #[default]
+    Running,
+    /// It is shut down; its disks stay.
+    Stopped,
+    /// It is suspended to disk. Not yet supported.
+    Suspended,
+}
+
+/// Parts of the template that a desktop sets for itself. Each replaces the part of the template whole.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Overrides {
+    /// Processors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.cores * self.threadsPerCore <= 512").message("cores x threadsPerCore must be at most 512"))]
+    pub cpu: Option<Cpu>,
+    /// Memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
+    /// Shares of GPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8))]
+    pub gpus: Option<Vec<GpuRequest>>,
+    /// First-boot configuration; read when the desktop starts for the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init: Option<CloudInit>,
+}
+
+/// A taint that a desktop accepts, as on pods.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Toleration {
+    /// Key of the taint.
+    #[schemars(length(min = 1, max = 316))]
+    pub key: String,
+    /// Value of the taint; absent accepts any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub value: Option<String>,
+}
+
+/// What became of the desktop.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DesktopStatus {
+    /// The state in one word, for people. No program should read it: the conditions say more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+
+    /// What the desktop holds and where. Written by the operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocation: Option<Allocation>,
+
+    /// The shares of GPUs in words: `1x RTX PRO 6000 16Q`. Written by the operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub gpu_summary: Option<String>,
+
+    /// The libvirt domain. Written by the node daemon; absent while there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<DomainStatus>,
+
+    /// The devices made for the shares of GPUs, keyed by the name of the request. Written by the
+    /// node daemon.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub gpus: Vec<PreparedGpu>,
+
+    /// Where the screens are reached. Written by the node daemon.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub consoles: Vec<ConsoleStatus>,
+
+    /// Addresses of the guest, as its agent reports them. Written by the node daemon.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 64)))]
+    pub addresses: Vec<String>,
+
+    /// Each tuning asked for, whether it took effect, and why not. Written by the node daemon.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub tuning: Vec<TuningResult>,
+
+    /// `Allocated`, `Ready`, `RestartRequired` (operator); `DevicesPrepared`, `Running`,
+    /// `GuestReady` (node daemon).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+/// The state of a desktop in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum Phase {
+    /// Not placed yet, or not possible; the condition `Ready` says why.
+    Pending,
+    /// Placed; the node makes it.
+    Starting,
+    /// It runs.
+    Running,
+    /// It is being shut down.
+    Stopping,
+    /// It is shut down.
+    Stopped,
+    /// It does not run and nothing is tried until something changes.
+    Failed,
+    /// It is being deleted.
+    Deleting,
+}
+
+/// The libvirt domain of a desktop. Its UUID is the UID of the desktop.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DomainStatus {
+    /// Name of the domain: `<namespace>.<name>`.
+    #[schemars(length(max = 320))]
+    pub name: String,
+    /// How the guest runs: `Kvm`, `Emulation` or `Simulated`.
+    pub acceleration: Acceleration,
+    /// When the running machine was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// Generation of the template that it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_generation: Option<i64>,
+}
+
+/// The device made for a share of a GPU.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PreparedGpu {
+    /// Name as in `allocation.gpus`.
+    #[schemars(length(max = 68))]
+    pub name: String,
+    /// UUID of the mediated device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 36))]
+    pub mdev_uuid: Option<String>,
+    /// PCI address of the function that the guest got.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pci_address: Option<PciAddress>,
+    /// UUID of the MIG instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 96))]
+    pub mig_uuid: Option<String>,
+}
+
+/// Where a screen is reached.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConsoleStatus {
+    /// Protocol.
+    #[serde(rename = "type")]
+    pub console_type: ConsoleType,
+    /// `address:port` on the node; loopback unless its owner chose otherwise.
+    #[schemars(length(max = 300))]
+    pub address: String,
+}
+
+/// Protocol of a screen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum ConsoleType {
+    /// RFB, as VNC viewers speak it.
+    #[serde(rename = "VNC")]
+    Vnc,
+    /// SPICE.
+    #[serde(rename = "SPICE")]
+    Spice,
+}
+
+/// What became of one tuning.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TuningResult {
+    /// Which: `CpuPinning`, `Hugepages`, `NumaMemory`, `EmulatorPinning`, `CpuModel`, `HyperV`.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Whether it is in effect.
+    pub applied: bool,
+    /// Why not, or with what figure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub message: Option<String>,
+}

@@ -1,0 +1,233 @@
+//! `GpuNode`: what a machine has, and what its owner lets gpudesk do with it.
+
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    gpu_node_status::GpuNodeStatus,
+    types::{PciAddress, ShareMode},
+};
+
+/// What the owner of the machine allows. Everything is optional: an empty spec means "use every GPU
+/// that is safe to use and choose its mode on demand".
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "gpudesk.dev",
+    version = "v1alpha1",
+    kind = "GpuNode",
+    plural = "gpunodes",
+    shortname = "gn",
+    category = "gpudesk",
+    status = "GpuNodeStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "A machine that runs desktops. Its name is the name of its Kubernetes node. The spec says what the owner of the machine allows; the status is what the node daemon found there.",
+    validation = Rule::new("self.metadata.name.size() <= 200").message("metadata.name must be at most 200 characters: objects of the node are named after it"),
+    printcolumn(name = "GPUs", type_ = "integer", json_path = ".status.summary.gpus", description = "Cards that gpudesk manages."),
+    printcolumn(name = "Free", type_ = "integer", json_path = ".status.summary.freeGpus", description = "Cards of which nothing is in use."),
+    printcolumn(name = "Slices", type_ = "string", json_path = ".status.summary.slices", description = "Placement units in use, of all."),
+    printcolumn(name = "NUMA", type_ = "integer", json_path = ".status.summary.numaCells", description = "NUMA cells."),
+    printcolumn(name = "Driver", type_ = "string", json_path = ".status.host.gpuDriverVersion", description = "Version of the GPU host driver."),
+    printcolumn(name = "Simulated", type_ = "boolean", json_path = ".status.host.simulated", description = "Whether the host exists only as a description."),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "Whether desktops can run here."),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1, description = "Why, when not ready.")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct GpuNodeSpec {
+    /// No new desktops are placed here; those that run stay. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cordoned: bool,
+
+    /// Stop or move the desktops of this node. Not yet supported: reported as such in the condition
+    /// `Ready` of this node and otherwise without effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
+
+    /// Rules for single cards. A card that no rule selects is managed in mode `Auto`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub devices: Vec<DevicePolicy>,
+
+    /// What is kept for the host itself and for the emulator and I/O threads of the desktops.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub housekeeping: Option<Housekeeping>,
+}
+
+/// A request to empty a node.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Drain {
+    /// Seconds after which desktops that still run are stopped. 0 to 604800 (a week).
+    #[schemars(range(min = 0, max = 604_800))]
+    pub deadline_seconds: i32,
+}
+
+/// What may be done with the cards that a selector names.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.vgpuScheduler) || self.vgpuScheduler != 'FixedShare' || !has(self.vgpuPlacement) || self.vgpuPlacement != 'MixedSize'").message("vgpuScheduler FixedShare does not work with vgpuPlacement MixedSize: choose BestEffort or EqualShare, or vgpuPlacement EqualSize"),
+    validation = Rule::new("!has(self.layout) || (has(self.mode) && ((self.mode == 'Mig' && has(self.layout.mig)) || (self.mode == 'Vgpu' && has(self.layout.vgpu))))").message("a layout needs the mode it is for: mode Mig with layout.mig, or mode Vgpu with layout.vgpu")
+)]
+pub struct DevicePolicy {
+    /// A name for this rule, unique in the list.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+
+    /// Which card is meant.
+    pub selector: DeviceSelector,
+
+    /// `Managed`: gpudesk may use the card. `Unmanaged`: shown, never touched. Default: `Managed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub management: Option<Management>,
+
+    /// How the card is used. `Auto` lets each request choose; `Host` keeps it for the host's own
+    /// driver. Default: `Auto`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<DeviceMode>,
+
+    /// A fixed layout instead of carving on demand. Not yet supported: reported as such in the
+    /// condition `LayoutApplied`, and the card is not used while it is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<Layout>,
+
+    /// Whether all time-sliced vGPUs of the card have one size (`EqualSize`) or not (`MixedSize`,
+    /// where the driver can). Default: `EqualSize`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vgpu_placement: Option<VgpuPlacement>,
+
+    /// How the card's time is divided between vGPUs. Not yet supported: reported as such in the
+    /// condition `LayoutApplied`; the driver's own setting stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vgpu_scheduler: Option<VgpuScheduler>,
+
+    /// Temperature in degrees Celsius from which the card counts as unhealthy, instead of the
+    /// driver's own threshold. 30 to 120. Not yet supported: reported as such in the condition
+    /// `DevicesHealthy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 30, max = 120))]
+    pub max_temperature_celsius: Option<i32>,
+}
+
+/// Selects a card. Exactly one of the three; prefer the UUID, for PCI addresses change when a card
+/// is added.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("[has(self.uuid), has(self.serial), has(self.pciAddress)].filter(x, x).size() == 1").message("a device selector names exactly one of uuid, serial and pciAddress")
+)]
+pub struct DeviceSelector {
+    /// UUID as the driver prints it, for example `GPU-5a1b…`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 96))]
+    pub uuid: Option<String>,
+    /// Serial number of the board.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub serial: Option<String>,
+    /// PCI address, for example `0000:41:00.0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pci_address: Option<PciAddress>,
+}
+
+/// Whether gpudesk may use a card.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum Management {
+    /// gpudesk may use the card.
+    #[default]
+    Managed,
+    /// The card is shown and never touched.
+    Unmanaged,
+}
+
+/// What a card is used for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum DeviceMode {
+    /// Each request chooses.
+    #[default]
+    Auto,
+    /// Whole cards only.
+    Passthrough,
+    /// Time-sliced vGPUs only.
+    Vgpu,
+    /// MIG-backed vGPUs only.
+    Mig,
+    /// SR-IOV virtual functions only.
+    VirtualFunctions,
+    /// Kept for the host's own driver.
+    Host,
+}
+
+impl DeviceMode {
+    /// Whether a share of `mode` may be made on a card with this policy.
+    pub fn allows(self, mode: ShareMode) -> bool {
+        match self {
+            Self::Auto => true,
+            Self::Passthrough => mode == ShareMode::Passthrough,
+            Self::Vgpu => mode == ShareMode::Vgpu,
+            Self::Mig => mode == ShareMode::Mig,
+            Self::VirtualFunctions => mode == ShareMode::VirtualFunctions,
+            Self::Host => false,
+        }
+    }
+}
+
+/// Sizes of the vGPUs on one card.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum VgpuPlacement {
+    /// All of one size; the first one decides it.
+    #[default]
+    EqualSize,
+    /// Different sizes side by side, at the start positions that the driver lists.
+    MixedSize,
+}
+
+/// How time is divided between the vGPUs of one card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum VgpuScheduler {
+    /// Round robin; idle time goes to the others.
+    BestEffort,
+    /// Equal parts for those that run.
+    EqualShare,
+    /// Equal parts for as many as fit, running or not.
+    FixedShare,
+}
+
+/// A fixed layout of a card. Exactly one of the two.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("[has(self.mig), has(self.vgpu)].filter(x, x).size() == 1").message("a layout has exactly one of mig and vgpu")
+)]
+pub struct Layout {
+    /// MIG profiles as the driver prints them, one entry per GPU instance: `[3g.40gb, 2g.20gb]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 32)))]
+    pub mig: Option<Vec<String>>,
+    /// vGPU types as the driver prints them, one entry per vGPU: `[L40S-8Q, L40S-8Q]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 64)))]
+    pub vgpu: Option<Vec<String>>,
+}
+
+/// What the host keeps for itself, per NUMA cell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Housekeeping {
+    /// Cores per NUMA cell that no desktop is pinned to; emulator and I/O threads run there, beside
+    /// the host. 0 to 256. Default: 1.
+    #[schemars(range(min = 0, max = 256))]
+    pub cores_per_numa_cell: i32,
+    /// Memory per NUMA cell in MiB that no desktop gets. 0 to 1048576. Default: 1024.
+    #[serde(rename = "memoryMiBPerNumaCell")]
+    #[schemars(range(min = 0, max = 1_048_576))]
+    pub memory_mib_per_numa_cell: i64,
+}
+
+impl Default for Housekeeping {
+    fn default() -> Self {
+        Self { cores_per_numa_cell: 1, memory_mib_per_numa_cell: 1024 }
+    }
+}
