@@ -1,0 +1,75 @@
+//! Kubeconfig files and the clients made of them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use serde_json::json;
+
+/// Who a kubeconfig speaks for.
+#[derive(Debug, Clone)]
+pub(crate) enum User {
+    /// The subject of a client certificate.
+    Certificate { certificate: PathBuf, key: PathBuf },
+    /// The holder of a bearer token.
+    Token(String),
+}
+
+/// Writes a kubeconfig that only its owner can read.
+pub(crate) fn write(path: &Path, server: &str, authority: &Path, user: &User) -> Result<()> {
+    let credentials = match user {
+        User::Certificate { certificate, key } => {
+            json!({ "client-certificate": certificate, "client-key": key })
+        }
+        User::Token(token) => json!({ "token": token }),
+    };
+    let cluster = json!({ "server": server, "certificate-authority": authority });
+    save(path, &cluster, &credentials)
+}
+
+/// Writes a kubeconfig for another user of the cluster that `like` names.
+pub(crate) fn write_like(path: &Path, like: &Path, token: String) -> Result<()> {
+    let config = Kubeconfig::read_from(like)?;
+    let context = config.current_context.as_deref().context("the kubeconfig has no current context")?;
+    let cluster_name = config
+        .contexts
+        .iter()
+        .find(|named| named.name == context)
+        .and_then(|named| named.context.as_ref())
+        .map(|context| context.cluster.as_str());
+    let cluster = config
+        .clusters
+        .iter()
+        .find(|named| Some(named.name.as_str()) == cluster_name)
+        .and_then(|named| named.cluster.as_ref())
+        .with_context(|| format!("context {context} names no cluster"))?;
+    let credentials = json!({ "token": token });
+    save(path, &serde_json::to_value(cluster)?, &credentials)
+}
+
+fn save(path: &Path, cluster: &serde_json::Value, credentials: &serde_json::Value) -> Result<()> {
+    let config = json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{ "name": "gpudesk", "cluster": cluster }],
+        "users": [{ "name": "gpudesk", "user": credentials }],
+        "contexts": [{ "name": "gpudesk", "context": { "cluster": "gpudesk", "user": "gpudesk" } }],
+        "current-context": "gpudesk",
+    });
+    // Readers of an older version keep it whole, and the new one was never open to others.
+    let part = path.with_extension("part");
+    fs::write(&part, "")?;
+    fs::set_permissions(&part, fs::Permissions::from_mode(0o600))?;
+    fs::write(&part, serde_json::to_string_pretty(&config)?)?;
+    fs::rename(&part, path).with_context(|| format!("write {}", path.display()))
+}
+
+/// A client that speaks for a kubeconfig.
+pub async fn client(path: &Path) -> Result<Client> {
+    let kubeconfig = Kubeconfig::read_from(path)?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}

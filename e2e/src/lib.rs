@@ -1,0 +1,21 @@
+//! The harness of the end-to-end tests and of the demo: everything real starts here.
+//!
+//! ```text
+//! trials ── one test program: shared environment up, trials, environment down, logs kept on failure
+//!   cluster ── helm chart and CRDs on a control plane, operator and daemons with tokens of their own
+//!     control_plane ── etcd, kube-apiserver, kube-controller-manager, built from their modules
+//!     programs ── the operator and daemon binaries, started with service-account kubeconfigs
+//!   libvirt_host ── a libvirtd in a mount namespace of its own; accelerator: KVM or emulation
+//!       processes, ports, state ── what all of them stand on
+//! ```
+
+pub mod control_plane;
+pub mod etcd;
+pub mod identity;
+pub mod kubeconfig;
+mod pki;
+pub mod ports;
+pub mod processes;
+pub mod state;
+pub mod trials;
+pub mod waiting;

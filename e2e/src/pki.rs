@@ -1,0 +1,122 @@
+//! Keys and certificates of a control plane of its own.
+//!
+//! ```text
+//! ca ──┬─ apiserver        serves 127.0.0.1
+//!      ├─ etcd             serves 127.0.0.1, and is its own gateway's client
+//!      ├─ admin            system:masters
+//!      └─ controllers      system:kube-controller-manager
+//! front-proxy-ca ── front-proxy
+//! service-accounts         the pair that signs and checks tokens
+//! ```
+//! All keys are ECDSA P-256, the one for service-account tokens too: the API server signs
+//! with ES256 then, and no RSA key has to be searched for at every start.
+
+use std::fs;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+
+/// A folder of keys and certificates.
+#[derive(Debug, Clone)]
+pub(crate) struct Pki {
+    folder: PathBuf,
+}
+
+impl Pki {
+    /// The keys in `folder`, made there if it does not exist. The folder appears whole or not at all.
+    pub(crate) fn open_or_create(folder: PathBuf) -> Result<Self> {
+        if !folder.exists() {
+            let part = folder.with_extension("part");
+            if part.exists() {
+                fs::remove_dir_all(&part)?;
+            }
+            fs::create_dir(&part)?;
+            fs::set_permissions(&part, fs::Permissions::from_mode(0o700))?;
+            create(&part).context("make keys and certificates")?;
+            fs::rename(&part, &folder)?;
+        }
+        Ok(Self { folder })
+    }
+
+    /// The certificate file of this name.
+    pub(crate) fn certificate(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.crt"))
+    }
+
+    /// The private key file of this name.
+    pub(crate) fn key(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.key"))
+    }
+
+    /// The public key file of this name.
+    pub(crate) fn public_key(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.pub"))
+    }
+}
+
+fn create(folder: &Path) -> Result<()> {
+    let ca = Authority::create(folder, "ca")?;
+    ca.issue("apiserver", "kube-apiserver", None, &[ExtendedKeyUsagePurpose::ServerAuth])?;
+    let both = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    ca.issue("etcd", "etcd", None, &both)?;
+    let client = [ExtendedKeyUsagePurpose::ClientAuth];
+    ca.issue("admin", "admin", Some("system:masters"), &client)?;
+    ca.issue("controllers", "system:kube-controller-manager", None, &client)?;
+    Authority::create(folder, "front-proxy-ca")?.issue("front-proxy", "front-proxy", None, &client)?;
+
+    let tokens = KeyPair::generate()?;
+    write(folder, "service-accounts.key", &tokens.serialize_pem())?;
+    write(folder, "service-accounts.pub", &tokens.public_key_pem())
+}
+
+struct Authority<'a> {
+    folder: &'a Path,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl<'a> Authority<'a> {
+    fn create(folder: &'a Path, name: &str) -> Result<Self> {
+        let mut parameters = parameters(name, None)?;
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate()?;
+        write(folder, &format!("{name}.crt"), &parameters.self_signed(&key)?.pem())?;
+        Ok(Self { folder, issuer: Issuer::new(parameters, key) })
+    }
+
+    fn issue(
+        &self,
+        file: &str,
+        common_name: &str,
+        organization: Option<&str>,
+        usages: &[ExtendedKeyUsagePurpose],
+    ) -> Result<()> {
+        let mut parameters = parameters(common_name, organization)?;
+        parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        parameters.extended_key_usages = usages.to_vec();
+        let key = KeyPair::generate()?;
+        write(self.folder, &format!("{file}.crt"), &parameters.signed_by(&key, &self.issuer)?.pem())?;
+        write(self.folder, &format!("{file}.key"), &key.serialize_pem())
+    }
+}
+
+fn parameters(common_name: &str, organization: Option<&str>) -> Result<CertificateParams> {
+    let names = ["127.0.0.1", "localhost", "kubernetes.default.svc"];
+    let mut parameters = CertificateParams::new(names.map(str::to_owned))?;
+    parameters.distinguished_name.push(DnType::CommonName, common_name);
+    if let Some(organization) = organization {
+        parameters.distinguished_name.push(DnType::OrganizationName, organization);
+    }
+    Ok(parameters)
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(folder.join(name))?;
+    std::io::Write::write_all(&mut file, text.as_bytes())?;
+    Ok(())
+}

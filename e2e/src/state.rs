@@ -1,0 +1,141 @@
+//! State folders: where a control plane, a libvirtd and their logs live.
+//!
+//! Their paths are short, because a Unix socket's path has at most 107 bytes:
+//! `/var/tmp/gpudesk/<8 hex digits>`.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::processes::{self, Identity};
+
+/// A folder that holds everything one environment leaves on disk.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    ephemeral: bool,
+}
+
+impl StateDir {
+    /// A folder of this process alone, removed when dropped.
+    ///
+    /// Folders left by test processes that were killed are removed on the way,
+    /// together with what they recorded as running.
+    pub fn for_test(name: &str) -> Result<Self> {
+        let base = base()?;
+        sweep(&base);
+        let own = Identity::of_this_process()?;
+        let path = base.join(short_hash(&(checkout(), name, own.pid(), own.start_time())));
+        let state = Self::create(path, true)?;
+        fs::write(state.path.join("owner"), serde_json::to_string(&own)?)?;
+        Ok(state)
+    }
+
+    /// The folder of this name in this checkout: the same one in every run, kept when dropped.
+    pub fn named(name: &str) -> Result<Self> {
+        Self::create(base()?.join(short_hash(&(checkout(), name))), false)
+    }
+
+    fn create(path: PathBuf, ephemeral: bool) -> Result<Self> {
+        for folder in ["logs", "processes"] {
+            fs::create_dir_all(path.join(folder)).with_context(|| format!("create {}", path.display()))?;
+        }
+        // QEMU runs as another user and has to pass through to its own folders.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o711))?;
+        Ok(Self { path, ephemeral })
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A path in the folder.
+    pub fn join(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.path.join(relative)
+    }
+
+    /// Where processes write their logs, one file each.
+    pub fn logs(&self) -> PathBuf {
+        self.path.join("logs")
+    }
+
+    /// The log of the process of this name.
+    pub fn log(&self, process: &str) -> PathBuf {
+        self.logs().join(format!("{process}.log"))
+    }
+
+    /// Copies all logs to `target/e2e-logs/<name>` of the checkout, and returns that folder.
+    pub fn collect_logs(&self, name: &str) -> Result<PathBuf> {
+        let to = checkout().join("target/e2e-logs").join(name);
+        if to.exists() {
+            fs::remove_dir_all(&to)?;
+        }
+        fs::create_dir_all(&to)?;
+        for entry in fs::read_dir(self.logs())? {
+            let entry = entry?;
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+        Ok(to)
+    }
+
+    /// Removes the folder. Every process that uses it must have ended.
+    pub fn remove(&self) -> Result<()> {
+        fs::remove_dir_all(&self.path).with_context(|| format!("remove {}", self.path.display()))
+    }
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        if self.ephemeral
+            && let Err(error) = self.remove()
+        {
+            tracing::warn!("{error:#}");
+        }
+    }
+}
+
+/// The root of the checkout this was built from.
+pub fn checkout() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
+}
+
+/// `GPUDESK_STATE_DIR`, else `/var/tmp/gpudesk` for root and `/var/tmp/gpudesk-<uid>` for others.
+fn base() -> Result<PathBuf> {
+    let user = rustix::process::geteuid().as_raw();
+    let base = match std::env::var_os("GPUDESK_STATE_DIR") {
+        Some(folder) => PathBuf::from(folder),
+        None if user == 0 => PathBuf::from("/var/tmp/gpudesk"),
+        None => PathBuf::from(format!("/var/tmp/gpudesk-{user}")),
+    };
+    fs::create_dir_all(&base).with_context(|| format!("create {}", base.display()))?;
+    // Everyone may create folders in /var/tmp: one that another user made first is not to be trusted.
+    let owner = fs::symlink_metadata(&base)?.uid();
+    ensure!(owner == user, "{} belongs to user {owner}, not to user {user}", base.display());
+    fs::set_permissions(&base, fs::Permissions::from_mode(0o711))?;
+    Ok(base)
+}
+
+fn short_hash(value: &impl Hash) -> String {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    format!("{:08x}", hasher.finish() & 0xffff_ffff)
+}
+
+/// Removes the folders of test processes that are gone. What cannot be removed stays: another
+/// process may be sweeping too.
+fn sweep(base: &Path) {
+    let Ok(entries) = fs::read_dir(base) else { return };
+    for folder in entries.flatten().map(|entry| entry.path()) {
+        let owner = fs::read_to_string(folder.join("owner"))
+            .ok()
+            .and_then(|text| serde_json::from_str::<Identity>(&text).ok());
+        if owner.is_some_and(|owner| !owner.is_running()) {
+            processes::kill_recorded(&folder);
+            let _ = fs::remove_dir_all(&folder);
+        }
+    }
+}
