@@ -1,0 +1,37 @@
+# The few commands of the project. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup generate build lint advisories test demo demo-down
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what building, testing and the demo need (Debian 12 and 13, Ubuntu 24.04 and later)
+	@e2e/install.sh
+
+build: setup ## Build every program
+	@cargo build --workspace --bins
+
+generate: ## Write the definitions of the four kinds into crds/ and into the chart
+	@cargo run -q -p gpudesk-crds --features crdgen --bin crdgen -- crds charts/gpudesk/crds
+
+lint: setup ## Formatting, clippy with warnings denied, licences and sources of dependencies
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets --all-features -- -D warnings
+	@$$(e2e/install.sh --tool cargo-deny) check bans licenses sources
+
+advisories: setup ## Known vulnerabilities in dependencies (fetches the advisory database)
+	@$$(e2e/install.sh --tool cargo-deny) check advisories
+
+test: build ## Every test, the end-to-end ones included
+	@e2e/control-plane/build.sh > /dev/null
+	@e2e/guest/build-tiny.sh > /dev/null
+	@e2e/guest/build-image.sh > /dev/null
+	@cargo test --workspace --all-features
+
+demo: build ## A whole gpudesk on this machine, with a desktop that runs
+	@target/debug/gpudesk-demo up
+
+demo-down: ## Stop the demo and remove all of it
+	@if [ -x target/debug/gpudesk-demo ]; then target/debug/gpudesk-demo down; else echo "No demo was built here."; fi
