@@ -20,7 +20,7 @@ use kube::{Api, Client};
 use serde::{Deserialize, Serialize};
 
 use crate::etcd::Etcd;
-use crate::kubeconfig::{self, User};
+use crate::kubeconfig;
 use crate::pki::Pki;
 use crate::ports;
 use crate::processes::{Launch, Lifetime, Process, run};
@@ -33,7 +33,7 @@ const CONTROLLERS: &str = "kube-controller-manager";
 
 /// How long a part may take to stop by itself.
 const GRACE: Duration = Duration::from_secs(20);
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_mins(1);
 
 /// A running control plane.
 ///
@@ -219,9 +219,14 @@ impl Own {
             ("controllers", "controllers", ports.api_server),
             ("etcd", "admin", ports.etcd),
         ] {
-            let user = User::Certificate { certificate: own.pki.certificate(user), key: own.pki.key(user) };
             let server = format!("https://127.0.0.1:{port}");
-            kubeconfig::write(&own.kubeconfig(name), &server, &own.pki.certificate("ca"), &user)?;
+            kubeconfig::write(
+                &own.kubeconfig(name),
+                &server,
+                &own.pki.certificate("ca"),
+                &own.pki.certificate(user),
+                &own.pki.key(user),
+            )?;
         }
         Ok(own)
     }
@@ -272,23 +277,23 @@ impl Own {
             // Without it open watches keep a stopping server for a minute.
             "--shutdown-watch-termination-grace-period=1s".to_owned(),
             format!("--etcd-servers=https://127.0.0.1:{}", self.ports.etcd),
-            self.file("--etcd-cafile", self.pki.certificate("ca")),
-            self.file("--etcd-certfile", self.pki.certificate("etcd")),
-            self.file("--etcd-keyfile", self.pki.key("etcd")),
-            self.file("--client-ca-file", self.pki.certificate("ca")),
-            self.file("--tls-cert-file", self.pki.certificate("apiserver")),
-            self.file("--tls-private-key-file", self.pki.key("apiserver")),
+            file("--etcd-cafile", self.pki.certificate("ca")),
+            file("--etcd-certfile", self.pki.certificate("etcd")),
+            file("--etcd-keyfile", self.pki.key("etcd")),
+            file("--client-ca-file", self.pki.certificate("ca")),
+            file("--tls-cert-file", self.pki.certificate("apiserver")),
+            file("--tls-private-key-file", self.pki.key("apiserver")),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-            self.file("--service-account-key-file", self.pki.public_key("service-accounts")),
-            self.file("--service-account-signing-key-file", self.pki.key("service-accounts")),
+            file("--service-account-key-file", self.pki.public_key("service-accounts")),
+            file("--service-account-signing-key-file", self.pki.key("service-accounts")),
             // Without these the controller manager asks for ever for the configuration they make.
-            self.file("--requestheader-client-ca-file", self.pki.certificate("front-proxy-ca")),
+            file("--requestheader-client-ca-file", self.pki.certificate("front-proxy-ca")),
             "--requestheader-allowed-names=front-proxy".to_owned(),
             "--requestheader-extra-headers-prefix=X-Remote-Extra-".to_owned(),
             "--requestheader-group-headers=X-Remote-Group".to_owned(),
             "--requestheader-username-headers=X-Remote-User".to_owned(),
-            self.file("--proxy-client-cert-file", self.pki.certificate("front-proxy")),
-            self.file("--proxy-client-key-file", self.pki.key("front-proxy")),
+            file("--proxy-client-cert-file", self.pki.certificate("front-proxy")),
+            file("--proxy-client-key-file", self.pki.key("front-proxy")),
         ];
         self.api_server = Some(self.launch(API_SERVER, arguments)?);
         Ok(())
@@ -296,23 +301,19 @@ impl Own {
 
     fn start_controllers(&mut self) -> Result<()> {
         let arguments = [
-            self.file("--kubeconfig", self.kubeconfig("controllers")),
+            file("--kubeconfig", self.kubeconfig("controllers")),
             // It serves nothing that is used here; that its controllers work is seen in the API.
             "--secure-port=0".to_owned(),
             "--leader-elect=false".to_owned(),
             "--use-service-account-credentials=true".to_owned(),
-            self.file("--root-ca-file", self.pki.certificate("ca")),
-            self.file("--service-account-private-key-file", self.pki.key("service-accounts")),
+            file("--root-ca-file", self.pki.certificate("ca")),
+            file("--service-account-private-key-file", self.pki.key("service-accounts")),
             "--controllers=*,-node-lifecycle-controller,-node-ipam-controller,-node-route-controller,\
              -cloud-node-lifecycle-controller,-taint-eviction-controller,-pod-garbage-collector-controller"
                 .to_owned(),
         ];
         self.controllers = Some(self.launch(CONTROLLERS, arguments)?);
         Ok(())
-    }
-
-    fn file(&self, flag: &str, path: impl AsRef<Path>) -> String {
-        format!("{flag}={}", path.as_ref().display())
     }
 
     fn launch(&self, name: &str, arguments: impl IntoIterator<Item = String>) -> Result<Process> {
@@ -380,4 +381,8 @@ fn build_programs() -> Result<PathBuf> {
     ensure!(output.status.success(), "{} failed: {}", script.display(), output.status);
     let text = String::from_utf8(output.stdout)?;
     Ok(PathBuf::from(text.lines().next_back().context("build.sh printed no folder")?))
+}
+
+fn file(flag: &str, path: impl AsRef<Path>) -> String {
+    format!("{flag}={}", path.as_ref().display())
 }

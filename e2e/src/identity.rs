@@ -56,7 +56,7 @@ pub async fn service_account_kubeconfig(
 
     let name = node.map_or_else(|| account.to_owned(), |node| format!("{account}-{node}"));
     let path = state.join(format!("{namespace}-{name}.kubeconfig"));
-    kubeconfig::write_like(&path, control_plane.kubeconfig(), token)?;
+    kubeconfig::write_like(&path, control_plane.kubeconfig(), &token)?;
     Ok(path)
 }
 

@@ -2,36 +2,27 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::json;
 
-/// Who a kubeconfig speaks for.
-#[derive(Debug, Clone)]
-pub(crate) enum User {
-    /// The subject of a client certificate.
-    Certificate { certificate: PathBuf, key: PathBuf },
-    /// The holder of a bearer token.
-    Token(String),
-}
-
-/// Writes a kubeconfig that only its owner can read.
-pub(crate) fn write(path: &Path, server: &str, authority: &Path, user: &User) -> Result<()> {
-    let credentials = match user {
-        User::Certificate { certificate, key } => {
-            json!({ "client-certificate": certificate, "client-key": key })
-        }
-        User::Token(token) => json!({ "token": token }),
-    };
+/// Writes a kubeconfig for the holder of a client certificate, which only its owner can read.
+pub(crate) fn write(
+    path: &Path,
+    server: &str,
+    authority: &Path,
+    certificate: &Path,
+    key: &Path,
+) -> Result<()> {
     let cluster = json!({ "server": server, "certificate-authority": authority });
-    save(path, &cluster, &credentials)
+    save(path, &cluster, &json!({ "client-certificate": certificate, "client-key": key }))
 }
 
-/// Writes a kubeconfig for another user of the cluster that `like` names.
-pub(crate) fn write_like(path: &Path, like: &Path, token: String) -> Result<()> {
+/// Writes a kubeconfig for the holder of a token, for the cluster that the kubeconfig `like` names.
+pub(crate) fn write_like(path: &Path, like: &Path, token: &str) -> Result<()> {
     let config = Kubeconfig::read_from(like)?;
     let context = config.current_context.as_deref().context("the kubeconfig has no current context")?;
     let cluster_name = config

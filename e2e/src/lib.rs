@@ -9,13 +9,19 @@
 //!       processes, ports, state ── what all of them stand on
 //! ```
 
+#![allow(clippy::disallowed_methods, reason = "a harness does nothing but touch the machine")]
+
+pub mod accelerator;
+pub mod cluster;
 pub mod control_plane;
 pub mod etcd;
 pub mod identity;
 pub mod kubeconfig;
+pub mod libvirt_host;
 mod pki;
 pub mod ports;
 pub mod processes;
+pub mod programs;
 pub mod state;
 pub mod trials;
 pub mod waiting;

@@ -72,6 +72,17 @@ impl Identity {
         self.open().is_some_and(|fd| !ended(&fd, Some(Duration::ZERO)).unwrap_or(true))
     }
 
+    /// Signals this very process and waits until it has ended; one that is gone is no error.
+    pub fn end(self, signal: Signal, limit: Duration) -> Result<()> {
+        let Some(fd) = self.open() else { return Ok(()) };
+        match pidfd_send_signal(&fd, signal) {
+            Ok(()) => ensure!(ended(&fd, Some(limit))?, "process {} did not end within {limit:?}", self.pid),
+            Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error).with_context(|| format!("signal process {}", self.pid)),
+        }
+        Ok(())
+    }
+
     /// A descriptor for this very process; `None` when it is gone.
     fn open(self) -> Option<OwnedFd> {
         let pid = Pid::from_raw(i32::try_from(self.pid).ok()?)?;

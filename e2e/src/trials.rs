@@ -21,7 +21,7 @@ use tokio::sync::OnceCell;
 use tracing_subscriber::EnvFilter;
 
 /// A trial that has not ended after this has failed.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_mins(10);
 
 /// What the trials of one test program share.
 pub trait Environment: Send + Sync + Sized + 'static {

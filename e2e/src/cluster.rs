@@ -1,0 +1,231 @@
+//! A cluster with gpudesk installed: CRDs, helm chart, operator, node daemons.
+//!
+//! The chart's pods stay pending, for there is no kubelet. The programs they would run are
+//! started here, each with a token of the service account that the chart gives it: RBAC and
+//! admission policies apply to them as they do to users.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use kube::api::{DeleteParams, ObjectMeta, PostParams};
+use kube::{Api, Client};
+
+use crate::control_plane::ControlPlane;
+use crate::identity::service_account_kubeconfig;
+use crate::processes::{Lifetime, run};
+use crate::programs::{DaemonOptions, Service};
+use crate::state::{StateDir, checkout};
+use crate::trials::Environment;
+use crate::waiting::eventually;
+
+/// The namespace that gpudesk is installed in.
+pub const SYSTEM_NAMESPACE: &str = "gpudesk-system";
+const OPERATOR: &str = "gpudesk-operator";
+const NODE_DAEMON: &str = "gpudesk-node-daemon";
+
+/// A control plane with gpudesk's CRDs and chart. Programs are started by the tests.
+pub struct Cluster {
+    control_plane: ControlPlane,
+    client: Client,
+    lifetime: Lifetime,
+    // Last: everything above has ended when a test's folder is removed.
+    state: Arc<StateDir>,
+}
+
+impl Cluster {
+    /// Starts a control plane and installs gpudesk in it.
+    pub async fn start_in(state: &Arc<StateDir>, lifetime: Lifetime) -> Result<Self> {
+        let cluster = Self::bare(state, lifetime).await?;
+        cluster.apply_crds()?;
+        cluster.helm_install(&[])?;
+        Ok(cluster)
+    }
+
+    /// Starts a control plane with nothing in it.
+    pub async fn bare(state: &Arc<StateDir>, lifetime: Lifetime) -> Result<Self> {
+        let control_plane = ControlPlane::start(state, lifetime).await?;
+        let client = control_plane.client().await?;
+        Ok(Self { control_plane, client, lifetime, state: Arc::clone(state) })
+    }
+
+    /// The detached cluster that an earlier run left in this state folder, if all of its control
+    /// plane still runs.
+    pub async fn running_in(state: &Arc<StateDir>) -> Result<Option<Self>> {
+        let Some(control_plane) = ControlPlane::running_in(state)? else { return Ok(None) };
+        let client = control_plane.client().await?;
+        Ok(Some(Self { control_plane, client, lifetime: Lifetime::Detached, state: Arc::clone(state) }))
+    }
+
+    /// Applies `crds/*.yaml` and waits until the API server serves them.
+    pub fn apply_crds(&self) -> Result<()> {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(checkout().join("crds"))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "yaml") {
+                files.push(OsString::from(format!("--filename={}", path.display())));
+            }
+        }
+        files.sort();
+        let with =
+            |before: &[&str]| before.iter().map(OsString::from).chain(files.clone()).collect::<Vec<_>>();
+        self.kubectl(with(&["apply", "--server-side"]))?;
+        self.kubectl(with(&["wait", "--for=condition=Established", "--timeout=60s"]))?;
+        Ok(())
+    }
+
+    /// Installs `charts/gpudesk` as a user does, or upgrades it, with `name=value` settings.
+    pub fn helm_install(&self, settings: &[&str]) -> Result<()> {
+        let chart = checkout().join("charts/gpudesk");
+        let mut command = Command::new(self.control_plane.program("helm"));
+        command.args(["upgrade", "--install", "gpudesk"]).arg(chart);
+        command.args(["--namespace", SYSTEM_NAMESPACE, "--create-namespace"]);
+        command.args(settings.iter().flat_map(|setting| ["--set", setting]));
+        self.run(&mut command)?;
+        Ok(())
+    }
+
+    /// A client with every right.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The control plane.
+    pub fn control_plane(&self) -> &ControlPlane {
+        &self.control_plane
+    }
+
+    /// The control plane, to restart or harm parts of it.
+    pub fn control_plane_mut(&mut self) -> &mut ControlPlane {
+        &mut self.control_plane
+    }
+
+    /// The state folder.
+    pub fn state(&self) -> &Arc<StateDir> {
+        &self.state
+    }
+
+    /// Runs `kubectl` with every right and returns its standard output.
+    pub fn kubectl<A: Into<OsString>>(&self, arguments: impl IntoIterator<Item = A>) -> Result<String> {
+        self.control_plane.kubectl(arguments)
+    }
+
+    /// Runs a program of the user's side with the cluster's `KUBECONFIG`.
+    pub fn run(&self, command: &mut Command) -> Result<String> {
+        let caches = self.state.join("helm");
+        command.env("KUBECONFIG", self.control_plane.kubeconfig());
+        // Not the user's own helm repositories and plugins.
+        command
+            .env("HELM_CACHE_HOME", &caches)
+            .env("HELM_CONFIG_HOME", &caches)
+            .env("HELM_DATA_HOME", &caches);
+        run(command)
+    }
+
+    /// Makes a namespace for one test, ready for use: its name starts with `name`.
+    pub async fn namespace(&self, name: &str) -> Result<String> {
+        let metadata = ObjectMeta { generate_name: Some(format!("{name}-")), ..ObjectMeta::default() };
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let made = namespaces
+            .create(&PostParams::default(), &Namespace { metadata, ..Namespace::default() })
+            .await?;
+        let name = made.metadata.name.context("a namespace has a name")?;
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), &name);
+        let limit = Duration::from_secs(20);
+        eventually("the namespace has its service account", limit, || async {
+            Ok(accounts.get_opt("default").await?)
+        })
+        .await?;
+        Ok(name)
+    }
+
+    /// Deletes a namespace and waits until nothing of it is left.
+    pub async fn delete_namespace(&self, name: &str) -> Result<()> {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        namespaces.delete(name, &DeleteParams::default()).await?;
+        crate::waiting::until_gone(&namespaces, name, Duration::from_secs(90)).await
+    }
+
+    /// A kubeconfig of the operator's service account.
+    pub async fn operator_kubeconfig(&self) -> Result<PathBuf> {
+        service_account_kubeconfig(&self.control_plane, &self.state, SYSTEM_NAMESPACE, OPERATOR, None).await
+    }
+
+    /// A kubeconfig of the node daemon's service account, bound to a node.
+    pub async fn daemon_kubeconfig(&self, node: &str) -> Result<PathBuf> {
+        service_account_kubeconfig(
+            &self.control_plane,
+            &self.state,
+            SYSTEM_NAMESPACE,
+            NODE_DAEMON,
+            Some(node),
+        )
+        .await
+    }
+
+    /// Starts the operator and waits until it is ready.
+    pub async fn start_operator(&self) -> Result<Service> {
+        let operator = self.spawn_operator(OPERATOR).await?;
+        operator.wait_ready().await?;
+        Ok(operator)
+    }
+
+    /// Starts one more operator under another log name, without waiting: only the leader works.
+    pub async fn spawn_operator(&self, name: &str) -> Result<Service> {
+        let kubeconfig = self.operator_kubeconfig().await?;
+        Service::operator(name, &self.state, self.lifetime, &kubeconfig, SYSTEM_NAMESPACE)
+    }
+
+    /// Starts the node daemon of one node and waits until it is ready.
+    pub async fn start_daemon(&self, options: &DaemonOptions) -> Result<Service> {
+        let kubeconfig = self.daemon_kubeconfig(&options.node).await?;
+        let daemon = Service::daemon(&self.state, self.lifetime, &kubeconfig, SYSTEM_NAMESPACE, options)?;
+        daemon.wait_ready().await?;
+        Ok(daemon)
+    }
+
+    /// Starts the daemon of a simulated host.
+    pub async fn start_simulated(&self, node: &str, host_file: &Path) -> Result<Service> {
+        let options = DaemonOptions {
+            node: node.to_owned(),
+            simulate: Some(host_file.to_owned()),
+            ..DaemonOptions::default()
+        };
+        self.start_daemon(&options).await
+    }
+
+    /// Saves the logs and the gpudesk objects as they are now, and returns the folder.
+    pub fn save_evidence(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.state.collect_logs(name)?;
+        for kind in ["gpunodes", "gpuprofiles", "desktoptemplates", "desktops", "events", "leases"] {
+            let listing = self.kubectl(["get", kind, "--all-namespaces", "--output=yaml"]);
+            let text = listing.unwrap_or_else(|error| format!("{error:#}"));
+            std::fs::write(folder.join(format!("{kind}.yaml")), text)?;
+        }
+        Ok(folder)
+    }
+
+    /// Stops the control plane. Programs started on it are stopped by those who hold them.
+    pub fn stop_control_plane(self) -> Result<()> {
+        self.control_plane.stop()
+    }
+}
+
+impl Environment for Cluster {
+    async fn start() -> Result<Self> {
+        let state = Arc::new(StateDir::for_test("cluster")?);
+        Self::start_in(&state, Lifetime::Test).await
+    }
+
+    async fn stop(self) -> Result<()> {
+        self.stop_control_plane()
+    }
+
+    fn collect_logs(&self, suite: &str) -> Result<Option<PathBuf>> {
+        self.save_evidence(suite).map(Some)
+    }
+}
