@@ -14,6 +14,7 @@
 pub mod accelerator;
 pub mod cluster;
 pub mod control_plane;
+pub mod demo;
 pub mod etcd;
 pub mod identity;
 pub mod kubeconfig;
@@ -22,6 +23,7 @@ mod pki;
 pub mod ports;
 pub mod processes;
 pub mod programs;
+pub mod screen;
 pub mod state;
 pub mod trials;
 pub mod waiting;

@@ -38,7 +38,10 @@ impl Screen {
                     _ => break,
                 }
             }
-            let end = rest.iter().position(u8::is_ascii_whitespace).context("the header of the picture ends early")?;
+            let end = rest
+                .iter()
+                .position(u8::is_ascii_whitespace)
+                .context("the header of the picture ends early")?;
             let (word, tail) = rest.split_at(end);
             rest = tail;
             Ok(std::str::from_utf8(word)?)
@@ -49,7 +52,11 @@ impl Screen {
         let size = u64::from(width) * u64::from(height) * 3;
         // One byte of white space stands between header and pixels.
         let pixels = rest.get(1..).unwrap_or_default().to_vec();
-        ensure!(pixels.len() as u64 == size, "{width}x{height} pixels need {size} bytes, not {}", pixels.len());
+        ensure!(
+            pixels.len() as u64 == size,
+            "{width}x{height} pixels need {size} bytes, not {}",
+            pixels.len()
+        );
         Ok(Self { width, height, pixels })
     }
 
@@ -107,7 +114,14 @@ mod tests {
 
     #[test]
     fn a_broken_ppm_is_an_error() {
-        for bytes in [&b""[..], b"P6", b"P6 2 2 255 ", b"P5 1 1 255 abc", b"P6 1 1 65535 abcdef", b"P6 4294967295 4294967295 255 a"] {
+        for bytes in [
+            &b""[..],
+            b"P6",
+            b"P6 2 2 255 ",
+            b"P5 1 1 255 abc",
+            b"P6 1 1 65535 abcdef",
+            b"P6 4294967295 4294967295 255 a",
+        ] {
             assert!(Screen::from_ppm(bytes).is_err(), "{bytes:?}");
         }
     }

@@ -1,0 +1,62 @@
+//! What the demo shows at its end.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use gpudesk_crds::domain_name;
+
+use super::{DESKTOP, NAMESPACE, Progress, desktops, picture};
+use crate::accelerator::accelerator;
+use crate::cluster::Cluster;
+use crate::libvirt_host::LibvirtHost;
+use crate::screen::Screen;
+
+/// Saves the screen and prints the tables and the ways in and out.
+pub(super) async fn print(
+    cluster: &Cluster,
+    host: &LibvirtHost,
+    node: &str,
+    progress: Progress,
+) -> Result<()> {
+    let picture = picture();
+    fs::create_dir_all(picture.parent().context("the picture lies in a folder")?)?;
+    let domain = domain_name(NAMESPACE, DESKTOP);
+    let screen = Screen::settled(host, &domain, Duration::from_secs(30)).await?;
+    screen.save(&picture)?;
+    progress.say(&format!("screen of {NAMESPACE}/{DESKTOP}: {}", picture.display()));
+
+    let kubeconfig = cluster.control_plane().kubeconfig().display().to_string();
+    let kubectl = cluster.control_plane().program("kubectl");
+    println!();
+    for kinds in ["gpunodes", "gpuprofiles", "desktoptemplates,desktops"] {
+        println!("$ kubectl get {kinds} -A");
+        println!("{}", cluster.kubectl(["get", kinds, "--all-namespaces"])?);
+    }
+    let desktop = desktops(cluster).get(DESKTOP).await?;
+    let console =
+        desktop.status.and_then(|status| status.consoles.first().map(|console| console.address.clone()));
+    println!("{NAMESPACE}/{DESKTOP} is a real QEMU guest on {node}, run with {}.", accelerator());
+    println!("sim-rtx-pro-6000 and sim-l40s are simulated: they have no cards and run no guests.");
+    println!();
+    if let Some(console) = console {
+        println!("  its screen     VNC at {console} on this machine, user student, password gpudesk");
+        println!(
+            "                 (from elsewhere: ssh -L {}:{console} THIS-MACHINE)",
+            console.rsplit(':').next().unwrap_or("5900")
+        );
+    }
+    println!("  as a picture   {}", picture.display());
+    println!("  kubectl        export KUBECONFIG={kubeconfig}");
+    println!(
+        "                 export PATH=$PATH:{}",
+        kubectl.parent().context("kubectl lies in a folder")?.display()
+    );
+    println!("                 kubectl get gpudesk -A; kubectl explain desktop.spec");
+    println!("  libvirt        virsh -c '{}' list", host.uri());
+    println!("  logs           {}", cluster.state().logs().display());
+    println!("  stop it all    make demo-down");
+    println!();
+    progress.say("done");
+    Ok(())
+}

@@ -1,0 +1,256 @@
+//! The steps of the demo, each of which looks first at what is there already.
+
+use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use gpudesk_crds::conditions::{self, ConditionType};
+use gpudesk_crds::{Desktop, GpuNode};
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+use tokio::time::sleep;
+
+use super::{DESKTOP, NAMESPACE, Progress, SIMULATED, current, desktops, foreign_cluster, this_node};
+use crate::accelerator::accelerator;
+use crate::cluster::{Cluster, SYSTEM_NAMESPACE};
+use crate::control_plane::ControlPlane;
+use crate::libvirt_host::LibvirtHost;
+use crate::processes::{Lifetime, Process};
+use crate::programs::{self, DaemonOptions};
+use crate::state::{StateDir, checkout};
+
+/// A guest under plain emulation on a busy machine of two cores takes its time.
+const BOOT: Duration = Duration::from_mins(5);
+
+/// Keeps two demos of one checkout from working at the same time.
+pub(super) fn lock(state: &StateDir) -> Result<File> {
+    let file = File::create(state.join("lock"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!("another `make demo` or `make demo-down` of this checkout is at work")
+        }
+        Err(TryLockError::Error(error)) => Err(error).context("lock the state folder"),
+    }
+}
+
+/// The golden image, built on the first run.
+pub(super) fn golden_image(progress: Progress) -> Result<PathBuf> {
+    progress.say("golden image: Debian 12 (built once, about a minute and a half)");
+    let output = Command::new(checkout().join("e2e/guest/build-image.sh"))
+        .stderr(Stdio::inherit())
+        .output()
+        .context("run e2e/guest/build-image.sh")?;
+    ensure!(output.status.success(), "the golden image was not built: {}", output.status);
+    let text = String::from_utf8(output.stdout)?;
+    let path = PathBuf::from(text.lines().next_back().context("build-image.sh printed no path")?);
+    progress.say(&format!("golden image: {}", path.display()));
+    Ok(path)
+}
+
+/// The control plane: the given one, the one of an earlier run, or a new one.
+pub(super) async fn cluster(state: &Arc<StateDir>, progress: Progress) -> Result<Cluster> {
+    if !foreign_cluster() {
+        if let Some(cluster) = Cluster::running_in(state).await? {
+            progress.say("control plane: runs already");
+            return Ok(cluster);
+        }
+        // What an interrupted run left half is not worth keeping.
+        ControlPlane::stop_recorded(state)?;
+        progress
+            .say("control plane: etcd, kube-apiserver, kube-controller-manager (built once, some minutes)");
+    }
+    let cluster = Cluster::bare(state, Lifetime::Detached).await?;
+    progress.say("control plane: ready");
+    Ok(cluster)
+}
+
+/// A libvirt of the demo's own.
+pub(super) async fn libvirt(state: &Arc<StateDir>, progress: Progress) -> Result<LibvirtHost> {
+    if let Some(host) = LibvirtHost::running_in(state) {
+        progress.say("libvirt: runs already");
+        return Ok(host);
+    }
+    LibvirtHost::stop_recorded(state)?;
+    progress.say(&format!("guests will run with {}", accelerator()));
+    progress.say("libvirt: starting one of the demo's own; that of this machine is left alone");
+    let host = LibvirtHost::start(state, Lifetime::Detached).await?;
+    progress.say("libvirt: ready");
+    Ok(host)
+}
+
+/// Definitions and chart.
+pub(super) fn install(cluster: &Cluster, progress: Progress) -> Result<()> {
+    cluster.apply_crds()?;
+    progress.say("definitions: crds/ applied");
+    cluster.helm_install(&[])?;
+    progress.say("chart: charts/gpudesk installed (its pods wait: no kubelet runs here)");
+    Ok(())
+}
+
+/// Operator and daemons, each with the token of its own service account. Returns the real node.
+pub(super) async fn programs(
+    cluster: &Cluster,
+    host: &LibvirtHost,
+    image: &Path,
+    progress: Progress,
+) -> Result<String> {
+    let state = cluster.state();
+    let binaries = programs::binaries()?;
+    if is_current(state, "gpudesk-operator", &binaries.join("gpudesk-operator"))? {
+        progress.say("operator: runs already");
+    } else {
+        cluster.start_operator().await?;
+        progress.say("operator: runs with service account gpudesk-operator");
+    }
+    let node = this_node();
+    let mut wanted = vec![DaemonOptions {
+        node: node.clone(),
+        libvirt_uri: Some(host.uri()),
+        image_roots: vec![place(host, image)?],
+        ..DaemonOptions::default()
+    }];
+    for (node, file) in SIMULATED {
+        wanted.push(DaemonOptions {
+            node: node.to_owned(),
+            simulate: Some(checkout().join("examples/hosts").join(file)),
+            ..DaemonOptions::default()
+        });
+    }
+    for options in wanted {
+        let kind = if options.simulate.is_some() { "simulated host" } else { "this machine" };
+        let name = format!("gpudesk-node-daemon-{}", options.node);
+        if is_current(state, &name, &binaries.join("gpudesk-node-daemon"))? {
+            progress.say(&format!("node daemon: {} ({kind}) runs already", options.node));
+        } else {
+            cluster.start_daemon(&options).await?;
+            progress
+                .say(&format!("node daemon: {} ({kind}) runs with a token bound to its node", options.node));
+        }
+    }
+    Ok(node)
+}
+
+/// Whether the program runs as it was last built; one that is older is stopped, for a new start.
+fn is_current(state: &StateDir, name: &str, binary: &Path) -> Result<bool> {
+    if current(state, name, binary).is_some() {
+        return Ok(true);
+    }
+    if let Some(mut outdated) = Process::recorded(state, name) {
+        outdated.stop(Duration::from_secs(15))?;
+    }
+    Ok(false)
+}
+
+/// Puts the image where QEMU's user can read it and returns the folder.
+///
+/// An image that is there stays: the disks of desktops are overlays on it.
+fn place(host: &LibvirtHost, image: &Path) -> Result<PathBuf> {
+    let folder = host.images()?;
+    let to = folder.join(image.file_name().context("the image is a file")?);
+    if !to.exists() {
+        // Under another name first: a copy that was interrupted must not pass for the image.
+        let partial = to.with_extension("partial");
+        fs::copy(image, &partial).with_context(|| format!("copy {}", image.display()))?;
+        fs::set_permissions(&partial, fs::Permissions::from_mode(0o644))?;
+        fs::rename(&partial, &to)?;
+    }
+    Ok(folder)
+}
+
+/// The manifests that a user would apply.
+pub(super) fn apply_quickstart(cluster: &Cluster, progress: Progress) -> Result<()> {
+    let folder = checkout().join("examples/quickstart");
+    let file = format!("--filename={}", folder.display());
+    cluster.kubectl(["apply", "--server-side", &file])?;
+    progress.say("kubectl apply: examples/quickstart/");
+    Ok(())
+}
+
+/// Waits until the desktop that boots for real is ready, and says what it waits for.
+pub(super) async fn wait_for_desktop(cluster: &Cluster, progress: Progress) -> Result<()> {
+    let api = desktops(cluster);
+    let start = Instant::now();
+    let mut said = (String::new(), Instant::now());
+    loop {
+        let desktop = api.get(DESKTOP).await?;
+        let words = state_of(&desktop);
+        if is_ready(&desktop) {
+            progress.say(&format!("desktop {NAMESPACE}/{DESKTOP}: ready"));
+            return Ok(());
+        }
+        if words != said.0 || said.1.elapsed() > Duration::from_secs(10) {
+            progress.say(&format!("desktop {NAMESPACE}/{DESKTOP}: {words}"));
+            said = (words.clone(), Instant::now());
+        }
+        ensure!(
+            start.elapsed() < BOOT,
+            "desktop {NAMESPACE}/{DESKTOP} was not ready within {BOOT:?}: {words}"
+        );
+        sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// Waits until the desktops on simulated hosts run.
+pub(super) async fn wait_for_others(cluster: &Cluster, progress: Progress) -> Result<()> {
+    let api = desktops(cluster);
+    let start = Instant::now();
+    loop {
+        let all = api.list(&ListParams::default()).await?.items;
+        let ready = all.iter().filter(|desktop| is_ready(desktop)).count();
+        if ready == all.len() {
+            progress.say(&format!("desktops: {ready} of {ready} ready"));
+            return Ok(());
+        }
+        if start.elapsed() > Duration::from_mins(1) {
+            let waiting: Vec<String> = all
+                .iter()
+                .filter(|desktop| !is_ready(desktop))
+                .map(|desktop| format!("{}: {}", desktop.name_any(), state_of(desktop)))
+                .collect();
+            bail!("after a minute these desktops do not run: {}", waiting.join("; "));
+        }
+        sleep(Duration::from_millis(300)).await;
+    }
+}
+
+fn is_ready(desktop: &Desktop) -> bool {
+    let status = desktop.status.as_ref();
+    status.is_some_and(|status| conditions::is_true(&status.conditions, ConditionType::Ready))
+}
+
+/// The condition `Ready` in words.
+fn state_of(desktop: &Desktop) -> String {
+    let ready =
+        desktop.status.as_ref().and_then(|status| conditions::find(&status.conditions, ConditionType::Ready));
+    ready.map_or_else(
+        || "not seen by the operator yet".into(),
+        |ready| format!("{}: {}", ready.reason, ready.message),
+    )
+}
+
+/// Takes gpudesk out of a cluster that is not ours.
+pub(super) async fn remove_from(state: &Arc<StateDir>) -> Result<()> {
+    let cluster = Cluster::bare(state, Lifetime::Detached).await?;
+    let folder = format!("--filename={}", checkout().join("examples/quickstart").display());
+    cluster.kubectl(["delete", "--ignore-not-found", "--timeout=120s", &folder])?;
+    let nodes: Api<GpuNode> = Api::all(cluster.client().clone());
+    for node in std::iter::once(this_node()).chain(SIMULATED.map(|(node, _)| node.to_owned())) {
+        if nodes.get_opt(&node).await?.is_some() {
+            nodes.delete(&node, &kube::api::DeleteParams::default()).await?;
+        }
+    }
+    let mut helm = Command::new(cluster.control_plane().program("helm"));
+    cluster.run(helm.args([
+        "uninstall",
+        "gpudesk",
+        "--namespace",
+        SYSTEM_NAMESPACE,
+        "--ignore-not-found",
+    ]))?;
+    Ok(())
+}
