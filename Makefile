@@ -2,6 +2,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+
+# `make demo KUBECONFIG=FILE` uses that cluster instead of starting one. A KUBECONFIG that is only in
+# the environment does not count: nobody should find the demo in his production cluster.
+ifeq ($(origin KUBECONFIG),command line)
+export KUBECONFIG
+export GPUDESK_USE_KUBECONFIG := 1
+endif
+
 .PHONY: help setup generate build lint advisories test demo demo-down
 
 help: ## List the targets

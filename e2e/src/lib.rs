@@ -19,6 +19,7 @@ pub mod etcd;
 pub mod identity;
 pub mod kubeconfig;
 pub mod libvirt_host;
+pub mod objects;
 mod pki;
 pub mod ports;
 pub mod processes;
