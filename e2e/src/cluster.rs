@@ -183,9 +183,14 @@ impl Cluster {
     /// Starts the node daemon of one node and waits until it is ready.
     pub async fn start_daemon(&self, options: &DaemonOptions) -> Result<Service> {
         let kubeconfig = self.daemon_kubeconfig(&options.node).await?;
-        let daemon = Service::daemon(&self.state, self.lifetime, &kubeconfig, SYSTEM_NAMESPACE, options)?;
+        let daemon = self.spawn_daemon(options, &kubeconfig)?;
         daemon.wait_ready().await?;
         Ok(daemon)
+    }
+
+    /// Starts the node daemon of one node without waiting.
+    pub fn spawn_daemon(&self, options: &DaemonOptions, kubeconfig: &Path) -> Result<Service> {
+        Service::daemon(&self.state, self.lifetime, kubeconfig, SYSTEM_NAMESPACE, options)
     }
 
     /// Starts the daemon of a simulated host.
@@ -218,7 +223,13 @@ impl Cluster {
 impl Environment for Cluster {
     async fn start() -> Result<Self> {
         let state = Arc::new(StateDir::for_test("cluster")?);
-        Self::start_in(&state, Lifetime::Test).await
+        match Self::start_in(&state, Lifetime::Test).await {
+            Ok(cluster) => Ok(cluster),
+            Err(error) => {
+                let logs = state.collect_logs("cluster-start")?;
+                Err(error.context(format!("logs: {}", logs.display())))
+            }
+        }
     }
 
     async fn stop(self) -> Result<()> {

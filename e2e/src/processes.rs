@@ -308,7 +308,8 @@ impl Drop for Process {
 /// When it cannot be started or fails; the message holds the command and what it wrote to
 /// standard error.
 pub fn run(command: &mut Command) -> Result<String> {
-    let shown = format!("{command:?}");
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let shown = words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ");
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("run {shown}"))?;
     if !output.status.success() {
         let words = String::from_utf8_lossy(&output.stderr);

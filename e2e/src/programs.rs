@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -19,8 +19,18 @@ const READY: Duration = Duration::from_mins(1);
 /// The folder of the binaries under test.
 ///
 /// `GPUDESK_BIN_DIR`, else the target folder that the calling program was built into; there the
-/// binaries are first built from the checkout, so that none is older than its source.
+/// binaries are first built from the checkout, once per process, so that none is older than its
+/// source.
 pub fn binaries() -> Result<PathBuf> {
+    static FOLDER: Mutex<Option<PathBuf>> = Mutex::new(None);
+    let mut folder = FOLDER.lock().unwrap_or_else(PoisonError::into_inner);
+    if folder.is_none() {
+        *folder = Some(find_binaries()?);
+    }
+    folder.clone().context("just found")
+}
+
+fn find_binaries() -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os("GPUDESK_BIN_DIR").filter(|folder| !folder.is_empty()) {
         return Ok(PathBuf::from(folder));
     }
@@ -57,6 +67,8 @@ pub struct DaemonOptions {
     pub image_roots: Vec<PathBuf>,
     /// Folders that shares and host disks may lie in.
     pub allowed_roots: Vec<PathBuf>,
+    /// The step after which it ends itself with `SIGKILL`, for tests of crashes.
+    pub kill_after: Option<String>,
 }
 
 /// A running operator or node daemon.
@@ -94,7 +106,7 @@ impl Service {
         namespace: &str,
         options: &DaemonOptions,
     ) -> Result<Self> {
-        let DaemonOptions { node, simulate, libvirt_uri, image_roots, allowed_roots } = options;
+        let DaemonOptions { node, simulate, libvirt_uri, image_roots, allowed_roots, kill_after } = options;
         let name = format!("gpudesk-node-daemon-{node}");
         let metrics = ports::free()?;
         let own_state = state.join("daemons").join(node);
@@ -115,6 +127,9 @@ impl Service {
         }
         for root in allowed_roots {
             launch = launch.args(["--allowed-root".as_ref(), root.as_os_str()]);
+        }
+        if let Some(step) = kill_after {
+            launch = launch.env("GPUDESK_KILL_AFTER", step);
         }
         Self::start(launch, state, lifetime, metrics)
     }
