@@ -4,9 +4,9 @@
 //! `/var/tmp/gpudesk/<8 hex digits>`.
 
 use std::fs;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
 
@@ -25,10 +25,12 @@ impl StateDir {
     /// Folders left by test processes that were killed are removed on the way,
     /// together with what they recorded as running.
     pub fn for_test(name: &str) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
         let base = base()?;
         sweep(&base);
         let own = Identity::of_this_process()?;
-        let path = base.join(short_hash(&(checkout(), name, own.pid(), own.start_time())));
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = base.join(short_hash(&format!("{name} {count} {} {}", own.pid(), own.start_time())));
         let state = Self::create(path, true)?;
         fs::write(state.path.join("owner"), serde_json::to_string(&own)?)?;
         Ok(state)
@@ -36,7 +38,7 @@ impl StateDir {
 
     /// The folder of this name in this checkout: the same one in every run, kept when dropped.
     pub fn named(name: &str) -> Result<Self> {
-        Self::create(base()?.join(short_hash(&(checkout(), name))), false)
+        Self::create(base()?.join(short_hash(name)), false)
     }
 
     fn create(path: PathBuf, ephemeral: bool) -> Result<Self> {
@@ -119,10 +121,11 @@ fn base() -> Result<PathBuf> {
     Ok(base)
 }
 
-fn short_hash(value: &impl Hash) -> String {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    format!("{:08x}", hasher.finish() & 0xffff_ffff)
+/// 32 bits of FNV-1a over the checkout's path and a name: the same in every run, whatever built it.
+fn short_hash(name: &str) -> String {
+    let bytes = checkout().as_os_str().as_encoded_bytes().iter().chain(&[0]).chain(name.as_bytes());
+    let hash = bytes.fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    format!("{hash:08x}")
 }
 
 /// Removes the folders of test processes that are gone. What cannot be removed stays: another

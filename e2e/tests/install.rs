@@ -121,3 +121,26 @@ fn elsewhere_it_names_the_programs_that_are_not_there() {
         assert!(words.contains(program), "{program} is not named: {words}");
     }
 }
+
+/// Runs `control-plane/build.sh` on a folder with these programs.
+fn given_programs(programs: &[&str]) -> (tempfile::TempDir, Output) {
+    let folder = tempfile::tempdir().unwrap();
+    for program in programs {
+        std::os::unix::fs::symlink("/bin/true", folder.path().join(program)).unwrap();
+    }
+    let mut command = Command::new(checkout().join("e2e/control-plane/build.sh"));
+    let output = command.env("GPUDESK_CONTROL_PLANE", folder.path()).output().unwrap();
+    (folder, output)
+}
+
+#[test]
+fn a_given_folder_of_control_plane_programs_is_used_when_it_is_complete() {
+    let all = ["etcd", "kube-apiserver", "kube-controller-manager", "kubectl", "helm"];
+    let (folder, output) = given_programs(&all);
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8(output.stdout).unwrap().trim_end(), folder.path().to_str().unwrap());
+
+    let (_folder, output) = given_programs(&all[..4]);
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && output.stdout.is_empty() && words.contains("no program helm"), "{words}");
+}
