@@ -24,6 +24,8 @@ mod pki;
 pub mod ports;
 pub mod processes;
 pub mod programs;
+pub mod real_host;
+pub mod requests;
 pub mod screen;
 pub mod state;
 pub mod trials;

@@ -49,7 +49,10 @@ impl Objects {
     /// Creates a template with this spec.
     pub async fn template(&self, name: &str, spec: &str) -> Result<DesktopTemplate> {
         let template = DesktopTemplate::new(name, read(spec)?);
-        self.templates().create(&PostParams::default(), &template).await.with_context(|| format!("template {name}"))
+        self.templates()
+            .create(&PostParams::default(), &template)
+            .await
+            .with_context(|| format!("template {name}"))
     }
 
     /// Creates a profile with this spec, or leaves the one there is.
@@ -64,7 +67,10 @@ impl Objects {
     /// Creates a desktop with this spec.
     pub async fn desktop(&self, name: &str, spec: &str) -> Result<Desktop> {
         let desktop = Desktop::new(name, read(spec)?);
-        self.desktops().create(&PostParams::default(), &desktop).await.with_context(|| format!("desktop {name}"))
+        self.desktops()
+            .create(&PostParams::default(), &desktop)
+            .await
+            .with_context(|| format!("desktop {name}"))
     }
 
     /// Merges a patch into a desktop, as `kubectl patch --type=merge` does.
@@ -79,7 +85,13 @@ impl Objects {
     }
 
     /// Waits until a condition of a desktop has this status.
-    pub async fn is(&self, name: &str, type_: ConditionType, status: bool, limit: Duration) -> Result<Desktop> {
+    pub async fn is(
+        &self,
+        name: &str,
+        type_: ConditionType,
+        status: bool,
+        limit: Duration,
+    ) -> Result<Desktop> {
         let word = if status { "True" } else { "False" };
         until(&self.desktops(), name, &format!("{type_} is {word}"), limit, |desktop| {
             condition(desktop, type_).is_some_and(|condition| condition.status == word)

@@ -33,12 +33,18 @@ async fn each_step(environment: Arc<RealHost>) -> Result<()> {
         killed_in_start(&environment, &objects, step).await.with_context(|| format!("start, {step}"))?;
     }
     for step in DELETE {
-        killed_in_deletion(&environment, &objects, step).await.with_context(|| format!("deletion, {step}"))?;
+        killed_in_deletion(&environment, &objects, step)
+            .await
+            .with_context(|| format!("deletion, {step}"))?;
     }
     Ok(())
 }
 
-async fn killed_in_start(environment: &RealHost, objects: &gpudesk_e2e::objects::Objects, step: &str) -> Result<()> {
+async fn killed_in_start(
+    environment: &RealHost,
+    objects: &gpudesk_e2e::objects::Objects,
+    step: &str,
+) -> Result<()> {
     environment.restart_daemon(Some(step)).await?;
     objects.desktop(step, "templateRef: {name: tiny}").await?;
     environment.wait_for_crash(SOON).await?;

@@ -60,7 +60,10 @@ async fn life(environment: Arc<RealHost>) -> Result<()> {
 
     let xml = environment.libvirt().virsh(["dumpxml", &domain])?;
     ensure!(xml.contains(&format!("<uuid>{uid}</uuid>")), "the domain's UUID is the desktop's UID: {xml}");
-    ensure!(xml.contains("https://gpudesk.dev/domain/v1"), "the allocation is in the domain's metadata: {xml}");
+    ensure!(
+        xml.contains("https://gpudesk.dev/domain/v1"),
+        "the allocation is in the domain's metadata: {xml}"
+    );
     let folder = environment.desktop_folder(&uid);
     ensure!(folder.is_dir(), "{} holds disk and seed", folder.display());
 
@@ -103,7 +106,10 @@ async fn stop_and_start(environment: Arc<RealHost>) -> Result<()> {
     .await?;
     let status = parked.status.clone().unwrap();
     ensure!(status.allocation.as_ref().unwrap().node == NODE, "it keeps its home");
-    ensure!(status.domain.is_none() && status.consoles.is_empty(), "nothing of the machine is shown: {status:?}");
+    ensure!(
+        status.domain.is_none() && status.consoles.is_empty(),
+        "nothing of the machine is shown: {status:?}"
+    );
     let domain = domain_name(objects.namespace(), "one");
     ensure!(!environment.domains()?.contains(&domain), "the domain is gone");
 
@@ -125,7 +131,9 @@ async fn restart(environment: Arc<RealHost>) -> Result<()> {
         desktop.status.as_ref().and_then(|status| status.domain.as_ref()?.started_at.clone())
     };
     let before = qemu_of(&environment, &desktop)?;
-    objects.patch("one", json!({"metadata": {"annotations": {gpudesk_crds::RESTARTED_AT_ANNOTATION: "now"}}})).await?;
+    objects
+        .patch("one", json!({"metadata": {"annotations": {gpudesk_crds::RESTARTED_AT_ANNOTATION: "now"}}}))
+        .await?;
     let after = until(&objects.desktops(), "one", "it runs again", SOON, |desktop| {
         let allocation = desktop.status.as_ref().and_then(|status| status.allocation.as_ref());
         allocation.is_some_and(|allocation| allocation.restarted_at.as_deref() == Some("now"))
@@ -183,19 +191,68 @@ async fn mistakes(environment: Arc<RealHost>) -> Result<()> {
     });
     let link = environment.allowed_root().join("link.img");
     symlink(&secret, &link)?;
-    let with_disk = |disk: &str| TINY.replace("disks: [{name: data, blank: {sizeGiB: 1}}]", &format!("disks: [{disk}]"));
+    let with_disk =
+        |disk: &str| TINY.replace("disks: [{name: data, blank: {sizeGiB: 1}}]", &format!("disks: [{disk}]"));
     let host_file = |path: &str| with_disk(&format!("{{name: data, hostFile: {{path: {path}}}}}"));
     let missing_file = format!("{}/missing.img", environment.allowed_root().display());
     // Template, where the reason shows, the reason, and words that its message must have.
     let cases: &[(&str, String, ConditionType, Reason, &[&str])] = &[
-        ("image", with_disk("{name: data, image: {name: not-there}}"), ConditionType::DevicesPrepared, Reason::ImageNotFound, &["not-there", NODE]),
-        ("outside", host_file("/etc/shadow"), ConditionType::DevicesPrepared, Reason::HostPathNotAllowed, &["/etc/shadow"]),
-        ("link", host_file(&link.display().to_string()), ConditionType::DevicesPrepared, Reason::HostPathNotAllowed, &["link.img"]),
-        ("file", host_file(&missing_file), ConditionType::DevicesPrepared, Reason::HostPathNotFound, &["missing.img"]),
-        ("memory", TINY.replace("sizeMiB: 64", "sizeMiB: 16000000"), ConditionType::Allocated, Reason::Unsatisfiable, &["16000000", NODE]),
-        ("profile", format!("{TINY}gpus: [{{name: g, profileRef: {{name: no-such-profile}}}}]\n"), ConditionType::Allocated, Reason::ProfileNotFound, &["no-such-profile"]),
-        ("share", format!("{TINY}filesystems: [{{tag: home, source: /srv/home}}]\n"), ConditionType::Allocated, Reason::NotYetSupported, &["filesystems"]),
-        ("secret", TINY.replace("{inline: {userData: '#cloud-config'}}", "{secretRef: {name: no-such-secret}}"), ConditionType::DevicesPrepared, Reason::SecretNotReadable, &["no-such-secret"]),
+        (
+            "image",
+            with_disk("{name: data, image: {name: not-there}}"),
+            ConditionType::DevicesPrepared,
+            Reason::ImageNotFound,
+            &["not-there", NODE],
+        ),
+        (
+            "outside",
+            host_file("/etc/shadow"),
+            ConditionType::DevicesPrepared,
+            Reason::HostPathNotAllowed,
+            &["/etc/shadow"],
+        ),
+        (
+            "link",
+            host_file(&link.display().to_string()),
+            ConditionType::DevicesPrepared,
+            Reason::HostPathNotAllowed,
+            &["link.img"],
+        ),
+        (
+            "file",
+            host_file(&missing_file),
+            ConditionType::DevicesPrepared,
+            Reason::HostPathNotFound,
+            &["missing.img"],
+        ),
+        (
+            "memory",
+            TINY.replace("sizeMiB: 64", "sizeMiB: 16000000"),
+            ConditionType::Allocated,
+            Reason::Unsatisfiable,
+            &["16000000", NODE],
+        ),
+        (
+            "profile",
+            format!("{TINY}gpus: [{{name: g, profileRef: {{name: no-such-profile}}}}]\n"),
+            ConditionType::Allocated,
+            Reason::ProfileNotFound,
+            &["no-such-profile"],
+        ),
+        (
+            "share",
+            format!("{TINY}filesystems: [{{tag: home, source: /srv/home}}]\n"),
+            ConditionType::Allocated,
+            Reason::NotYetSupported,
+            &["filesystems"],
+        ),
+        (
+            "secret",
+            TINY.replace("{inline: {userData: '#cloud-config'}}", "{secretRef: {name: no-such-secret}}"),
+            ConditionType::DevicesPrepared,
+            Reason::SecretNotReadable,
+            &["no-such-secret"],
+        ),
     ];
     for (name, template, ..) in cases {
         objects.template(name, template).await?;
@@ -220,7 +277,10 @@ async fn mistakes(environment: Arc<RealHost>) -> Result<()> {
     for name in cases.iter().map(|case| case.0).chain(["template", "good"]) {
         objects.delete(name, SOON).await.with_context(|| name.to_owned())?;
     }
-    ensure!(!environment.domains()?.iter().any(|domain| domain.starts_with(objects.namespace())), "no domain is left");
+    ensure!(
+        !environment.domains()?.iter().any(|domain| domain.starts_with(objects.namespace())),
+        "no domain is left"
+    );
     Ok(())
 }
 

@@ -142,5 +142,8 @@ fn a_given_folder_of_control_plane_programs_is_used_when_it_is_complete() {
 
     let (_folder, output) = given_programs(&all[..4]);
     let words = String::from_utf8(output.stderr).unwrap();
-    assert!(!output.status.success() && output.stdout.is_empty() && words.contains("no program helm"), "{words}");
+    assert!(
+        !output.status.success() && output.stdout.is_empty() && words.contains("no program helm"),
+        "{words}"
+    );
 }
