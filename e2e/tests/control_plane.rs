@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use gpudesk_e2e::control_plane::ControlPlane;
 use gpudesk_e2e::identity::{service_account_kubeconfig, who_am_i};
-use gpudesk_e2e::processes::{Identity, Lifetime};
+use gpudesk_e2e::processes::{Identity, Lifetime, run};
 use gpudesk_e2e::state::StateDir;
 use gpudesk_e2e::trials::Suite;
 use gpudesk_e2e::waiting::eventually;
@@ -20,12 +20,14 @@ use kube::Api;
 use kube::api::{ObjectMeta, PostParams};
 use serde_json::json;
 
-/// Set for the copy of this program that is killed in `a_killed_test_leaves_nothing`.
-const VICTIM: &str = "GPUDESK_E2E_VICTIM";
+/// Set for a copy of this program that plays a part in a trial.
+const ROLE: &str = "GPUDESK_E2E_ROLE";
 
 fn main() -> ExitCode {
-    if std::env::var_os(VICTIM).is_some() {
-        return be_killed();
+    match std::env::var(ROLE).as_deref() {
+        Ok("victim") => return be_killed(),
+        Ok("visitor") => return visit(),
+        _ => {}
     }
     Suite::<()>::new("control_plane")
         .trial("two_run_side_by_side_and_stop_leaves_no_process", |_| two_side_by_side())
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         .trial("a_token_bound_to_a_node_carries_its_name", |_| bound_token())
         .trial("an_object_that_the_schema_refuses_can_be_stored", |_| malformed_object())
         .trial("a_detached_one_is_found_and_stopped_by_a_later_run", |_| detached())
+        .trial("a_cluster_that_is_there_is_used_and_left_running", |_| visited())
         .trial("a_killed_test_leaves_nothing", |_| killed())
         .run()
 }
@@ -187,6 +190,29 @@ async fn detached_in(state: &Arc<StateDir>) -> Result<()> {
     Ok(())
 }
 
+async fn visited() -> Result<()> {
+    let (control_plane, _state) = start("visited").await?;
+    let mut visitor = Command::new(std::env::current_exe()?);
+    visitor.env(ROLE, "visitor").env("GPUDESK_USE_KUBECONFIG", "1");
+    run(visitor.env("KUBECONFIG", control_plane.kubeconfig()))?;
+    config_maps(&control_plane).await?.get("of-the-visitor").await?;
+    control_plane.stop()
+}
+
+/// Uses the cluster of `KUBECONFIG` as a test does that would otherwise start its own.
+fn visit() -> ExitCode {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let (mut control_plane, _state) = start("visitor").await.unwrap();
+        assert!(control_plane.pids().is_empty(), "it started one of its own");
+        let maps = config_maps(&control_plane).await.unwrap();
+        maps.create(&PostParams::default(), &config_map("of-the-visitor")).await.unwrap();
+        assert!(control_plane.restart_api_server().await.is_err() && control_plane.etcd().await.is_err());
+        control_plane.stop().unwrap();
+    });
+    ExitCode::SUCCESS
+}
+
 /// Starts a control plane, says what it started, and waits for the end.
 fn be_killed() -> ExitCode {
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -199,7 +225,7 @@ fn be_killed() -> ExitCode {
 
 async fn killed() -> Result<()> {
     let mut victim = Command::new(std::env::current_exe()?);
-    let mut victim = victim.env(VICTIM, "1").stdout(Stdio::piped()).spawn()?;
+    let mut victim = victim.env(ROLE, "victim").stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
     BufReader::new(victim.stdout.take().context("no pipe")?).read_line(&mut line)?;
     let started: serde_json::Value = serde_json::from_str(&line).context("the victim did not start")?;
