@@ -1,0 +1,158 @@
+//! What libvirt's description of a domain says once the domain runs.
+
+use super::agent::AGENT_CHANNEL;
+use super::xml::{Element, Item, NotXml, read};
+
+/// What libvirt's description of a domain says; of a domain that does not run, what is known before.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LiveDomain {
+    /// `kvm`, `qemu` or `test`.
+    pub kind: String,
+    /// The domain's name.
+    pub name: String,
+    /// MiB, rounded down; 0 when the description does not say.
+    pub memory_mib: u64,
+    /// vCPUs; 0 when the description does not say.
+    pub vcpus: u32,
+    /// The graphics servers, in their order.
+    pub graphics: Vec<Endpoint>,
+    /// The guest agent's channel exists.
+    pub has_agent: bool,
+    /// An agent has opened it.
+    pub agent_connected: bool,
+    /// The terminal on the host of the first serial port.
+    pub serial_terminal: Option<String>,
+}
+
+/// Where a graphics server listens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `vnc` or `spice`.
+    pub kind: String,
+    /// Its TCP port, once it has one.
+    pub port: Option<u16>,
+    /// Its address.
+    pub address: Option<String>,
+    /// Its Unix socket.
+    pub socket: Option<String>,
+}
+
+impl LiveDomain {
+    /// Reads libvirt's description.
+    ///
+    /// # Errors
+    /// [`NotXml`]; what is well formed and strange only leaves fields empty.
+    pub fn parse(xml: &str) -> Result<Self, NotXml> {
+        let mut live = Self::default();
+        read(xml, |item| match item {
+            Item::Open(path) => live.open(path),
+            Item::Text(path, text) => live.text(path, text),
+        })?;
+        Ok(live)
+    }
+
+    fn open(&mut self, path: &[Element]) {
+        let names: Vec<&str> = path.iter().map(|element| element.name.as_str()).collect();
+        let Some(last) = path.last() else { return };
+        let attribute = |name| last.attribute(name).map(str::to_owned);
+        match names.as_slice() {
+            ["domain"] => self.kind = attribute("type").unwrap_or_default(),
+            ["domain", "devices", "graphics"] => self.graphics.push(Endpoint {
+                kind: attribute("type").unwrap_or_default(),
+                port: last.attribute("port").and_then(|port| port.parse().ok()).filter(|port| *port > 0),
+                address: attribute("listen"),
+                socket: attribute("socket"),
+            }),
+            ["domain", "devices", "graphics", "listen"] => {
+                if let Some(endpoint) = self.graphics.last_mut() {
+                    endpoint.address = attribute("address").or(endpoint.address.take());
+                    endpoint.socket = attribute("socket").or(endpoint.socket.take());
+                }
+            }
+            ["domain", "devices", "channel", "target"] if last.attribute("name") == Some(AGENT_CHANNEL) => {
+                self.has_agent = true;
+                self.agent_connected = last.attribute("state") == Some("connected");
+            }
+            ["domain", "devices", "serial", "source"] if self.serial_terminal.is_none() => {
+                self.serial_terminal = attribute("path");
+            }
+            _ => {}
+        }
+    }
+
+    fn text(&mut self, path: &[Element], text: &str) {
+        let [domain, part] = path else { return };
+        if !domain.is("", "domain") || !part.namespace.is_empty() {
+            return;
+        }
+        match part.name.as_str() {
+            "name" => self.name.push_str(text),
+            "memory" => self.memory_mib = mib(text, part.attribute("unit")),
+            "vcpu" => self.vcpus = text.trim().parse().unwrap_or_default(),
+            _ => {}
+        }
+    }
+}
+
+/// libvirt reports KiB; other units are those that this crate writes.
+fn mib(text: &str, unit: Option<&str>) -> u64 {
+    let number: u64 = text.trim().parse().unwrap_or_default();
+    match unit {
+        Some("GiB") => number.saturating_mul(1024),
+        Some("MiB") => number,
+        Some("KiB") | None => number / 1024,
+        Some(_) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_running_domain_says_where_its_screen_is() {
+        let xml = "<domain type='kvm' id='3'><name>a.b</name><memory unit='KiB'>2097152</memory>\
+            <vcpu placement='static'>4</vcpu><devices>\
+            <serial type='pty'><source path='/dev/pts/4'/></serial>\
+            <channel type='unix'><target type='virtio' name='other' state='connected'/></channel>\
+            <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0' state='disconnected'/></channel>\
+            <graphics type='vnc' port='5901' autoport='yes'><listen type='address' address='127.0.0.1'/></graphics>\
+            <graphics type='vnc' socket='/x/s'><listen type='socket' socket='/x/s'/></graphics>\
+            </devices></domain>";
+        let tcp = Endpoint {
+            kind: "vnc".into(),
+            port: Some(5901),
+            address: Some("127.0.0.1".into()),
+            socket: None,
+        };
+        let unix = Endpoint { kind: "vnc".into(), port: None, address: None, socket: Some("/x/s".into()) };
+        assert_eq!(
+            LiveDomain::parse(xml).unwrap(),
+            LiveDomain {
+                kind: "kvm".into(),
+                name: "a.b".into(),
+                memory_mib: 2048,
+                vcpus: 4,
+                graphics: vec![tcp, unix],
+                has_agent: true,
+                agent_connected: false,
+                serial_terminal: Some("/dev/pts/4".into()),
+            }
+        );
+    }
+
+    #[test]
+    fn a_port_that_is_not_yet_chosen_is_no_port() {
+        let xml = "<domain type='qemu'><devices><graphics type='vnc' port='-1'/></devices></domain>";
+        assert_eq!(LiveDomain::parse(xml).unwrap().graphics[0].port, None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in ".{0,200}") {
+            let _ = LiveDomain::parse(&text);
+        }
+    }
+}

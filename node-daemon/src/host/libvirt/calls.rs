@@ -1,0 +1,244 @@
+//! What is asked of libvirt, as plain blocking functions over a connection.
+
+#![expect(clippy::disallowed_methods, reason = "QEMU's process is known by a file that libvirt writes")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::error::ErrorNumber;
+use virt::stream::Stream;
+use virt::sys;
+
+use super::fault::Fault;
+use crate::domain::{DomainCapabilities, LiveDomain, metadata};
+use crate::host::hypervisor::{
+    Capabilities, DomainDetails, DomainState, DomainSummary, GuestState, Screenshot, Version, Versions,
+};
+
+type Outcome<T> = Result<T, Fault>;
+
+/// Seconds an agent has to answer.
+const AGENT_SECONDS: i32 = 5;
+/// Seconds in which an agent would say that it does not obey a shutdown.
+const SHUTDOWN_SECONDS: i32 = 1;
+/// A screen of 8192 x 8192 as a pixmap has 192 MiB; what is larger is not a screen.
+const PICTURE_LIMIT: usize = 256 << 20;
+
+pub(super) fn list(connect: &Connect) -> Outcome<Vec<DomainSummary>> {
+    let mut summaries = Vec::new();
+    for domain in connect.list_all_domains(0)? {
+        match summary(&domain) {
+            Ok(summary) => summaries.push(summary),
+            // Gone since it was listed.
+            Err(fault) if fault.is(ErrorNumber::NoDomain) => {}
+            Err(fault) => return Err(fault),
+        }
+    }
+    Ok(summaries)
+}
+
+pub(super) fn get(connect: &Connect, uuid: Uuid) -> Outcome<DomainSummary> {
+    summary(&connect.lookup_domain_by_uuid(uuid)?)
+}
+
+fn summary(domain: &Domain) -> Outcome<DomainSummary> {
+    let metadata = domain.metadata(
+        sys::VIR_DOMAIN_METADATA_ELEMENT.cast_signed(),
+        Some(metadata::NAMESPACE),
+        sys::VIR_DOMAIN_AFFECT_CURRENT,
+    );
+    let metadata = match metadata {
+        Ok(xml) => Some(xml),
+        Err(error) if error.code().is(ErrorNumber::NoDomainMetadata) => None,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(DomainSummary { uuid: domain.uuid()?, name: domain.name()?, state: state(domain)?, metadata })
+}
+
+fn state(domain: &Domain) -> Outcome<DomainState> {
+    use virt::domain::DomainState as V;
+    let (state, _) = domain.state()?;
+    Ok(match state.unwrap_or(V::NoState) {
+        V::NoState | V::Running | V::Blocked => DomainState::Running,
+        V::Paused => DomainState::Paused,
+        V::Shutdown => DomainState::ShuttingDown,
+        V::Shutoff => DomainState::Off,
+        V::Crashed => DomainState::Crashed,
+        V::PMSuspended => DomainState::Asleep,
+    })
+}
+
+pub(super) fn define(connect: &Connect, xml: &str) -> Outcome<Uuid> {
+    Ok(connect.define_domain_xml(xml)?.uuid()?)
+}
+
+pub(super) fn start(connect: &Connect, uuid: Uuid) -> Outcome<()> {
+    let domain = connect.lookup_domain_by_uuid(uuid)?;
+    unless_already(domain.create(), &domain, true)
+}
+
+pub(super) fn shutdown(connect: &Connect, uuid: Uuid) -> Outcome<()> {
+    let domain = connect.lookup_domain_by_uuid(uuid)?;
+    if describe(&domain)?.agent_connected {
+        // libvirt's own way waits until the guest is down, up to a minute. The agent never answers a
+        // shutdown that it obeys, so the time running out is the good news.
+        let command = r#"{"execute":"guest-shutdown","arguments":{"mode":"powerdown"}}"#;
+        match domain.qemu_agent_command(command, SHUTDOWN_SECONDS, 0) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.code().is(ErrorNumber::AgentCommandTimeout) => return Ok(()),
+            Err(error) => tracing::debug!(%uuid, %error, "the agent was not asked: pressing the button"),
+        }
+    }
+    let answer = domain.shutdown_flags(sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN);
+    let answer = match answer {
+        Err(error) if unsupported(&error) => domain.shutdown(),
+        answer => answer,
+    };
+    unless_already(answer, &domain, false)
+}
+
+pub(super) fn destroy(connect: &Connect, uuid: Uuid) -> Outcome<()> {
+    let domain = connect.lookup_domain_by_uuid(uuid)?;
+    unless_already(domain.destroy(), &domain, false)
+}
+
+/// Success also when the domain is in the wanted state already, or by somebody else's doing. The
+/// drivers name that differently, so the state is asked and not the error.
+fn unless_already(
+    answer: Result<(), virt::error::Error>,
+    domain: &Domain,
+    wanted_active: bool,
+) -> Outcome<()> {
+    match answer {
+        Ok(()) => Ok(()),
+        Err(_) if domain.is_active().is_ok_and(|active| active == wanted_active) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether the driver does not know what it was asked, a flag or the whole call.
+fn unsupported(error: &virt::error::Error) -> bool {
+    [ErrorNumber::InvalidArg, ErrorNumber::ConfigUnsupported, ErrorNumber::NoSupport]
+        .into_iter()
+        .any(|number| error.code().is(number))
+}
+
+pub(super) fn undefine(connect: &Connect, uuid: Uuid, state: GuestState) -> Outcome<()> {
+    let domain = connect.lookup_domain_by_uuid(uuid)?;
+    let saved = sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE;
+    let records = sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
+    let files = match state {
+        GuestState::Keep => sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM,
+        GuestState::Delete => sys::VIR_DOMAIN_UNDEFINE_NVRAM | sys::VIR_DOMAIN_UNDEFINE_TPM,
+    };
+    // The test driver and older libvirts know fewer flags: what they do not know they do not keep.
+    let mut answer = Ok(());
+    for flags in [saved | records | files, saved | records, saved, 0] {
+        answer = domain.undefine_flags(flags);
+        if !answer.as_ref().is_err_and(unsupported) {
+            break;
+        }
+    }
+    Ok(answer?)
+}
+
+pub(super) fn details(connect: &Connect, uuid: Uuid, pid_folder: &Path) -> Outcome<DomainDetails> {
+    let domain = connect.lookup_domain_by_uuid(uuid)?;
+    let state = state(&domain)?;
+    let live = describe(&domain)?;
+    let pid = if state.is_active() { pid(pid_folder, &live.name, uuid) } else { None };
+    Ok(DomainDetails { state, live, pid })
+}
+
+fn describe(domain: &Domain) -> Outcome<LiveDomain> {
+    let xml = domain.xml_desc(0)?;
+    LiveDomain::parse(&xml).map_err(|error| Fault::Answer(error.to_string()))
+}
+
+/// The process that libvirt wrote down, if it still is this domain's: numbers are used again.
+fn pid(folder: &Path, name: &str, uuid: Uuid) -> Option<u32> {
+    let pid: u32 = fs::read_to_string(folder.join(format!("{name}.pid"))).ok()?.trim().parse().ok()?;
+    let arguments = fs::read(PathBuf::from(format!("/proc/{pid}/cmdline"))).ok()?;
+    let uuid = uuid.to_string();
+    arguments.split(|byte| *byte == 0).any(|argument| argument == uuid.as_bytes()).then_some(pid)
+}
+
+pub(super) fn agent_ping(connect: &Connect, uuid: Uuid) -> Outcome<bool> {
+    match agent_command(connect, uuid, r#"{"execute":"guest-ping"}"#) {
+        Ok(_) => Ok(true),
+        Err(fault)
+            if [
+                ErrorNumber::AgentUnresponsive,
+                ErrorNumber::AgentUnsynced,
+                ErrorNumber::OperationInvalid,
+                ErrorNumber::ArgumentUnsupported,
+                ErrorNumber::NoSupport,
+            ]
+            .into_iter()
+            .any(|number| fault.is(number)) =>
+        {
+            Ok(false)
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
+pub(super) fn agent_command(connect: &Connect, uuid: Uuid, command: &str) -> Outcome<String> {
+    Ok(connect.lookup_domain_by_uuid(uuid)?.qemu_agent_command(command, AGENT_SECONDS, 0)?)
+}
+
+pub(super) fn screenshot(connect: &Connect, uuid: Uuid) -> Outcome<Screenshot> {
+    let domain = connect.lookup_domain_by_uuid(uuid)?;
+    let stream = Stream::new(connect, 0)?;
+    let mime = domain.screenshot(&stream, 0, 0)?;
+    let mut bytes = Vec::new();
+    let mut piece = vec![0; 256 << 10];
+    loop {
+        let received = usize::try_from(stream.recv(&mut piece)?)
+            .map_err(|_| Fault::Answer("the picture stopped half way".to_owned()))?;
+        if received == 0 {
+            break;
+        }
+        bytes.extend_from_slice(piece.get(..received).unwrap_or_default());
+        if bytes.len() > PICTURE_LIMIT {
+            stream.abort()?;
+            return Err(Fault::Answer(format!("the picture has more than {PICTURE_LIMIT} bytes")));
+        }
+    }
+    stream.finish()?;
+    Ok(Screenshot { mime, bytes })
+}
+
+pub(super) fn versions(connect: &Connect) -> Outcome<Versions> {
+    Ok(Versions {
+        library: Version(Connect::version()?),
+        daemon: Version(connect.lib_version()?),
+        hypervisor_name: connect.driver_type()?,
+        hypervisor: Version(connect.hyp_version()?),
+    })
+}
+
+pub(super) fn capabilities(connect: &Connect) -> Outcome<Capabilities> {
+    // The test driver says yes to any kind it is asked about.
+    if connect.driver_type()? != "QEMU" {
+        return Ok(Capabilities { kvm: false, emulator: None });
+    }
+    let of = |kind| connect.domain_capabilities(None, Some("x86_64"), None, Some(kind), 0);
+    let answer = |kind| match of(kind) {
+        Ok(xml) => {
+            let found = DomainCapabilities::parse(&xml).map_err(|error| Fault::Answer(error.to_string()))?;
+            Ok((found.kind == kind).then_some(found.emulator))
+        }
+        Err(error) if unsupported(&error) => Ok(None),
+        Err(error) => Err(Fault::from(error)),
+    };
+    let kvm = answer("kvm")?;
+    let emulator = match &kvm {
+        Some(emulator) => emulator.clone(),
+        None => answer("qemu")?.flatten(),
+    };
+    Ok(Capabilities { kvm: kvm.is_some(), emulator })
+}
