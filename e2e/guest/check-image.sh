@@ -7,6 +7,8 @@
 #   check-image.sh [IMAGE]  default: what build-image.sh makes
 #   SCREENSHOT=FILE.png     where the picture of the screen goes (default: nowhere)
 #   FIRMWARE=FILE           boot with this UEFI firmware instead of SeaBIOS
+#   SEED=vfat|iso|none     the kind of seed disk (default vfat; without one, only the
+#                           agent, the prompt and the power button are looked at)
 #   DISK=virtio|scsi|nvme   what the root disk hangs on (default virtio)
 set -euo pipefail
 export LC_ALL=C PATH=$PATH:/usr/sbin
@@ -35,9 +37,16 @@ write_files:
 runcmd:
   - echo "seed done, $(hostname), $(id -un visitor)" >/dev/ttyS0
 SEED
-  truncate -s 1M "$scratch/seed"
-  mkfs.vfat -n CIDATA "$scratch/seed" >/dev/null
-  mcopy -i "$scratch/seed" "$scratch/meta-data" "$scratch/user-data" ::
+  case ${SEED:-vfat} in
+    vfat)
+      truncate -s 1M "$scratch/seed"
+      mkfs.vfat -n CIDATA "$scratch/seed" >/dev/null
+      mcopy -i "$scratch/seed" "$scratch/meta-data" "$scratch/user-data" :: ;;
+    iso)
+      genisoimage -quiet -V cidata -r -o "$scratch/seed" "$scratch"/{meta,user}-data ;;
+    none) truncate -s 1M "$scratch/seed" ;;
+    *) die "unknown SEED=$SEED" ;;
+  esac
 }
 
 start_desktop() {
@@ -54,7 +63,7 @@ start_desktop() {
   mkfifo "$scratch/agent.in" "$scratch/agent.out"
   start_machine -M q35 -accel tcg,thread=multi -cpu Nehalem -smp 2 -m 1024 \
     "${firmware[@]}" -device VGA -device virtio-scsi-pci \
-    -drive "if=none,id=root,file=$scratch/overlay" -device "$disk" \
+    -drive "if=none,id=root,file=$scratch/overlay" -device "$disk,bootindex=1" \
     -drive "if=none,id=seed,format=raw,readonly=on,file=$scratch/seed" \
     -device virtio-blk-pci,drive=seed \
     -netdev user,id=net -device virtio-net-pci,netdev=net \
@@ -101,22 +110,30 @@ read_in_guest() {
 
 failed() { tail -n 40 "$scratch/serial" >&2; die "$*"; }
 
+# What cloud-init did with the seed, and what DHCP gave.
+check_seed() {
+  local seed_ms final_ms issue servers
+  seed_ms=$(await_serial 'seed done, checked, visitor' "$patience") ||
+    failed "cloud-init did not do what the seed says"
+  final_ms=$(await_serial 'Cloud-init v.* finished' "$patience") || failed "cloud-init did not finish"
+  issue=$(read_in_guest /etc/issue.d/10-check.issue) || failed "the seed's file is not there"
+  [[ $issue == 'written by the seed' ]] || failed "the seed's file says '$issue'"
+  servers=$(read_in_guest /etc/resolv.conf) || failed "no resolv.conf"
+  [[ $servers == 'nameserver '* ]] || failed "resolv.conf says '$servers'"
+  printf 'seed %s\ncloud-init %s\n' "$seed_ms" "$final_ms"
+}
+
 make_seed
 start_desktop
 agent_ms=$(await_agent) || failed "the guest agent does not answer"
-login_ms=$(await_serial 'checked login:' "$patience") || failed "no login prompt"
-seed_ms=$(await_serial 'seed done, checked, visitor' "$patience") ||
-  failed "cloud-init did not do what the seed says"
-final_ms=$(await_serial 'Cloud-init v.* finished' "$patience") || failed "cloud-init did not finish"
 boot_id=$(read_in_guest /proc/sys/kernel/random/boot_id) || failed "guest-exec does not work"
 [[ $boot_id == *-*-*-*-* ]] || failed "'$boot_id' is no boot id"
-issue=$(read_in_guest /etc/issue.d/10-check.issue) || failed "the seed's file is not there"
-[[ $issue == 'written by the seed' ]] || failed "the seed's file says '$issue'"
-servers=$(read_in_guest /etc/resolv.conf) || failed "no resolv.conf"
-[[ $servers == 'nameserver '* ]] || failed "resolv.conf says '$servers'"
-[[ -z ${SCREENSHOT:-} ]] || screenshot "$(realpath -m "$SCREENSHOT")"
-[[ -z ${KEEP_SERIAL:-} ]] || cp "$scratch/serial" "$KEEP_SERIAL"
-off_ms=$(power_down 60) || failed "still there 60 s after its power button"
 
-printf 'agent %s\nlogin %s\nseed %s\ncloud-init %s\npower-off %s\n' \
-  "$agent_ms" "$login_ms" "$seed_ms" "$final_ms" "$off_ms"
+host=checked
+[[ ${SEED:-} != none ]] || host=desktop
+login_ms=$(await_serial "$host login:" "$patience") || failed "no login prompt"
+printf 'agent %s\nlogin %s\n' "$agent_ms" "$login_ms"
+[[ ${SEED:-} == none ]] || check_seed
+[[ -z ${SCREENSHOT:-} ]] || screenshot "$(realpath -m "$SCREENSHOT")"
+off_ms=$(power_down 60) || failed "still there 60 s after its power button"
+printf 'power-off %s\n' "$off_ms"
