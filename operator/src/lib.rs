@@ -6,8 +6,26 @@
 //!    └─────▶ placement::snapshot (with an assumed overlay) ───┘
 //! ```
 //!
-//! `placement` and the files named `validate`, `decide` and `status` are pure; the others are
-//! adapters.
+//! Everything that decides is pure: `placement`, `index`, `waiting`, `node_liveness`, and the files
+//! named `validate`, `decide`, `status` and `summary`. `world` holds them behind one lock; `watch`
+//! fills it; `writer`, `secret_access` and the files named `apply` write; `run` puts it together.
 #![forbid(unsafe_code)]
 
+pub mod backoff;
+pub mod desktop;
+pub mod desktop_template;
+pub mod gpu_node;
+pub mod gpu_profile;
+pub mod health;
+pub mod index;
+pub mod invalid;
+pub mod leader;
+pub mod metrics;
+pub mod node_liveness;
 pub mod placement;
+pub mod run;
+pub mod secret_access;
+pub mod waiting;
+pub mod watch;
+pub mod world;
+pub mod writer;

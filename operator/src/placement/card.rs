@@ -75,7 +75,12 @@ pub fn matches(glob: &str, text: &str) -> bool {
 ///
 /// # Errors
 /// The reason why there is none.
-pub fn choices(facts: &NodeFacts, used: &NodeUse, index: usize, share: &Share) -> Result<Vec<Choice>, NoShare> {
+pub fn choices(
+    facts: &NodeFacts,
+    used: &NodeUse,
+    index: usize,
+    share: &Share,
+) -> Result<Vec<Choice>, NoShare> {
     let (Some(card), Some(taken)) = (facts.cards.get(index), used.cards.get(index)) else {
         return Err(NoShare::NoCard);
     };
@@ -101,7 +106,8 @@ pub fn choices(facts: &NodeFacts, used: &NodeUse, index: usize, share: &Share) -
 }
 
 fn whole(facts: &NodeFacts, used: &NodeUse, card: &Card, taken: &CardUse) -> Result<Vec<Choice>, NoShare> {
-    let members = || card.group.iter().filter_map(|member| Some((facts.cards.get(*member)?, used.cards.get(*member)?)));
+    let members =
+        || card.group.iter().filter_map(|member| Some((facts.cards.get(*member)?, used.cards.get(*member)?)));
     // What shares the IOMMU group goes with the card, so it must be ours to give.
     if let Some(refused) = members().find_map(|(member, _)| member.refused) {
         return Err(NoShare::Refused(refused));
@@ -142,7 +148,9 @@ fn vgpu(card: &Card, taken: &CardUse, wish: &VgpuWish) -> Result<Vec<Choice>, No
     let mut found = vec![];
     for placement in types {
         if card.mixed {
-            found.extend(positions(card, taken, placement).into_iter().map(|start| choice(placement, Some(start))));
+            found.extend(
+                positions(card, taken, placement).into_iter().map(|start| choice(placement, Some(start))),
+            );
         } else if equal_size_room(taken, placement) > 0 {
             found.push(choice(placement, None));
         }
@@ -153,22 +161,22 @@ fn vgpu(card: &Card, taken: &CardUse, wish: &VgpuWish) -> Result<Vec<Choice>, No
 /// How many more of a type fit on a card whose vGPUs all have one size.
 fn equal_size_room(taken: &CardUse, placement: &Placement) -> i64 {
     // A vGPU with a start position was made while the card mixed sizes: the card must empty first.
-    let same = |other: &UsedShare| other.framebuffer_mib == placement.framebuffer_mib && other.start.is_none();
-    if taken.shares.iter().all(same) {
-        (i64::from(placement.max_count) - count(taken)).max(0)
-    } else {
-        0
-    }
+    let same =
+        |other: &UsedShare| other.framebuffer_mib == placement.framebuffer_mib && other.start.is_none();
+    if taken.shares.iter().all(same) { (i64::from(placement.max_count) - count(taken)).max(0) } else { 0 }
 }
 
 fn mig(card: &Card, taken: &CardUse, profile: &str, series: VgpuSeries) -> Result<Vec<Choice>, NoShare> {
-    let placement = offered(card, ShareMode::Mig).find(|p| p.type_name == profile).ok_or(NoShare::NotOffered)?;
+    let placement =
+        offered(card, ShareMode::Mig).find(|p| p.type_name == profile).ok_or(NoShare::NotOffered)?;
     // The vGPU that takes all of the instance.
     let vgpu = placement
         .vgpu_types
         .iter()
         .filter(|vgpu| vgpu.series == series && vgpu.max_per_instance == 1)
-        .max_by(|a, b| (a.framebuffer_mib, Reverse(&a.type_name)).cmp(&(b.framebuffer_mib, Reverse(&b.type_name))))
+        .max_by(|a, b| {
+            (a.framebuffer_mib, Reverse(&a.type_name)).cmp(&(b.framebuffer_mib, Reverse(&b.type_name)))
+        })
         .ok_or(NoShare::NotOffered)?;
     let starts = positions(card, taken, placement).into_iter();
     Ok(starts
@@ -238,7 +246,11 @@ fn still_possible(card: &Card, taken: &CardUse, mode: ShareMode) -> Vec<usize> {
         offered(card, mode).map(|p| (Reverse(p.size), p.starts.as_slice(), p.compute_slices)).collect();
     let mut left: BTreeMap<Reverse<i32>, usize> = BTreeMap::new();
     for (size, starts, slices) in shapes {
-        let free = if slices_left(card, taken) < slices { 0 } else { starts.iter().filter(|s| is_free(taken, **s, size.0)).count() };
+        let free = if slices_left(card, taken) < slices {
+            0
+        } else {
+            starts.iter().filter(|s| is_free(taken, **s, size.0)).count()
+        };
         *left.entry(size).or_default() += free;
     }
     left.into_values().collect()

@@ -123,7 +123,13 @@ fn cells_of(facts: &NodeFacts, scope: Scope) -> BTreeSet<i32> {
 }
 
 /// One host CPU per vCPU, from cores that nobody else gets.
-fn dedicate(facts: &NodeFacts, used: &NodeUse, cpu: CpuRequest, scope: Scope, limits: Limits) -> Option<Vec<VcpuPin>> {
+fn dedicate(
+    facts: &NodeFacts,
+    used: &NodeUse,
+    cpu: CpuRequest,
+    scope: Scope,
+    limits: Limits,
+) -> Option<Vec<VcpuPin>> {
     let threads = usize::try_from(cpu.threads_per_core).ok()?;
     let wanted = usize::try_from(cpu.vcpus()).ok()?;
     let mut cells: Vec<i32> = cells_of(facts, scope).into_iter().collect();
@@ -161,7 +167,8 @@ fn shared_still_fit(facts: &NodeFacts, used: &NodeUse, taken: &CpuSet, limits: L
     let total = facts.cpus() - size(taken);
     total * limits.cpu_overcommit >= used.shared_vcpus.total()
         && facts.cells.iter().all(|cell| {
-            (cell.cpus - dedicated_on(facts, cell.id, taken)) * limits.cpu_overcommit >= used.shared_vcpus.on(cell.id)
+            (cell.cpus - dedicated_on(facts, cell.id, taken)) * limits.cpu_overcommit
+                >= used.shared_vcpus.on(cell.id)
         })
 }
 

@@ -91,7 +91,9 @@ fn gpus_text(request: &Request, NoGpus { share, why }: &NoGpus) -> String {
         NoShare::NoCard => format!("no card that qualifies for {profile}"),
         NoShare::Refused(Refused::Unmanaged) => format!("cards for {profile} unmanaged"),
         NoShare::Refused(Refused::Failed) => format!("cards for {profile} failed"),
-        NoShare::Refused(Refused::Layout) => format!("cards for {profile} with a layout, which is not yet supported"),
+        NoShare::Refused(Refused::Layout) => {
+            format!("cards for {profile} with a layout, which is not yet supported")
+        }
         NoShare::ModeNotAllowed => format!("mode {} not allowed on cards for {profile}", share.mode()),
         NoShare::NotOffered => format!("no card that offers {share}"),
         NoShare::NoFreePlacement => format!("no free placement for {share}"),

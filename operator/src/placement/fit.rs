@@ -137,7 +137,8 @@ fn why_not(facts: &NodeFacts, used: &NodeUse, request: &Request, limits: Limits)
         .map(|cell| cell.id)
         .filter(near)
         .filter_map(|id| {
-            compute::fit(facts, used, request, Scope::Cell { id, strict: true }, request.memory.pages, limits).err()
+            compute::fit(facts, used, request, Scope::Cell { id, strict: true }, request.memory.pages, limits)
+                .err()
         })
         .collect();
     on_cells.into_iter().max().map_or(Misfit::Apart, Misfit::OnCell)

@@ -39,7 +39,12 @@ pub struct NoGpus {
 ///
 /// # Errors
 /// What came nearest and why it failed.
-pub fn fit(facts: &NodeFacts, used: &NodeUse, shares: &[ShareRequest], cell: Option<i32>) -> Result<Found, NoGpus> {
+pub fn fit(
+    facts: &NodeFacts,
+    used: &NodeUse,
+    shares: &[ShareRequest],
+    cell: Option<i32>,
+) -> Result<Found, NoGpus> {
     for (position, share) in shares.iter().enumerate() {
         if candidates(facts, used, share, cell).is_empty() {
             return Err(nearest(facts, used, share, position, cell));
@@ -141,7 +146,13 @@ fn cards(facts: &NodeFacts, share: &ShareRequest, cell: Option<i32>) -> impl Ite
     })
 }
 
-fn nearest(facts: &NodeFacts, used: &NodeUse, share: &ShareRequest, position: usize, cell: Option<i32>) -> NoGpus {
+fn nearest(
+    facts: &NodeFacts,
+    used: &NodeUse,
+    share: &ShareRequest,
+    position: usize,
+    cell: Option<i32>,
+) -> NoGpus {
     let mut best = NoGpus { share: Some((position, 0)), why: NoShare::NoCard };
     for (way_position, way) in share.ways.iter().enumerate() {
         for card in cards(facts, share, cell) {

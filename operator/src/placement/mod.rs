@@ -30,7 +30,7 @@ use facts::NodeFacts;
 use fit::{Misfit, Plan};
 use occupancy::NodeUse;
 use request::Request;
-use snapshot::{NodeState, Snapshot};
+use snapshot::{NodeState, View};
 
 /// A decision.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,12 +45,12 @@ pub struct Placed {
 ///
 /// # Errors
 /// Per node, why it was left out; for [`explain`].
-pub fn place(snapshot: &Snapshot, request: &Request, limits: Limits) -> Result<Placed, Vec<Rejection>> {
+pub fn place(view: &View, request: &Request, limits: Limits) -> Result<Placed, Vec<Rejection>> {
     let mut best: Option<Placed> = None;
     let mut rejections = vec![];
     // Nodes come by name, so of equals the first name wins.
-    for (facts, state) in snapshot.nodes() {
-        match on_node(snapshot, facts, state, request, limits) {
+    for (facts, state) in view.nodes() {
+        match on_node(view, facts, state, request, limits) {
             Ok(plan) => {
                 if best.as_ref().is_none_or(|best| plan.score < best.plan.score) {
                     best = Some(Placed { node: facts.name.clone(), plan });
@@ -63,7 +63,7 @@ pub fn place(snapshot: &Snapshot, request: &Request, limits: Limits) -> Result<P
 }
 
 fn on_node(
-    snapshot: &Snapshot,
+    view: &View,
     facts: &NodeFacts,
     state: &NodeState,
     request: &Request,
@@ -81,7 +81,7 @@ fn on_node(
     if !facts.ready {
         return Err(Rejection::NotReady);
     }
-    if snapshot.is_silent(&facts.name) {
+    if view.is_silent(&facts.name) {
         return Err(Rejection::Silent);
     }
     fit::fit(facts, &used_by_others(facts, state, request), request, limits).map_err(Rejection::Misfit)
@@ -102,7 +102,7 @@ fn used_by_others<'a>(facts: &NodeFacts, state: &'a NodeState, request: &Request
 }
 
 /// Why a desktop waits: whether for room that others have, or for a host that is not there.
-pub fn explain(snapshot: &Snapshot, request: &Request, rejections: &[Rejection], limits: Limits) -> Explanation {
+pub fn explain(view: &View, request: &Request, rejections: &[Rejection], limits: Limits) -> Explanation {
     let on_empty = |facts: &NodeFacts| {
         if request.home.as_ref().is_some_and(|home| *home != facts.name) {
             return Err(Rejection::NotHome);
@@ -113,7 +113,7 @@ pub fn explain(snapshot: &Snapshot, request: &Request, rejections: &[Rejection],
         fit::fit(facts, &NodeUse::empty(facts), request, limits).map_err(Rejection::Misfit)
     };
     let mut on_empty_nodes = vec![];
-    for (facts, _) in snapshot.nodes() {
+    for (facts, _) in view.nodes() {
         match on_empty(facts) {
             Ok(_) => {
                 let message = explain::summary(request, rejections.iter());
@@ -127,17 +127,19 @@ pub fn explain(snapshot: &Snapshot, request: &Request, rejections: &[Rejection],
     let too_small = |rejection: &Rejection| match rejection {
         Rejection::Misfit(Misfit::Compute(_) | Misfit::OnCell(_) | Misfit::Apart) => true,
         Rejection::Misfit(Misfit::Gpus(gpus)) => !is_refused(gpus.why),
-        Rejection::Cordoned | Rejection::NotReady | Rejection::Silent | Rejection::Selector | Rejection::NotHome => {
-            false
-        }
+        Rejection::Cordoned
+        | Rejection::NotReady
+        | Rejection::Silent
+        | Rejection::Selector
+        | Rejection::NotHome => false,
     };
     let may_come_back = |rejection: &Rejection| match rejection {
         Rejection::Misfit(Misfit::Gpus(gpus)) => is_refused(gpus.why),
         _ => false,
     };
-    let unknown = snapshot.nodes().any(|(facts, _)| facts.cells.is_empty());
+    let unknown = view.nodes().any(|(facts, _)| facts.cells.is_empty());
     if !unknown && on_empty_nodes.iter().any(too_small) && !on_empty_nodes.iter().any(may_come_back) {
-        explain::unsatisfiable(request, snapshot.nodes().map(|(facts, _)| facts), counts)
+        explain::unsatisfiable(request, view.nodes().map(|(facts, _)| facts), counts)
     } else {
         Explanation { reason: Reason::Unschedulable, message: explain::summary(request, rejections.iter()) }
     }

@@ -82,10 +82,9 @@ pub struct UsedShare {
 impl UsedShare {
     /// A share on `card`, with the geometry that the card lists for its type.
     fn on(facts: &NodeFacts, card: usize, mode: ShareMode, type_name: &str, start: Option<i32>) -> Self {
-        let placement = facts
-            .cards
-            .get(card)
-            .and_then(|card| card.device.placements.iter().find(|p| p.mode == mode && p.type_name == type_name));
+        let placement = facts.cards.get(card).and_then(|card| {
+            card.device.placements.iter().find(|p| p.mode == mode && p.type_name == type_name)
+        });
         Self {
             mode,
             type_name: type_name.into(),
@@ -118,7 +117,11 @@ impl NodeUse {
             for gpu in &allocation.gpus {
                 *used.profiles.entry(gpu.profile.clone()).or_default() += 1;
                 if let Some(card) = facts.card_of(gpu.device_uuid.as_deref(), gpu.device) {
-                    used.add_share(facts, card, UsedShare::on(facts, card, gpu.mode, &gpu.type_name, gpu.start));
+                    used.add_share(
+                        facts,
+                        card,
+                        UsedShare::on(facts, card, gpu.mode, &gpu.type_name, gpu.start),
+                    );
                 }
             }
         }
@@ -137,11 +140,13 @@ impl NodeUse {
             let pinned: CpuSet = compute.vcpu_pins.iter().flat_map(|pin| pin.cpus.iter()).collect();
             // A core is given whole: its other threads are taken with it.
             let cores = facts.cells.iter().flat_map(|cell| &cell.cores);
-            self.dedicated
-                .extend(cores.filter(|core| !core.is_disjoint(&pinned)).flat_map(CpuSet::iter).collect::<Vec<_>>());
+            self.dedicated.extend(
+                cores.filter(|core| !core.is_disjoint(&pinned)).flat_map(CpuSet::iter).collect::<Vec<_>>(),
+            );
             self.dedicated.extend(pinned.iter().collect::<Vec<_>>());
         }
-        let amount = compute.page_size.mib().map_or(compute.memory_mib, |page| (compute.memory_mib + page - 1) / page);
+        let amount =
+            compute.page_size.mib().map_or(compute.memory_mib, |page| (compute.memory_mib + page - 1) / page);
         self.memory.entry(compute.page_size).or_default().add(&compute.numa_cells, amount);
     }
 

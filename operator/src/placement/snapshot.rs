@@ -26,6 +26,25 @@ pub struct NodeState {
     pub used: NodeUse,
 }
 
+/// The nodes at one moment, to look at without holding up events.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    nodes: Vec<Arc<NodeState>>,
+    silent: BTreeSet<String>,
+}
+
+impl View {
+    /// The nodes that exist, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = (&NodeFacts, &NodeState)> + Clone {
+        self.nodes.iter().filter_map(|state| Some((state.facts.as_ref()?, &**state)))
+    }
+
+    /// Whether a node has not renewed its lease.
+    pub fn is_silent(&self, name: &str) -> bool {
+        self.silent.contains(name)
+    }
+}
+
 /// What is known of a desktop.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Known {
@@ -148,19 +167,19 @@ impl Snapshot {
         self.desktops.get(key)?.assumed.clone()
     }
 
-    /// The nodes that exist, by name.
-    pub fn nodes(&self) -> impl Iterator<Item = (&NodeFacts, &NodeState)> + Clone {
-        self.nodes.values().filter_map(|state| Some((state.facts.as_ref()?, &**state)))
+    /// The nodes as they are now.
+    pub fn view(&self) -> View {
+        View { nodes: self.nodes.values().cloned().collect(), silent: self.silent.clone() }
+    }
+
+    /// Names of the nodes that exist.
+    pub fn node_names(&self) -> impl Iterator<Item = &str> {
+        self.nodes.iter().filter(|(_, state)| state.facts.is_some()).map(|(name, _)| name.as_str())
     }
 
     /// A node by name, existing or not.
     pub fn node(&self, name: &str) -> Option<&NodeState> {
         self.nodes.get(name).map(|state| &**state)
-    }
-
-    /// Whether a node has not renewed its lease.
-    pub fn is_silent(&self, name: &str) -> bool {
-        self.silent.contains(name)
     }
 
     /// Shares in use of a profile.

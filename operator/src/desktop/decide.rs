@@ -1,0 +1,99 @@
+//! What is to be done for a desktop now: exactly one step.
+
+use gpudesk_crds::{
+    Allocation, Desktop, RELEASE_FINALIZER,
+    conditions::{self, ConditionType, Reason},
+    desktop::PowerState,
+};
+
+use super::validate::restart_annotation;
+
+/// Whether the node of an allocation is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Its `GpuNode` exists.
+    Present,
+    /// Its `GpuNode` is missing since a moment ago; its daemon may be about to make it again.
+    Missing,
+    /// Its `GpuNode` was deleted, and with it what the node holds.
+    Lost,
+}
+
+/// The one step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Put the finalizer on.
+    AddFinalizer,
+    /// Take the finalizer off: nothing is held any more.
+    RemoveFinalizer,
+    /// The node has the word; nothing is written.
+    Wait,
+    /// It holds what it needs; say what the node does not say.
+    Hold,
+    /// The node has given everything back: park the allocation, or clear it.
+    Release {
+        /// Whether disks stay on the node, and the next start with them.
+        park: bool,
+        /// `Stopped`, or `NodeLost`.
+        reason: Reason,
+    },
+    /// It shall not run and holds nothing.
+    Rest,
+    /// It shall run: find a place, on this node if one is named.
+    Place {
+        /// The node of its disks.
+        home: Option<String>,
+    },
+}
+
+/// Decides. `keeps_disks` says whether the template leaves disks on the node; `None` when there is
+/// no template to tell, which counts as yes.
+pub fn decide(desktop: &Desktop, node: Presence, keeps_disks: Option<bool>) -> Step {
+    let allocation = desktop.status.as_ref().and_then(|status| status.allocation.as_ref());
+    let ours = desktop.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == RELEASE_FINALIZER);
+    if desktop.metadata.deletion_timestamp.is_some() {
+        let gone = allocation.is_none() || node == Presence::Lost || reported(desktop, &[Reason::Released]);
+        return if ours && gone { Step::RemoveFinalizer } else { Step::Wait };
+    }
+    if !ours {
+        return Step::AddFinalizer;
+    }
+    match allocation {
+        Some(_) if node == Presence::Lost => Step::Release { park: false, reason: Reason::NodeLost },
+        Some(allocation) if allocation.compute.is_some() => holding(desktop, allocation, keeps_disks),
+        parked => match desktop.spec.power_state {
+            PowerState::Running => Step::Place { home: home(parked, keeps_disks) },
+            PowerState::Stopped | PowerState::Suspended => Step::Rest,
+        },
+    }
+}
+
+fn holding(desktop: &Desktop, allocation: &Allocation, keeps_disks: Option<bool>) -> Step {
+    let stopped = reported(desktop, &[Reason::Stopped, Reason::Released]);
+    match desktop.spec.power_state {
+        PowerState::Stopped if stopped => {
+            Step::Release { park: keeps_disks.unwrap_or(true), reason: Reason::Stopped }
+        }
+        PowerState::Running if stopped && restart_annotation(desktop) != allocation.restarted_at => {
+            Step::Place { home: home(Some(allocation), keeps_disks) }
+        }
+        PowerState::Running | PowerState::Stopped | PowerState::Suspended => Step::Hold,
+    }
+}
+
+fn home(allocation: Option<&Allocation>, keeps_disks: Option<bool>) -> Option<String> {
+    allocation.filter(|_| keeps_disks.unwrap_or(true)).map(|allocation| allocation.node.clone())
+}
+
+/// Whether the node says, of what is asked for now, that nothing runs there any more.
+///
+/// An allocation is written together with `Running=False`, reason `Starting`; so an old report is
+/// never taken for one about the machine that this allocation is for.
+fn reported(desktop: &Desktop, reasons: &[Reason]) -> bool {
+    let Some(status) = &desktop.status else { return false };
+    let Some(running) = conditions::find(&status.conditions, ConditionType::Running) else { return false };
+    status.domain.is_none()
+        && running.status == "False"
+        && reasons.iter().any(|reason| running.reason == reason.as_str())
+        && running.observed_generation == desktop.metadata.generation
+}

@@ -1,0 +1,161 @@
+//! What the operator says of a desktop. Pure: what is to be said in, the fields to apply out.
+
+use gpudesk_crds::{
+    Allocation, Desktop, DesktopStatus,
+    conditions::{self, ConditionType, Reason},
+    desktop::Phase,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::summary;
+
+/// What there is to say.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Situation {
+    /// It has its place; the node makes it. Everything is said in this one write.
+    Placed(Allocation),
+    /// It holds its place. `Ready` and the phase are the node's.
+    Holding {
+        /// Generation of the template now, if there is one.
+        template_generation: Option<i64>,
+        /// What is asked for and not done, while the desktop goes on as it is.
+        remark: Option<String>,
+    },
+    /// It holds nothing but, when parked, its node.
+    Idle {
+        /// The parked allocation.
+        parked: Option<Allocation>,
+        /// How it looks to people.
+        phase: Phase,
+        /// Why.
+        reason: Reason,
+        /// Why, in a sentence.
+        message: String,
+    },
+}
+
+/// The status that the operator applies: every field that it owns now, and no other. A field that
+/// is left out is given up (removed, unless the node owns it too).
+pub fn status(desktop: &Desktop, situation: Situation, now: &Time) -> DesktopStatus {
+    let old = desktop.status.clone().unwrap_or_default();
+    let generation = desktop.metadata.generation;
+    let mut wanted = DesktopStatus::default();
+    let mut say = Sayer { conditions: &mut wanted.conditions, old: &old.conditions, generation, now };
+    match situation {
+        Situation::Placed(allocation) => {
+            let node = format!("on {}", allocation.node);
+            say.that(ConditionType::Allocated, true, Reason::AsExpected, &node);
+            say.that(
+                ConditionType::Ready,
+                false,
+                Reason::Starting,
+                &format!("placed {node}; the node makes it"),
+            );
+            // Ends what the node said of the machine before: see `decide::reported`.
+            say.that(ConditionType::Running, false, Reason::Starting, "");
+            wanted.phase = Some(Phase::Starting);
+            wanted.gpu_summary = summary::gpus(&allocation.gpus);
+            wanted.allocation = Some(allocation);
+        }
+        Situation::Holding { template_generation, remark } => {
+            let allocation = old.allocation.clone();
+            let node = allocation.as_ref().map(|a| format!("on {}", a.node)).unwrap_or_default();
+            match remark {
+                None => say.that(ConditionType::Allocated, true, Reason::AsExpected, &node),
+                Some(remark) => say.that(ConditionType::Allocated, true, Reason::NotYetSupported, &remark),
+            }
+            let decided_for = allocation.as_ref().map(|a| a.template_generation);
+            if template_generation.is_some() && template_generation != decided_for {
+                let message = "the template changed; the change applies at the next start";
+                say.that(ConditionType::RestartRequired, true, Reason::TemplateChanged, message);
+            }
+            // Until the node has said its first word, what was written with the allocation stays.
+            if is_starting(&old) {
+                say.again(ConditionType::Ready);
+                say.again(ConditionType::Running);
+                wanted.phase = old.phase;
+            }
+            wanted.gpu_summary = old.gpu_summary.clone();
+            wanted.allocation = allocation;
+        }
+        Situation::Idle { parked, phase, reason, message } => {
+            say.that(ConditionType::Allocated, false, reason, &message);
+            say.that(ConditionType::Ready, false, reason, &message);
+            if reason == Reason::NodeLost {
+                // Nobody else is left to say it.
+                say.that(ConditionType::Running, false, reason, &message);
+            }
+            wanted.phase = Some(phase);
+            wanted.allocation = parked;
+        }
+    }
+    wanted
+}
+
+/// What is left of an allocation while its desktop holds nothing but disks.
+pub fn parked(allocation: &Allocation) -> Allocation {
+    Allocation { compute: None, gpus: vec![], ..allocation.clone() }
+}
+
+/// Whether the node has not yet said anything about the machine of this allocation.
+fn is_starting(status: &DesktopStatus) -> bool {
+    conditions::find(&status.conditions, ConditionType::Running)
+        .is_some_and(|running| running.status == "False" && running.reason == Reason::Starting.as_str())
+}
+
+struct Sayer<'a> {
+    conditions: &'a mut Vec<Condition>,
+    old: &'a [Condition],
+    generation: Option<i64>,
+    now: &'a Time,
+}
+
+impl Sayer<'_> {
+    fn that(&mut self, type_: ConditionType, status: bool, reason: Reason, message: &str) {
+        self.again(type_);
+        conditions::set(self.conditions, type_, status, reason, message, self.generation, self.now);
+    }
+
+    fn again(&mut self, type_: ConditionType) {
+        self.conditions.extend(conditions::find(self.old, type_).cloned());
+    }
+}
+
+/// Whether applying `wanted` would change what is there, apart from times and from generations of
+/// conditions that say the same as before.
+pub fn differs(old: Option<&DesktopStatus>, wanted: &DesktopStatus) -> bool {
+    let none = DesktopStatus::default();
+    let old = old.unwrap_or(&none);
+    let holds = |status: &DesktopStatus| status.allocation.as_ref().is_some_and(|a| a.compute.is_some());
+    let says = |status: &DesktopStatus, type_: ConditionType| {
+        conditions::find(&status.conditions, type_)
+            .map(|c| (c.status.clone(), c.reason.clone(), c.message.clone()))
+    };
+    let mut ours = vec![ConditionType::Allocated, ConditionType::RestartRequired];
+    let mut phase = false;
+    if !holds(wanted) {
+        ours.push(ConditionType::Ready);
+        phase = old.phase != wanted.phase
+            || conditions::find(&wanted.conditions, ConditionType::Ready).map(|c| c.observed_generation)
+                != conditions::find(&old.conditions, ConditionType::Ready).map(|c| c.observed_generation);
+    }
+    phase
+        || old.gpu_summary != wanted.gpu_summary
+        || ours.into_iter().any(|type_| says(old, type_) != says(wanted, type_))
+        || !same_allocation(old.allocation.as_ref(), wanted.allocation.as_ref())
+}
+
+fn same_allocation(a: Option<&Allocation>, b: Option<&Allocation>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => *a == Allocation { decided_at: a.decided_at.clone(), ..b.clone() },
+        (a, b) => a.is_none() && b.is_none(),
+    }
+}
+
+/// Whether a desktop already says this reason and only the message is another.
+pub fn only_message_differs(desktop: &Desktop, why: &crate::invalid::Invalid) -> bool {
+    let conditions = desktop.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    conditions::find(conditions, ConditionType::Allocated).is_some_and(|said| {
+        said.status == "False" && said.reason == why.reason.as_str() && said.message != why.message
+    })
+}

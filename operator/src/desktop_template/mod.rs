@@ -1,0 +1,40 @@
+//! One round over a template: who uses it, and whether desktops can be made from it.
+#![expect(clippy::disallowed_methods, reason = "an adapter: it tells the time to pure parts")]
+
+use std::time::Duration;
+
+use gpudesk_crds::DesktopTemplate;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{ResourceExt, runtime::controller::Action};
+
+pub mod status;
+pub mod validate;
+
+use crate::{
+    placement::request::DesktopKey,
+    world::World,
+    writer::{WriteError, Writer},
+};
+
+/// One round. Rounds come at most once a second, for whoever wakes them gathers first.
+///
+/// # Errors
+/// Those of the write.
+pub async fn reconcile(
+    template: &DesktopTemplate,
+    world: &World,
+    writer: &Writer,
+) -> Result<Action, WriteError> {
+    let key = DesktopKey::new(&template.namespace().unwrap_or_default(), &template.name_any());
+    let (desktops, users) = world.users(&key, status::NAMED_USERS);
+    let names = template.spec.gpus.iter().map(|gpu| gpu.profile_ref.name.clone());
+    let profiles = names.filter_map(|name| Some((name.clone(), world.profile_named(&name)?))).collect();
+    let now = Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
+    let wanted = status::status(template, &profiles, desktops, users, &now);
+    // Transition times move with the status only, so equal means that there is nothing new to say.
+    if template.status.as_ref() != Some(&wanted) {
+        writer.status(template, &wanted).await?;
+    }
+    Ok(Action::requeue(Duration::from_secs(30 * 60)))
+}

@@ -1,0 +1,54 @@
+//! `/metrics`, `/healthz` and `/readyz`.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use axum::{Router, extract::State, http::StatusCode, routing::get};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+
+/// Whether the process can do its work: it leads and knows all objects, or stands by.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness(Arc<AtomicBool>);
+
+impl Readiness {
+    /// Says so.
+    pub fn set(&self, ready: bool) {
+        self.0.store(ready, Ordering::Relaxed);
+    }
+    /// Whether it was said.
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Serves until `stop`.
+///
+/// # Errors
+/// When serving ends by itself.
+pub async fn serve(
+    listener: TcpListener,
+    metrics: Metrics,
+    ready: Readiness,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/metrics", get(async |State((metrics, _)): State<(Metrics, Readiness)>| metrics.text()))
+        .route("/healthz", get(async || "ok"))
+        .route(
+            "/readyz",
+            get(async |State((_, ready)): State<(Metrics, Readiness)>| {
+                if ready.get() {
+                    (StatusCode::OK, "ok")
+                } else {
+                    (StatusCode::SERVICE_UNAVAILABLE, "not ready")
+                }
+            }),
+        )
+        .with_state((metrics, ready));
+    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+}

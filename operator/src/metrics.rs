@@ -1,0 +1,130 @@
+//! Figures for Prometheus. Labels come from closed sets, so their number is bounded.
+
+use std::sync::Arc;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+/// One label.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: String,
+}
+
+/// What became of something.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: String,
+}
+
+/// Kind and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindOutcome {
+    kind: String,
+    outcome: String,
+}
+
+/// The operator's figures. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    malformed: Family<Kind, Counter>,
+    watch_errors: Family<Kind, Counter>,
+    reconciles: Family<KindOutcome, Counter>,
+    placements: Family<Outcome, Counter>,
+    writes: Family<KindOutcome, Counter>,
+    waiting: Gauge,
+    silent: Gauge,
+    leading: Gauge,
+    decision_seconds: Histogram,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("gpudesk_operator");
+        let malformed = Family::default();
+        let watch_errors = Family::default();
+        let reconciles = Family::default();
+        let placements = Family::default();
+        let writes = Family::default();
+        let waiting = Gauge::default();
+        let silent = Gauge::default();
+        let leading = Gauge::default();
+        let decision_seconds = Histogram::new(exponential_buckets(0.000_05, 4.0, 9));
+        registry.register("malformed_objects", "Versions of objects that did not parse", malformed.clone());
+        registry.register("watch_errors", "Interruptions of watches", watch_errors.clone());
+        registry.register("reconciles", "Rounds over an object, by outcome", reconciles.clone());
+        registry.register("placements", "Decisions where a desktop runs, by outcome", placements.clone());
+        registry.register("writes", "Writes to the API server, by outcome", writes.clone());
+        registry.register("waiting_desktops", "Desktops for which there is no room", waiting.clone());
+        registry.register("silent_nodes", "Nodes whose daemon has not renewed its lease", silent.clone());
+        registry.register("leading", "1 while this process is the one that acts", leading.clone());
+        registry.register("decision_seconds", "Time of one decision", decision_seconds.clone());
+        Self {
+            registry: Arc::new(registry),
+            malformed,
+            watch_errors,
+            reconciles,
+            placements,
+            writes,
+            waiting,
+            silent,
+            leading,
+            decision_seconds,
+        }
+    }
+}
+
+impl Metrics {
+    /// A version of an object did not parse.
+    pub fn malformed(&self, kind: &str) {
+        self.malformed.get_or_create(&Kind { kind: kind.into() }).inc();
+    }
+    /// A watch was interrupted.
+    pub fn watch_errors(&self, kind: &str) {
+        self.watch_errors.get_or_create(&Kind { kind: kind.into() }).inc();
+    }
+    /// A round over an object ended; `outcome` is `ok` or the name of an error.
+    pub fn reconciled(&self, kind: &str, outcome: &str) {
+        self.reconciles.get_or_create(&KindOutcome { kind: kind.into(), outcome: outcome.into() }).inc();
+    }
+    /// A placement was decided.
+    pub fn placed(&self, outcome: &str) {
+        self.placements.get_or_create(&Outcome { outcome: outcome.into() }).inc();
+    }
+    /// A write ended.
+    pub fn wrote(&self, kind: &str, outcome: &str) {
+        self.writes.get_or_create(&KindOutcome { kind: kind.into(), outcome: outcome.into() }).inc();
+    }
+    /// How many desktops wait.
+    pub fn waiting(&self, count: usize) {
+        self.waiting.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    /// How many nodes are silent.
+    pub fn silent(&self, count: usize) {
+        self.silent.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    /// Whether this process leads.
+    pub fn leading(&self, leading: bool) {
+        self.leading.set(i64::from(leading));
+    }
+    /// How long a decision took.
+    pub fn decided_in(&self, seconds: f64) {
+        self.decision_seconds.observe(seconds);
+    }
+    /// The figures in the text format.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing into a String does not fail; were it to, there would be fewer figures.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}

@@ -1,0 +1,411 @@
+//! What the operator knows of the cluster, kept by watches: objects in stores, the placement
+//! snapshot and indexes behind one lock, and the queues that wake the loops.
+#![expect(clippy::disallowed_methods, reason = "an adapter: it tells the time to pure parts")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::channel::mpsc::UnboundedSender;
+use gpudesk_crds::{Allocation, Desktop, DesktopTemplate, GpuNode, GpuProfile};
+use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::Time};
+use kube::{
+    ResourceExt,
+    runtime::reflector::{ObjectRef, Store},
+};
+use tokio::sync::Notify;
+
+use crate::{
+    desktop::decide::Presence,
+    desktop::validate::{Wanted, profile_names, secret_name},
+    index::Index,
+    metrics::Metrics,
+    node_liveness::Liveness,
+    placement::{
+        self,
+        compute::Limits,
+        explain::Explanation,
+        request::{DesktopKey, Request},
+        snapshot::{Change, Snapshot, View, key_of},
+    },
+    waiting::Waiting,
+    watch::Seen,
+};
+
+/// How long a `GpuNode` must be missing until what it held is given up: its daemon makes it again
+/// at once when it lives.
+pub const NODE_LOST_AFTER: Duration = Duration::from_secs(10);
+
+/// All objects, trimmed.
+#[derive(Clone)]
+pub struct Stores {
+    /// Desktops.
+    pub desktops: Store<Desktop>,
+    /// Templates.
+    pub templates: Store<DesktopTemplate>,
+    /// Profiles.
+    pub profiles: Store<GpuProfile>,
+    /// Nodes.
+    pub nodes: Store<GpuNode>,
+}
+
+/// Where to put what should be looked at.
+#[derive(Clone)]
+pub struct Queues {
+    /// Desktops.
+    pub desktops: UnboundedSender<ObjectRef<Desktop>>,
+    /// Templates.
+    pub templates: UnboundedSender<ObjectRef<DesktopTemplate>>,
+    /// Profiles.
+    pub profiles: UnboundedSender<ObjectRef<GpuProfile>>,
+    /// Nodes.
+    pub nodes: UnboundedSender<ObjectRef<GpuNode>>,
+}
+
+/// What the operator knows.
+pub struct World {
+    /// All objects.
+    pub stores: Stores,
+    /// The operator's figures.
+    pub metrics: Metrics,
+    queues: Queues,
+    limits: Limits,
+    cluster: Mutex<Cluster>,
+    freed: Notify,
+    counted: Notify,
+}
+
+/// Behind the one placement lock.
+#[derive(Default)]
+struct Cluster {
+    snapshot: Snapshot,
+    index: Index,
+    waiting: Waiting,
+    liveness: Liveness,
+    missing: BTreeMap<String, Instant>,
+    templates: BTreeSet<DesktopKey>,
+    leases_known: bool,
+}
+
+/// A decision on one desktop.
+#[derive(Debug)]
+pub enum Decision {
+    /// It has a place, which counts as taken from now on.
+    Assumed(Arc<Allocation>),
+    /// There is no room.
+    NoRoom(Explanation),
+    /// The desktop changed meanwhile: look again.
+    Stale,
+    /// Others go first: look again soon.
+    Yield,
+}
+
+impl World {
+    /// Knows nothing yet.
+    pub fn new(stores: Stores, queues: Queues, limits: Limits, metrics: Metrics) -> Self {
+        let cluster = Mutex::default();
+        Self { stores, metrics, queues, limits, cluster, freed: Notify::new(), counted: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Cluster> {
+        // No step leaves the cluster half changed, so a panic elsewhere does not spoil it.
+        self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self, cluster: &mut Cluster, change: Change) {
+        if change.freed {
+            cluster.waiting.freed(Instant::now());
+            self.freed.notify_one();
+        }
+        if change.any {
+            self.counted.notify_one();
+        }
+    }
+
+    /// A desktop came in.
+    pub fn desktop(&self, seen: Seen<'_, Desktop>) {
+        let mut cluster = self.lock();
+        match seen {
+            Seen::There(desktop) => {
+                if cluster.index.seen(desktop) {
+                    let namespace = desktop.namespace().unwrap_or_default();
+                    cluster.templates.insert(DesktopKey::new(&namespace, &desktop.spec.template_ref.name));
+                    self.counted.notify_one();
+                }
+                let change = cluster.snapshot.desktop_seen(desktop);
+                self.changed(&mut cluster, change);
+                self.wake(&key_of(desktop));
+            }
+            Seen::Gone(desktop) => {
+                let key = key_of(desktop);
+                let template = cluster.index.gone(&key);
+                cluster.templates.extend(template);
+                cluster.waiting.forget(&key);
+                self.counted.notify_one();
+                let change = cluster.snapshot.desktop_gone(&key);
+                self.changed(&mut cluster, change);
+            }
+            Seen::Complete => {}
+        }
+    }
+
+    /// A template came in: its desktops and its own status are looked at.
+    pub fn template(&self, seen: Seen<'_, DesktopTemplate>) {
+        let (Seen::There(template) | Seen::Gone(template)) = seen else { return };
+        let key = DesktopKey::new(&template.namespace().unwrap_or_default(), &template.name_any());
+        let mut cluster = self.lock();
+        cluster.index.of_template(&key).iter().for_each(|desktop| self.wake(desktop));
+        cluster.templates.insert(key);
+        self.counted.notify_one();
+    }
+
+    /// A profile came in: its own status, templates that ask for it and their desktops are looked at.
+    pub fn profile(&self, seen: Seen<'_, GpuProfile>) {
+        let (Seen::There(profile) | Seen::Gone(profile)) = seen else { return };
+        let name = profile.name_any();
+        let asks =
+            |template: &DesktopTemplate| template.spec.gpus.iter().any(|gpu| gpu.profile_ref.name == name);
+        let templates: Vec<DesktopKey> = self
+            .stores
+            .templates
+            .state_filter(asks)
+            .iter()
+            .map(|template| DesktopKey::new(&template.namespace().unwrap_or_default(), &template.name_any()))
+            .collect();
+        let mut cluster = self.lock();
+        cluster.index.of_profile(&name).iter().for_each(|desktop| self.wake(desktop));
+        for template in templates {
+            cluster.index.of_template(&template).iter().for_each(|desktop| self.wake(desktop));
+            cluster.templates.insert(template);
+        }
+        self.counted.notify_one();
+    }
+
+    /// A node came in.
+    pub fn node(&self, seen: Seen<'_, GpuNode>) {
+        let mut cluster = self.lock();
+        match seen {
+            Seen::There(node) => {
+                let name = node.name_any();
+                cluster.missing.remove(&name);
+                let change = cluster.snapshot.node_seen(node);
+                self.changed(&mut cluster, change);
+                self.judge(&mut cluster);
+                // A receiver that is gone means that the process ends.
+                let _ = self.queues.nodes.unbounded_send(ObjectRef::new(&name));
+            }
+            Seen::Gone(node) => {
+                let name = node.name_any();
+                cluster.missing.insert(name.clone(), Instant::now());
+                let change = cluster.snapshot.node_gone(&name);
+                self.changed(&mut cluster, change);
+                let on_it = |desktop: &Desktop| {
+                    desktop
+                        .status
+                        .as_ref()
+                        .and_then(|s| s.allocation.as_ref())
+                        .is_some_and(|a| a.node == name)
+                };
+                self.stores
+                    .desktops
+                    .state_filter(on_it)
+                    .iter()
+                    .for_each(|desktop| self.wake(&key_of(desktop)));
+            }
+            Seen::Complete => {}
+        }
+    }
+
+    /// A lease came in.
+    pub fn lease(&self, seen: Seen<'_, Lease>) {
+        let mut cluster = self.lock();
+        match seen {
+            Seen::There(lease) => cluster.liveness.seen(lease, Instant::now()),
+            Seen::Gone(lease) => cluster.liveness.gone(lease),
+            Seen::Complete => cluster.leases_known = true,
+        }
+        self.judge(&mut cluster);
+    }
+
+    /// Judges anew which nodes are silent; called as time passes.
+    pub fn tick(&self) {
+        let mut cluster = self.lock();
+        self.judge(&mut cluster);
+        self.metrics.waiting(cluster.waiting.len());
+    }
+
+    fn judge(&self, cluster: &mut Cluster) {
+        if !cluster.leases_known {
+            return;
+        }
+        let silent = cluster.liveness.silent(cluster.snapshot.node_names(), Instant::now());
+        self.metrics.silent(silent.len());
+        let change = cluster.snapshot.set_silent(silent);
+        self.changed(cluster, change);
+    }
+
+    /// Puts a desktop into the queue.
+    fn wake(&self, key: &DesktopKey) {
+        // A receiver that is gone means that the process ends.
+        let _ = self.queues.desktops.unbounded_send(ObjectRef::new(&key.name).within(&key.namespace));
+    }
+
+    /// Finds a place and counts it as taken, in one step that no other decision comes between.
+    pub fn decide(&self, desktop: &Desktop, wanted: &Wanted, home: Option<String>, now: &Time) -> Decision {
+        let key = key_of(desktop);
+        let version = desktop.metadata.resource_version.clone().unwrap_or_default();
+        let request = Request { home, ..wanted.request.clone() };
+        let priority = desktop.spec.priority;
+        let started = Instant::now();
+        let mut cluster = self.lock();
+        // Decided before, but the answer to the write was lost: the same is written again.
+        if let Some(assumed) = cluster.snapshot.assumed(&key) {
+            return Decision::Assumed(assumed);
+        }
+        if cluster.waiting.must_yield(&key, priority, started) {
+            return Decision::Yield;
+        }
+        let view = cluster.snapshot.view();
+        match placement::place(&view, &request, self.limits) {
+            Ok(placed) => {
+                let allocation = Arc::new(Allocation {
+                    node: placed.node,
+                    desktop_generation: desktop.metadata.generation.unwrap_or_default(),
+                    template_generation: wanted.template_generation,
+                    restarted_at: wanted.restarted_at.clone(),
+                    decided_at: now.clone(),
+                    compute: Some(placed.plan.compute),
+                    gpus: placed.plan.gpus,
+                });
+                let Ok(change) = cluster.snapshot.assume(&key, &version, &allocation) else {
+                    return Decision::Stale;
+                };
+                cluster.waiting.forget(&key);
+                self.changed(&mut cluster, change);
+                drop(cluster);
+                self.metrics.placed("placed");
+                self.metrics.decided_in(started.elapsed().as_secs_f64());
+                Decision::Assumed(allocation)
+            }
+            Err(rejections) => {
+                let created = desktop.creation_timestamp().map_or(0, |time| time.0.as_second());
+                cluster.waiting.insert(&key, priority, created);
+                drop(cluster);
+                let explanation = placement::explain(&view, &request, &rejections, self.limits);
+                self.metrics.placed(explanation.reason.as_str());
+                self.metrics.decided_in(started.elapsed().as_secs_f64());
+                Decision::NoRoom(explanation)
+            }
+        }
+    }
+
+    /// A decision was refused: what it took is free again.
+    pub fn forget(&self, key: &DesktopKey) {
+        let mut cluster = self.lock();
+        let change = cluster.snapshot.forget(key);
+        self.changed(&mut cluster, change);
+    }
+
+    /// A desktop does not wait for room any more.
+    pub fn not_waiting(&self, key: &DesktopKey) {
+        self.lock().waiting.forget(key);
+    }
+
+    /// How long a waiting desktop must wait until it may change its message.
+    pub fn may_say(&self, key: &DesktopKey) -> Duration {
+        self.lock().waiting.may_say(key, Instant::now())
+    }
+
+    /// Whether a node is there.
+    pub fn presence(&self, node: &str) -> Presence {
+        if self.stores.nodes.get(&ObjectRef::new(node)).is_some() {
+            return Presence::Present;
+        }
+        let now = Instant::now();
+        let since = *self.lock().missing.entry(node.to_owned()).or_insert(now);
+        if now.saturating_duration_since(since) >= NODE_LOST_AFTER {
+            Presence::Lost
+        } else {
+            Presence::Missing
+        }
+    }
+
+    /// The Secrets that desktops of a namespace on a node name; without those of `except`.
+    pub fn secrets(&self, namespace: &str, node: &str, except: Option<&DesktopKey>) -> BTreeSet<String> {
+        let held: Vec<DesktopKey> = {
+            let cluster = self.lock();
+            let held =
+                cluster.snapshot.node(node).map(|state| state.held.keys().cloned().collect::<Vec<_>>());
+            held.unwrap_or_default()
+        };
+        held.iter()
+            .filter(|key| key.namespace == namespace && Some(*key) != except)
+            .filter_map(|key| self.stores.desktops.get(&ObjectRef::new(&key.name).within(&key.namespace)))
+            .filter_map(|desktop| secret_name(&desktop, self.template_of(&desktop).as_deref()))
+            .collect()
+    }
+
+    /// The template that a desktop names.
+    pub fn template_of(&self, desktop: &Desktop) -> Option<Arc<DesktopTemplate>> {
+        let namespace = desktop.namespace().unwrap_or_default();
+        self.stores.templates.get(&ObjectRef::new(&desktop.spec.template_ref.name).within(&namespace))
+    }
+
+    /// The profiles that a desktop asks for, as far as they exist.
+    pub fn profiles_of(
+        &self,
+        desktop: &Desktop,
+        template: &DesktopTemplate,
+    ) -> BTreeMap<String, Arc<GpuProfile>> {
+        let names = profile_names(desktop, template).into_iter();
+        names.filter_map(|name| Some((name.clone(), self.profile_named(&name)?))).collect()
+    }
+
+    /// A profile by name.
+    pub fn profile_named(&self, name: &str) -> Option<Arc<GpuProfile>> {
+        self.stores.profiles.get(&ObjectRef::new(name))
+    }
+
+    /// How many desktops name a template, and the first of them.
+    pub fn users(&self, template: &DesktopKey, first: usize) -> (usize, Vec<String>) {
+        self.lock().index.users(template, first)
+    }
+
+    /// The nodes now, and how many shares of a profile are in use.
+    pub fn estate(&self, profile: &str) -> (View, i32) {
+        let cluster = self.lock();
+        (cluster.snapshot.view(), cluster.snapshot.in_use(profile))
+    }
+
+    /// The bounds of the operator.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Wakes those that wait for room, the most important first, a moment after something was
+    /// freed: what is freed together is offered together. Runs until dropped.
+    pub async fn wake_waiting(&self) {
+        loop {
+            self.freed.notified().await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let waiting = self.lock().waiting.in_order();
+            waiting.iter().for_each(|key| self.wake(key));
+        }
+    }
+
+    /// Has counts of profiles and templates looked at, at most once a second. Runs until dropped.
+    pub async fn wake_counts(&self) {
+        loop {
+            self.counted.notified().await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let templates = std::mem::take(&mut self.lock().templates);
+            for key in templates {
+                let _ =
+                    self.queues.templates.unbounded_send(ObjectRef::new(&key.name).within(&key.namespace));
+            }
+            for profile in self.stores.profiles.state() {
+                let _ = self.queues.profiles.unbounded_send(ObjectRef::from_obj(&*profile));
+            }
+        }
+    }
+}
