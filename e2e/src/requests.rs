@@ -66,8 +66,7 @@ impl Requests {
             let ours = label("group") == Some("gpudesk.dev");
             let beside = ["roles", "rolebindings", "serviceaccounts"].contains(&resource);
             let writes = match verb {
-                "APPLY" => ours || beside,
-                "PATCH" | "PUT" => ours || beside,
+                "APPLY" | "PATCH" | "PUT" => ours || beside,
                 _ => false,
             };
             if writes {

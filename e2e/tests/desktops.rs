@@ -38,7 +38,7 @@ async fn run_tiny(objects: &Objects, name: &str) -> Result<Desktop> {
     objects.is(name, ConditionType::Ready, true, SOON).await
 }
 
-async fn gone(environment: &RealHost, objects: &Objects, desktop: &Desktop) -> Result<()> {
+fn gone(environment: &RealHost, objects: &Objects, desktop: &Desktop) -> Result<()> {
     let domain = domain_name(objects.namespace(), &desktop.name_any());
     ensure!(!environment.domains()?.contains(&domain), "domain {domain} is left");
     let folder = environment.desktop_folder(&desktop.uid().context("a desktop has a UID")?);
@@ -78,7 +78,7 @@ async fn life(environment: Arc<RealHost>) -> Result<()> {
     ensure!(listed.items.len() == 1, "a field selector lists desktops by node");
 
     objects.delete("one", SOON).await?;
-    gone(&environment, &objects, &desktop).await
+    gone(&environment, &objects, &desktop)
 }
 
 async fn stop_and_start(environment: Arc<RealHost>) -> Result<()> {
@@ -120,7 +120,7 @@ async fn stop_and_start(environment: Arc<RealHost>) -> Result<()> {
     objects.patch("one", json!({"spec": {"powerState": "Stopped"}})).await?;
     objects.is("one", ConditionType::Running, false, SOON).await?;
     objects.delete("one", SOON).await?;
-    gone(&environment, &objects, &desktop).await
+    gone(&environment, &objects, &desktop)
 }
 
 async fn restart(environment: Arc<RealHost>) -> Result<()> {
@@ -143,7 +143,7 @@ async fn restart(environment: Arc<RealHost>) -> Result<()> {
     ensure!(started(&after).is_some(), "it says when it was started");
     ensure!(qemu_of(&environment, &after)? != before, "it is another QEMU process");
     objects.delete("one", SOON).await?;
-    gone(&environment, &objects, &desktop).await
+    gone(&environment, &objects, &desktop)
 }
 
 /// The QEMU process of a desktop.
@@ -177,7 +177,7 @@ async fn guest_dies(environment: Arc<RealHost>) -> Result<()> {
     objects.says("two", ConditionType::Running, Reason::GuestCrashed, SOON).await?;
     for (name, desktop) in [("one", &desktop), ("two", &two)] {
         objects.delete(name, SOON).await?;
-        gone(&environment, &objects, desktop).await?;
+        gone(&environment, &objects, desktop)?;
     }
     Ok(())
 }
