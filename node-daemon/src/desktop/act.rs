@@ -1,0 +1,258 @@
+//! Doing what was decided. Each action may be done again after it was interrupted anywhere.
+#![expect(clippy::disallowed_methods, reason = "adapter: notes down when it started and stopped machines")]
+
+use gpudesk_crds::{desktop_template_devices::CloudInit, types::ShareMode};
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    Desktops, Round,
+    conflict::{self, Holder},
+    decide::Action,
+    desired::Wanted,
+    machine::{self, Parts},
+    materials::{self, Materials, Origin},
+    observe::{RECORD, Sight},
+    problem::Problem,
+    record::RunRecord,
+};
+use crate::{
+    crash_point::{self, Step},
+    domain::metadata,
+    host::{
+        gpu_driver::{GpuError, InstanceKey, WantedInstance},
+        hypervisor::{GuestState, HypervisorError},
+        paths::exists,
+        seed::Seed,
+    },
+};
+
+impl Desktops {
+    pub(super) async fn act(
+        &self,
+        action: Action,
+        round: &mut Round<'_>,
+        sight: &mut Sight,
+    ) -> Result<(), Problem> {
+        match action {
+            Action::Prepare => self.prepare(round, sight).await,
+            Action::Define => self.define(round, sight).await,
+            Action::Start => self.start(round, sight).await,
+            Action::Shutdown => self.shutdown(round, sight).await,
+            Action::Destroy => self.destroy(round, sight).await,
+            Action::Release => self.release(round, sight).await,
+            Action::Nothing(_) => Ok(()),
+        }
+    }
+
+    async fn prepare(&self, round: &Round<'_>, sight: &Sight) -> Result<(), Problem> {
+        let materials = found(sight)?;
+        round.folder.create(&round.owner)?;
+        self.make_shares(round).await?;
+        if !self.node.images.is_pretended() {
+            for disk in &materials.disks {
+                let path = round.folder.disk(&disk.name);
+                let (golden, size) = match &disk.origin {
+                    Origin::Overlay { golden, size_gib } => (Some(golden.as_path()), *size_gib),
+                    Origin::Blank { size_gib } => (None, Some(*size_gib)),
+                    Origin::Scratch { .. } | Origin::HostFile { .. } => continue,
+                };
+                if !exists(&path) {
+                    round.folder.make_disk(&path, golden, size).await?;
+                    crash_point::done(Step::OverlayWritten);
+                }
+            }
+            crash_point::done(Step::DisksWritten);
+        }
+        self.make_seed(round, materials).await
+    }
+
+    async fn make_shares(&self, round: &Round<'_>) -> Result<(), Problem> {
+        for gpu in round.allocation.map_or(&[][..], |allocation| &allocation.gpus) {
+            let card = self.node.cards.iter().find(|card| card.pci_address == gpu.device);
+            // An address can be another card's after hardware was added; the UUID tells.
+            let same = card.is_some_and(|card| gpu.device_uuid.is_none() || gpu.device_uuid == card.uuid);
+            if !same {
+                return Err(GpuError::NoSuchCard(gpu.device).into());
+            }
+            if gpu.mode == ShareMode::Passthrough {
+                continue;
+            }
+            let wanted = WantedInstance {
+                key: InstanceKey { desktop_uid: round.owner.uid.to_string(), request: gpu.name.clone() },
+                owner: format!("{}/{}", round.owner.namespace, round.owner.name),
+                card: gpu.device,
+                share: conflict::share(gpu),
+            };
+            self.drive(move |gpus| gpus.create(&wanted)).await?;
+        }
+        crash_point::done(Step::GpusCreated);
+        Ok(())
+    }
+
+    async fn make_seed(&self, round: &Round<'_>, materials: &Materials) -> Result<(), Problem> {
+        let Some(cloud_init) = &materials.cloud_init else { return Ok(()) };
+        let path = round.folder.seed();
+        if exists(&path) {
+            return Ok(());
+        }
+        let CloudInit { inline, secret_ref } = cloud_init;
+        let seed = match (inline, secret_ref) {
+            (Some(inline), None) => Seed {
+                user_data: inline.user_data.clone().into_bytes(),
+                network_data: inline.network_data.clone().map(String::into_bytes),
+            },
+            (None, Some(secret)) => self.node.secrets.seed(&round.owner.namespace, &secret.name).await?,
+            _ => {
+                return Err(Problem::Invalid(
+                    "cloudInit must have exactly one of inline and secretRef".into(),
+                ));
+            }
+        };
+        if !self.node.images.is_pretended() {
+            round.folder.write(&path, &seed.image(round.owner.uid, &round.owner.name)?)?;
+            crash_point::done(Step::SeedWritten);
+        }
+        Ok(())
+    }
+
+    async fn define(&self, round: &mut Round<'_>, sight: &Sight) -> Result<(), Problem> {
+        let (Some(allocation), materials) = (round.allocation, found(sight)?) else {
+            return Err(Problem::Internal("no allocation".into()));
+        };
+        let Some(compute) = &allocation.compute else {
+            return Err(Problem::Internal("no CPUs and memory are allocated".into()));
+        };
+        if let Some((what, holder)) =
+            conflict::conflict(allocation, &self.holders(round).await?, &self.node.cards)
+        {
+            return Err(Problem::Conflict { what, holder });
+        }
+        let template = round.template()?;
+        let domain = machine::domain(&Parts {
+            owner: &round.owner,
+            allocation,
+            compute,
+            template,
+            cpu: materials::cpu(round.desktop, &template.spec),
+            materials,
+            folder: &round.folder,
+            instances: &sight.instances,
+            cards: &self.node.cards,
+            kind: self.node.kind,
+        })?;
+        self.node.hypervisor.define(domain.render()?).await?;
+        crash_point::done(Step::Defined);
+        round.defined = true;
+        Ok(())
+    }
+
+    /// What other domains of this host hold, running or not: one that is off may start at any time.
+    async fn holders(&self, round: &Round<'_>) -> Result<Vec<Holder>, Problem> {
+        let mut holders = vec![];
+        for summary in self.node.hypervisor.list().await? {
+            if summary.uuid == round.owner.uid {
+                continue;
+            }
+            // One that cannot be understood is somebody else's, or of a version that knows more.
+            let Some(Ok(Some(other))) = summary.metadata.as_deref().map(metadata::parse) else { continue };
+            if let Ok(allocation) = serde_json::from_str(&other.allocation) {
+                holders.push(Holder { owner: format!("{}/{}", other.namespace, other.name), allocation });
+            }
+        }
+        Ok(holders)
+    }
+
+    async fn start(&self, round: &Round<'_>, sight: &Sight) -> Result<(), Problem> {
+        if !self.node.images.is_pretended() {
+            for disk in &found(sight)?.disks {
+                if let Origin::Scratch { size_gib } = disk.origin {
+                    round.folder.make_disk(&round.folder.scratch(&disk.name), None, Some(size_gib)).await?;
+                }
+            }
+        }
+        pause(self.node.latency.start).await;
+        self.node.hypervisor.start(round.owner.uid).await?;
+        crash_point::done(Step::Started);
+        let before = sight.observed.record.as_ref();
+        let record = RunRecord::started(Timestamp::now(), &self.node.boot, before);
+        round.folder.write_json(RECORD, &record)?;
+        self.metrics.started();
+        Ok(())
+    }
+
+    async fn shutdown(&self, round: &Round<'_>, sight: &Sight) -> Result<(), Problem> {
+        match self.node.hypervisor.shutdown(round.owner.uid).await {
+            Ok(()) => {}
+            // A guest that cannot be asked is powered off after the same time.
+            Err(error @ HypervisorError::Refused { .. }) => tracing::warn!(%error, "it will be powered off"),
+            Err(error) => return Err(error.into()),
+        }
+        self.note_shutdown(round, sight)?;
+        crash_point::done(Step::ShutdownSent);
+        Ok(())
+    }
+
+    async fn destroy(&self, round: &Round<'_>, sight: &Sight) -> Result<(), Problem> {
+        self.note_shutdown(round, sight)?;
+        pause(self.node.latency.stop).await;
+        match self.node.hypervisor.destroy(round.owner.uid).await {
+            Ok(()) | Err(HypervisorError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        crash_point::done(Step::Destroyed);
+        Ok(())
+    }
+
+    /// Notes down that the end that follows was asked for.
+    fn note_shutdown(&self, round: &Round<'_>, sight: &Sight) -> Result<(), Problem> {
+        let now = Timestamp::now();
+        let record = sight.observed.record.clone();
+        let mut record = record.unwrap_or_else(|| RunRecord::started(now, &self.node.boot, None));
+        record.shutdown_sent_at.get_or_insert(now);
+        if !round.folder.exists() {
+            round.folder.create(&round.owner)?;
+        }
+        round.folder.write_json(RECORD, &record)?;
+        Ok(())
+    }
+
+    async fn release(&self, round: &Round<'_>, sight: &Sight) -> Result<(), Problem> {
+        let remove = round.wanted == Wanted::Remove;
+        if sight.observed.domain.is_some() {
+            let state = if remove { GuestState::Delete } else { GuestState::Keep };
+            match self.node.hypervisor.undefine(round.owner.uid, state).await {
+                Ok(()) | Err(HypervisorError::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+            crash_point::done(Step::Undefined);
+        }
+        for instance in &sight.instances {
+            let key = instance.key.clone();
+            self.drive(move |gpus| gpus.destroy(&key)).await?;
+        }
+        crash_point::done(Step::GpusDestroyed);
+        let gone = if remove {
+            round.folder.remove()?;
+            true
+        } else {
+            round.folder.remove_run()?
+        };
+        if gone {
+            crash_point::done(Step::FolderRemoved);
+        }
+        Ok(())
+    }
+}
+
+fn found(sight: &Sight) -> Result<&Materials, Problem> {
+    sight
+        .materials
+        .as_ref()
+        .ok_or_else(|| Problem::Internal("the parts of the machine were not looked for".into()))
+}
+
+async fn pause(latency: Option<SignedDuration>) {
+    if let Some(latency) = latency.and_then(|latency| latency.try_into().ok()) {
+        tokio::time::sleep(latency).await;
+    }
+}

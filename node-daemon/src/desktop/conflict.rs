@@ -1,0 +1,138 @@
+//! Whether what the operator gave a desktop is held by another domain of this host. Pure.
+//!
+//! The operator sees to it that it never is. Where facts disagree all the same, the node refuses.
+
+use std::collections::BTreeSet;
+
+use gpudesk_crds::{Allocation, gpu_node_status::Device, types::CpuSet};
+
+use crate::partition::{self, Share};
+
+/// What another domain of this host holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Holder {
+    /// The desktop, as `namespace/name`.
+    pub owner: String,
+    /// What its domain was made from.
+    pub allocation: Allocation,
+}
+
+/// What of `ours` somebody else holds, and who.
+pub fn conflict(ours: &Allocation, others: &[Holder], cards: &[Device]) -> Option<(String, String)> {
+    let own_cpus = dedicated_cpus(ours);
+    for other in others {
+        let shared: CpuSet =
+            dedicated_cpus(&other.allocation).into_iter().filter(|cpu| own_cpus.contains(cpu)).collect();
+        if !shared.is_empty() {
+            return Some((format!("CPU {shared}"), other.owner.clone()));
+        }
+    }
+    for gpu in &ours.gpus {
+        let held: Vec<(&Holder, Share)> = others
+            .iter()
+            .flat_map(|other| other.allocation.gpus.iter().map(move |theirs| (other, theirs)))
+            .filter(|(_, theirs)| theirs.device == gpu.device)
+            .map(|(other, theirs)| (other, share(theirs)))
+            .collect();
+        let Some((first, _)) = held.first() else { continue };
+        let what = |why: &str| format!("{} on {} ({why})", gpu.type_name, gpu.device);
+        let Some(card) = cards.iter().find(|card| card.pci_address == gpu.device) else {
+            return Some((what("the card is not there"), first.owner.clone()));
+        };
+        // One by one, so that the refusal names the one in the way.
+        let wanted = share(gpu);
+        for (holder, theirs) in &held {
+            if let Err(refusal) = partition::admit(card, std::slice::from_ref(theirs), &wanted) {
+                return Some((what(&refusal.to_string()), holder.owner.clone()));
+            }
+        }
+        let all: Vec<Share> = held.iter().map(|(_, share)| share.clone()).collect();
+        if let Err(refusal) = partition::admit(card, &all, &wanted) {
+            return Some((what(&refusal.to_string()), first.owner.clone()));
+        }
+    }
+    None
+}
+
+/// CPUs that one vCPU has for itself. Pins to several CPUs are shared by their nature.
+fn dedicated_cpus(allocation: &Allocation) -> BTreeSet<u32> {
+    let pins = allocation.compute.iter().flat_map(|compute| &compute.vcpu_pins);
+    pins.filter(|pin| pin.cpus.len() == 1).flat_map(|pin| pin.cpus.iter().collect::<Vec<_>>()).collect()
+}
+
+/// The share that an allocation names.
+pub fn share(gpu: &gpudesk_crds::GpuAllocation) -> Share {
+    Share {
+        mode: gpu.mode,
+        type_name: gpu.type_name.clone(),
+        vgpu_type: gpu.vgpu_type.clone(),
+        start: gpu.start,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::simulated::HostFile;
+
+    fn allocation(yaml: &str) -> Allocation {
+        let text = format!(
+            "{{node: n, desktopGeneration: 1, templateGeneration: 1, decidedAt: 2026-01-01T00:00:00Z, {yaml}}}"
+        );
+        serde_yaml::from_str(&text).unwrap()
+    }
+
+    fn compute(pins: &str) -> Allocation {
+        allocation(&format!("compute: {{cores: 1, threadsPerCore: 1, memoryMiB: 64, vcpuPins: {pins}}}"))
+    }
+
+    fn gpu(mode: &str, type_name: &str, start: Option<i32>, card: &Device) -> Allocation {
+        let start = start.map(|start| format!(", start: {start}")).unwrap_or_default();
+        allocation(&format!(
+            "gpus: [{{name: g, device: '{}', product: p, mode: {mode}, type: {type_name}, framebufferMiB: 1, profile: x{start}}}]",
+            card.pci_address
+        ))
+    }
+
+    fn cards() -> Vec<Device> {
+        let file = "{coresPerSocket: 4, memoryMiB: 8192, cards: [{model: L40S, count: 2}]}";
+        HostFile::parse(file).unwrap().host("n").unwrap().facts.cards
+    }
+
+    fn holder(allocation: Allocation) -> Vec<Holder> {
+        vec![Holder { owner: "school/other".into(), allocation }]
+    }
+
+    #[test]
+    fn a_dedicated_cpu_is_given_once() {
+        let ours = compute("[{vcpu: 0, cpus: '4'}, {vcpu: 1, cpus: '5'}]");
+        let found = conflict(&ours, &holder(compute("[{vcpu: 0, cpus: '5'}]")), &[]);
+        assert_eq!(found, Some(("CPU 5".into(), "school/other".into())));
+        assert_eq!(conflict(&ours, &holder(compute("[{vcpu: 0, cpus: '6'}]")), &[]), None);
+        let floating = compute("[{vcpu: 0, cpus: '0-7'}]");
+        assert_eq!(conflict(&ours, &holder(floating.clone()), &[]), None);
+        assert_eq!(conflict(&floating, &holder(floating.clone()), &[]), None);
+    }
+
+    #[test]
+    fn shares_of_a_card_must_fit_beside_each_other() {
+        let cards = cards();
+        let whole = gpu("Passthrough", "Passthrough", None, &cards[0]);
+        let eight = gpu("Vgpu", "L40S-8Q", None, &cards[0]);
+        let four = gpu("Vgpu", "L40S-4Q", None, &cards[0]);
+        let elsewhere = gpu("Vgpu", "L40S-4Q", None, &cards[1]);
+        assert_eq!(conflict(&eight, &holder(eight.clone()), &cards), None);
+        assert_eq!(conflict(&eight, &holder(elsewhere), &cards), None);
+        for other in [&whole, &four] {
+            let (what, who) = conflict(&eight, &holder(other.clone()), &cards).unwrap();
+            assert!(what.contains("L40S-8Q") && who == "school/other", "{what}");
+        }
+        assert!(conflict(&whole, &holder(whole.clone()), &cards).is_some());
+        let six: Vec<Holder> = (0..6).flat_map(|_| holder(eight.clone())).collect();
+        assert!(conflict(&eight, &six, &cards).unwrap().0.contains("no more fit"));
+        let first = gpu("Vgpu", "L40S-16Q", Some(0), &cards[0]);
+        assert!(conflict(&first, &holder(first.clone()), &cards).is_some());
+        let second = gpu("Vgpu", "L40S-16Q", Some(32), &cards[0]);
+        assert_eq!(conflict(&first, &holder(second), &cards), None);
+    }
+}

@@ -1,0 +1,239 @@
+//! What is done next for a desktop: exactly one action. Pure.
+
+use gpudesk_crds::desktop_template::RestartPolicy;
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    desired::Wanted,
+    record::{AfterEnd, RunRecord},
+};
+
+/// What is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The domain.
+    pub domain: Option<DomainView>,
+    /// Every disk, the seed and every share of a GPU is made.
+    pub prepared: bool,
+    /// Shares of GPUs of this desktop exist.
+    pub instances: bool,
+    /// The desktop's folder exists.
+    pub folder: bool,
+    /// The last run.
+    pub record: Option<RunRecord>,
+}
+
+/// A domain, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DomainView {
+    /// It holds memory and devices.
+    pub active: bool,
+    /// It was made from the allocation and the template as they are.
+    pub current: bool,
+}
+
+/// The rules that apply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules<'a> {
+    /// Whether a machine that ended by itself is started again.
+    pub restart_policy: RestartPolicy,
+    /// Time to shut down before the power is taken.
+    pub shutdown_grace: SignedDuration,
+    /// The boot of the host.
+    pub boot: &'a str,
+}
+
+/// The one action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make disks, seed and shares of GPUs.
+    Prepare,
+    /// Give libvirt the domain.
+    Define,
+    /// Start the domain.
+    Start,
+    /// Ask the guest to shut down.
+    Shutdown,
+    /// Take the power.
+    Destroy,
+    /// Forget the domain and give back what it held.
+    Release,
+    /// It is as wanted, or has to wait until this time at most.
+    Nothing(Option<Timestamp>),
+}
+
+/// Decides.
+pub fn decide(wanted: Wanted, observed: &Observed, rules: &Rules<'_>, now: Timestamp) -> Action {
+    let active = observed.domain.is_some_and(|domain| domain.active);
+    match wanted {
+        Wanted::Run if active => Action::Nothing(None),
+        Wanted::Run => bring_up(observed, rules, now),
+        Wanted::Leave => Action::Nothing(None),
+        Wanted::Stop | Wanted::Remove if active => bring_down(observed, rules, now),
+        Wanted::Stop if holds(observed) || observed.record.is_some() => Action::Release,
+        Wanted::Remove if holds(observed) || observed.folder => Action::Release,
+        Wanted::Stop | Wanted::Remove => Action::Nothing(None),
+    }
+}
+
+fn holds(observed: &Observed) -> bool {
+    observed.domain.is_some() || observed.instances
+}
+
+fn bring_up(observed: &Observed, rules: &Rules<'_>, now: Timestamp) -> Action {
+    let end = observed.record.as_ref().and_then(|record| Some((record, record.end_in(rules.boot)?)));
+    if let Some((record, end)) = end {
+        match record.after(end, rules.restart_policy) {
+            AfterEnd::Stay => return Action::Nothing(None),
+            AfterEnd::RestartAt(time) if now < time => return Action::Nothing(Some(time)),
+            AfterEnd::RestartAt(_) => {}
+        }
+    }
+    if !observed.prepared {
+        Action::Prepare
+    } else if observed.domain.is_some_and(|domain| domain.current) {
+        Action::Start
+    } else {
+        Action::Define
+    }
+}
+
+fn bring_down(observed: &Observed, rules: &Rules<'_>, now: Timestamp) -> Action {
+    if rules.shutdown_grace.is_zero() {
+        return Action::Destroy;
+    }
+    match observed.record.as_ref().and_then(|record| record.shutdown_sent_at) {
+        None => Action::Shutdown,
+        Some(sent) => match sent.checked_add(rules.shutdown_grace) {
+            Ok(deadline) if now < deadline => Action::Nothing(Some(deadline)),
+            _ => Action::Destroy,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desktop::record::Ended;
+
+    const NOW: i64 = 1000;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn domain(active: bool, current: bool) -> Option<DomainView> {
+        Some(DomainView { active, current })
+    }
+
+    fn run(ended: Option<(i64, bool)>, row: u32, shutdown: Option<i64>) -> Option<RunRecord> {
+        Some(RunRecord {
+            started_at: at(1),
+            boot: "boot".into(),
+            ended: ended.map(|(second, crashed)| Ended { at: at(second), crashed }),
+            ends_in_a_row: row,
+            shutdown_sent_at: shutdown.map(at),
+        })
+    }
+
+    fn go(wanted: Wanted, observed: &Observed) -> Action {
+        with(wanted, observed, RestartPolicy::OnFailure, 60)
+    }
+
+    fn with(wanted: Wanted, observed: &Observed, restart_policy: RestartPolicy, grace: i64) -> Action {
+        let shutdown_grace = SignedDuration::from_secs(grace);
+        decide(wanted, observed, &Rules { restart_policy, shutdown_grace, boot: "boot" }, at(NOW))
+    }
+
+    #[test]
+    fn a_start_goes_step_by_step_from_wherever_it_was_left() {
+        let nothing = Observed::default();
+        assert_eq!(go(Wanted::Run, &nothing), Action::Prepare);
+        // Killed after some of the preparation: the folder is there and not all is in it.
+        let begun = Observed { folder: true, instances: true, ..nothing };
+        assert_eq!(go(Wanted::Run, &begun), Action::Prepare);
+        let prepared = Observed { prepared: true, ..begun };
+        assert_eq!(go(Wanted::Run, &prepared), Action::Define);
+        let outdated = Observed { domain: domain(false, false), ..prepared.clone() };
+        assert_eq!(go(Wanted::Run, &outdated), Action::Define);
+        let defined = Observed { domain: domain(false, true), ..prepared.clone() };
+        assert_eq!(go(Wanted::Run, &defined), Action::Start);
+        // Killed between start and record.
+        let started = Observed { domain: domain(true, true), ..prepared };
+        assert_eq!(go(Wanted::Run, &started), Action::Nothing(None));
+    }
+
+    #[test]
+    fn a_running_machine_is_left_alone_whatever_else_is_missing() {
+        let running = Observed { domain: domain(true, false), ..Observed::default() };
+        for wanted in [Wanted::Run, Wanted::Leave] {
+            assert_eq!(go(wanted, &running), Action::Nothing(None));
+        }
+        assert_eq!(go(Wanted::Leave, &Observed::default()), Action::Nothing(None));
+    }
+
+    #[test]
+    fn an_end_by_itself_is_answered_by_the_policy() {
+        let ended = |crashed, row| Observed {
+            domain: domain(false, true),
+            prepared: true,
+            record: run(Some((NOW - 5, crashed)), row, None),
+            ..Observed::default()
+        };
+        for (crashed, policy, action) in [
+            (true, RestartPolicy::OnFailure, Action::Start),
+            (false, RestartPolicy::OnFailure, Action::Nothing(None)),
+            (true, RestartPolicy::Always, Action::Start),
+            (false, RestartPolicy::Always, Action::Start),
+            (true, RestartPolicy::Never, Action::Nothing(None)),
+        ] {
+            assert_eq!(with(Wanted::Run, &ended(crashed, 1), policy, 60), action, "{crashed} {policy:?}");
+        }
+        assert_eq!(go(Wanted::Run, &ended(true, 2)), Action::Nothing(Some(at(NOW + 5))));
+        let lost = Observed { domain: None, ..ended(true, 1) };
+        assert_eq!(go(Wanted::Run, &lost), Action::Define);
+    }
+
+    #[test]
+    fn after_a_reboot_of_the_host_it_is_started_whatever_the_policy() {
+        let mut before = run(Some((NOW - 5, false)), 1, None).unwrap();
+        before.boot = "the boot before".into();
+        let observed = Observed {
+            domain: domain(false, true),
+            prepared: true,
+            record: Some(before),
+            ..Observed::default()
+        };
+        assert_eq!(with(Wanted::Run, &observed, RestartPolicy::Never, 60), Action::Start);
+        let unprepared = Observed { prepared: false, ..observed };
+        assert_eq!(go(Wanted::Run, &unprepared), Action::Prepare, "shares of GPUs are lost by a reboot");
+    }
+
+    #[test]
+    fn a_stop_asks_waits_and_takes_the_power() {
+        let running = |record| Observed { domain: domain(true, true), record, ..Observed::default() };
+        for wanted in [Wanted::Stop, Wanted::Remove] {
+            assert_eq!(go(wanted, &running(None)), Action::Shutdown);
+            assert_eq!(go(wanted, &running(run(None, 0, None))), Action::Shutdown);
+            let asked = running(run(None, 0, Some(NOW - 10)));
+            assert_eq!(go(wanted, &asked), Action::Nothing(Some(at(NOW + 50))));
+            assert_eq!(go(wanted, &running(run(None, 0, Some(NOW - 60)))), Action::Destroy);
+            assert_eq!(with(wanted, &running(None), RestartPolicy::Always, 0), Action::Destroy);
+        }
+    }
+
+    #[test]
+    fn what_is_off_is_released_until_nothing_is_left() {
+        let off = Observed { domain: domain(false, true), ..Observed::default() };
+        let shares = Observed { instances: true, ..Observed::default() };
+        let record = Observed { folder: true, record: run(None, 0, Some(1)), ..Observed::default() };
+        let disks = Observed { folder: true, ..Observed::default() };
+        for observed in [&off, &shares, &record] {
+            assert_eq!(go(Wanted::Stop, observed), Action::Release);
+            assert_eq!(go(Wanted::Remove, observed), Action::Release);
+        }
+        assert_eq!(go(Wanted::Stop, &disks), Action::Nothing(None), "a stopped desktop keeps its disks");
+        assert_eq!(go(Wanted::Remove, &disks), Action::Release);
+        assert_eq!(go(Wanted::Remove, &Observed::default()), Action::Nothing(None));
+    }
+}

@@ -1,0 +1,311 @@
+//! From allocation and template to the libvirt domain. Pure.
+//!
+//! CPUs, memory, pages, NUMA cells and GPUs come from the allocation alone.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    num::{NonZeroU32, NonZeroU64},
+    path::PathBuf,
+};
+
+use gpudesk_crds::{
+    Allocation, Compute, DesktopTemplate,
+    desktop_template::{Cpu as TemplateCpu, Firmware as TemplateFirmware, Machine, MachineType},
+    desktop_template_devices::{DiskBus, DiskFormat, Network},
+    domain_name,
+    gpu_node_status::Device,
+    types::{PageSize as ApiPageSize, PciAddress as ApiPciAddress, ShareMode},
+};
+use uuid::Uuid;
+
+use super::{
+    materials::{Materials, Origin},
+    problem::Problem,
+};
+use crate::{
+    domain::{
+        Cache, Cpu, CpuModel, CpuSet, DirectKernel, Disk, DomainMetadata, DomainSpec, Firmware, Graphics,
+        HostCells, Hostdev, Image, ImageFormat, ImageSource, Interface, Kind, Link, Listen, MacAddress,
+        MdevDisplay, Memory, MemoryLayout, Microvm, PageSize, PciAddress, Pinning, Platform, Q35, Screen,
+        Slot, Topology, Uefi, Video,
+    },
+    host::{
+        folder::{DesktopFolder, Owner},
+        gpu_driver::{GpuInstance, Handle},
+    },
+};
+
+/// Everything that a domain is made from.
+pub struct Parts<'a> {
+    /// The desktop.
+    pub owner: &'a Owner,
+    /// What it was given.
+    pub allocation: &'a Allocation,
+    /// CPUs and memory of the allocation.
+    pub compute: &'a Compute,
+    /// Its template.
+    pub template: &'a DesktopTemplate,
+    /// The processors, with what the desktop overrides.
+    pub cpu: &'a TemplateCpu,
+    /// Disks and kernel.
+    pub materials: &'a Materials,
+    /// Its folder.
+    pub folder: &'a DesktopFolder,
+    /// Shares of GPUs made for it.
+    pub instances: &'a [GpuInstance],
+    /// Cards of the host.
+    pub cards: &'a [Device],
+    /// What runs it.
+    pub kind: Kind,
+}
+
+/// What the metadata says of this desktop and allocation.
+pub fn metadata(parts: &Parts<'_>) -> Result<DomainMetadata, Problem> {
+    let allocation = serde_json::to_string(parts.allocation)
+        .map_err(|error| Problem::Invalid(format!("the allocation cannot be written down: {error}")))?;
+    Ok(DomainMetadata {
+        desktop_uid: parts.owner.uid,
+        namespace: parts.owner.namespace.clone(),
+        name: parts.owner.name.clone(),
+        daemon_version: env!("CARGO_PKG_VERSION").into(),
+        template_generation: parts.template.metadata.generation.unwrap_or_default(),
+        restarted_at: parts.allocation.restarted_at.clone(),
+        allocation,
+    })
+}
+
+/// The domain.
+///
+/// # Errors
+/// [`Problem::Invalid`] for what the validation rules of the API should have refused.
+pub fn domain(parts: &Parts<'_>) -> Result<DomainSpec, Problem> {
+    let uuid = parts.owner.uid;
+    let spec = &parts.template.spec;
+    let kernel = direct_kernel(&spec.machine, parts.materials);
+    let platform = match spec.machine.machine_type {
+        MachineType::Q35 => Platform::Q35(Box::new(Q35 {
+            firmware: firmware(parts, kernel)?,
+            tpm: None,
+            hyperv: spec.machine.hyperv,
+            disks: disks(parts),
+            filesystems: vec![],
+            hostdevs: hostdevs(parts)?,
+            screen: spec.consoles.vnc.as_ref().map(|_| screen()),
+            agent: spec.guest_agent,
+        })),
+        MachineType::Microvm if !parts.allocation.gpus.is_empty() => {
+            return Err(Problem::Invalid("a microvm has no PCI bus and cannot have a GPU".into()));
+        }
+        MachineType::Microvm => Platform::Microvm(Microvm {
+            kernel: kernel.ok_or_else(|| Problem::Invalid("a microvm needs machine.directKernel".into()))?,
+            disks: disks(parts).into_iter().map(|disk| disk.image).collect(),
+            agent: spec.guest_agent,
+        }),
+    };
+    Ok(DomainSpec {
+        uuid,
+        name: domain_name(&parts.owner.namespace, &parts.owner.name),
+        kind: parts.kind,
+        cpu: cpu(parts)?,
+        memory: memory(parts.compute)?,
+        platform,
+        interfaces: interfaces(uuid, &spec.networks)?,
+        // The test driver has no process that would write it.
+        serial_log: (parts.kind != Kind::Test).then(|| parts.folder.file("serial.log")),
+        metadata: metadata(parts)?,
+    })
+}
+
+fn out_of_range(field: &str, value: impl std::fmt::Display) -> Problem {
+    Problem::Invalid(format!("allocation.compute.{field} is {value}, which cannot be"))
+}
+
+fn cpu(parts: &Parts<'_>) -> Result<Cpu, Problem> {
+    let compute = parts.compute;
+    let count = |field, value: i32| {
+        u32::try_from(value).ok().and_then(NonZeroU32::new).ok_or_else(|| out_of_range(field, value))
+    };
+    let pins = compute.vcpu_pins.iter().map(|pin| {
+        let cpus = CpuSet::new(pin.cpus.iter()).ok_or_else(|| out_of_range("vcpuPins[].cpus", "empty"))?;
+        let vcpu = u32::try_from(pin.vcpu).map_err(|_| out_of_range("vcpuPins[].vcpu", pin.vcpu))?;
+        Ok((vcpu, cpus))
+    });
+    let emulator = compute.emulator_cpus.as_ref().and_then(|cpus| CpuSet::new(cpus.iter()));
+    Ok(Cpu {
+        model: match parts.cpu.model.as_str() {
+            "host-passthrough" => CpuModel::HostPassthrough,
+            "host-model" => CpuModel::HostModel,
+            name => CpuModel::Named(name.into()),
+        },
+        topology: Topology {
+            cores: count("cores", compute.cores)?,
+            threads: count("threadsPerCore", compute.threads_per_core)?,
+        },
+        pinning: Pinning {
+            vcpus: pins.collect::<Result<_, Problem>>()?,
+            // One thread for disks beside the emulator's, where those have CPUs of their own. A microvm
+            // has no disk that could use it.
+            io_threads: match (&emulator, parts.template.spec.machine.machine_type) {
+                (Some(cpus), MachineType::Q35) => vec![Some(cpus.clone())],
+                (None, _) | (Some(_), MachineType::Microvm) => vec![],
+            },
+            emulator,
+        },
+    })
+}
+
+fn memory(compute: &Compute) -> Result<Memory, Problem> {
+    let mib = u64::try_from(compute.memory_mib).ok().and_then(NonZeroU64::new);
+    let mib = mib.ok_or_else(|| out_of_range("memoryMiB", compute.memory_mib))?;
+    let cells: Vec<u32> = compute.numa_cells.iter().filter_map(|cell| u32::try_from(*cell).ok()).collect();
+    let place = match cells.as_slice() {
+        [] => None,
+        _ if compute.numa_strict => CpuSet::new(cells).map(HostCells::Strict),
+        [cell] => Some(HostCells::Preferred(*cell)),
+        // A preference for several cells is more than the kernel takes by way of libvirt.
+        _ => None,
+    };
+    let pages = match compute.page_size {
+        ApiPageSize::None => PageSize::Normal,
+        ApiPageSize::Mi2 => PageSize::Mib2,
+        ApiPageSize::Gi1 => PageSize::Gib1,
+    };
+    Ok(Memory { layout: MemoryLayout::Flat { mib, place }, pages })
+}
+
+fn direct_kernel(machine: &Machine, materials: &Materials) -> Option<DirectKernel> {
+    let (kernel, initrd) = materials.kernel.clone()?;
+    let cmdline = machine.direct_kernel.as_ref().and_then(|direct| direct.command_line.clone());
+    Some(DirectKernel { kernel, initrd, cmdline })
+}
+
+fn firmware(parts: &Parts<'_>, kernel: Option<DirectKernel>) -> Result<Firmware, Problem> {
+    let uefi = |secure_boot| {
+        Firmware::Uefi(Uefi {
+            secure_boot,
+            variables: (parts.kind != Kind::Test).then(|| parts.folder.file("uefi-vars.fd")),
+            pci_window_mib: pci_window(parts),
+        })
+    };
+    Ok(match parts.template.spec.machine.firmware {
+        TemplateFirmware::Bios => Firmware::Bios,
+        TemplateFirmware::Uefi => uefi(false),
+        TemplateFirmware::UefiSecureBoot => uefi(true),
+        TemplateFirmware::DirectKernel => Firmware::DirectKernel(kernel.ok_or_else(|| {
+            Problem::Invalid("machine.firmware DirectKernel needs machine.directKernel".into())
+        })?),
+    })
+}
+
+/// Twice the memory regions of the whole cards given, as a power of two; `None` where the firmware's
+/// own 32 GiB do.
+fn pci_window(parts: &Parts<'_>) -> Option<NonZeroU64> {
+    let whole = parts.allocation.gpus.iter().filter(|gpu| gpu.mode == ShareMode::Passthrough);
+    let cards = whole.filter_map(|gpu| parts.cards.iter().find(|card| card.pci_address == gpu.device));
+    let bytes: i64 = cards.flat_map(|card| &card.bars).map(|bar| bar.size_bytes).sum();
+    let mib = u64::try_from(bytes).ok()?.saturating_mul(2).div_ceil(1 << 20);
+    NonZeroU64::new(mib.checked_next_power_of_two()?).filter(|window| window.get() > 32 << 10)
+}
+
+fn disks(parts: &Parts<'_>) -> Vec<Disk> {
+    let slot = |bus| match bus {
+        DiskBus::Virtio => Slot::Virtio,
+        DiskBus::Sata => Slot::Sata,
+        DiskBus::Scsi => Slot::Scsi,
+    };
+    let mut disks: Vec<Disk> = vec![];
+    for (order, disk) in (1..).zip(&parts.materials.disks) {
+        let (path, format, read_only, cache) = match &disk.origin {
+            Origin::Overlay { .. } | Origin::Blank { .. } => {
+                (parts.folder.disk(&disk.name), ImageFormat::Qcow2, false, Cache::Writeback)
+            }
+            Origin::Scratch { .. } => {
+                (parts.folder.scratch(&disk.name), ImageFormat::Qcow2, false, Cache::Unsafe)
+            }
+            Origin::HostFile { path, format, read_only } => {
+                let format = match format {
+                    DiskFormat::Raw => ImageFormat::Raw,
+                    DiskFormat::Qcow2 => ImageFormat::Qcow2,
+                };
+                (path.clone(), format, *read_only, Cache::Writeback)
+            }
+        };
+        let image = Image {
+            boot: NonZeroU32::new(order),
+            serial: (disk.name.len() <= 20).then(|| disk.name.clone()),
+            ..image(path, format, read_only, cache)
+        };
+        disks.push(Disk { image, slot: slot(disk.bus) });
+    }
+    if parts.materials.cloud_init.is_some() {
+        // On the bus of the first disk, for which the guest has a driver.
+        let slot = disks.first().map_or(Slot::Virtio, |disk| disk.slot);
+        disks
+            .push(Disk { image: image(parts.folder.seed(), ImageFormat::Raw, true, Cache::Writeback), slot });
+    }
+    disks
+}
+
+fn image(path: PathBuf, format: ImageFormat, read_only: bool, cache: Cache) -> Image {
+    Image { source: ImageSource::File(path), format, read_only, serial: None, cache, boot: None }
+}
+
+fn interfaces(uuid: Uuid, networks: &[Network]) -> Result<Vec<Interface>, Problem> {
+    let interface = |(index, network): (u8, &Network)| {
+        let link = match network {
+            Network { user: Some(_), bridge: None, libvirt_network: None, .. } => Link::User,
+            Network { user: None, bridge: Some(bridge), libvirt_network: None, .. } => {
+                Link::Bridge(bridge.name.clone())
+            }
+            Network { user: None, bridge: None, libvirt_network: Some(net), .. } => {
+                Link::LibvirtNetwork(net.name.clone())
+            }
+            network => {
+                return Err(Problem::Invalid(format!(
+                    "networks[{}] must have exactly one kind",
+                    network.name
+                )));
+            }
+        };
+        Ok(Interface { mac: MacAddress::of_desktop(uuid, index), link, boot: None })
+    };
+    (0..=u8::MAX).zip(networks).map(interface).collect()
+}
+
+fn hostdevs(parts: &Parts<'_>) -> Result<Vec<Hostdev>, Problem> {
+    let mut hostdevs = vec![];
+    for gpu in &parts.allocation.gpus {
+        if gpu.mode == ShareMode::Passthrough {
+            hostdevs.push(function(gpu.device)?);
+            // What is in the card's group, such as its sound, can only be given away with it.
+            let card = parts.cards.iter().find(|card| card.pci_address == gpu.device);
+            for member in card.and_then(|card| card.iommu_group.as_ref()).iter().flat_map(|g| &g.members) {
+                hostdevs.push(function(*member)?);
+            }
+            continue;
+        }
+        let instance = parts.instances.iter().find(|instance| instance.key.request == gpu.name);
+        let instance = instance
+            .ok_or_else(|| Problem::Internal(format!("the share {} of a GPU is not made", gpu.name)))?;
+        hostdevs.push(match &instance.handle {
+            Handle::Mdev(id) => Hostdev::Mdev {
+                uuid: id.parse().map_err(|_| Problem::Internal(format!("{id:?} is no mdev UUID")))?,
+                display: MdevDisplay::Off,
+            },
+            Handle::Function(address) => function(*address)?,
+        });
+    }
+    Ok(hostdevs)
+}
+
+fn function(address: ApiPciAddress) -> Result<Hostdev, Problem> {
+    let ApiPciAddress { domain, bus, device, function } = address;
+    let domain = u16::try_from(domain)
+        .map_err(|_| Problem::Invalid(format!("{address}: libvirt gives no devices of such a PCI domain")))?;
+    Ok(Hostdev::Pci { address: PciAddress { domain, bus, device, function }, managed: false })
+}
+
+fn screen() -> Screen {
+    let listen = Listen::Tcp { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: None };
+    Screen { server: Graphics::Vnc { listen, password: None }, video: Video::Vga }
+}

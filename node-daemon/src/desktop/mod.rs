@@ -1,0 +1,268 @@
+//! The way of a desktop on its node.
+//!
+//! ```text
+//!   Desktop, template ──▶ desired ─┐
+//!   libvirt, disks, GPUs ─▶ observe ─▶ decide ─▶ one action ─▶ act ─┐
+//!                             ▲                                     │ until there is nothing to do
+//!                             └─────────────────────────────────────┘
+//!                                                        status ─▶ one write, when it says something new
+//! ```
+//!
+//! Nothing is remembered between rounds but in libvirt, on disk and in the API, so that a daemon
+//! killed between any two steps goes on where it was.
+#![expect(clippy::disallowed_methods, reason = "adapter: the rounds ask for the time")]
+
+mod act;
+pub mod conflict;
+pub mod decide;
+pub mod desired;
+pub mod guest;
+pub mod machine;
+pub mod materials;
+mod observe;
+pub mod problem;
+pub mod record;
+pub mod status;
+mod status_writer;
+pub mod tuning;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use gpudesk_crds::{
+    Allocation, Desktop, DesktopTemplate,
+    desktop_template::Lifecycle,
+    gpu_node_status::{Acceleration, Device},
+};
+use jiff::{SignedDuration, Timestamp};
+use kube::{Client, ResourceExt};
+use std::sync::{Mutex, PoisonError};
+use uuid::Uuid;
+
+use self::{
+    decide::{Action, Rules, decide},
+    desired::Wanted,
+    observe::Sight,
+    problem::Problem,
+    status::{Guest, Report},
+    status_writer::StatusWriter,
+};
+use crate::{
+    domain::Kind,
+    host::{
+        folder::{DesktopFolder, DesktopFolders, Owner},
+        gpu_driver::GpuDriver,
+        hypervisor::Hypervisor,
+        images::ImageStore,
+        paths::AllowedRoots,
+        simulated::Latency,
+    },
+    metrics::Metrics,
+    secrets::Secrets,
+};
+
+/// Most actions in one round of a desktop; a start takes three.
+const MOST_ACTIONS: usize = 16;
+/// How often a desktop is looked at when nothing calls for it.
+const SLOWLY: Duration = Duration::from_mins(5);
+/// Wait before the first repetition after a passing problem; each further one waits twice as long.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// The longest wait after a problem. What a person mends is seen within it.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// Everything that desktops need of this node.
+pub struct Node {
+    /// Name of the node.
+    pub name: String,
+    /// What runs the domains.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// What makes shares of GPUs.
+    pub gpus: Arc<dyn GpuDriver>,
+    /// Cards of the host.
+    pub cards: Vec<Device>,
+    /// Golden images.
+    pub images: ImageStore,
+    /// Folders that tenants may name files in.
+    pub roots: AllowedRoots,
+    /// Folders of the desktops.
+    pub folders: DesktopFolders,
+    /// Secrets of the desktops.
+    pub secrets: Secrets,
+    /// What a domain is for libvirt.
+    pub kind: Kind,
+    /// The boot of this host.
+    pub boot: String,
+    /// How long a simulated host takes.
+    pub latency: Latency,
+}
+
+impl Node {
+    /// How guests run here.
+    pub fn acceleration(&self) -> Acceleration {
+        match self.kind {
+            Kind::Kvm => Acceleration::Kvm,
+            Kind::Qemu => Acceleration::Emulation,
+            Kind::Test => Acceleration::Simulated,
+        }
+    }
+}
+
+/// Brings the desktops of this node to where they should be.
+pub struct Desktops {
+    node: Node,
+    writer: StatusWriter,
+    metrics: Metrics,
+    failures: Mutex<HashMap<Uuid, u32>>,
+}
+
+/// One desktop in one round.
+struct Round<'a> {
+    desktop: &'a Desktop,
+    owner: Owner,
+    wanted: Wanted,
+    allocation: Option<&'a Allocation>,
+    template: Option<Arc<DesktopTemplate>>,
+    folder: DesktopFolder,
+    /// The domain was given to libvirt in this round, and so is what it should be.
+    defined: bool,
+}
+
+impl Round<'_> {
+    fn lifecycle(&self) -> Lifecycle {
+        self.template.as_ref().map(|template| template.spec.lifecycle.clone()).unwrap_or_default()
+    }
+
+    /// The template, no older than the one that was decided for.
+    fn template(&self) -> Result<&Arc<DesktopTemplate>, Problem> {
+        let name = &self.desktop.spec.template_ref.name;
+        let template = self.template.as_ref().ok_or_else(|| Problem::TemplateNotFound {
+            name: name.clone(),
+            namespace: self.owner.namespace.clone(),
+        })?;
+        let wanted = self.allocation.map_or(0, |allocation| allocation.template_generation);
+        if template.metadata.generation.unwrap_or_default() < wanted {
+            return Err(Problem::TemplateOutdated { name: name.clone(), wanted });
+        }
+        Ok(template)
+    }
+}
+
+impl Desktops {
+    /// The desktops of `node`, with what is said of them written by `client`.
+    pub fn new(node: Node, client: Client, metrics: Metrics) -> Self {
+        Self { node, writer: StatusWriter::new(client), metrics, failures: Mutex::default() }
+    }
+
+    /// The node.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// One round: acts until nothing is to be done, says what became of it, and returns after what
+    /// time to look again. A desktop without UID or namespace, which no API server gives, is ignored.
+    ///
+    /// # Errors
+    /// When the status could not be written. Everything else is said in the status.
+    pub async fn round(
+        &self,
+        desktop: &Desktop,
+        template: Option<Arc<DesktopTemplate>>,
+    ) -> Result<Duration, kube::Error> {
+        let uid = desktop.uid().and_then(|uid| uid.parse::<Uuid>().ok());
+        let (Some(uid), Some(namespace)) = (uid, desktop.namespace()) else { return Ok(SLOWLY) };
+        let mut round = Round {
+            desktop,
+            owner: Owner { namespace, name: desktop.name_any(), uid },
+            wanted: desired::wanted(desktop),
+            allocation: desired::allocation(desktop),
+            template,
+            folder: self.node.folders.of(uid),
+            defined: false,
+        };
+        let mut sight = Sight::default();
+        let mut look_again = None;
+        let mut problem = None;
+        for _ in 0..MOST_ACTIONS {
+            match self.step(&mut round, &mut sight).await {
+                Ok(Action::Nothing(at)) => {
+                    look_again = at;
+                    break;
+                }
+                Ok(action) => tracing::info!(?action, "done"),
+                Err(error) => {
+                    tracing::warn!(%error, "not as wanted");
+                    self.metrics.problem(error.reason());
+                    problem = Some(error);
+                    break;
+                }
+            }
+        }
+        self.say(&round, &sight, problem.as_ref()).await?;
+        Ok(self.look_again(uid, &sight, problem.as_ref(), look_again))
+    }
+
+    async fn step(&self, round: &mut Round<'_>, sight: &mut Sight) -> Result<Action, Problem> {
+        // What was seen before a failure is still the best that is known.
+        self.observe(round, sight).await?;
+        let lifecycle = round.lifecycle();
+        let rules = Rules {
+            restart_policy: lifecycle.restart_policy,
+            shutdown_grace: SignedDuration::from_secs(lifecycle.shutdown_grace_seconds.into()),
+            boot: &self.node.boot,
+        };
+        let action = decide(round.wanted, &sight.observed, &rules, Timestamp::now());
+        self.act(action, round, sight).await?;
+        Ok(action)
+    }
+
+    async fn say(
+        &self,
+        round: &Round<'_>,
+        sight: &Sight,
+        problem: Option<&Problem>,
+    ) -> Result<(), kube::Error> {
+        let gpus = sight.prepared_gpus(round);
+        let status = status::status(&Report {
+            desktop: round.desktop,
+            wanted: round.wanted,
+            observed: &sight.observed,
+            machine: sight.machine.as_ref(),
+            gpus: &gpus,
+            problem,
+            restart_policy: round.lifecycle().restart_policy,
+            boot: &self.node.boot,
+            acceleration: self.node.acceleration(),
+            now: Timestamp::now(),
+        });
+        self.writer.write(round.desktop, round.wanted, &round.owner, status).await
+    }
+
+    fn look_again(
+        &self,
+        uid: Uuid,
+        sight: &Sight,
+        problem: Option<&Problem>,
+        at: Option<Timestamp>,
+    ) -> Duration {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if problem.is_none() {
+            failures.remove(&uid);
+        } else {
+            let count = failures.entry(uid).or_default();
+            *count = count.saturating_add(1);
+            let retry = FIRST_RETRY.saturating_mul(1 << count.saturating_sub(1).min(8));
+            return retry.min(LONGEST_RETRY);
+        }
+        if let Some(at) = at {
+            let wait = at.duration_since(Timestamp::now());
+            return Duration::try_from(wait).unwrap_or_default().saturating_add(Duration::from_millis(10));
+        }
+        match sight.machine.as_ref().map(|machine| (&machine.guest, machine.started_at)) {
+            // Its agent's arrival is an event; this is for a hypervisor that has missed it.
+            Some((Guest::Silent, started)) => {
+                let age = Timestamp::now().duration_since(started);
+                Duration::try_from(age / 4).unwrap_or_default().clamp(Duration::from_secs(2), SLOWLY)
+            }
+            _ => SLOWLY,
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! What there is of a desktop on this node.
+#![expect(clippy::disallowed_methods, reason = "adapter: notes down when an end was noticed")]
+
+use std::sync::Arc;
+
+use gpudesk_crds::{desktop::PreparedGpu, types::ShareMode};
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{
+    Desktops, Round,
+    decide::{DomainView, Observed},
+    desired::Wanted,
+    guest,
+    materials::{self, Materials, Origin},
+    problem::Problem,
+    record::RunRecord,
+    status::{Guest, Machine},
+    tuning,
+};
+use crate::{
+    domain::{DomainMetadata, Kind, metadata},
+    host::{
+        gpu_driver::{GpuDriver, GpuError, GpuInstance, Handle},
+        hypervisor::{DomainState, DomainSummary, HypervisorError},
+        paths::exists,
+    },
+};
+
+/// Name of the record of the last run.
+pub(super) const RECORD: &str = "run.json";
+
+/// What was seen of a desktop.
+#[derive(Default)]
+pub(super) struct Sight {
+    pub(super) observed: Observed,
+    pub(super) machine: Option<Machine>,
+    pub(super) instances: Vec<GpuInstance>,
+    /// Found when something is to be made of them.
+    pub(super) materials: Option<Materials>,
+}
+
+impl Sight {
+    /// The devices made for the shares of GPUs.
+    pub(super) fn prepared_gpus(&self, round: &Round<'_>) -> Vec<PreparedGpu> {
+        let gpus = round.allocation.map_or(&[][..], |allocation| &allocation.gpus);
+        let prepared = gpus.iter().filter_map(|gpu| {
+            if gpu.mode == ShareMode::Passthrough {
+                return self.observed.domain.map(|_| PreparedGpu {
+                    name: gpu.name.clone(),
+                    mdev_uuid: None,
+                    pci_address: Some(gpu.device),
+                    mig_uuid: None,
+                });
+            }
+            let instance = self.instances.iter().find(|instance| instance.key.request == gpu.name)?;
+            let (mdev_uuid, pci_address) = match &instance.handle {
+                Handle::Mdev(uuid) => (Some(uuid.clone()), None),
+                Handle::Function(address) => (None, Some(*address)),
+            };
+            Some(PreparedGpu {
+                name: gpu.name.clone(),
+                mdev_uuid,
+                pci_address,
+                mig_uuid: instance.mig_uuid.clone(),
+            })
+        });
+        prepared.collect()
+    }
+}
+
+impl Desktops {
+    /// Looks at everything there is of the desktop.
+    pub(super) async fn observe(&self, round: &Round<'_>, sight: &mut Sight) -> Result<(), Problem> {
+        let uid = round.owner.uid;
+        let (summary, metadata) = self.domain(uid).await?;
+        let active = summary.as_ref().is_some_and(|summary| summary.state.is_active());
+        sight.observed.domain = summary.as_ref().map(|_| DomainView { active, current: round.defined });
+        sight.observed.folder = round.folder.exists();
+        sight.observed.record = Self::record(round, summary.as_ref(), &self.node.boot)?;
+        sight.instances = self.instances(uid).await?;
+        sight.observed.instances = !sight.instances.is_empty();
+        sight.machine = None;
+        if let (true, Some(summary), Some(metadata)) = (active, summary, metadata) {
+            sight.observed.prepared = true;
+            sight.machine = Some(self.machine(round, sight, &summary, &metadata).await?);
+        } else if round.wanted == Wanted::Run {
+            sight.observed.prepared = false;
+            let template = round.template()?;
+            let materials = Materials::find(round.desktop, template, &self.node.images, &self.node.roots)?;
+            sight.observed.prepared = sight.observed.folder && self.is_prepared(round, sight, &materials);
+            sight.materials = Some(materials);
+        } else {
+            sight.observed.prepared = false;
+        }
+        Ok(())
+    }
+
+    /// The domain with what it says of its desktop. One that is not of this desktop is a problem.
+    async fn domain(&self, uid: Uuid) -> Result<(Option<DomainSummary>, Option<DomainMetadata>), Problem> {
+        let summary = match self.node.hypervisor.get(uid).await {
+            Ok(summary) => summary,
+            Err(HypervisorError::NotFound { .. }) => return Ok((None, None)),
+            Err(error) => return Err(error.into()),
+        };
+        match summary.metadata.as_deref().map(metadata::parse) {
+            Some(Ok(Some(metadata))) if metadata.desktop_uid == uid => Ok((Some(summary), Some(metadata))),
+            _ => Err(Problem::ForeignDomain { name: summary.name, uuid: uid.to_string() }),
+        }
+    }
+
+    /// The record of the last run, with what is noticed now: an end, or a start that a daemon did not
+    /// live to note down.
+    fn record(
+        round: &Round<'_>,
+        summary: Option<&DomainSummary>,
+        boot: &str,
+    ) -> Result<Option<RunRecord>, Problem> {
+        let record: Option<RunRecord> = round.folder.read_json(RECORD)?;
+        let Some(summary) = summary else { return Ok(record) };
+        let now = Timestamp::now();
+        let noticed = match record {
+            None if summary.state.is_active() => RunRecord::started(now, boot, None),
+            Some(record) if !summary.state.is_active() && record.boot == boot && record.ended.is_none() => {
+                if record.shutdown_sent_at.is_some() {
+                    // The end that was asked for; what is wanted now begins anew.
+                    if round.wanted == Wanted::Run {
+                        round.folder.remove_file(&round.folder.file(RECORD))?;
+                        return Ok(None);
+                    }
+                    return Ok(Some(record));
+                }
+                record.with_end(now, summary.state == DomainState::Crashed)
+            }
+            record => return Ok(record),
+        };
+        if !round.folder.exists() {
+            round.folder.create(&round.owner)?;
+        }
+        round.folder.write_json(RECORD, &noticed)?;
+        Ok(Some(noticed))
+    }
+
+    async fn instances(&self, uid: Uuid) -> Result<Vec<GpuInstance>, Problem> {
+        let uid = uid.to_string();
+        let mut instances = self.drive(|gpus| gpus.instances()).await?;
+        instances.retain(|instance| instance.key.desktop_uid == uid);
+        Ok(instances)
+    }
+
+    /// Calls the GPU driver where it may block.
+    pub(super) async fn drive<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&dyn GpuDriver) -> Result<T, GpuError> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let gpus = Arc::clone(&self.node.gpus);
+        let answer = tokio::task::spawn_blocking(move || call(gpus.as_ref())).await;
+        Ok(answer.map_err(|panic| Problem::Internal(panic.to_string()))??)
+    }
+
+    fn is_prepared(&self, round: &Round<'_>, sight: &Sight, materials: &Materials) -> bool {
+        let gpus = round.allocation.map_or(&[][..], |allocation| &allocation.gpus);
+        let shares = gpus.iter().filter(|gpu| gpu.mode != ShareMode::Passthrough).all(|gpu| {
+            sight
+                .instances
+                .iter()
+                .any(|instance| instance.key.request == gpu.name && instance.card == gpu.device)
+        });
+        if self.node.images.is_pretended() {
+            return shares;
+        }
+        let disks = materials.disks.iter().all(|disk| match &disk.origin {
+            Origin::Overlay { .. } | Origin::Blank { .. } => exists(&round.folder.disk(&disk.name)),
+            // Made at each start.
+            Origin::Scratch { .. } => true,
+            Origin::HostFile { .. } => true,
+        });
+        shares && disks && (materials.cloud_init.is_none() || exists(&round.folder.seed()))
+    }
+
+    async fn machine(
+        &self,
+        round: &Round<'_>,
+        sight: &Sight,
+        summary: &DomainSummary,
+        metadata: &DomainMetadata,
+    ) -> Result<Machine, Problem> {
+        let uid = round.owner.uid;
+        let details = self.node.hypervisor.details(uid).await?;
+        let guest = match (self.node.kind, details.live.has_agent) {
+            (_, false) => Guest::NoAgent,
+            (Kind::Test, true) => Guest::Simulated,
+            (Kind::Kvm | Kind::Qemu, true) => {
+                let answers = details.live.agent_connected && self.node.hypervisor.agent_ping(uid).await?;
+                if answers { Guest::Answers } else { Guest::Silent }
+            }
+        };
+        let addresses = if guest == Guest::Answers {
+            // An agent that fails at this answers all the same.
+            let answer = self.node.hypervisor.agent_command(uid, guest::INTERFACES.into()).await;
+            answer.map(|answer| guest::addresses(&answer)).unwrap_or_default()
+        } else {
+            vec![]
+        };
+        let record = sight.observed.record.as_ref();
+        let started_at = record.map_or_else(Timestamp::now, |record| record.started_at);
+        Ok(Machine {
+            name: summary.name.clone(),
+            paused: summary.state == DomainState::Paused,
+            started_at,
+            template_generation: metadata.template_generation,
+            endpoints: details.live.graphics,
+            guest,
+            addresses,
+            tuning: self.tuning(round, started_at),
+        })
+    }
+
+    /// What was said of this run already, or what is known at its start.
+    fn tuning(&self, round: &Round<'_>, started_at: Timestamp) -> Vec<gpudesk_crds::desktop::TuningResult> {
+        let stored = round.desktop.status.as_ref();
+        let said = stored.and_then(|status| status.domain.as_ref()?.started_at.as_ref());
+        if let Some(status) = stored
+            && said.is_some_and(|said| said.0.as_second() == started_at.as_second())
+        {
+            return status.tuning.clone();
+        }
+        let compute = round.allocation.and_then(|allocation| allocation.compute.as_ref());
+        match (compute, &round.template) {
+            (Some(compute), Some(template)) => {
+                let cpu = materials::cpu(round.desktop, &template.spec);
+                tuning::results(compute, template, cpu, self.node.kind)
+            }
+            _ => vec![],
+        }
+    }
+}

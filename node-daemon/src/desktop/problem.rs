@@ -1,0 +1,167 @@
+//! Why a desktop is not as wanted, each with its reason in the API and its own way to be tried again.
+
+use gpudesk_crds::conditions::Reason;
+use thiserror::Error;
+
+use crate::{
+    domain::DomainError,
+    host::{
+        folder::FolderError, gpu_driver::GpuError, hypervisor::HypervisorError, images::ImageError,
+        paths::PathError, seed::SeedError,
+    },
+    secrets::SecretError,
+};
+
+/// Why a desktop is not as wanted.
+#[derive(Debug, Error)]
+pub enum Problem {
+    /// No template of that name.
+    #[error("template {name:?} does not exist in namespace {namespace:?}")]
+    TemplateNotFound {
+        /// The template.
+        name: String,
+        /// The namespace.
+        namespace: String,
+    },
+    /// The template that is known here is older than the one that was decided for.
+    #[error("this node has not yet seen generation {wanted} of template {name:?}")]
+    TemplateOutdated {
+        /// The template.
+        name: String,
+        /// Its generation in the allocation.
+        wanted: i64,
+    },
+    /// A field asks for what this version does not do.
+    #[error("not yet supported: {fields}")]
+    NotYetSupported {
+        /// The fields.
+        fields: String,
+    },
+    /// A value that cannot be.
+    #[error("{0}")]
+    Invalid(String),
+    /// A golden image or kernel.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A file that the tenant named.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// First-boot configuration.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The seed disk.
+    #[error(transparent)]
+    Seed(#[from] SeedError),
+    /// The desktop's folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A share of a GPU.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    /// What the operator gave is held by another domain.
+    #[error(
+        "{what} of this desktop's allocation is held by desktop {holder}; this node refuses to give it twice"
+    )]
+    Conflict {
+        /// What is held.
+        what: String,
+        /// The other desktop, as `namespace/name`.
+        holder: String,
+    },
+    /// The domain cannot be written.
+    #[error("the machine cannot be described to libvirt: {0}")]
+    Domain(#[from] DomainError),
+    /// libvirt.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// A domain of this name or UUID is somebody else's.
+    #[error("the domain {name} ({uuid}) on this node is not of this desktop")]
+    ForeignDomain {
+        /// Name of the domain.
+        name: String,
+        /// UUID of the domain.
+        uuid: String,
+    },
+    /// A step that ended without an answer, because this program failed in it.
+    #[error("a step of the daemon failed: {0}")]
+    Internal(String),
+}
+
+/// Which condition a problem belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// `DevicesPrepared`.
+    Preparing,
+    /// `Running`.
+    Running,
+}
+
+impl Problem {
+    /// The reason in the API.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::TemplateNotFound { .. } | Self::TemplateOutdated { .. } => Reason::TemplateNotFound,
+            Self::NotYetSupported { .. } => Reason::NotYetSupported,
+            Self::Invalid(_) | Self::Domain(_) => Reason::InvalidSpec,
+            Self::Image(_) => Reason::ImageNotFound,
+            Self::Path(PathError::NotFound { .. }) => Reason::HostPathNotFound,
+            Self::Path(PathError::NotAllowed { .. } | PathError::Unreadable { .. }) => {
+                Reason::HostPathNotAllowed
+            }
+            Self::Secret(_) => Reason::SecretNotReadable,
+            Self::Folder(FolderError::Image { .. }) => Reason::ImageInvalid,
+            Self::Seed(_) | Self::Folder(_) | Self::Gpu(_) | Self::Internal(_) => Reason::DeviceFailed,
+            Self::Conflict { .. } | Self::ForeignDomain { .. } => Reason::AllocationConflict,
+            Self::Hypervisor(HypervisorError::Transient { .. }) => Reason::HypervisorUnavailable,
+            Self::Hypervisor(
+                HypervisorError::NotFound { .. }
+                | HypervisorError::Denied { .. }
+                | HypervisorError::Refused { .. },
+            ) => Reason::HypervisorRefused,
+        }
+    }
+
+    /// The condition that it belongs to.
+    pub fn stage(&self) -> Stage {
+        match self {
+            Self::Conflict { .. }
+            | Self::Domain(_)
+            | Self::Hypervisor(_)
+            | Self::ForeignDomain { .. }
+            | Self::Internal(_) => Stage::Running,
+            Self::TemplateNotFound { .. }
+            | Self::TemplateOutdated { .. }
+            | Self::NotYetSupported { .. }
+            | Self::Invalid(_)
+            | Self::Image(_)
+            | Self::Path(_)
+            | Self::Secret(_)
+            | Self::Seed(_)
+            | Self::Folder(_)
+            | Self::Gpu(_) => Stage::Preparing,
+        }
+    }
+
+    /// Whether it may pass by itself soon: then it is tried again soon, else slowly.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::TemplateOutdated { .. }
+            | Self::Hypervisor(HypervisorError::Transient { .. } | HypervisorError::NotFound { .. })
+            | Self::Secret(SecretError::Api { .. })
+            | Self::Internal(_) => true,
+            Self::TemplateNotFound { .. }
+            | Self::NotYetSupported { .. }
+            | Self::Invalid(_)
+            | Self::Image(_)
+            | Self::Path(_)
+            | Self::Secret(SecretError::NotThere { .. } | SecretError::NoKey { .. })
+            | Self::Seed(_)
+            | Self::Folder(_)
+            | Self::Gpu(_)
+            | Self::Conflict { .. }
+            | Self::Domain(_)
+            | Self::Hypervisor(HypervisorError::Denied { .. } | HypervisorError::Refused { .. })
+            | Self::ForeignDomain { .. } => false,
+        }
+    }
+}

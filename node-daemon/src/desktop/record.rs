@@ -1,0 +1,140 @@
+//! What the daemon keeps about the runs of a desktop: when it was started, how it ended, whether it
+//! was asked to shut down. A file in the desktop's folder, so that a daemon that starts again knows.
+
+use gpudesk_crds::desktop_template::RestartPolicy;
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// A run that lasted this long counts as good: the next end is the first in a row again.
+const GOOD_RUN: SignedDuration = SignedDuration::from_mins(10);
+/// Wait before the second restart in a row; each further one waits twice as long.
+const FIRST_WAIT: SignedDuration = SignedDuration::from_secs(10);
+/// The longest wait before a restart.
+const LONGEST_WAIT: SignedDuration = SignedDuration::from_mins(5);
+
+/// The last run of a desktop.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunRecord {
+    /// When it was started.
+    pub started_at: Timestamp,
+    /// The boot of the host that it was started in.
+    pub boot: String,
+    /// How it ended, when it did by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Ended>,
+    /// Ends by itself in a row, each soon after its start.
+    #[serde(default)]
+    pub ends_in_a_row: u32,
+    /// When the guest was asked to shut down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shutdown_sent_at: Option<Timestamp>,
+}
+
+/// An end that nobody asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ended {
+    /// When it was noticed.
+    pub at: Timestamp,
+    /// Whether it crashed; else it shut itself down or somebody on the host took its power.
+    pub crashed: bool,
+}
+
+/// What follows from an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterEnd {
+    /// It is started again, not before this time.
+    RestartAt(Timestamp),
+    /// It stays as it is.
+    Stay,
+}
+
+impl RunRecord {
+    /// The record of a run that begins `now`, after the one before it.
+    pub fn started(now: Timestamp, boot: &str, before: Option<&Self>) -> Self {
+        Self {
+            started_at: now,
+            boot: boot.into(),
+            ended: None,
+            ends_in_a_row: before.map_or(0, |before| before.ends_in_a_row),
+            shutdown_sent_at: None,
+        }
+    }
+
+    /// The record with the end noticed `now`.
+    #[must_use]
+    pub fn with_end(self, now: Timestamp, crashed: bool) -> Self {
+        let lasted = now.duration_since(self.started_at);
+        let ends_in_a_row = if lasted >= GOOD_RUN { 1 } else { self.ends_in_a_row.saturating_add(1) };
+        Self { ended: Some(Ended { at: now, crashed }), ends_in_a_row, ..self }
+    }
+
+    /// The end, unless the host itself was started anew since: then the guest did not end by itself.
+    pub fn end_in(&self, boot: &str) -> Option<Ended> {
+        self.ended.filter(|_| self.boot == boot)
+    }
+
+    /// What follows from `end`.
+    pub fn after(&self, end: Ended, policy: RestartPolicy) -> AfterEnd {
+        let restart = match policy {
+            RestartPolicy::Always => true,
+            RestartPolicy::OnFailure => end.crashed,
+            RestartPolicy::Never => false,
+        };
+        if !restart {
+            return AfterEnd::Stay;
+        }
+        let wait = match self.ends_in_a_row {
+            0 | 1 => SignedDuration::ZERO,
+            n => FIRST_WAIT.saturating_mul(1 << (n - 2).min(16)).min(LONGEST_WAIT),
+        };
+        AfterEnd::RestartAt(end.at.checked_add(wait).unwrap_or(end.at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn wait(record: &RunRecord) -> i64 {
+        let end = record.ended.unwrap();
+        match record.after(end, RestartPolicy::OnFailure) {
+            AfterEnd::RestartAt(time) => time.duration_since(end.at).as_secs(),
+            AfterEnd::Stay => panic!("it should be restarted"),
+        }
+    }
+
+    #[test]
+    fn each_crash_in_a_row_waits_longer_up_to_a_limit() {
+        let mut record = RunRecord::started(at(0), "boot", None);
+        let mut waits = vec![];
+        for second in 1..9 {
+            record = record.with_end(at(second), true);
+            waits.push(wait(&record));
+            record = RunRecord::started(at(second), "boot", Some(&record));
+        }
+        assert_eq!(waits, [0, 10, 20, 40, 80, 160, 300, 300]);
+    }
+
+    #[test]
+    fn a_good_run_begins_the_row_anew() {
+        let record = RunRecord { ends_in_a_row: 5, ..RunRecord::started(at(0), "boot", None) };
+        assert_eq!(wait(&record.with_end(at(700), true)), 0);
+    }
+
+    #[test]
+    fn the_policy_decides_what_follows() {
+        let record = RunRecord::started(at(0), "boot", None).with_end(at(5), false);
+        let clean = record.ended.unwrap();
+        let crash = Ended { crashed: true, ..clean };
+        assert_eq!(record.after(clean, RestartPolicy::OnFailure), AfterEnd::Stay);
+        assert_eq!(record.after(crash, RestartPolicy::Never), AfterEnd::Stay);
+        assert_eq!(record.after(clean, RestartPolicy::Always), AfterEnd::RestartAt(at(5)));
+        assert_eq!(record.end_in("another boot"), None);
+    }
+}

@@ -1,0 +1,344 @@
+//! What the daemon says of a desktop. Pure: computed whole, whatever happened before.
+
+use gpudesk_crds::{
+    Desktop, DesktopStatus,
+    conditions::{self, ConditionType, Reason},
+    desktop::{ConsoleStatus, ConsoleType, DomainStatus, Phase, PowerState, PreparedGpu, TuningResult},
+    desktop_template::RestartPolicy,
+    gpu_node_status::Acceleration,
+};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::{
+    decide::Observed,
+    desired::{Wanted, allocation},
+    problem::{Problem, Stage},
+    record::AfterEnd,
+};
+use crate::domain::Endpoint;
+
+/// An agent that has not answered for so long after the start counts as silent.
+const AGENT_PATIENCE: SignedDuration = SignedDuration::from_mins(5);
+
+/// The conditions that the daemon owns always.
+const OWN: [ConditionType; 3] =
+    [ConditionType::DevicesPrepared, ConditionType::Running, ConditionType::GuestReady];
+
+/// What is known of the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Guest {
+    /// The template does without agent.
+    NoAgent,
+    /// No guest runs on a simulated host.
+    Simulated,
+    /// The agent does not answer.
+    Silent,
+    /// The agent answers.
+    Answers,
+}
+
+/// A domain that is active.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Machine {
+    /// Its name.
+    pub name: String,
+    /// The host has paused it.
+    pub paused: bool,
+    /// When it was started.
+    pub started_at: Timestamp,
+    /// Generation of the template that it was made from.
+    pub template_generation: i64,
+    /// Its screens.
+    pub endpoints: Vec<Endpoint>,
+    /// Its guest.
+    pub guest: Guest,
+    /// Addresses of its guest.
+    pub addresses: Vec<String>,
+    /// What became of each tuning.
+    pub tuning: Vec<TuningResult>,
+}
+
+/// Everything that the status says something about.
+pub struct Report<'a> {
+    /// The desktop.
+    pub desktop: &'a Desktop,
+    /// What it asks for.
+    pub wanted: Wanted,
+    /// What is there.
+    pub observed: &'a Observed,
+    /// The domain, when it is active.
+    pub machine: Option<&'a Machine>,
+    /// Devices made for the shares of GPUs.
+    pub gpus: &'a [PreparedGpu],
+    /// Why it is not as wanted.
+    pub problem: Option<&'a Problem>,
+    /// The template's restart policy.
+    pub restart_policy: RestartPolicy,
+    /// The boot of the host.
+    pub boot: &'a str,
+    /// How guests run on this host.
+    pub acceleration: Acceleration,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// One condition's worth of words.
+struct Say {
+    status: bool,
+    reason: Reason,
+    message: String,
+}
+
+impl Say {
+    fn yes(message: impl Into<String>) -> Self {
+        Self { status: true, reason: Reason::AsExpected, message: message.into() }
+    }
+    fn no(reason: Reason, message: impl Into<String>) -> Self {
+        Self { status: false, reason, message: message.into() }
+    }
+}
+
+struct Words {
+    prepared: Say,
+    running: Say,
+    guest: Say,
+    ready: Say,
+    phase: Phase,
+}
+
+/// The status that the daemon applies: every field that it owns now, and no other.
+pub fn status(report: &Report<'_>) -> DesktopStatus {
+    let Words { prepared, running, guest, ready, phase } = match report.machine {
+        Some(machine) => up(report, machine),
+        None => down(report),
+    };
+    let mut status = DesktopStatus { gpus: report.gpus.to_vec(), ..DesktopStatus::default() };
+    if let Some(machine) = report.machine {
+        status.domain = Some(DomainStatus {
+            name: machine.name.clone(),
+            acceleration: report.acceleration,
+            started_at: Some(time(machine.started_at)),
+            template_generation: Some(machine.template_generation),
+        });
+        status.consoles = consoles(&machine.endpoints);
+        status.addresses.clone_from(&machine.addresses);
+        status.tuning.clone_from(&machine.tuning);
+    }
+    let old: &[Condition] = report.desktop.status.as_ref().map_or(&[], |status| &status.conditions);
+    let generation = report.desktop.metadata.generation;
+    let mut say = |type_, Say { status: is, reason, message }: Say| {
+        status.conditions.extend(conditions::find(old, type_).cloned());
+        let now = time(report.now);
+        conditions::set(&mut status.conditions, type_, is, reason, message, generation, &now);
+    };
+    say(ConditionType::DevicesPrepared, prepared);
+    say(ConditionType::Running, running);
+    say(ConditionType::GuestReady, guest);
+    if holds_compute(report.desktop) {
+        say(ConditionType::Ready, ready);
+        status.phase = Some(phase);
+    }
+    status
+}
+
+/// Whether `Ready` and the phase are the daemon's to say: while the desktop has CPUs allocated.
+fn holds_compute(desktop: &Desktop) -> bool {
+    allocation(desktop).is_some_and(|allocation| allocation.compute.is_some())
+}
+
+fn up(report: &Report<'_>, machine: &Machine) -> Words {
+    let stopping = matches!(report.wanted, Wanted::Stop | Wanted::Remove);
+    let (guest, guest_ready) = guest(report, machine);
+    let running = if machine.paused {
+        Say::no(Reason::Unknown, "the machine is paused by the host")
+    } else if stopping {
+        Say { status: true, reason: Reason::Stopping, message: "the guest is asked to shut down".into() }
+    } else {
+        Say::yes("")
+    };
+    let ready = if let Some(problem) = report.problem {
+        Say::no(problem.reason(), problem.to_string())
+    } else if stopping {
+        Say::no(Reason::Stopping, "the guest is asked to shut down")
+    } else if machine.paused {
+        Say::no(Reason::Unknown, "the machine is paused by the host")
+    } else if !guest_ready {
+        Say::no(guest.reason, guest.message.clone())
+    } else if report.desktop.spec.power_state == PowerState::Suspended {
+        Say::yes("powerState Suspended is not yet supported: the machine goes on")
+    } else {
+        Say::yes("")
+    };
+    let phase = match report.wanted {
+        Wanted::Remove => Phase::Deleting,
+        Wanted::Stop => Phase::Stopping,
+        Wanted::Run | Wanted::Leave => Phase::Running,
+    };
+    Words { prepared: Say::yes(""), running, guest, ready, phase }
+}
+
+/// What is said of the guest, and whether it stands in the way of `Ready`.
+fn guest(report: &Report<'_>, machine: &Machine) -> (Say, bool) {
+    match machine.guest {
+        Guest::Answers => (Say::yes(""), true),
+        Guest::NoAgent => {
+            (Say::no(Reason::AgentNotConfigured, "the template does without guest agent"), true)
+        }
+        Guest::Simulated => (Say::no(Reason::Simulated, "no guest runs on a simulated host"), true),
+        Guest::Silent if report.now.duration_since(machine.started_at) < AGENT_PATIENCE => {
+            (Say::no(Reason::GuestStarting, "the guest agent has not answered yet"), false)
+        }
+        Guest::Silent => {
+            let message =
+                "the guest agent does not answer: is qemu-guest-agent installed in the image and running?";
+            (Say::no(Reason::AgentSilent, message), false)
+        }
+    }
+}
+
+fn down(report: &Report<'_>) -> Words {
+    let same = |reason, message: String, phase| Words {
+        prepared: Say::no(reason, message.clone()),
+        running: Say::no(reason, message.clone()),
+        guest: Say::no(reason, message.clone()),
+        ready: Say::no(reason, message),
+        phase,
+    };
+    if let Some(problem) = report.problem {
+        return troubled(report, problem);
+    }
+    match report.wanted {
+        Wanted::Remove => same(Reason::Released, "nothing is left on this node".into(), Phase::Deleting),
+        Wanted::Stop => same(Reason::Stopped, String::new(), Phase::Stopped),
+        Wanted::Leave => {
+            let message = "powerState Suspended is not yet supported: the machine stays off";
+            same(Reason::NotYetSupported, message.into(), Phase::Stopped)
+        }
+        Wanted::Run => match ended(report) {
+            Some(words) => words,
+            None => same(Reason::Starting, String::new(), Phase::Starting),
+        },
+    }
+}
+
+/// What is said when the guest ended by itself.
+fn ended(report: &Report<'_>) -> Option<Words> {
+    let record = report.observed.record.as_ref()?;
+    let end = record.end_in(report.boot)?;
+    let reason = if end.crashed { Reason::GuestCrashed } else { Reason::GuestStopped };
+    let what = if end.crashed { "the guest crashed" } else { "the guest shut itself down" };
+    let (message, phase) = match record.after(end, report.restart_policy) {
+        AfterEnd::RestartAt(time) => {
+            (format!("{what}; it is started again at {}", whole_second(time)), Phase::Starting)
+        }
+        AfterEnd::Stay => {
+            let policy = report.restart_policy;
+            let phase = if end.crashed { Phase::Failed } else { Phase::Stopped };
+            (format!("{what} at {}; restartPolicy {policy:?} leaves it so", whole_second(end.at)), phase)
+        }
+    };
+    Some(Words {
+        prepared: if report.observed.prepared { Say::yes("") } else { Say::no(reason, message.clone()) },
+        running: Say::no(reason, message.clone()),
+        guest: Say::no(reason, message.clone()),
+        ready: Say::no(reason, message),
+        phase,
+    })
+}
+
+fn troubled(report: &Report<'_>, problem: &Problem) -> Words {
+    let no = || Say::no(problem.reason(), problem.to_string());
+    let prepared = match problem.stage() {
+        Stage::Running if report.observed.prepared => Say::yes(""),
+        Stage::Preparing | Stage::Running => no(),
+    };
+    let phase = match report.wanted {
+        Wanted::Remove => Phase::Deleting,
+        Wanted::Stop => Phase::Stopping,
+        Wanted::Run | Wanted::Leave if problem.is_transient() => Phase::Starting,
+        Wanted::Run | Wanted::Leave => Phase::Failed,
+    };
+    Words { prepared, running: no(), guest: no(), ready: no(), phase }
+}
+
+fn consoles(endpoints: &[Endpoint]) -> Vec<ConsoleStatus> {
+    let console = |endpoint: &Endpoint| {
+        let console_type = match endpoint.kind.as_str() {
+            "vnc" => ConsoleType::Vnc,
+            "spice" => ConsoleType::Spice,
+            _ => return None,
+        };
+        let address = endpoint.address.as_deref().unwrap_or("127.0.0.1");
+        Some(ConsoleStatus { console_type, address: format!("{address}:{}", endpoint.port?) })
+    };
+    endpoints.iter().filter_map(console).collect()
+}
+
+/// What the daemon owns of a status that somebody stored.
+pub fn owned(desktop: &Desktop) -> DesktopStatus {
+    let Some(status) = desktop.status.clone() else { return DesktopStatus::default() };
+    let DesktopStatus {
+        phase,
+        allocation: _,
+        gpu_summary: _,
+        domain,
+        gpus,
+        consoles,
+        addresses,
+        tuning,
+        conditions,
+    } = status;
+    let compute = holds_compute(desktop);
+    let own = |condition: &Condition| {
+        OWN.iter().any(|own| own.as_str() == condition.type_)
+            || compute && condition.type_ == ConditionType::Ready.as_str()
+    };
+    let mut conditions: Vec<Condition> = conditions.into_iter().filter(own).collect();
+    conditions.sort_by_key(|condition| order(&condition.type_));
+    DesktopStatus {
+        phase: phase.filter(|_| compute),
+        allocation: None,
+        gpu_summary: None,
+        domain,
+        gpus,
+        consoles,
+        addresses,
+        tuning,
+        conditions,
+    }
+}
+
+fn order(type_: &str) -> usize {
+    OWN.iter().position(|own| own.as_str() == type_).unwrap_or(OWN.len())
+}
+
+/// Whether `wanted` says anything that `stored` does not. A parked desktop, of which there is
+/// nothing new to say, is not told again for each change of its spec.
+pub fn differs(
+    desktop: &Desktop,
+    wanted_state: Wanted,
+    stored: &DesktopStatus,
+    wanted: &DesktopStatus,
+) -> bool {
+    if wanted_state == Wanted::Stop && !holds_compute(desktop) {
+        let without_generation = |status: &DesktopStatus| {
+            let mut status = status.clone();
+            for condition in &mut status.conditions {
+                condition.observed_generation = None;
+            }
+            status
+        };
+        return without_generation(stored) != without_generation(wanted);
+    }
+    stored != wanted
+}
+
+/// As the API writes times: whole seconds.
+fn time(timestamp: Timestamp) -> Time {
+    Time(whole_second(timestamp))
+}
+
+fn whole_second(timestamp: Timestamp) -> Timestamp {
+    Timestamp::from_second(timestamp.as_second()).unwrap_or(timestamp)
+}

@@ -1,0 +1,93 @@
+//! Writes what the daemon says of a desktop, when it says something new.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use gpudesk_crds::{Desktop, DesktopStatus, NODE_DAEMON_FIELD_MANAGER};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{desired::Wanted, status};
+use crate::{
+    crash_point::{self, Step},
+    host::folder::Owner,
+};
+
+/// Writes statuses. Remembers the last one written of each desktop, for the watch shows it later.
+pub(super) struct StatusWriter {
+    client: Client,
+    written: Mutex<HashMap<Uuid, Written>>,
+}
+
+struct Written {
+    status: DesktopStatus,
+    /// The object that the write was computed from: as long as the watch shows that one, what was
+    /// written is not yet seen.
+    seen: Option<String>,
+}
+
+impl StatusWriter {
+    pub(super) fn new(client: Client) -> Self {
+        Self { client, written: Mutex::default() }
+    }
+
+    /// Writes `status` unless it is what the API has.
+    pub(super) async fn write(
+        &self,
+        desktop: &Desktop,
+        wanted: Wanted,
+        owner: &Owner,
+        status: DesktopStatus,
+    ) -> Result<(), kube::Error> {
+        let stored = self.stored(desktop, owner.uid);
+        if !status::differs(desktop, wanted, &stored, &status) {
+            return Ok(());
+        }
+        let desktops: Api<Desktop> = Api::namespaced(self.client.clone(), &owner.namespace);
+        let apply = json!({
+            "apiVersion": Desktop::api_version(&()),
+            "kind": Desktop::kind(&()),
+            // With the UID, so that a desktop of the same name that came after is not meant.
+            "metadata": { "name": owner.name, "namespace": owner.namespace, "uid": owner.uid },
+            "status": status,
+        });
+        let params = PatchParams::apply(NODE_DAEMON_FIELD_MANAGER).force();
+        match desktops.patch_status(&owner.name, &params, &Patch::Apply(&apply)).await {
+            Ok(_) => {
+                let written = Written { status, seen: desktop.resource_version() };
+                self.lock().insert(owner.uid, written);
+                crash_point::done(Step::StatusWritten);
+                Ok(())
+            }
+            // Gone, or replaced by another of its name: nobody is left to be told.
+            Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => {
+                self.lock().remove(&owner.uid);
+                Ok(())
+            }
+            Err(error) => {
+                // It may have been written all the same.
+                self.lock().remove(&owner.uid);
+                Err(error)
+            }
+        }
+    }
+
+    /// What the API has: the watch's copy, or, while that is the one from before our last write, what
+    /// we wrote.
+    fn stored(&self, desktop: &Desktop, uid: Uuid) -> DesktopStatus {
+        match self.lock().get(&uid) {
+            Some(written) if written.seen == desktop.resource_version() => written.status.clone(),
+            _ => status::owned(desktop),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Uuid, Written>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,219 @@
+//! The seam to the GPU drivers of the host: what cards offer, what exists on them, making and
+//! unmaking shares.
+//!
+//! Calls block; callers run them off the async threads.
+
+use std::fmt;
+
+use gpudesk_crds::{
+    gpu_node_status::{Device, Framework, Instance, ModeSupport},
+    types::{PciAddress, ShareMode},
+};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::partition::{Refusal, Share};
+
+/// Identity of a share that gpudesk makes: the desktop and the name of its request. Making the same
+/// one twice gives the first back.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceKey {
+    /// UID of the Desktop.
+    pub desktop_uid: String,
+    /// Name of the request, as in `status.allocation.gpus`.
+    pub request: String,
+}
+
+impl fmt::Display for InstanceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.desktop_uid, self.request)
+    }
+}
+
+/// A share to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WantedInstance {
+    /// Its identity.
+    pub key: InstanceKey,
+    /// The desktop, as `namespace/name`.
+    pub owner: String,
+    /// The card.
+    pub card: PciAddress,
+    /// What it is.
+    pub share: Share,
+}
+
+/// A share that exists. Made by [`GpuDriver::create`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GpuInstance {
+    /// Its identity.
+    pub key: InstanceKey,
+    /// The desktop, as `namespace/name`.
+    pub owner: String,
+    /// The card.
+    pub card: PciAddress,
+    /// Mode.
+    pub mode: ShareMode,
+    /// Type as in the card's placements.
+    pub type_name: String,
+    /// The vGPU type on the GPU instance, in mode `Mig`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vgpu_type: Option<String>,
+    /// Start position.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<i32>,
+    /// UUID of the MIG instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mig_uuid: Option<String>,
+    /// What the guest is given.
+    pub handle: Handle,
+}
+
+/// What a guest is given of a card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Handle {
+    /// A mediated device with this UUID.
+    Mdev(String),
+    /// A PCI function.
+    Function(PciAddress),
+}
+
+impl GpuInstance {
+    /// The share that it is.
+    pub fn share(&self) -> Share {
+        Share {
+            mode: self.mode,
+            type_name: self.type_name.clone(),
+            vgpu_type: self.vgpu_type.clone(),
+            start: self.start,
+        }
+    }
+
+    /// As the API shows it.
+    pub fn api(&self) -> Instance {
+        let handle = match &self.handle {
+            Handle::Mdev(uuid) => uuid.clone(),
+            Handle::Function(address) => address.to_string(),
+        };
+        Instance {
+            id: self.mig_uuid.clone().unwrap_or(handle),
+            type_name: self.type_name.clone(),
+            mode: self.mode,
+            start: self.start,
+            owner: Some(self.owner.clone()),
+        }
+    }
+}
+
+/// Why a driver did not do what was asked.
+#[derive(Debug, Error)]
+pub enum GpuError {
+    /// There is no such card.
+    #[error("the host has no card at {0}")]
+    NoSuchCard(PciAddress),
+    /// A rule of the card refuses.
+    #[error("{card}: {source}")]
+    Refused {
+        /// The card.
+        card: PciAddress,
+        /// The rule.
+        source: Refusal,
+    },
+    /// No function or device is left to give away.
+    #[error("{0}: no virtual function is left")]
+    NoFunctionLeft(PciAddress),
+    /// A share with this identity exists and is another one.
+    #[error("{key} exists as {existing}, which is not what was asked for")]
+    Differs {
+        /// The identity.
+        key: InstanceKey,
+        /// What exists.
+        existing: String,
+    },
+    /// What exists could not be read or noted down.
+    #[error("{what}: {source}")]
+    State {
+        /// What was being done, with the file.
+        what: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// This version drives no cards of the kind.
+    #[error("this version makes no shares of this card: {0}")]
+    NotDriven(PciAddress),
+}
+
+/// What drives the cards of a host.
+pub trait GpuDriver: Send + Sync {
+    /// Version of the driver, when there is one.
+    fn version(&self) -> Option<String>;
+
+    /// Adds to the cards found on the PCI bus what their driver says of them: names, memory,
+    /// supported modes, placements, units, health.
+    fn describe(&self, cards: &mut [Device]);
+
+    /// Every share that exists, ours and others'.
+    ///
+    /// # Errors
+    /// [`GpuError::State`] when it cannot be told; that is not "none".
+    fn instances(&self) -> Result<Vec<GpuInstance>, GpuError>;
+
+    /// Makes a share, or gives back the one with this identity.
+    ///
+    /// # Errors
+    /// A refusal of the card, or that it could not be noted down; then nothing was made.
+    fn create(&self, wanted: &WantedInstance) -> Result<GpuInstance, GpuError>;
+
+    /// Unmakes a share; one that is not there counts as unmade.
+    ///
+    /// # Errors
+    /// [`GpuError::State`]; the share then still exists.
+    fn destroy(&self, key: &InstanceKey) -> Result<(), GpuError>;
+}
+
+/// For a host whose cards this version only shows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoDriver;
+
+impl GpuDriver for NoDriver {
+    fn version(&self) -> Option<String> {
+        None
+    }
+
+    fn describe(&self, cards: &mut [Device]) {
+        for card in cards {
+            card.supports = [
+                (ShareMode::Passthrough, "binding cards to vfio-pci and resetting them"),
+                (ShareMode::Vgpu, "making vGPUs"),
+                (ShareMode::Mig, "making MIG instances"),
+                (ShareMode::VirtualFunctions, "making virtual functions"),
+            ]
+            .map(|(mode, what)| ModeSupport {
+                mode,
+                supported: false,
+                reason: Some(format!("not yet supported by this version: {what}")),
+            })
+            .into();
+        }
+    }
+
+    fn instances(&self) -> Result<Vec<GpuInstance>, GpuError> {
+        Ok(vec![])
+    }
+
+    fn create(&self, wanted: &WantedInstance) -> Result<GpuInstance, GpuError> {
+        Err(GpuError::NotDriven(wanted.card))
+    }
+
+    fn destroy(&self, _: &InstanceKey) -> Result<(), GpuError> {
+        Ok(())
+    }
+}
+
+/// Whether shares of this framework are mediated devices.
+pub fn is_mdev(framework: Option<Framework>) -> bool {
+    matches!(framework, Some(Framework::Mdev))
+}

@@ -1,0 +1,205 @@
+//! Files that a tenant names by path: only regular files below the folders that the node's owner
+//! allows, and never by way of `..` or a symbolic link.
+
+use std::{
+    os::fd::OwnedFd,
+    path::{Component, Path, PathBuf},
+};
+
+use rustix::{
+    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2},
+    io::Errno,
+};
+use thiserror::Error;
+
+/// Why a file may not be used.
+#[derive(Debug, Error)]
+pub enum PathError {
+    /// It is not below an allowed folder.
+    #[error(
+        "{path:?} may not be used: it must be a regular file below {roots}, without .. and symbolic links ({why})"
+    )]
+    NotAllowed {
+        /// The path asked for.
+        path: String,
+        /// The folders, as people read them.
+        roots: String,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// It is not there.
+    #[error("{path:?} does not exist on this node")]
+    NotFound {
+        /// The path asked for.
+        path: String,
+    },
+    /// It could not be looked at.
+    #[error("{path:?} could not be looked at: {source}")]
+    Unreadable {
+        /// The path asked for.
+        path: String,
+        /// The cause.
+        source: Errno,
+    },
+}
+
+/// The folders below which tenants may name files.
+#[derive(Clone, Debug, Default)]
+pub struct AllowedRoots {
+    roots: Vec<PathBuf>,
+}
+
+impl AllowedRoots {
+    /// These folders. One that is itself a symbolic link is followed: its owner is the node's.
+    pub fn new(roots: Vec<PathBuf>) -> Self {
+        Self { roots }
+    }
+
+    /// The file at `path`, when it may be used.
+    ///
+    /// # Errors
+    /// [`PathError`], which names the path and the folders.
+    pub fn file(&self, path: &str) -> Result<PathBuf, PathError> {
+        let (root, below) = self.split(path)?;
+        let unreadable = |source| PathError::Unreadable { path: path.into(), source };
+        let folder = open(&root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let folder = folder.map_err(|errno| self.explain(path, errno))?;
+        let file = self.open_below(&folder, &below, path)?;
+        let stat = fstat(&file).map_err(unreadable)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(self.not_allowed(path, "it is not a regular file"));
+        }
+        Ok(root.join(below))
+    }
+
+    /// Like [`AllowedRoots::file`] by the text of the path alone, for a host that has no files.
+    ///
+    /// # Errors
+    /// [`PathError::NotAllowed`].
+    pub fn pretend_file(&self, path: &str) -> Result<PathBuf, PathError> {
+        let (root, below) = self.split(path)?;
+        Ok(root.join(below))
+    }
+
+    /// The allowed folder above `path`, and the way from there.
+    fn split(&self, path: &str) -> Result<(PathBuf, PathBuf), PathError> {
+        let wanted = Path::new(path);
+        let plain = wanted.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+        if !wanted.is_absolute() || !plain || path.contains('\0') {
+            return Err(self.not_allowed(path, "it is not a plain absolute path"));
+        }
+        for root in &self.roots {
+            if let Ok(below) = wanted.strip_prefix(root)
+                && below.components().next().is_some()
+            {
+                return Ok((root.clone(), below.to_owned()));
+            }
+        }
+        Err(self.not_allowed(path, "it is outside"))
+    }
+
+    fn open_below(&self, folder: &OwnedFd, below: &Path, path: &str) -> Result<OwnedFd, PathError> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        openat2(folder, below, flags, Mode::empty(), resolve).map_err(|errno| self.explain(path, errno))
+    }
+
+    fn explain(&self, path: &str, errno: Errno) -> PathError {
+        match errno {
+            Errno::NOENT | Errno::NOTDIR => PathError::NotFound { path: path.into() },
+            Errno::LOOP => self.not_allowed(path, "a part of it is a symbolic link"),
+            Errno::XDEV => self.not_allowed(path, "it leads out"),
+            source => PathError::Unreadable { path: path.into(), source },
+        }
+    }
+
+    fn not_allowed(&self, path: &str, why: &'static str) -> PathError {
+        let roots: Vec<_> = self.roots.iter().map(|root| root.display().to_string()).collect();
+        let roots = if roots.is_empty() {
+            "an allowed folder, and this node allows none".into()
+        } else {
+            roots.join(" or ")
+        };
+        PathError::NotAllowed { path: path.chars().take(256).collect(), roots, why }
+    }
+}
+
+/// Whether `path` is there, whatever it is.
+pub fn exists(path: &Path) -> bool {
+    rustix::fs::statat(CWD, path, rustix::fs::AtFlags::empty()).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::unix::fs::symlink;
+
+    /// An allowed folder with a file, a link to a secret outside, and a folder that is a link.
+    fn fixture() -> (tempfile::TempDir, AllowedRoots) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("allowed");
+        std::fs::create_dir_all(root.join("sub")).unwrap();
+        std::fs::create_dir(dir.path().join("outside")).unwrap();
+        std::fs::File::create(root.join("sub/disk.raw")).unwrap();
+        std::fs::File::create(dir.path().join("outside/secret")).unwrap();
+        symlink("../outside/secret", root.join("link")).unwrap();
+        symlink("sub", root.join("inner")).unwrap();
+        symlink("../outside", root.join("folder")).unwrap();
+        let roots = AllowedRoots::new(vec![root]);
+        (dir, roots)
+    }
+
+    #[test]
+    fn a_regular_file_below_an_allowed_folder_may_be_used() {
+        let (dir, roots) = fixture();
+        let path = dir.path().join("allowed/sub/disk.raw");
+        assert_eq!(roots.file(path.to_str().unwrap()).unwrap(), path);
+    }
+
+    #[test]
+    fn ways_out_and_links_are_refused_and_said_so() {
+        let (dir, roots) = fixture();
+        for way in [
+            "allowed/../outside/secret",
+            "allowed/sub/../../outside/secret",
+            "outside/secret",
+            "allowed/link",
+            "allowed/inner/disk.raw",
+            "allowed/folder/secret",
+            "allowed/sub",
+            "allowed",
+            "allowedness/disk.raw",
+        ] {
+            let path = dir.path().join(way);
+            let error = roots.file(path.to_str().unwrap()).unwrap_err();
+            assert!(matches!(error, PathError::NotAllowed { .. }), "{way}: {error}");
+            assert!(error.to_string().contains("allowed"), "{error}");
+        }
+        assert!(matches!(roots.file("disk.raw").unwrap_err(), PathError::NotAllowed { .. }));
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_another_matter() {
+        let (dir, roots) = fixture();
+        let path = dir.path().join("allowed/none.raw");
+        assert!(matches!(roots.file(path.to_str().unwrap()).unwrap_err(), PathError::NotFound { .. }));
+    }
+
+    #[test]
+    fn a_node_that_allows_no_folder_says_so() {
+        let error = AllowedRoots::default().file("/etc/passwd").unwrap_err().to_string();
+        assert!(error.contains("this node allows none"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_given_is_always_below_the_folder(path in "(/|\\.\\.|\\.|allowed|x|\\PC){0,12}") {
+            let roots = AllowedRoots::new(vec!["/allowed".into()]);
+            if let Ok(given) = roots.pretend_file(&path) {
+                prop_assert!(given.starts_with("/allowed/"));
+                prop_assert!(given.components().all(|part| part != Component::ParentDir));
+            }
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! The GPU driver of a simulated host: keeps a list where a real driver would make devices, and is
+//! as strict as the real ones.
+#![expect(clippy::disallowed_methods, reason = "adapter: keeps its list in a file")]
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use gpudesk_crds::{
+    gpu_node_status::Device,
+    types::{PciAddress, ShareMode},
+};
+
+use super::{
+    gpu_driver::{GpuDriver, GpuError, GpuInstance, Handle, InstanceKey, WantedInstance, is_mdev},
+    simulated::{SimulatedHost, uuid},
+};
+use crate::partition::{self, Share};
+
+/// Virtual functions of one card, as many as its bus holds behind the card itself.
+const FUNCTIONS: u8 = 64;
+
+/// The driver of a simulated host.
+///
+/// Its list is a file, so that a daemon that is started again finds what the one before it made, as
+/// it would on a real host. [`SimulatedDriver::reboot`] forgets all of it, as a real reboot does.
+#[derive(Debug)]
+pub struct SimulatedDriver {
+    cards: Vec<Device>,
+    file: PathBuf,
+    /// One change at a time.
+    changing: Mutex<()>,
+}
+
+impl SimulatedDriver {
+    /// The driver of `host`, with its list in `file`.
+    pub fn new(host: &SimulatedHost, file: PathBuf) -> Self {
+        Self { cards: host.facts.cards.clone(), file, changing: Mutex::new(()) }
+    }
+
+    /// Forgets every share, as a host does that starts anew.
+    ///
+    /// # Errors
+    /// [`GpuError::State`]; then everything is still there.
+    pub fn reboot(&self) -> Result<(), GpuError> {
+        let _changing = self.lock();
+        self.write(&[])
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self) -> Result<Vec<GpuInstance>, GpuError> {
+        let state = |source| GpuError::State { what: format!("reading {}", self.file.display()), source };
+        match fs::read(&self.file) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| state(error.into())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(vec![]),
+            Err(error) => Err(state(error)),
+        }
+    }
+
+    fn write(&self, instances: &[GpuInstance]) -> Result<(), GpuError> {
+        let written = || {
+            let bytes = serde_json::to_vec_pretty(instances)?;
+            let new = self.file.with_extension("new");
+            fs::write(&new, bytes)?;
+            fs::rename(&new, &self.file)
+        };
+        written()
+            .map_err(|source| GpuError::State { what: format!("writing {}", self.file.display()), source })
+    }
+
+    fn make(&self, wanted: &WantedInstance, existing: &[GpuInstance]) -> Result<GpuInstance, GpuError> {
+        let card = (self.cards.iter())
+            .find(|card| card.pci_address == wanted.card)
+            .ok_or(GpuError::NoSuchCard(wanted.card))?;
+        let here: Vec<&GpuInstance> = existing.iter().filter(|i| i.card == wanted.card).collect();
+        let shares: Vec<Share> = here.iter().map(|instance| instance.share()).collect();
+        partition::admit(card, &shares, &wanted.share)
+            .map_err(|source| GpuError::Refused { card: wanted.card, source })?;
+        let InstanceKey { desktop_uid, request } = &wanted.key;
+        let handle = match wanted.share.mode {
+            ShareMode::Passthrough => Handle::Function(wanted.card),
+            ShareMode::Vgpu | ShareMode::Mig if is_mdev(card.framework) => {
+                Handle::Mdev(uuid(&["mdev", desktop_uid, request]).to_string())
+            }
+            ShareMode::Vgpu | ShareMode::Mig | ShareMode::VirtualFunctions => {
+                Handle::Function(free_function(wanted.card, &here)?)
+            }
+        };
+        let mig = wanted.share.mode == ShareMode::Mig;
+        Ok(GpuInstance {
+            key: wanted.key.clone(),
+            owner: wanted.owner.clone(),
+            card: wanted.card,
+            mode: wanted.share.mode,
+            type_name: wanted.share.type_name.clone(),
+            vgpu_type: wanted.share.vgpu_type.clone(),
+            start: wanted.share.start,
+            mig_uuid: mig.then(|| format!("MIG-{}", uuid(&["mig", desktop_uid, request]))),
+            handle,
+        })
+    }
+}
+
+/// The lowest virtual function of `card` that nobody has. The first is function 4, as on real cards.
+fn free_function(card: PciAddress, here: &[&GpuInstance]) -> Result<PciAddress, GpuError> {
+    (4..4 + FUNCTIONS)
+        .map(|number| PciAddress { device: card.device + number / 8, function: number % 8, ..card })
+        .find(|function| !here.iter().any(|i| i.handle == Handle::Function(*function)))
+        .ok_or(GpuError::NoFunctionLeft(card))
+}
+
+impl GpuDriver for SimulatedDriver {
+    fn version(&self) -> Option<String> {
+        (!self.cards.is_empty()).then(|| "simulated".into())
+    }
+
+    fn describe(&self, _: &mut [Device]) {
+        // The facts of a simulated host already hold what a driver would say.
+    }
+
+    fn instances(&self) -> Result<Vec<GpuInstance>, GpuError> {
+        let _changing = self.lock();
+        self.read()
+    }
+
+    fn create(&self, wanted: &WantedInstance) -> Result<GpuInstance, GpuError> {
+        let _changing = self.lock();
+        let mut instances = self.read()?;
+        if let Some(existing) = instances.iter().find(|instance| instance.key == wanted.key) {
+            if existing.card == wanted.card && existing.share() == wanted.share {
+                return Ok(existing.clone());
+            }
+            return Err(GpuError::Differs {
+                key: wanted.key.clone(),
+                existing: format!("{} on {}", existing.type_name, existing.card),
+            });
+        }
+        let made = self.make(wanted, &instances)?;
+        instances.push(made.clone());
+        self.write(&instances)?;
+        Ok(made)
+    }
+
+    fn destroy(&self, key: &InstanceKey) -> Result<(), GpuError> {
+        let _changing = self.lock();
+        let mut instances = self.read()?;
+        let before = instances.len();
+        instances.retain(|instance| instance.key != *key);
+        if instances.len() == before { Ok(()) } else { self.write(&instances) }
+    }
+}
+
+/// Where the list of a simulated host is, below the state folder.
+pub fn list_file(state_dir: &Path) -> PathBuf {
+    state_dir.join("simulated-gpu-instances.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{host::simulated::HostFile, partition::Refusal};
+
+    struct Fixture {
+        dir: tempfile::TempDir,
+        host: SimulatedHost,
+    }
+
+    impl Fixture {
+        fn new(model: &str) -> Self {
+            let text =
+                format!("{{coresPerSocket: 4, memoryMiB: 8192, cards: [{{model: {model}, count: 1}}]}}");
+            let host = HostFile::parse(&text).unwrap().host("sim").unwrap();
+            Self { dir: tempfile::tempdir().unwrap(), host }
+        }
+
+        fn driver(&self) -> SimulatedDriver {
+            SimulatedDriver::new(&self.host, list_file(self.dir.path()))
+        }
+
+        fn wanted(&self, uid: &str, mode: ShareMode, type_name: &str, start: Option<i32>) -> WantedInstance {
+            WantedInstance {
+                key: InstanceKey { desktop_uid: uid.into(), request: "screen".into() },
+                owner: format!("school/{uid}"),
+                card: self.host.facts.cards[0].pci_address,
+                share: Share { mode, type_name: type_name.into(), vgpu_type: None, start },
+            }
+        }
+
+        fn mig(&self, uid: &str, profile: &str, vgpu: &str, start: i32) -> WantedInstance {
+            let mut wanted = self.wanted(uid, ShareMode::Mig, profile, Some(start));
+            wanted.share.vgpu_type = Some(vgpu.into());
+            wanted
+        }
+    }
+
+    fn refusal(result: Result<GpuInstance, GpuError>) -> Refusal {
+        match result.unwrap_err() {
+            GpuError::Refused { source, .. } => source,
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn making_the_same_share_twice_gives_the_first_back() {
+        let f = Fixture::new("L40S");
+        let wanted = f.wanted("a", ShareMode::Vgpu, "L40S-8Q", None);
+        let first = f.driver().create(&wanted).unwrap();
+        assert_eq!(f.driver().create(&wanted).unwrap(), first);
+        assert_eq!(f.driver().instances().unwrap(), [first]);
+        let other = f.wanted("a", ShareMode::Vgpu, "L40S-4Q", None);
+        assert!(matches!(f.driver().create(&other), Err(GpuError::Differs { .. })));
+    }
+
+    #[test]
+    fn a_daemon_that_starts_again_finds_what_was_made_and_a_reboot_forgets_it() {
+        let f = Fixture::new("T4");
+        let made = f.driver().create(&f.wanted("a", ShareMode::Vgpu, "T4-8Q", None)).unwrap();
+        assert!(matches!(made.handle, Handle::Mdev(_)));
+        assert_eq!(f.driver().instances().unwrap().len(), 1);
+        f.driver().reboot().unwrap();
+        assert_eq!(f.driver().instances().unwrap(), []);
+    }
+
+    #[test]
+    fn equal_size_means_one_size_and_no_more_than_fit() {
+        let f = Fixture::new("L40S");
+        for n in 0..3 {
+            f.driver().create(&f.wanted(&n.to_string(), ShareMode::Vgpu, "L40S-16Q", None)).unwrap();
+        }
+        let full = f.driver().create(&f.wanted("d", ShareMode::Vgpu, "L40S-16Q", None));
+        assert!(matches!(refusal(full), Refusal::Full { max: 3, .. }));
+        let other = f.driver().create(&f.wanted("d", ShareMode::Vgpu, "L40S-8Q", None));
+        assert!(matches!(refusal(other), Refusal::OtherSize { .. }));
+        let mixed = f.driver().create(&f.wanted("d", ShareMode::Vgpu, "L40S-8Q", Some(0)));
+        assert!(matches!(refusal(mixed), Refusal::MixedWithEqual { .. }));
+        let whole = f.driver().create(&f.wanted("d", ShareMode::Passthrough, "Passthrough", None));
+        assert!(matches!(refusal(whole), Refusal::ModeInUse { .. }));
+    }
+
+    #[test]
+    fn mixed_sizes_obey_the_published_positions() {
+        let f = Fixture::new("L40S");
+        let vgpu =
+            |uid: &str, t: &str, start| f.driver().create(&f.wanted(uid, ShareMode::Vgpu, t, Some(start)));
+        vgpu("a", "L40S-16Q", 0).unwrap();
+        vgpu("b", "L40S-8Q", 16).unwrap();
+        assert!(matches!(refusal(vgpu("c", "L40S-16Q", 16)), Refusal::IllegalStart { .. }));
+        assert!(matches!(refusal(vgpu("c", "L40S-12Q", 12)), Refusal::Overlap { .. }));
+        vgpu("c", "L40S-12Q", 24).unwrap();
+        vgpu("d", "L40S-12Q", 36).unwrap();
+        assert!(matches!(refusal(vgpu("e", "L40S-1Q", 47)), Refusal::Overlap { .. }));
+    }
+
+    #[test]
+    fn mig_needs_a_vgpu_on_it_a_legal_start_and_free_slices() {
+        let f = Fixture::new("H100 80GB");
+        let bare = f.wanted("a", ShareMode::Mig, "3g.40gb", Some(0));
+        assert!(matches!(refusal(f.driver().create(&bare)), Refusal::VgpuType { .. }));
+        f.driver().create(&f.mig("a", "3g.40gb", "H100-3-40C", 4)).unwrap();
+        let illegal = f.driver().create(&f.mig("b", "2g.20gb", "H100-2-20C", 1));
+        assert!(matches!(refusal(illegal), Refusal::IllegalStart { .. }));
+        let overlap = f.driver().create(&f.mig("b", "2g.20gb", "H100-2-20C", 4));
+        assert!(matches!(refusal(overlap), Refusal::Overlap { .. }));
+        f.driver().create(&f.mig("b", "3g.40gb", "H100-3-40C", 0)).unwrap();
+        // One compute slice is left, but no memory: nothing fits any more.
+        for start in 0..7 {
+            assert!(f.driver().create(&f.mig("c", "1g.10gb", "H100-1-10C", start)).is_err());
+        }
+    }
+
+    #[test]
+    fn only_gfx_instances_of_an_rtx_pro_6000_hold_vgpus() {
+        let f = Fixture::new("RTX PRO 6000 Blackwell Server Edition");
+        f.driver().create(&f.mig("a", "2g.48gb+gfx", "DC-2-48Q", 0)).unwrap();
+        f.driver().create(&f.mig("b", "1g.24gb+gfx", "DC-1-24Q", 6)).unwrap();
+        f.driver().create(&f.mig("c", "1g.24gb+gfx", "DC-1-24Q", 9)).unwrap();
+        assert_eq!(f.driver().instances().unwrap().len(), 3);
+        let no_vgpu = f.driver().create(&f.mig("d", "1g.24gb", "DC-1-24Q", 0));
+        assert!(matches!(refusal(no_vgpu), Refusal::VgpuType { .. }));
+    }
+
+    #[test]
+    fn virtual_functions_are_all_of_one_size() {
+        let f = Fixture::new("Instinct MI300X");
+        let vf = |uid: &str, t: &str| f.driver().create(&f.wanted(uid, ShareMode::VirtualFunctions, t, None));
+        let (a, b) = (vf("a", "MI300X-8VF").unwrap(), vf("b", "MI300X-8VF").unwrap());
+        assert_ne!(a.handle, b.handle);
+        assert!(matches!(refusal(vf("c", "MI300X-1VF")), Refusal::OtherSize { .. }));
+        f.driver().destroy(&a.key).unwrap();
+        assert_eq!(vf("c", "MI300X-8VF").unwrap().handle, a.handle, "functions are used again");
+    }
+
+    #[test]
+    fn unmaking_twice_is_no_error() {
+        let f = Fixture::new("T4");
+        let made = f.driver().create(&f.wanted("a", ShareMode::Vgpu, "T4-8Q", None)).unwrap();
+        f.driver().destroy(&made.key).unwrap();
+        f.driver().destroy(&made.key).unwrap();
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_is_not_an_empty_one() {
+        let f = Fixture::new("T4");
+        fs::write(list_file(f.dir.path()), "not json").unwrap();
+        assert!(matches!(f.driver().instances(), Err(GpuError::State { .. })));
+        assert!(f.driver().create(&f.wanted("a", ShareMode::Vgpu, "T4-8Q", None)).is_err());
+    }
+}
