@@ -114,6 +114,7 @@ pub struct Overrides {
     /// Shares of GPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub gpus: Option<Vec<GpuRequest>>,
     /// First-boot configuration; read when the desktop starts for the first time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -139,6 +140,7 @@ pub struct Toleration {
 pub struct DesktopStatus {
     /// The state in one word, for people. No program should read it: the conditions say more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::optional::<Phase>")]
     pub phase: Option<Phase>,
 
     /// What the desktop holds and where. Written by the operator.

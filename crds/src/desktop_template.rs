@@ -125,7 +125,13 @@ pub struct Cpu {
     pub threads_per_core: i32,
     /// CPU model: `host-passthrough`, or a name that libvirt knows, for example `EPYC-Milan`.
     /// Under plain emulation an emulated model stands in. Default: `host-passthrough`.
-    #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"))]
+    #[schemars(
+        length(min = 1, max = 64),
+        extend("x-kubernetes-validations" = [{
+            "rule": "self.matches('^[A-Za-z0-9][A-Za-z0-9._-]*$')",
+            "message": "write host-passthrough or a CPU model that libvirt knows, like EPYC-Milan"
+        }])
+    )]
     pub model: String,
     /// `Dedicated` gives each vCPU a host CPU of its own; `Shared` lets them float. Default: `Shared`.
     pub pinning: Pinning,
@@ -168,7 +174,8 @@ pub struct Memory {
 #[serde(rename_all = "camelCase")]
 pub struct GpuRequest {
     /// A name for the request, unique in the list.
-    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("write lower-case letters, digits and hyphens, with a letter or digit at both ends, like system-1"))]
     pub name: String,
     /// The profile.
     pub profile_ref: ProfileRef,
@@ -259,15 +266,18 @@ pub enum Firmware {
 #[serde(rename_all = "camelCase")]
 pub struct DirectKernel {
     /// File name of the kernel: a name, not a path.
-    #[schemars(length(min = 1, max = 255), regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._+-]*$"))]
+    #[schemars(length(min = 1, max = 255))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9][A-Za-z0-9._+-]*$')").message("write a file name, not a path: letters, digits and . _ + - only, with a letter or digit first"))]
     pub kernel: String,
     /// File name of the initial RAM disk: a name, not a path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 255), regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._+-]*$"))]
+    #[schemars(length(min = 1, max = 255))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9][A-Za-z0-9._+-]*$')").message("write a file name, not a path: letters, digits and . _ + - only, with a letter or digit first"))]
     pub initrd: Option<String>,
     /// Kernel command line, printable ASCII.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 2048), regex(pattern = "^[ -~]*$"))]
+    #[schemars(length(max = 2048))]
+    #[x_kube(validation = Rule::new("self.matches('^[ -~]*$')").message("write printable ASCII characters only, in one line"))]
     pub command_line: Option<String>,
 }
 

@@ -13,7 +13,8 @@ use crate::desktop_template::yes;
 )]
 pub struct Disk {
     /// A name for the disk, unique in the list.
-    #[schemars(length(min = 1, max = 32), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("write lower-case letters, digits and hyphens, with a letter or digit at both ends, like system-1"))]
     pub name: String,
     /// How the guest sees it. Default: `Virtio`.
     #[serde(default)]
@@ -63,16 +64,19 @@ pub enum DiskBus {
 pub struct ImageDisk {
     /// Name of an image in the node's image folders, without `.qcow2`: a name, not a path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 200), regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._+-]*$"))]
+    #[schemars(length(min = 1, max = 200))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9][A-Za-z0-9._+-]*$')").message("write a file name, not a path: letters, digits and . _ + - only, with a letter or digit first"))]
     pub name: Option<String>,
     /// Where the image is fetched from. Not yet supported: a template that sets it is reported as
     /// not valid, and its desktops stay pending.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 2048), regex(pattern = "^https?://[!-~]+$"))]
+    #[schemars(length(min = 1, max = 2048))]
+    #[x_kube(validation = Rule::new("self.matches('^https?://[!-~]+$')").message("write an address that begins with http:// or https:// and has no spaces"))]
     pub url: Option<String>,
     /// SHA-256 of the file behind `url`, 64 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64), regex(pattern = "^[0-9a-f]{64}$"))]
+    #[schemars(length(max = 64))]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9a-f]{64}$')").message("write 64 lower-case hexadecimal digits, as sha256sum prints them"))]
     pub sha256: Option<String>,
     /// Size of the desktop's disk in GiB when it should be larger than the image. 1 to 65536.
     #[serde(rename = "sizeGiB", default, skip_serializing_if = "Option::is_none")]
@@ -95,7 +99,8 @@ pub struct SizedDisk {
 #[serde(rename_all = "camelCase")]
 pub struct HostFileDisk {
     /// Absolute path on the node, below a folder that its owner allows.
-    #[schemars(length(min = 2, max = 1024), regex(pattern = "^/[^\\x00-\\x1f]+$"))]
+    #[schemars(length(min = 2, max = 1024))]
+    #[x_kube(validation = Rule::new("self.startsWith('/') && !self.matches('[[:cntrl:]]')").message("write an absolute path, one that begins with /, without control characters"))]
     #[x_kube(validation = Rule::new("!self.split('/').exists(p, p == '..')").message("path must not contain .."))]
     pub path: String,
     /// Format of the file. Stated and never guessed, for a guest could forge it. Default: `Raw`.
@@ -124,7 +129,8 @@ pub struct NfsDisk {
     #[schemars(length(min = 1, max = 253))]
     pub server: String,
     /// Path of the file on the server.
-    #[schemars(length(min = 2, max = 1024), regex(pattern = "^/[^\\x00-\\x1f]+$"))]
+    #[schemars(length(min = 2, max = 1024))]
+    #[x_kube(validation = Rule::new("self.startsWith('/') && !self.matches('[[:cntrl:]]')").message("write an absolute path, one that begins with /, without control characters"))]
     pub path: String,
 }
 
@@ -143,10 +149,12 @@ pub struct NvmeDisk {
 #[serde(rename_all = "camelCase")]
 pub struct Filesystem {
     /// Name under which the guest mounts it, unique in the list.
-    #[schemars(length(min = 1, max = 36), regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$"))]
+    #[schemars(length(min = 1, max = 36))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9][A-Za-z0-9._-]*$')").message("write letters, digits and . _ - only, with a letter or digit first"))]
     pub tag: String,
     /// Absolute path on the node, below a folder that its owner allows.
-    #[schemars(length(min = 2, max = 1024), regex(pattern = "^/[^\\x00-\\x1f]+$"))]
+    #[schemars(length(min = 2, max = 1024))]
+    #[x_kube(validation = Rule::new("self.startsWith('/') && !self.matches('[[:cntrl:]]')").message("write an absolute path, one that begins with /, without control characters"))]
     #[x_kube(validation = Rule::new("!self.split('/').exists(p, p == '..')").message("source must not contain .."))]
     pub source: String,
     /// Whether the guest may only read; enforced on the host. Default: true.
@@ -162,7 +170,8 @@ pub struct Filesystem {
 )]
 pub struct Network {
     /// A name for the interface, unique in the list.
-    #[schemars(length(min = 1, max = 32), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("write lower-case letters, digits and hyphens, with a letter or digit at both ends, like system-1"))]
     pub name: String,
     /// Address translation inside QEMU: reaches out, is not reached. Write `user: {}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -192,7 +201,8 @@ pub struct UserNetwork {}
 #[serde(rename_all = "camelCase")]
 pub struct NamedNetwork {
     /// Name on the host.
-    #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$"))]
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9][A-Za-z0-9._-]*$')").message("write letters, digits and . _ - only, with a letter or digit first"))]
     pub name: String,
 }
 
@@ -278,7 +288,8 @@ pub struct InlineCloudInit {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretRef {
     /// Name of the Secret.
-    #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message("write the name of a Secret: lower-case letters, digits, hyphens and dots"))]
     pub name: String,
 }
 

@@ -22,6 +22,7 @@ use crate::{
     derive = "PartialEq",
     derive = "Default",
     doc = "A machine that runs desktops. Its name is the name of its Kubernetes node. The spec says what the owner of the machine allows; the status is what the node daemon found there.",
+    validation = Rule::new("self.metadata.name != 'daemon'").message("metadata.name must not be daemon: gpudesk-node-daemon is the service account of all node daemons"),
     validation = Rule::new("self.metadata.name.size() <= 200").message("metadata.name must be at most 200 characters: objects of the node are named after it"),
     printcolumn(name = "GPUs", type_ = "integer", json_path = ".status.summary.gpus", description = "Cards that gpudesk manages."),
     printcolumn(name = "Free", type_ = "integer", json_path = ".status.summary.freeGpus", description = "Cards of which nothing is in use."),
@@ -73,7 +74,8 @@ pub struct Drain {
 )]
 pub struct DevicePolicy {
     /// A name for this rule, unique in the list.
-    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("write lower-case letters, digits and hyphens, with a letter or digit at both ends, like system-1"))]
     pub name: String,
 
     /// Which card is meant.
@@ -81,11 +83,13 @@ pub struct DevicePolicy {
 
     /// `Managed`: gpudesk may use the card. `Unmanaged`: shown, never touched. Default: `Managed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::optional::<Management>")]
     pub management: Option<Management>,
 
     /// How the card is used. `Auto` lets each request choose; `Host` keeps it for the host's own
     /// driver. Default: `Auto`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::optional::<DeviceMode>")]
     pub mode: Option<DeviceMode>,
 
     /// A fixed layout instead of carving on demand. Not yet supported: reported as such in the
@@ -96,11 +100,13 @@ pub struct DevicePolicy {
     /// Whether all time-sliced vGPUs of the card have one size (`EqualSize`) or not (`MixedSize`,
     /// where the driver can). Default: `EqualSize`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::optional::<VgpuPlacement>")]
     pub vgpu_placement: Option<VgpuPlacement>,
 
     /// How the card's time is divided between vGPUs. Not yet supported: reported as such in the
     /// condition `LayoutApplied`; the driver's own setting stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::optional::<VgpuScheduler>")]
     pub vgpu_scheduler: Option<VgpuScheduler>,
 
     /// Temperature in degrees Celsius from which the card counts as unhealthy, instead of the
@@ -129,6 +135,7 @@ pub struct DeviceSelector {
     pub serial: Option<String>,
     /// PCI address, for example `0000:41:00.0`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::pci_address")]
     pub pci_address: Option<PciAddress>,
 }
 

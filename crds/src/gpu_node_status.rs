@@ -62,6 +62,7 @@ pub struct Host {
     pub simulated: bool,
     /// How guests run: `Kvm`, `Emulation` (plain QEMU, slow) or `Simulated`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::optional::<Acceleration>")]
     pub acceleration: Option<Acceleration>,
     /// Kernel release, as `uname -r` prints it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -199,6 +200,7 @@ pub struct Device {
     pub health: Health,
     /// How vGPUs are made on this card, as found on the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::optional::<Framework>")]
     pub framework: Option<Framework>,
     /// Each mode, whether the card can be used in it, and if not, why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -329,6 +331,7 @@ pub struct Placement {
     pub framebuffer_mib: i64,
     /// Series of a vGPU type; absent for MIG profiles and virtual functions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::optional::<VgpuSeries>")]
     pub series: Option<VgpuSeries>,
     /// Length in units (`units.migMemory` or `units.vgpuRegion`). 0 when the share has no position.
     #[serde(default)]

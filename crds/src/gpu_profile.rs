@@ -56,6 +56,7 @@ pub struct GpuProfileSpec {
     /// The vGPU scheduler that the share needs. Not yet supported: a profile that sets it is
     /// reported as not valid, and desktops that ask for it stay pending.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::optional::<VgpuScheduler>")]
     pub vgpu_scheduler: Option<VgpuScheduler>,
 
     /// What the share must be able to display. Not yet supported: a profile that sets it is
@@ -100,10 +101,12 @@ pub struct PassthroughShare {}
 pub struct VgpuShare {
     /// vGPU type exactly as the driver prints it, for example `L40S-8Q`.
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9]+-[A-Za-z0-9-]+$"))]
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9]+-[A-Za-z0-9-]+$')").message("write a vGPU type as the driver prints it, without the card's brand, like L40S-8Q"))]
     pub type_name: Option<String>,
     /// Series: `Q` workstation, `B` business, `A` applications, `C` compute. Default: `Q`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::optional::<VgpuSeries>")]
     pub series: Option<VgpuSeries>,
     /// Exact framebuffer in MiB. 256 to 1048576.
     #[serde(rename = "framebufferMiB", default, skip_serializing_if = "Option::is_none")]
@@ -134,10 +137,12 @@ pub struct FramebufferRange {
 #[serde(rename_all = "camelCase")]
 pub struct MigShare {
     /// MIG profile as the driver prints it, without `+gfx`: `1g.24gb`, `3g.40gb`, `1g.10gb+me`.
-    #[schemars(length(min = 1, max = 32), regex(pattern = "^[1-9][0-9]*g\\.[1-9][0-9]*gb([+-][a-z.]+)?$"))]
+    #[schemars(length(min = 1, max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^[1-9][0-9]*g[.][1-9][0-9]*gb([+-][a-z.]+)?$')").message("write a MIG profile as the driver prints it, like 1g.24gb"))]
     pub profile: String,
     /// Series of the vGPU on it. Default: `Q` with graphics, `C` without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::optional::<VgpuSeries>")]
     pub series: Option<VgpuSeries>,
     /// Whether the share must do graphics; takes the `+gfx` profile. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -182,10 +187,12 @@ impl Alternative {
 pub struct DeviceRequirements {
     /// Vendor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::optional::<Vendor>")]
     pub vendor: Option<Vendor>,
     /// PCI ids, `vendor:device`; one of them must match: `["10de:2bb5"]`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32), inner(length(max = 9), regex(pattern = "^[0-9a-f]{4}:[0-9a-f]{4}$")))]
+    #[schemars(length(max = 32), inner(length(max = 32)))]
+    #[x_kube(validation = Rule::new("self.all(id, id.matches('^[0-9a-f]{4}:[0-9a-f]{4}$'))").message("write vendor:device in lower-case hexadecimal, like 10de:2bb5"))]
     pub pci_ids: Vec<String>,
     /// Product names with `*` for any text; one of them must match, upper and lower case alike:
     /// `["*L40S*"]`.

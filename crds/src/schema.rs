@@ -7,7 +7,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Condition,
 };
 use kube::{CustomResourceExt, core::ListMerge};
-use schemars::{Schema, SchemaGenerator};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 /// The four definitions, in the order in which the kinds build on each other.
 pub fn all() -> [CustomResourceDefinition; 4] {
@@ -27,6 +27,27 @@ fn map_list(schema: Schema, key: &str) -> Schema {
     let keyed = kube::core::merge_strategy(&mut value, ListMerge::Map(vec![key.into()]).into());
     debug_assert!(keyed.is_ok(), "a list schema takes a merge strategy");
     Schema::try_from(value).unwrap_or_default()
+}
+
+/// An optional enum. The derive would put the enum's own description in place of the field's.
+pub fn optional<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = T::json_schema(generator);
+    schema.remove("description");
+    schema.insert("nullable".into(), true.into());
+    schema
+}
+
+/// A PCI address that people write: refused with words where the type itself has a pattern.
+pub fn pci_address(_: &mut SchemaGenerator) -> Schema {
+    schemars::json_schema!({
+        "type": "string",
+        "nullable": true,
+        "maxLength": 16,
+        "x-kubernetes-validations": [{
+            "rule": "self.matches('^([0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[01][0-9a-fA-F][.][0-7]$')",
+            "message": "write domain:bus:device.function in hexadecimal, like 0000:41:00.0"
+        }]
+    })
 }
 
 /// Labels to match: at most 16, with the lengths of Kubernetes labels.
