@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(500);
-const CAP: Duration = Duration::from_secs(120);
+const CAP: Duration = Duration::from_mins(2);
 
 /// Failures in a row, per object.
 #[derive(Debug)]

@@ -74,7 +74,7 @@ impl Candidate {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::warn!(%error, lease = %self.name, "cannot read or take the leader lease")
+                    tracing::warn!(%error, lease = %self.name, "cannot read or take the leader lease");
                 }
             }
             tokio::select! {

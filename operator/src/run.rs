@@ -12,7 +12,6 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::{
     Api, Client, Config, Resource,
     client::ClientBuilder,
-    core::DeserializeGuard,
     runtime::{
         Controller,
         controller::Action,
@@ -125,47 +124,11 @@ async fn work(
 ) -> Result<(), Error> {
     let client = Client::try_from(config.clone()).map_err(Box::new)?;
     let writer = Writer::new(write_client(config, settings.writes_per_second)?, metrics.clone());
-    let secrets = Arc::new(SecretAccess::new(writer.clone(), &settings.namespace));
-
-    let (desktops, desktops_in) = store::<Desktop>();
-    let (templates, templates_in) = store::<DesktopTemplate>();
-    let (profiles, profiles_in) = store::<GpuProfile>();
-    let (nodes, nodes_in) = store::<GpuNode>();
-    let (leases, leases_in) = store::<Lease>();
-    let stores = Stores { desktops, templates, profiles, nodes };
-    let (desktop_queue, desktop_refs) = unbounded();
-    let (template_queue, template_refs) = unbounded();
-    let (profile_queue, profile_refs) = unbounded();
-    let (node_queue, node_refs) = unbounded();
-    let queues = Queues {
-        desktops: desktop_queue,
-        templates: template_queue,
-        profiles: profile_queue,
-        nodes: node_queue,
-    };
-    let world = Arc::new(World::new(stores.clone(), queues, settings.limits, metrics.clone()));
-
-    let mut tasks = JoinSet::new();
-    macro_rules! watch {
-        ($api:expr, $writer:expr, $hear:ident) => {{
-            let (world, metrics) = (world.clone(), metrics.clone());
-            let watching = watch::watch($api, watcher::Config::default(), $writer, metrics, move |seen| {
-                world.$hear(seen)
-            });
-            tasks.spawn(async move {
-                watching.await;
-                concat!("watch of ", stringify!($hear), "s")
-            });
-        }};
-    }
-    watch!(Api::<DeserializeGuard<Desktop>>::all(client.clone()), desktops_in, desktop);
-    watch!(Api::<DeserializeGuard<DesktopTemplate>>::all(client.clone()), templates_in, template);
-    watch!(Api::<DeserializeGuard<GpuProfile>>::all(client.clone()), profiles_in, profile);
-    watch!(Api::<DeserializeGuard<GpuNode>>::all(client.clone()), nodes_in, node);
-    let node_leases = Api::<DeserializeGuard<Lease>>::namespaced(client, &settings.namespace);
-    watch!(node_leases, leases_in, lease);
+    let mut tasks = Tasks::new();
+    let (world, refs, leases) = start_watches(&client, &settings, &metrics, &mut tasks);
 
     // Nothing is decided before everything is known.
+    let stores = &world.stores;
     let known = async {
         let _ = tokio::join!(
             stores.desktops.wait_until_ready(),
@@ -188,7 +151,71 @@ async fn work(
         nodes = stores.nodes.len(),
         "all objects known"
     );
+    start_wakers(&world, &mut tasks);
+    tokio::select! {
+        () = loops(&world, refs, &writer, &settings, &stop) => {
+            if stop.is_cancelled() { Ok(()) } else { Err(Error::Ended("loop over objects")) }
+        }
+        ended = tasks.join_next() => Err(name_of(ended)),
+    }
+}
 
+/// What runs for ever; each says its name should it end.
+type Tasks = JoinSet<&'static str>;
+
+/// What the loops take their work from.
+struct Refs {
+    desktops: UnboundedReceiver<ObjectRef<Desktop>>,
+    templates: UnboundedReceiver<ObjectRef<DesktopTemplate>>,
+    profiles: UnboundedReceiver<ObjectRef<GpuProfile>>,
+    nodes: UnboundedReceiver<ObjectRef<GpuNode>>,
+}
+
+fn start_watches(
+    client: &Client,
+    settings: &Settings,
+    metrics: &Metrics,
+    tasks: &mut Tasks,
+) -> (Arc<World>, Refs, Store<Lease>) {
+    let (desktops, desktops_in) = store::<Desktop>();
+    let (templates, templates_in) = store::<DesktopTemplate>();
+    let (profiles, profiles_in) = store::<GpuProfile>();
+    let (nodes, nodes_in) = store::<GpuNode>();
+    let (leases, leases_in) = store::<Lease>();
+    let (desktop_queue, desktop_refs) = unbounded();
+    let (template_queue, template_refs) = unbounded();
+    let (profile_queue, profile_refs) = unbounded();
+    let (node_queue, node_refs) = unbounded();
+    let queues = Queues {
+        desktops: desktop_queue,
+        templates: template_queue,
+        profiles: profile_queue,
+        nodes: node_queue,
+    };
+    let stores = Stores { desktops, templates, profiles, nodes };
+    let world = Arc::new(World::new(stores, queues, settings.limits, metrics.clone()));
+    macro_rules! watch {
+        ($name:literal, $api:expr, $writer:expr, $hear:ident) => {{
+            let (world, metrics) = (world.clone(), metrics.clone());
+            let hear = move |seen: watch::Seen<'_, _>| world.$hear(seen);
+            let watching = watch::watch($api, watcher::Config::default(), $writer, metrics, hear);
+            tasks.spawn(async move {
+                watching.await;
+                $name
+            });
+        }};
+    }
+    watch!("watch of Desktops", Api::all(client.clone()), desktops_in, desktop);
+    watch!("watch of DesktopTemplates", Api::all(client.clone()), templates_in, template);
+    watch!("watch of GpuProfiles", Api::all(client.clone()), profiles_in, profile);
+    watch!("watch of GpuNodes", Api::all(client.clone()), nodes_in, node);
+    watch!("watch of Leases", Api::namespaced(client.clone(), &settings.namespace), leases_in, lease);
+    let refs =
+        Refs { desktops: desktop_refs, templates: template_refs, profiles: profile_refs, nodes: node_refs };
+    (world, refs, leases)
+}
+
+fn start_wakers(world: &Arc<World>, tasks: &mut Tasks) {
     let waker = world.clone();
     tasks.spawn(async move {
         waker.wake_waiting().await;
@@ -207,11 +234,23 @@ async fn work(
             clock.tick();
         }
     });
+}
 
+/// The rounds over all kinds, until `stop`.
+async fn loops(
+    world: &Arc<World>,
+    refs: Refs,
+    writer: &Writer,
+    settings: &Settings,
+    stop: &CancellationToken,
+) {
+    let stores = &world.stores;
+    let metrics = &world.metrics;
+    let secrets = Arc::new(SecretAccess::new(writer.clone(), &settings.namespace));
     let context =
         Arc::new(desktop::Context { world: world.clone(), writer: writer.clone(), secrets: secrets.clone() });
     let desktops =
-        rounds(stores.desktops.clone(), desktop_refs, settings.concurrency, &stop, &metrics, move |object| {
+        rounds(stores.desktops.clone(), refs.desktops, settings.concurrency, stop, metrics, move |object| {
             let context = context.clone();
             async move {
                 match desktop::reconcile(&object, &context).await {
@@ -224,27 +263,21 @@ async fn work(
             }
         });
     let (template_world, template_writer) = (world.clone(), writer.clone());
-    let templates = rounds(stores.templates.clone(), template_refs, 4, &stop, &metrics, move |object| {
+    let templates = rounds(stores.templates.clone(), refs.templates, 4, stop, metrics, move |object| {
         let (world, writer) = (template_world.clone(), template_writer.clone());
         async move { Failure::of(desktop_template::reconcile(&object, &world, &writer).await) }
     });
     let (profile_world, profile_writer) = (world.clone(), writer.clone());
-    let profiles = rounds(stores.profiles.clone(), profile_refs, 2, &stop, &metrics, move |object| {
+    let profiles = rounds(stores.profiles.clone(), refs.profiles, 2, stop, metrics, move |object| {
         let (world, writer) = (profile_world.clone(), profile_writer.clone());
         async move { Failure::of(gpu_profile::reconcile(&object, &world, &writer).await) }
     });
     let accounts = Arc::new(gpu_node::Accounts::default());
-    let nodes = rounds(stores.nodes.clone(), node_refs, 4, &stop, &metrics, move |object| {
+    let nodes = rounds(stores.nodes.clone(), refs.nodes, 4, stop, metrics, move |object| {
         let (secrets, accounts) = (secrets.clone(), accounts.clone());
         async move { Failure::of(gpu_node::reconcile(&object, &secrets, &accounts).await) }
     });
-    let loops = async {
-        tokio::join!(desktops, templates, profiles, nodes);
-    };
-    tokio::select! {
-        () = loops => if stop.is_cancelled() { Ok(()) } else { Err(Error::Ended("loop over objects")) },
-        ended = tasks.join_next() => Err(name_of(ended)),
-    }
+    tokio::join!(desktops, templates, profiles, nodes);
 }
 
 fn name_of(ended: Option<Result<&'static str, tokio::task::JoinError>>) -> Error {
@@ -269,6 +302,13 @@ impl Failure {
     }
 }
 
+/// What all rounds over a kind have in common.
+struct Round<K: Resource<DynamicType = ()>> {
+    metrics: Metrics,
+    kind: String,
+    backoff: Backoff<ObjectRef<K>>,
+}
+
 /// Rounds over the objects of a kind as `refs` names them, until `stop`; those begun are ended.
 async fn rounds<K, F>(
     objects: Store<K>,
@@ -282,19 +322,19 @@ async fn rounds<K, F>(
     F: Future<Output = Result<Action, Failure>> + Send + 'static,
 {
     let kind = K::kind(&()).into_owned();
-    let backoff = Arc::new(Backoff::<ObjectRef<K>>::default());
-    let context = Arc::new((metrics.clone(), kind, backoff));
+    let backoff = Backoff::<ObjectRef<K>>::default();
+    let context = Arc::new(Round { metrics: metrics.clone(), kind, backoff });
     let config = kube::runtime::controller::Config::default().concurrency(concurrency);
     Controller::for_stream(stream::pending(), objects)
         .with_config(config)
         .reconcile_on(refs)
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(
-            move |object, context: Arc<(Metrics, String, Arc<Backoff<ObjectRef<K>>>)>| {
+            move |object, context: Arc<Round<K>>| {
                 let reference = ObjectRef::from_obj(&*object);
                 let round = round(object);
                 async move {
-                    let (metrics, kind, backoff) = &*context;
+                    let Round { metrics, kind, backoff } = &*context;
                     let result = round.await;
                     match &result {
                         Ok(_) => {
@@ -309,7 +349,7 @@ async fn rounds<K, F>(
                     result
                 }
             },
-            |object, _, context| Action::requeue(context.2.failed(ObjectRef::from_obj(&*object))),
+            |object, _, context| Action::requeue(context.backoff.failed(ObjectRef::from_obj(&*object))),
             context,
         )
         .for_each(|_| std::future::ready(()))

@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// What an observer hears, before the store shows it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub enum Seen<'a, K> {
     /// The object is there, new or changed or said again.
     There(&'a K),
@@ -31,6 +31,14 @@ pub enum Seen<'a, K> {
     /// What was said so far is complete.
     Complete,
 }
+
+impl<K> Clone for Seen<'_, K> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K> Copy for Seen<'_, K> {}
 
 /// Watches a kind until the future is dropped. Errors of the watch are logged and retried with
 /// backoff.

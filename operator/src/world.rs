@@ -389,7 +389,9 @@ impl World {
             self.freed.notified().await;
             tokio::time::sleep(Duration::from_millis(200)).await;
             let waiting = self.lock().waiting.in_order();
-            waiting.iter().for_each(|key| self.wake(key));
+            for key in &waiting {
+                self.wake(key);
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! The operator's program.
 #![expect(clippy::disallowed_methods, reason = "the program reads its surroundings")]
+#![expect(clippy::doc_markdown, reason = "the doc comments are what --help prints")]
 
 use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
@@ -21,9 +22,9 @@ use tracing_subscriber::EnvFilter;
 
 /// Decides where gpudesk desktops run and what they get there.
 ///
-/// Watches Desktops, DesktopTemplates, GpuProfiles and GpuNodes; chooses node, CPUs, memory and
-/// shares of GPUs for each desktop and records them in its status, from which the node daemon of
-/// that node makes the machine. Several replicas may run: one acts, the others stand by.
+/// Watches desktops, templates, profiles and nodes; chooses node, CPUs, memory and shares of GPUs
+/// for each desktop and records them in its status, from which the node daemon of that node makes
+/// the machine. Several replicas may run: one acts, the others stand by.
 ///
 /// The cluster is that of KUBECONFIG, or the one it runs in. SIGTERM ends it in order; no desktop
 /// stops when the operator does.
@@ -110,7 +111,7 @@ async fn main() -> anyhow::Result<()> {
         writes_per_second: arguments.writes_per_second,
         limits: Limits { cpu_overcommit: i64::from(arguments.cpu_overcommit) },
     };
-    let result = run::run(config, settings, metrics, ready, stop).await;
+    let result = Box::pin(run::run(config, settings, metrics, ready, stop)).await;
     served.cancel();
     // An open connection to /metrics does not hold the end up.
     let _ = tokio::time::timeout(Duration::from_secs(2), serving).await;

@@ -40,9 +40,9 @@ use status::Situation;
 use validate::{Referenced, Wanted};
 
 /// How often a desktop is looked at when nothing happens.
-const SLOWLY: Duration = Duration::from_secs(30 * 60);
+const SLOWLY: Duration = Duration::from_mins(30);
 /// How often a desktop without room tries again when nothing was freed.
-const RETRY: Duration = Duration::from_secs(5 * 60);
+const RETRY: Duration = Duration::from_mins(5);
 /// A moment, after which the watch shows more.
 const SOON: Duration = Duration::from_millis(100);
 

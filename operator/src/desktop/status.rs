@@ -75,7 +75,7 @@ pub fn status(desktop: &Desktop, situation: Situation, now: &Time) -> DesktopSta
                 say.again(ConditionType::Running);
                 wanted.phase = old.phase;
             }
-            wanted.gpu_summary = old.gpu_summary.clone();
+            wanted.gpu_summary.clone_from(&old.gpu_summary);
             wanted.allocation = allocation;
         }
         Situation::Idle { parked, phase, reason, message } => {

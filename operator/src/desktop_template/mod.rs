@@ -36,5 +36,5 @@ pub async fn reconcile(
     if template.status.as_ref() != Some(&wanted) {
         writer.status(template, &wanted).await?;
     }
-    Ok(Action::requeue(Duration::from_secs(30 * 60)))
+    Ok(Action::requeue(Duration::from_mins(30)))
 }

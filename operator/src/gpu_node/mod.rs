@@ -12,7 +12,7 @@ use crate::{secret_access::SecretAccess, writer::WriteError};
 
 /// A node whose object was made anew finds the account of the old one, which the garbage collector
 /// is about to remove: it is looked at once more after this time.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_mins(1);
 
 /// The nodes, by UID: when their account was asked for first, and whether it is known to be new.
 #[derive(Debug, Default)]

@@ -28,5 +28,5 @@ pub async fn reconcile(profile: &GpuProfile, world: &World, writer: &Writer) -> 
     if profile.status.as_ref() != Some(&wanted) {
         writer.apply_status(&Api::all(writer.client()), profile, &wanted).await?;
     }
-    Ok(Action::requeue(Duration::from_secs(30 * 60)))
+    Ok(Action::requeue(Duration::from_mins(30)))
 }

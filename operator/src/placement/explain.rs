@@ -114,7 +114,7 @@ fn compute_text(request: &Request, reason: NoCompute) -> String {
 pub fn unsatisfiable<'a>(
     request: &Request,
     nodes: impl Iterator<Item = &'a NodeFacts> + Clone,
-    counts: String,
+    counts: &str,
 ) -> Explanation {
     let pages = request.memory.pages;
     let unit = pages.mib().unwrap_or(1);

@@ -61,13 +61,12 @@ pub fn fit(facts: &NodeFacts, used: &NodeUse, request: &Request, limits: Limits)
             let Ok((compute, left_mib)) = compute::fit(facts, used, request, scope, pages, limits) else {
                 continue;
             };
-            let position = match found_on.iter().position(|(cell, _)| *cell == cards_of) {
-                Some(position) => position,
-                None => {
-                    found_on.push((cards_of, gpus::fit(facts, used, &request.shares, cards_of)));
-                    found_on.len() - 1
-                }
-            };
+            // Cards are searched once per cell, whatever else is tried with them.
+            let known = found_on.iter().position(|(cell, _)| *cell == cards_of);
+            let position = known.unwrap_or_else(|| {
+                found_on.push((cards_of, gpus::fit(facts, used, &request.shares, cards_of)));
+                found_on.len() - 1
+            });
             let Some((_, Ok(found))) = found_on.get(position) else { continue };
             let score = Score {
                 ways: found.ways.clone(),

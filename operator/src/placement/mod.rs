@@ -139,7 +139,7 @@ pub fn explain(view: &View, request: &Request, rejections: &[Rejection], limits:
     };
     let unknown = view.nodes().any(|(facts, _)| facts.cells.is_empty());
     if !unknown && on_empty_nodes.iter().any(too_small) && !on_empty_nodes.iter().any(may_come_back) {
-        explain::unsatisfiable(request, view.nodes().map(|(facts, _)| facts), counts)
+        explain::unsatisfiable(request, view.nodes().map(|(facts, _)| facts), &counts)
     } else {
         Explanation { reason: Reason::Unschedulable, message: explain::summary(request, rejections.iter()) }
     }

@@ -124,12 +124,12 @@ impl Snapshot {
             Some(same) if seen.as_deref() == Some(&**same) => Some(same.clone()),
             _ => seen,
         };
-        self.replace(key, Some(Known { resource_version, seen, assumed }))
+        self.replace(&key, Some(Known { resource_version, seen, assumed }))
     }
 
     /// A desktop is gone.
     pub fn desktop_gone(&mut self, key: &DesktopKey) -> Change {
-        self.replace(key.clone(), None)
+        self.replace(key, None)
     }
 
     /// Counts a decision that is about to be written with `resource_version` as its guard.
@@ -145,7 +145,7 @@ impl Snapshot {
         match self.desktops.get(key) {
             Some(known) if known.resource_version == resource_version => {
                 let known = Known { assumed: Some(allocation.clone()), ..known.clone() };
-                Ok(self.replace(key.clone(), Some(known)))
+                Ok(self.replace(key, Some(known)))
             }
             _ => Err(Stale),
         }
@@ -156,7 +156,7 @@ impl Snapshot {
         match self.desktops.get(key) {
             Some(known) if known.assumed.is_some() => {
                 let known = Known { assumed: None, ..known.clone() };
-                self.replace(key.clone(), Some(known))
+                self.replace(key, Some(known))
             }
             _ => Change::default(),
         }
@@ -184,28 +184,28 @@ impl Snapshot {
 
     /// Shares in use of a profile.
     pub fn in_use(&self, profile: &str) -> i32 {
-        self.nodes.values().flat_map(|state| state.used.profiles.get(profile)).sum()
+        self.nodes.values().filter_map(|state| state.used.profiles.get(profile)).sum()
     }
 
-    fn replace(&mut self, key: DesktopKey, known: Option<Known>) -> Change {
-        let old = match known.clone() {
+    fn replace(&mut self, key: &DesktopKey, known: Option<Known>) -> Change {
+        let after = known.as_ref().and_then(Known::counts).cloned();
+        let old = match known {
             Some(known) => self.desktops.insert(key.clone(), known),
-            None => self.desktops.remove(&key),
+            None => self.desktops.remove(key),
         };
         let before = old.as_ref().and_then(Known::counts).cloned();
-        let after = known.as_ref().and_then(Known::counts).cloned();
         if before == after {
             return Change::default();
         }
         if let Some(before) = &before {
             self.change(&before.node, |state| {
-                state.held.remove(&key);
+                state.held.remove(key);
             });
         }
         if let Some(after) = after {
             let node = after.node.clone();
             self.change(&node, |state| {
-                state.held.insert(key, after);
+                state.held.insert(key.clone(), after);
             });
         }
         Change { freed: before.is_some(), any: true }

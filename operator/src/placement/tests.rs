@@ -1,1 +1,7 @@
+//! Tests of placement: the geometry of real cards, whole decisions, and properties over many.
 
+mod builders;
+mod decisions;
+mod geometry;
+mod oracle;
+mod properties;

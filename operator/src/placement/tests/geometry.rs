@@ -1,0 +1,222 @@
+//! Positions on real cards.
+
+use gpudesk_crds::{GpuNode, types::VgpuSeries};
+use serde_json::json;
+
+use super::builders::*;
+use crate::placement::{
+    card::{self, NoShare},
+    facts::NodeFacts,
+    gpus,
+    occupancy::{NodeUse, UsedShare},
+    request::Share,
+};
+
+struct Card {
+    facts: NodeFacts,
+    used: NodeUse,
+}
+
+impl Card {
+    fn of(node: &GpuNode) -> Self {
+        let facts = NodeFacts::read(node);
+        let used = NodeUse::empty(&facts);
+        Self { facts, used }
+    }
+
+    fn starts(&self, share: &Share) -> Result<Vec<i32>, NoShare> {
+        let mut starts: Vec<i32> = card::choices(&self.facts, &self.used, 0, share)?
+            .into_iter()
+            .map(|choice| choice.takes.start.unwrap())
+            .collect();
+        starts.sort_unstable();
+        Ok(starts)
+    }
+
+    fn first(&mut self, share: &Share) -> Result<Option<i32>, NoShare> {
+        let choice = card::choices(&self.facts, &self.used, 0, share)?.remove(0);
+        let start = choice.takes.start;
+        self.used.add_share(&self.facts, 0, choice.takes);
+        Ok(start)
+    }
+
+    /// Puts a share at a position that something else chose.
+    fn put(&mut self, share: &Share, start: i32) {
+        let found = card::choices(&self.facts, &self.used, 0, share).unwrap();
+        let choice = found.into_iter().find(|choice| choice.takes.start == Some(start)).unwrap();
+        self.used.add_share(&self.facts, 0, choice.takes);
+    }
+}
+
+fn mixed_l40s() -> Card {
+    Card::of(&mixing_sizes(node("n", &[cell(0, 8, 65536, 0)], &[l40s(1, 0)])))
+}
+
+#[test]
+fn a_24_gb_slice_of_an_rtx_pro_6000_starts_at_0_3_6_or_9() {
+    let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[rtx_pro_6000(1, 0)]));
+    let slice = mig("1g.24gb+gfx", VgpuSeries::Q);
+    assert_eq!(card.starts(&slice), Ok(vec![0, 3, 6, 9]));
+    card.put(&mig("2g.48gb+gfx", VgpuSeries::Q), 0);
+    assert_eq!(card.starts(&slice), Ok(vec![6, 9]));
+    assert_eq!(card.starts(&mig("4g.96gb+gfx", VgpuSeries::Q)), Err(NoShare::NoFreePlacement));
+    card.put(&slice, 9);
+    card.put(&slice, 6);
+    assert_eq!(card.starts(&slice), Err(NoShare::NoFreePlacement));
+}
+
+#[test]
+fn the_second_slice_stands_beside_the_first_so_that_a_half_stays_whole() {
+    let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[rtx_pro_6000(1, 0)]));
+    let slice = mig("1g.24gb+gfx", VgpuSeries::Q);
+    assert_eq!(card.first(&slice), Ok(Some(0)));
+    assert_eq!(card.first(&slice), Ok(Some(3)));
+    assert_eq!(card.starts(&mig("2g.48gb+gfx", VgpuSeries::Q)), Ok(vec![6]));
+}
+
+#[test]
+fn a_plain_slice_is_not_taken_for_one_with_graphics() {
+    let card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[a100(1, 0)]));
+    assert_eq!(card.starts(&mig("1g.5gb+gfx", VgpuSeries::Q)), Err(NoShare::NotOffered));
+    assert_eq!(
+        card.starts(&mig("1g.5gb", VgpuSeries::Q)),
+        Err(NoShare::NotOffered),
+        "no vGPU type of series Q"
+    );
+    assert_eq!(card.starts(&mig("1g.5gb", VgpuSeries::C)).unwrap().len(), 7);
+}
+
+#[test]
+fn small_instances_of_an_a100_leave_the_larger_possible() {
+    let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[a100(1, 0)]));
+    assert_eq!(card.first(&mig("1g.5gb", VgpuSeries::C)), Ok(Some(6)));
+    assert_eq!(card.starts(&mig("4g.20gb", VgpuSeries::C)), Ok(vec![0]));
+    assert_eq!(card.starts(&mig("2g.10gb", VgpuSeries::C)), Ok(vec![0, 2, 4]));
+}
+
+#[test]
+fn compute_and_memory_are_both_limits() {
+    let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[a100(1, 0)]));
+    card.put(&mig("3g.20gb", VgpuSeries::C), 0);
+    card.put(&mig("3g.20gb", VgpuSeries::C), 4);
+    assert_eq!(card.starts(&mig("1g.5gb", VgpuSeries::C)), Err(NoShare::NoFreePlacement), "no memory");
+    let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[a100(1, 0)]));
+    card.put(&mig("4g.20gb", VgpuSeries::C), 0);
+    card.put(&mig("2g.10gb", VgpuSeries::C), 4);
+    assert_eq!(card.starts(&mig("1g.10gb", VgpuSeries::C)), Ok(vec![6]));
+    card.put(&mig("1g.5gb", VgpuSeries::C), 6);
+    assert_eq!(card.starts(&mig("1g.5gb", VgpuSeries::C)), Err(NoShare::NoFreePlacement), "no compute slice");
+}
+
+#[test]
+fn one_media_extension_per_card() {
+    let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[a100(1, 0)]));
+    card.first(&mig("1g.5gb+me", VgpuSeries::C)).unwrap();
+    assert_eq!(card.starts(&mig("1g.5gb+me", VgpuSeries::C)), Err(NoShare::NoFreePlacement));
+}
+
+#[test]
+fn equal_size_means_that_the_first_vgpu_decides() {
+    let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[l40s(1, 0)]));
+    assert_eq!(card.first(&vgpu(8)), Ok(None));
+    assert_eq!(card.first(&vgpu(16)), Err(NoShare::NoFreePlacement));
+    for _ in 1..6 {
+        assert_eq!(card.first(&vgpu(8)), Ok(None));
+    }
+    assert_eq!(card.first(&vgpu(8)), Err(NoShare::NoFreePlacement), "six at most");
+}
+
+#[test]
+fn mixed_sizes_stand_at_the_positions_that_the_driver_lists() {
+    let mut card = mixed_l40s();
+    assert_eq!(card.starts(&vgpu(16)), Ok(vec![0, 32]));
+    card.put(&vgpu(8), 16);
+    assert_eq!(card.starts(&vgpu(12)), Ok(vec![0, 24, 36]));
+    card.put(&vgpu(12), 0);
+    card.put(&vgpu(12), 24);
+    // 16 GB are free, at 12..16 and 36..48, and no 16Q may start there.
+    assert_eq!(card.starts(&vgpu(16)), Err(NoShare::NoFreePlacement));
+}
+
+#[test]
+fn the_layouts_of_the_vendors_figure_are_found_when_asked_for_together() {
+    for wanted in [
+        vec![6, 6, 6, 6, 12, 12],
+        vec![24, 12, 12],
+        vec![4, 4, 4, 4, 6, 6, 6, 6],
+        vec![8, 12, 12, 16],
+        vec![3, 3, 3, 3, 1, 1],
+    ] {
+        let card = mixed_l40s();
+        let shares: Vec<_> = wanted.iter().map(|gib| one(&format!("s{gib}"), vec![vgpu(*gib)])).collect();
+        let found = gpus::fit(&card.facts, &card.used, &shares, None);
+        let found = found.unwrap_or_else(|why| panic!("{wanted:?}: {why:?}"));
+        let mut taken: Vec<(i32, i64)> =
+            found.gpus.iter().map(|gpu| (gpu.start.unwrap(), gpu.framebuffer_mib / 1024)).collect();
+        taken.sort_unstable();
+        for pair in taken.windows(2) {
+            assert!(i64::from(pair[0].0) + pair[0].1 <= i64::from(pair[1].0), "{taken:?}");
+        }
+    }
+}
+
+#[test]
+fn looking_ahead_keeps_room_for_the_largest() {
+    let mut card = mixed_l40s();
+    card.first(&vgpu(8)).unwrap();
+    assert_eq!(card.starts(&vgpu(24)).map(|starts| starts.len()), Ok(1));
+    assert_eq!(
+        card.starts(&vgpu(16)).map(|starts| starts.len()),
+        Ok(2),
+        "at 16 or 24 it takes no place of a 16Q"
+    );
+}
+
+#[test]
+fn a_vgpu_left_from_the_other_policy_keeps_the_card_until_it_goes() {
+    let left = |start: Option<i32>| UsedShare {
+        mode: gpudesk_crds::types::ShareMode::Vgpu,
+        type_name: "L40S-8Q".into(),
+        framebuffer_mib: 8192,
+        start,
+        size: 8,
+        compute_slices: 0,
+    };
+    let mut card = mixed_l40s();
+    card.used.add_share(&card.facts, 0, left(None));
+    assert_eq!(card.first(&vgpu(8)), Err(NoShare::NoFreePlacement));
+    let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[l40s(1, 0)]));
+    card.used.add_share(&card.facts, 0, left(Some(16)));
+    assert_eq!(card.first(&vgpu(8)), Err(NoShare::NoFreePlacement));
+}
+
+#[test]
+fn modes_exclude_each_other_and_a_whole_card_takes_its_group() {
+    let mut first = l40s(1, 0);
+    first["iommuGroup"] = json!({"id": 7, "members": ["0000:02:00.0", "0000:01:00.1"]});
+    let mut second = l40s(2, 0);
+    second["iommuGroup"] = json!({"id": 7, "members": ["0000:01:00.0", "0000:01:00.1"]});
+    let object = node("n", &[cell(0, 8, 65536, 0)], &[first, second]);
+    let mut card = Card::of(&object);
+    assert_eq!(card.first(&Share::Passthrough), Ok(None));
+    assert_eq!(card.first(&vgpu(8)), Err(NoShare::NoFreePlacement));
+    let other = |card: &Card, share: &Share| card::choices(&card.facts, &card.used, 1, share).err();
+    assert_eq!(other(&card, &vgpu(8)), Some(NoShare::NoFreePlacement));
+    assert_eq!(other(&card, &Share::Passthrough), Some(NoShare::NoFreePlacement));
+
+    let mut card = Card::of(&object);
+    card.first(&vgpu(8)).unwrap();
+    assert_eq!(other(&card, &Share::Passthrough), Some(NoShare::NoFreePlacement), "the group is in use");
+    assert_eq!(other(&card, &vgpu(16)), None);
+}
+
+#[test]
+fn product_globs_know_one_wildcard_and_no_case() {
+    assert!(card::matches("*L40S*", "NVIDIA l40s"));
+    assert!(card::matches("NVIDIA L40S", "NVIDIA L40S"));
+    assert!(card::matches("NVIDIA*Server*", "NVIDIA RTX PRO 6000 Blackwell Server Edition"));
+    assert!(!card::matches("*L40", "NVIDIA L40S"));
+    assert!(!card::matches("L40S", "NVIDIA L40S"));
+    assert!(!card::matches("*A*B*", "B then A"));
+    assert!(card::matches("*", ""));
+}

@@ -1,0 +1,185 @@
+//! Properties over many desktops that come and go.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gpudesk_crds::{
+    Allocation, GpuNode,
+    desktop_template::NumaPolicy,
+    types::{PageSize, VgpuSeries},
+};
+use proptest::prelude::*;
+
+use super::{builders::*, oracle};
+use crate::placement::{
+    compute::Limits,
+    place,
+    request::{CpuRequest, DesktopKey, MemoryRequest, Request, Share},
+    snapshot::Snapshot,
+};
+
+fn estate() -> Vec<GpuNode> {
+    let cells = || [cell(0, 6, 40_000, 6), cell(1, 6, 40_000, 6)];
+    vec![
+        node("a", &cells(), &[l40s(1, 0), rtx_pro_6000(2, 1)]),
+        mixing_sizes(node("b", &cells(), &[l40s(1, 0), l40s(2, 1)])),
+        node("c", &cells(), &[a100(1, 0), flex(2, 0)]),
+    ]
+}
+
+fn share() -> impl Strategy<Value = Share> {
+    prop_oneof![
+        Just(Share::Passthrough),
+        prop::sample::select(vec![1i64, 2, 3, 4, 6, 8, 12, 16, 24]).prop_map(vgpu),
+        prop::sample::select(vec!["1g.24gb+gfx", "2g.48gb+gfx"]).prop_map(|p| mig(p, VgpuSeries::Q)),
+        prop::sample::select(vec!["1g.5gb", "1g.5gb+me", "1g.10gb", "2g.10gb", "3g.20gb", "4g.20gb"])
+            .prop_map(|p| mig(p, VgpuSeries::C)),
+        Just(Share::VirtualFunction { framebuffer_mib: 1000 }),
+    ]
+}
+
+fn wish() -> impl Strategy<Value = Request> {
+    (
+        prop::collection::vec(share(), 0..3),
+        1..6i32,
+        1..3i32,
+        any::<bool>(),
+        1..12i64,
+        any::<bool>(),
+        prop::sample::select(vec![NumaPolicy::Strict, NumaPolicy::Preferred, NumaPolicy::None]),
+        any::<bool>(),
+    )
+        .prop_map(|(shares, cores, threads_per_core, dedicated, gib, huge, numa, spread)| {
+            let mut request = request("", shares);
+            request.cpu = CpuRequest { cores, threads_per_core, dedicated };
+            let pages = if huge { PageSize::Gi1 } else { PageSize::None };
+            request.memory = MemoryRequest { mib: gib * 1024, pages, allow_fallback: spread };
+            request.numa = numa;
+            for share in &mut request.shares {
+                share.spread = spread;
+            }
+            request
+        })
+}
+
+/// A desktop asks, or the n-th of those that run goes.
+#[derive(Clone, Debug)]
+enum Event {
+    Ask(Request),
+    Go(prop::sample::Index),
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    prop::collection::vec(
+        prop_oneof![3 => wish().prop_map(Event::Ask), 1 => any::<prop::sample::Index>().prop_map(Event::Go)],
+        1..40,
+    )
+}
+
+fn limits() -> Limits {
+    Limits { cpu_overcommit: 2 }
+}
+
+/// Plays events and returns the snapshot, and what runs.
+fn play(events: &[Event], mut each: impl FnMut(&Snapshot, &BTreeMap<String, Arc<Allocation>>)) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for node in estate() {
+        snapshot.node_seen(&node);
+    }
+    let mut running: BTreeMap<String, Arc<Allocation>> = BTreeMap::new();
+    for (number, event) in events.iter().enumerate() {
+        match event {
+            Event::Ask(request) => {
+                let name = format!("d{number}");
+                let key = DesktopKey::new("demo", &name);
+                let request = Request { desktop: key.clone(), ..request.clone() };
+                snapshot.desktop_seen(&desktop(&name, 1, None));
+                if let Ok(placed) = place(&snapshot.view(), &request, limits()) {
+                    let given = allocation(placed);
+                    snapshot.assume(&key, "1", &given).unwrap();
+                    snapshot.desktop_seen(&desktop(&name, 2, Some(&given)));
+                    running.insert(name, given);
+                }
+            }
+            Event::Go(index) => {
+                if !running.is_empty() {
+                    let name = running.keys().nth(index.index(running.len())).unwrap().clone();
+                    running.remove(&name);
+                    snapshot.desktop_gone(&DesktopKey::new("demo", &name));
+                }
+            }
+        }
+        each(&snapshot, &running);
+    }
+    snapshot
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_is_given_twice_and_no_bound_is_passed(events in events()) {
+        let nodes = estate();
+        play(&events, |_, running| {
+            for node in &nodes {
+                let name = node.metadata.name.as_deref().unwrap();
+                let here: Vec<&Allocation> = running.values().filter(|a| a.node == name).map(|a| &**a).collect();
+                oracle::check(node, &here, limits().cpu_overcommit);
+            }
+        });
+    }
+
+    #[test]
+    fn a_snapshot_kept_by_events_equals_one_built_from_the_objects(events in events(), backwards in any::<bool>()) {
+        let mut kept = play(&events, |_, _| {});
+        // What asked and got nothing is known too; what runs is known by its allocation.
+        let mut running = BTreeMap::new();
+        play(&events, |_, now| running.clone_from(now));
+        for (number, event) in events.iter().enumerate() {
+            let name = format!("d{number}");
+            if matches!(event, Event::Ask(_)) && !running.contains_key(&name) {
+                kept.desktop_gone(&DesktopKey::new("demo", &name));
+            }
+        }
+        let mut built = Snapshot::default();
+        let mut desktops: Vec<_> = running.iter().map(|(name, given)| desktop(name, 2, Some(given))).collect();
+        let mut nodes = estate();
+        if backwards {
+            // Desktops before nodes, the last first: the order of events does not matter.
+            desktops.reverse();
+            nodes.reverse();
+            desktops.iter().for_each(|desktop| { built.desktop_seen(desktop); });
+            nodes.iter().for_each(|node| { built.node_seen(node); });
+        } else {
+            nodes.iter().for_each(|node| { built.node_seen(node); });
+            desktops.iter().for_each(|desktop| { built.desktop_seen(desktop); });
+        }
+        prop_assert_eq!(kept, built);
+    }
+
+    #[test]
+    fn release_restores_the_state_exactly(events in events(), request in wish()) {
+        let mut snapshot = play(&events, |_, _| {});
+        let key = DesktopKey::new("demo", "last");
+        let request = Request { desktop: key.clone(), ..request };
+        let before = snapshot.clone();
+        snapshot.desktop_seen(&desktop("last", 1, None));
+        if let Ok(placed) = place(&snapshot.view(), &request, limits()) {
+            let given = allocation(placed);
+            snapshot.assume(&key, "1", &given).unwrap();
+            prop_assert_ne!(&before, &snapshot);
+            snapshot.forget(&key);
+            snapshot.assume(&key, "1", &given).unwrap();
+            snapshot.desktop_seen(&desktop("last", 2, Some(&given)));
+        }
+        snapshot.desktop_gone(&key);
+        prop_assert_eq!(before, snapshot);
+    }
+
+    #[test]
+    fn the_same_input_gives_the_same_decision(events in events(), request in wish()) {
+        let once = place(&play(&events, |_, _| {}).view(), &request, limits());
+        let again = place(&play(&events, |_, _| {}).view(), &request, limits());
+        prop_assert_eq!(once, again);
+    }
+}
