@@ -1,0 +1,262 @@
+//! Whole rounds: which requests go out, and what their answers change.
+
+use std::time::Duration;
+
+use gpudesk_crds::Desktop;
+use kube::runtime::controller::Action;
+use serde_json::{Value, json};
+
+use super::rig::*;
+use crate::desktop::{Error, reconcile};
+use crate::writer::WriteError;
+
+/// A round in which no request may go out.
+async fn silent(rig: &Rig, desktop: &Desktop) -> Result<Action, Error> {
+    let round = reconcile(desktop, &rig.context);
+    tokio::time::timeout(Duration::from_secs(2), round)
+        .await
+        .expect("the round waits for an answer: it wrote")
+}
+
+/// A round with one write, which is answered; returns the write.
+async fn round(
+    rig: &mut Rig,
+    desktop: &Desktop,
+    answer: impl FnOnce(&Value) -> (u16, Value),
+) -> (Result<Action, Error>, (String, String, Value)) {
+    let Rig { context, .. } = rig;
+    let context = crate::desktop::Context {
+        world: context.world.clone(),
+        writer: context.writer.clone(),
+        secrets: context.secrets.clone(),
+    };
+    let (result, request) = tokio::join!(reconcile(desktop, &context), rig.answer(answer));
+    (result, request)
+}
+
+#[tokio::test]
+async fn the_finalizer_comes_first_and_keeps_those_of_others() {
+    let mut rig = Rig::small();
+    let object = desktop("a", 5, json!({"metadata": {"finalizers": ["example.com/other"]}}));
+    rig.desktop(&object);
+    let (result, (method, path, body)) = round(&mut rig, &object, accept).await;
+    result.unwrap();
+    assert_eq!(method, "PATCH");
+    assert!(path.starts_with("/apis/gpudesk.dev/v1alpha1/namespaces/demo/desktops/a?"), "{path}");
+    assert!(path.contains("fieldManager=gpudesk-operator"), "{path}");
+    assert_eq!(body["metadata"]["finalizers"], json!(["example.com/other", "gpudesk.dev/release"]));
+    assert_eq!(body["metadata"]["resourceVersion"], "5");
+}
+
+#[tokio::test]
+async fn a_start_is_one_guarded_write_that_says_everything() {
+    let mut rig = Rig::small();
+    let object = desktop("a", 5, json!({"metadata": {"annotations": {"gpudesk.dev/restartedAt": "now"}}}));
+    rig.desktop(&object);
+    let (result, (method, path, body)) = round(&mut rig, &object, accept).await;
+    result.unwrap();
+    assert_eq!(method, "PATCH");
+    assert!(path.starts_with("/apis/gpudesk.dev/v1alpha1/namespaces/demo/desktops/a/status?"), "{path}");
+    assert!(path.contains("fieldManager=gpudesk-operator") && path.contains("force=true"), "{path}");
+    assert_eq!(body["metadata"]["resourceVersion"], "5");
+    assert_eq!(body["metadata"]["uid"], "uid-of-a");
+    let allocation = &body["status"]["allocation"];
+    assert_eq!(allocation["node"], "node-a");
+    assert_eq!(allocation["compute"]["memoryMiB"], 1024);
+    assert_eq!((&allocation["desktopGeneration"], &allocation["templateGeneration"]), (&json!(3), &json!(7)));
+    assert_eq!(allocation["restartedAt"], "now");
+    assert_eq!(body["status"]["phase"], "Starting");
+    let said = conditions(&body);
+    assert_eq!((said["Allocated"].0.as_str(), said["Ready"].1.as_str()), ("True", "Starting"));
+    // Seen in the watch, nothing is left to say.
+    let object = after(&object, 6, &body);
+    rig.desktop(&object);
+    silent(&rig, &object).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_conflict_gives_the_place_back_and_the_next_round_decides_again() {
+    let mut rig = Rig::small();
+    let (first, second) = (desktop("a", 5, json!({})), desktop("b", 6, json!({})));
+    rig.desktop(&first);
+    rig.desktop(&second);
+    let (result, _) = round(&mut rig, &first, conflict).await;
+    assert!(matches!(result, Err(Error::Allocation(WriteError::Conflict))));
+    // There is room for one: it is free again, and is not taken twice.
+    let (result, (_, _, body)) = round(&mut rig, &second, accept).await;
+    result.unwrap();
+    assert_eq!(body["status"]["allocation"]["node"], "node-a");
+    let first = desktop("a", 7, json!({}));
+    rig.desktop(&first);
+    let (result, (_, _, body)) = round(&mut rig, &first, accept).await;
+    result.unwrap();
+    assert_eq!(conditions(&body)["Ready"].1, "Unschedulable");
+    assert_eq!(conditions(&body)["Ready"].2, "0/1 nodes: 1 not enough memory");
+    assert!(body["status"].get("allocation").is_none());
+}
+
+#[tokio::test]
+async fn without_a_clear_answer_the_place_stays_taken_and_the_same_is_written_again() {
+    let mut rig = Rig::small();
+    let (first, second) = (desktop("a", 5, json!({})), desktop("b", 6, json!({})));
+    rig.desktop(&first);
+    rig.desktop(&second);
+    let (result, (_, _, once)) = round(&mut rig, &first, |_| failure(504, "Timeout")).await;
+    assert!(matches!(result, Err(Error::Allocation(WriteError::Unclear(_)))));
+    let (_, (_, _, other)) = round(&mut rig, &second, accept).await;
+    assert_eq!(conditions(&other)["Ready"].1, "Unschedulable", "it may have been written");
+    let (_, (_, _, again)) = round(&mut rig, &first, accept).await;
+    assert_eq!(once["status"]["allocation"], again["status"]["allocation"]);
+    // The watch shows that another write came first: then the guarded one never happened.
+    rig.desktop(&desktop("a", 8, json!({"spec": {"powerState": "Stopped"}})));
+    let second = desktop("b", 9, json!({}));
+    rig.desktop(&second);
+    let (_, (_, _, other)) = round(&mut rig, &second, accept).await;
+    assert_eq!(other["status"]["allocation"]["node"], "node-a");
+}
+
+#[tokio::test]
+async fn a_round_on_an_old_version_writes_nothing() {
+    let mut rig = Rig::small();
+    let old = desktop("a", 5, json!({}));
+    rig.desktop(&old);
+    rig.desktop(&desktop("a", 6, json!({})));
+    silent(&rig, &old).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_missing_template_is_named_and_its_coming_wakes_the_desktop() {
+    let mut rig = Rig::new();
+    rig.node(&node("node-a", 2048));
+    let object = desktop("a", 5, json!({}));
+    rig.desktop(&object);
+    rig.drain_woken();
+    let (_, (_, _, body)) = round(&mut rig, &object, accept).await;
+    assert_eq!(
+        conditions(&body)["Allocated"],
+        ("False".into(), "TemplateNotFound".into(), "DesktopTemplate demo/template does not exist".into())
+    );
+    let object = after(&object, 6, &body);
+    rig.desktop(&object);
+    silent(&rig, &object).await.unwrap();
+    rig.drain_woken();
+    rig.template(&template(json!({"gpus": [{"name": "gpu", "profileRef": {"name": "whole"}}]})));
+    assert_eq!(rig.drain_woken(), ["a"]);
+    let (_, (_, _, body)) = round(&mut rig, &object, accept).await;
+    assert_eq!(conditions(&body)["Ready"].1, "ProfileNotFound");
+    rig.profile(&profile(json!({"alternatives": [{"passthrough": {}}]})));
+    assert_eq!(rig.drain_woken(), ["a"]);
+    let object = after(&object, 7, &body);
+    rig.desktop(&object);
+    let (_, (_, _, body)) = round(&mut rig, &object, accept).await;
+    assert_eq!(conditions(&body)["Ready"].1, "Unsatisfiable", "{body}");
+}
+
+#[tokio::test]
+async fn a_stop_parks_after_the_node_has_reported_and_the_next_start_is_at_home() {
+    let mut rig = Rig::small();
+    let object = desktop("a", 5, json!({}));
+    rig.desktop(&object);
+    let (_, (_, _, body)) = round(&mut rig, &object, accept).await;
+    let mut object = after(&object, 6, &body);
+    object.spec.power_state = gpudesk_crds::desktop::PowerState::Stopped;
+    object.metadata.generation = Some(4);
+    rig.desktop(&object);
+    silent(&rig, &object).await.unwrap();
+    // The node says that it is gone.
+    let mut reported = body.clone();
+    for condition in reported["status"]["conditions"].as_array_mut().unwrap() {
+        if condition["type"] == "Running" {
+            condition["reason"] = json!("Stopped");
+            condition["observedGeneration"] = json!(4);
+        }
+    }
+    let mut object = after(&object, 7, &reported);
+    rig.desktop(&object);
+    rig.node(&node("node-b", 8192));
+    let (_, (_, _, body)) = round(&mut rig, &object, accept).await;
+    assert_eq!(body["status"]["allocation"]["node"], "node-a");
+    assert!(body["status"]["allocation"].get("compute").is_none());
+    assert_eq!(body["status"]["phase"], "Stopped");
+    assert_eq!(conditions(&body)["Ready"].1, "Stopped");
+    // Started again: only its home will do.
+    object.spec.power_state = gpudesk_crds::desktop::PowerState::Running;
+    object.metadata.generation = Some(5);
+    let object = after(&object, 8, &body);
+    rig.desktop(&object);
+    let (_, (_, _, body)) = round(&mut rig, &object, accept).await;
+    assert_eq!(body["status"]["allocation"]["node"], "node-a");
+    assert_eq!(body["status"]["allocation"]["compute"]["cores"], 2);
+    assert_eq!(body["status"]["allocation"]["desktopGeneration"], 5);
+}
+
+#[tokio::test]
+async fn the_node_may_read_the_secret_before_it_sees_the_allocation_and_not_after_the_release() {
+    let mut rig = Rig::new();
+    rig.template(&template(json!({"cloudInit": {"secretRef": {"name": "passwords"}}})));
+    rig.node(&node("node-a", 2048));
+    let object = desktop("a", 5, json!({}));
+    rig.desktop(&object);
+    let context = crate::desktop::Context {
+        world: rig.context.world.clone(),
+        writer: rig.context.writer.clone(),
+        secrets: rig.context.secrets.clone(),
+    };
+    let echo = |body: &Value| (200, body.clone());
+    let answers = async {
+        let role = rig.answer(echo).await;
+        let binding = rig.answer(echo).await;
+        let status = rig.answer(accept).await;
+        (role, binding, status)
+    };
+    let (result, (role, binding, status)) = tokio::join!(reconcile(&object, &context), answers);
+    result.unwrap();
+    assert!(
+        role.1.starts_with("/apis/rbac.authorization.k8s.io/v1/namespaces/demo/roles/gpudesk-node-node-a?")
+    );
+    assert_eq!(
+        role.2["rules"],
+        json!([{"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["passwords"], "verbs": ["get"]}])
+    );
+    assert_eq!(binding.2["subjects"][0]["name"], "gpudesk-node-node-a");
+    assert_eq!(binding.2["subjects"][0]["namespace"], "gpudesk-system");
+    assert!(status.1.contains("/desktops/a/status"));
+
+    let mut gone = status.2.clone();
+    gone["status"]["conditions"] = json!([{"type": "Running", "status": "False", "reason": "Released", "message": "",
+        "observedGeneration": 4, "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+    let mut object = after(&object, 6, &gone);
+    object.metadata.generation = Some(4);
+    object.metadata.deletion_timestamp = object.metadata.creation_timestamp.clone();
+    rig.desktop(&object);
+    let ok = |_: &Value| (200, json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}));
+    let answers = async {
+        let binding = rig.answer(ok).await;
+        let role = rig.answer(ok).await;
+        let finalizer = rig.answer(accept).await;
+        (binding, role, finalizer)
+    };
+    let (result, (binding, role, finalizer)) = tokio::join!(reconcile(&object, &context), answers);
+    result.unwrap();
+    assert_eq!((binding.0.as_str(), role.0.as_str()), ("DELETE", "DELETE"));
+    assert_eq!(finalizer.2["metadata"]["finalizers"], json!([]));
+}
+
+#[tokio::test]
+async fn a_node_without_lease_gets_nothing_and_its_first_renewal_wakes_nobody_in_vain() {
+    let mut rig = Rig::new();
+    rig.template(&template(json!({})));
+    let object = node("node-a", 2048);
+    rig.context.world.node(crate::watch::Seen::There(&object));
+    let asked = desktop("a", 5, json!({}));
+    rig.desktop(&asked);
+    let (_, (_, _, body)) = round(&mut rig, &asked, accept).await;
+    assert_eq!(conditions(&body)["Ready"].2, "0/1 nodes: 1 node daemon silent");
+    rig.drain_woken();
+    let waker = rig.context.world.clone();
+    let waking = tokio::spawn(async move { waker.wake_waiting().await });
+    rig.node(&object);
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    waking.abort();
+    assert_eq!(rig.drain_woken(), ["a"]);
+}

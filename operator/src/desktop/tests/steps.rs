@@ -1,0 +1,271 @@
+//! The pure steps.
+
+use std::sync::Arc;
+
+use gpudesk_crds::{
+    Allocation, Desktop,
+    conditions::{ConditionType, Reason, find},
+    types::ShareMode,
+};
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use serde_json::{Value, json};
+
+use super::rig::{desktop, merge, profile, template};
+use crate::desktop::{
+    decide::{Presence, Step, decide},
+    status::{self, Situation},
+    summary,
+    validate::{Referenced, validate},
+};
+
+fn allocation(compute: bool) -> Value {
+    let mut allocation = json!({"node": "node-a", "desktopGeneration": 3, "templateGeneration": 7,
+                                "decidedAt": "2026-01-01T00:00:00Z"});
+    if compute {
+        allocation["compute"] = json!({"cores": 2, "threadsPerCore": 1, "memoryMiB": 1024});
+    }
+    allocation
+}
+
+fn running(status: &str, reason: &str, generation: i64) -> Value {
+    json!([{"type": "Running", "status": status, "reason": reason, "message": "", "observedGeneration": generation,
+            "lastTransitionTime": "2026-01-01T00:00:00Z"}])
+}
+
+fn with(power: &str, allocation: Option<Value>, conditions: Value, more: Value) -> Desktop {
+    let mut all = json!({"spec": {"powerState": power}, "status": {"allocation": allocation, "conditions": conditions}});
+    merge(&mut all, more);
+    desktop("a", 5, all)
+}
+
+fn step(desktop: &Desktop) -> Step {
+    decide(desktop, Presence::Present, Some(true))
+}
+
+fn park() -> Step {
+    Step::Release { park: true, reason: Reason::Stopped }
+}
+
+fn place(home: Option<&str>) -> Step {
+    Step::Place { home: home.map(Into::into) }
+}
+
+#[test]
+fn a_desktop_that_holds_its_place_is_left_to_the_node_until_the_node_reports_the_stop() {
+    for (status, reason, generation, expected) in [
+        ("True", "AsExpected", 3, Step::Hold),
+        ("False", "Stopped", 2, Step::Hold), // said of an earlier stop
+        ("False", "Starting", 3, Step::Hold),
+        ("False", "GuestStopped", 3, Step::Hold),
+        ("False", "Stopped", 3, park()),
+    ] {
+        let asked = with("Stopped", Some(allocation(true)), running(status, reason, generation), json!({}));
+        assert_eq!(step(&asked), expected, "{status} {reason} {generation}");
+        let asked = with("Running", Some(allocation(true)), running(status, reason, generation), json!({}));
+        assert_eq!(step(&asked), Step::Hold, "{status} {reason} {generation}");
+    }
+    let domain = json!({"status": {"domain": {"name": "demo.a", "acceleration": "Kvm"}}});
+    let asked = with("Stopped", Some(allocation(true)), running("False", "Stopped", 3), domain);
+    assert_eq!(step(&asked), Step::Hold, "there still is a domain");
+}
+
+#[test]
+fn a_restart_is_decided_anew_once_the_node_has_stopped_the_machine() {
+    let restart = |at: &str| json!({"metadata": {"annotations": {"gpudesk.dev/restartedAt": at}}});
+    let old = {
+        let mut allocation = allocation(true);
+        allocation["restartedAt"] = json!("one");
+        Some(allocation)
+    };
+    let on = |conditions: Value, more: Value| step(&with("Running", old.clone(), conditions, more));
+    assert_eq!(on(running("True", "AsExpected", 3), restart("two")), Step::Hold);
+    assert_eq!(on(running("False", "Stopped", 3), restart("two")), place(Some("node-a")));
+    assert_eq!(on(running("False", "Stopped", 3), restart("one")), Step::Hold);
+    assert_eq!(
+        on(running("False", "Starting", 3), restart("two")),
+        Step::Hold,
+        "the node has not spoken yet"
+    );
+}
+
+#[test]
+fn deletion_waits_for_the_release_also_of_a_parked_desktop() {
+    let deleted = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
+    let on = |allocation, conditions| with("Running", allocation, conditions, deleted.clone());
+    assert_eq!(step(&on(None, json!([]))), Step::RemoveFinalizer);
+    for compute in [true, false] {
+        let asked = on(Some(allocation(compute)), running("False", "Stopped", 3));
+        assert_eq!(step(&asked), Step::Wait, "its disks may still be there");
+        assert_eq!(
+            step(&on(Some(allocation(compute)), running("False", "Released", 3))),
+            Step::RemoveFinalizer
+        );
+        assert_eq!(decide(&asked, Presence::Missing, Some(true)), Step::Wait);
+        assert_eq!(decide(&asked, Presence::Lost, Some(true)), Step::RemoveFinalizer);
+    }
+}
+
+#[test]
+fn the_home_of_disks_is_kept_and_nothing_else_is() {
+    assert_eq!(step(&with("Running", None, json!([]), json!({}))), place(None));
+    let parked = with("Running", Some(allocation(false)), json!([]), json!({}));
+    assert_eq!(step(&parked), place(Some("node-a")));
+    assert_eq!(decide(&parked, Presence::Present, Some(false)), place(None), "no disk stays behind");
+    assert_eq!(decide(&parked, Presence::Present, None), place(Some("node-a")), "no template tells");
+    let lost = Step::Release { park: false, reason: Reason::NodeLost };
+    assert_eq!(decide(&parked, Presence::Lost, Some(true)), lost);
+    assert_eq!(step(&with("Stopped", Some(allocation(false)), json!([]), json!({}))), Step::Rest);
+    let stopped = with("Stopped", Some(allocation(true)), running("False", "Stopped", 3), json!({}));
+    assert_eq!(
+        decide(&stopped, Presence::Present, Some(false)),
+        Step::Release { park: false, reason: Reason::Stopped }
+    );
+}
+
+fn read(template_spec: Value, more: Value) -> Result<(), (Reason, String)> {
+    let referenced = Referenced {
+        template: Some(Arc::new(template(template_spec))),
+        profiles: [("whole".to_owned(), Arc::new(profile(json!({"alternatives": [{"passthrough": {}}]}))))]
+            .into(),
+    };
+    validate(&desktop("a", 5, more), &referenced)
+        .map(|_| ())
+        .map_err(|invalid| (invalid.reason, invalid.message))
+}
+
+#[test]
+fn every_field_that_is_not_yet_supported_is_named() {
+    let cases = [
+        (json!({"filesystems": [{"tag": "t", "source": "/srv"}]}), "spec.filesystems"),
+        (json!({"machine": {"tpm": true}}), "spec.machine.tpm"),
+        (json!({"consoles": {"spice": {}}}), "spec.consoles.spice"),
+        (json!({"consoles": {"onGpu": true}}), "spec.consoles.onGpu"),
+        (
+            json!({"consoles": {"vnc": {"passwordSecretRef": {"name": "s"}}}}),
+            "spec.consoles.vnc.passwordSecretRef",
+        ),
+        (json!({"lifecycle": {"releaseGpuOnStop": false}}), "spec.lifecycle.releaseGpuOnStop: false"),
+        (json!({"lifecycle": {"maximumSessionMinutes": 5}}), "spec.lifecycle.maximumSessionMinutes"),
+        (json!({"lifecycle": {"idleStopMinutes": 5}}), "spec.lifecycle.idleStopMinutes"),
+        (json!({"disks": [{"name": "d", "nfs": {"server": "s", "path": "/p"}}]}), "spec.disks[d].nfs"),
+        (json!({"disks": [{"name": "d", "nvme": {"minimumSizeGiB": 1}}]}), "spec.disks[d].nvme"),
+        (
+            json!({"disks": [{"name": "d", "image": {"url": "https://x/y", "sha256": "0"}}]}),
+            "spec.disks[d].image.url",
+        ),
+        (json!({"networks": [{"name": "n", "ovs": {"name": "b"}}]}), "spec.networks[n].ovs"),
+        (json!({"networks": [{"name": "n", "sriov": {"physicalNetwork": "p"}}]}), "spec.networks[n].sriov"),
+    ];
+    for (spec, field) in cases {
+        let (reason, message) = read(spec, json!({})).unwrap_err();
+        assert_eq!(reason, Reason::NotYetSupported);
+        assert_eq!(message, format!("DesktopTemplate demo/template: {field} is not yet supported"));
+    }
+    let two = json!({"machine": {"tpm": true}, "consoles": {"onGpu": true}});
+    let (_, message) = read(two, json!({})).unwrap_err();
+    assert!(message.ends_with("spec.machine.tpm, spec.consoles.onGpu are not yet supported"), "{message}");
+    let own = json!({"spec": {"tolerations": [{"key": "k"}], "powerState": "Suspended"}});
+    let (_, message) = read(json!({}), own).unwrap_err();
+    assert_eq!(message, "Desktop demo/a: spec.tolerations, spec.powerState: Suspended are not yet supported");
+    assert_eq!(read(json!({}), json!({})), Ok(()));
+}
+
+#[test]
+fn overrides_are_refused_by_name_unless_the_template_permits_them() {
+    let own = json!({"spec": {"overrides": {"cpu": {"cores": 4}, "memory": {"sizeMiB": 2048}}}});
+    let (reason, message) = read(json!({"allowOverrides": ["Cpu"]}), own.clone()).unwrap_err();
+    assert_eq!(reason, Reason::OverrideNotAllowed);
+    assert!(message.contains("does not permit spec.overrides.memory"), "{message}");
+    assert_eq!(read(json!({"allowOverrides": ["Cpu", "Memory"]}), own), Ok(()));
+    let odd = json!({"spec": {"overrides": {"memory": {"sizeMiB": 1000, "hugepages": "1Gi"}}}});
+    let (reason, message) = read(json!({"allowOverrides": ["Memory"]}), odd).unwrap_err();
+    assert_eq!(reason, Reason::InvalidSpec);
+    assert!(message.contains("memory.sizeMiB 1000 must be a multiple of 1024"), "{message}");
+}
+
+#[test]
+fn shares_are_counted_and_named_apart() {
+    let gpus = |list: Value| json!({"gpus": list});
+    let gpu = |name: &str, count: i32| json!({"name": name, "profileRef": {"name": "whole"}, "count": count});
+    assert_eq!(read(gpus(json!([gpu("a", 2), gpu("b", 1)])), json!({})), Ok(()));
+    assert_eq!(
+        read(gpus(json!([gpu("a", 2), gpu("a-1", 1)])), json!({})).unwrap_err().0,
+        Reason::InvalidSpec
+    );
+    assert_eq!(read(gpus(json!([gpu("a", 16), gpu("b", 1)])), json!({})).unwrap_err().0, Reason::InvalidSpec);
+}
+
+fn at(second: i64) -> Time {
+    Time(Timestamp::from_second(second).unwrap())
+}
+
+#[test]
+fn nothing_is_written_when_only_times_differ() {
+    let object = desktop("a", 5, json!({}));
+    let idle = || Situation::Idle {
+        parked: None,
+        phase: gpudesk_crds::desktop::Phase::Pending,
+        reason: Reason::Unschedulable,
+        message: "0/1 nodes: 1 cordoned".into(),
+    };
+    let first = status::status(&object, idle(), &at(1));
+    assert!(status::differs(None, &first));
+    let mut object = object;
+    object.status = Some(first.clone());
+    let second = status::status(&object, idle(), &at(100));
+    assert!(!status::differs(object.status.as_ref(), &second));
+    assert_eq!(find(&second.conditions, ConditionType::Ready).unwrap().last_transition_time, at(1));
+    object.metadata.generation = Some(4);
+    let third = status::status(&object, idle(), &at(100));
+    assert!(status::differs(object.status.as_ref(), &third), "said of the new generation");
+}
+
+#[test]
+fn a_changed_template_is_said_beside_what_the_node_says() {
+    let held: Allocation = serde_json::from_value(allocation(true)).unwrap();
+    let mut object = desktop("a", 5, json!({}));
+    let placed = status::status(&object, Situation::Placed(held), &at(1));
+    object.status = Some(placed.clone());
+    let hold = |generation| Situation::Holding { template_generation: Some(generation), remark: None };
+    let same = status::status(&object, hold(7), &at(2));
+    assert!(!status::differs(object.status.as_ref(), &same));
+    let changed = status::status(&object, hold(8), &at(2));
+    assert!(status::differs(object.status.as_ref(), &changed));
+    assert_eq!(find(&changed.conditions, ConditionType::RestartRequired).unwrap().reason, "TemplateChanged");
+    // Before the node's first word what the operator said stays; after it, it is the node's.
+    assert_eq!(changed.phase, placed.phase);
+    assert!(find(&changed.conditions, ConditionType::Ready).is_some());
+    for condition in &mut object.status.as_mut().unwrap().conditions {
+        if condition.type_ == "Running" {
+            condition.status = "True".into();
+            condition.reason = "AsExpected".into();
+        }
+    }
+    let changed = status::status(&object, hold(8), &at(2));
+    assert_eq!(changed.phase, None);
+    assert!(find(&changed.conditions, ConditionType::Ready).is_none());
+    assert!(find(&changed.conditions, ConditionType::Running).is_none());
+}
+
+#[test]
+fn shares_in_words() {
+    let share = |product: &str, mode: ShareMode, type_name: &str| -> gpudesk_crds::GpuAllocation {
+        serde_json::from_value(
+            json!({"name": "x", "device": "0000:01:00.0", "product": product, "mode": mode,
+            "type": type_name, "framebufferMiB": 0, "profile": "p"}),
+        )
+        .unwrap()
+    };
+    let rtx = "NVIDIA RTX PRO 6000 Blackwell Server Edition";
+    let l40s = share("NVIDIA L40S", ShareMode::Vgpu, "L40S-8Q");
+    for (gpus, words) in [
+        (vec![share(rtx, ShareMode::Vgpu, "DC-16Q")], "1x RTX PRO 6000 16Q"),
+        (vec![l40s.clone(), l40s], "2x L40S 8Q"),
+        (vec![share("NVIDIA H100 80GB HBM3", ShareMode::Passthrough, "Passthrough")], "1x H100 (whole card)"),
+        (vec![share(rtx, ShareMode::Mig, "1g.24gb+gfx")], "1x RTX PRO 6000 MIG 1g.24gb"),
+        (vec![share("GA102GL [RTX A6000]", ShareMode::Vgpu, "NVIDIA RTXA6000-4Q")], "1x RTX A6000 4Q"),
+    ] {
+        assert_eq!(summary::gpus(&gpus).as_deref(), Some(words));
+    }
+    assert_eq!(summary::gpus(&[]), None);
+}
