@@ -39,7 +39,7 @@ use crate::{
     validation = Rule::new("self.machine.type != 'microvm' || self.machine.firmware == 'DirectKernel'").message("a microvm boots by machine.firmware DirectKernel only"),
     validation = Rule::new("self.memory.hugepages != '1Gi' || self.memory.sizeMiB % 1024 == 0").message("memory.sizeMiB must be a multiple of 1024 with memory.hugepages 1Gi"),
     validation = Rule::new("self.memory.hugepages != '2Mi' || self.memory.sizeMiB % 2 == 0").message("memory.sizeMiB must be even with memory.hugepages 2Mi"),
-    validation = Rule::new("self.machine.firmware == 'DirectKernel' || self.disks.exists(d, has(d.image) || has(d.hostFile) || has(d.nfs) || has(d.nvme))").message("without machine.firmware DirectKernel a disk must hold a system: add a disk with image, hostFile, nfs or nvme")
+    validation = Rule::new("self.machine.firmware == 'DirectKernel' || has(self.disks) && self.disks.exists(d, has(d.image) || has(d.hostFile) || has(d.nfs) || has(d.nvme))").message("without machine.firmware DirectKernel a disk must hold a system: add a disk with image, hostFile, nfs or nvme")
 )]
 pub struct DesktopTemplateSpec {
     /// Processors.
