@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use gpudesk_crds::conditions::ConditionType;
 use gpudesk_crds::domain_name;
+use gpudesk_e2e::objects::Objects;
 use gpudesk_e2e::real_host::{RealHost, TINY};
 use gpudesk_e2e::trials::Suite;
 use gpudesk_e2e::waiting::until_gone;
@@ -17,9 +18,18 @@ use kube::api::DeleteParams;
 const SOON: Duration = Duration::from_secs(90);
 
 /// Steps of a start after which the daemon ends itself with SIGKILL.
-const START: [&str; 5] = ["disks-written", "seed-written", "defined", "started", "status-written"];
+const START: [&str; 7] = [
+    "gpus-created",
+    "overlay-written",
+    "disks-written",
+    "seed-written",
+    "defined",
+    "started",
+    "status-written",
+];
 /// The same for a deletion.
-const DELETE: [&str; 5] = ["shutdown-sent", "destroyed", "undefined", "folder-removed", "status-written"];
+const DELETE: [&str; 6] =
+    ["shutdown-sent", "destroyed", "undefined", "gpus-destroyed", "folder-removed", "status-written"];
 
 fn main() -> ExitCode {
     // One after the other within a trial, for there is one daemon; the trials share it too.
@@ -29,6 +39,8 @@ fn main() -> ExitCode {
 async fn each_step(environment: Arc<RealHost>) -> Result<()> {
     let objects = environment.objects("crash").await?;
     objects.template("tiny", TINY).await?;
+    // One that is powered off at once, and never asked.
+    objects.template("abrupt", &TINY.replace("shutdownGraceSeconds: 5", "shutdownGraceSeconds: 0")).await?;
     for step in START {
         killed_in_start(&environment, &objects, step).await.with_context(|| format!("start, {step}"))?;
     }
@@ -40,11 +52,7 @@ async fn each_step(environment: Arc<RealHost>) -> Result<()> {
     Ok(())
 }
 
-async fn killed_in_start(
-    environment: &RealHost,
-    objects: &gpudesk_e2e::objects::Objects,
-    step: &str,
-) -> Result<()> {
+async fn killed_in_start(environment: &RealHost, objects: &Objects, step: &str) -> Result<()> {
     environment.restart_daemon(Some(step)).await?;
     objects.desktop(step, "templateRef: {name: tiny}").await?;
     environment.wait_for_crash(SOON).await?;
@@ -60,13 +68,10 @@ async fn killed_in_start(
     nothing_left(environment, objects, &desktop)
 }
 
-async fn killed_in_deletion(
-    environment: &RealHost,
-    objects: &gpudesk_e2e::objects::Objects,
-    step: &str,
-) -> Result<()> {
+async fn killed_in_deletion(environment: &RealHost, objects: &Objects, step: &str) -> Result<()> {
     environment.restart_daemon(None).await?;
-    objects.desktop(step, "templateRef: {name: tiny}").await?;
+    let template = if step == "destroyed" { "abrupt" } else { "tiny" };
+    objects.desktop(step, &format!("templateRef: {{name: {template}}}")).await?;
     let desktop = objects.is(step, ConditionType::Ready, true, SOON).await?;
     environment.restart_daemon(Some(step)).await?;
     environment.daemon().await.wait_ready().await?;
@@ -78,11 +83,7 @@ async fn killed_in_deletion(
     nothing_left(environment, objects, &desktop)
 }
 
-fn nothing_left(
-    environment: &RealHost,
-    objects: &gpudesk_e2e::objects::Objects,
-    desktop: &gpudesk_crds::Desktop,
-) -> Result<()> {
+fn nothing_left(environment: &RealHost, objects: &Objects, desktop: &gpudesk_crds::Desktop) -> Result<()> {
     let domain = domain_name(objects.namespace(), &desktop.name_any());
     ensure!(!environment.domains()?.contains(&domain), "domain {domain} is left");
     let guests = environment.libvirt().guests();
