@@ -1,7 +1,7 @@
 //! A guest's screen as a picture.
 
 use std::fs::{self, File};
-use std::io::BufWriter;
+use std::io::{BufWriter, Cursor};
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,11 +24,27 @@ impl Screen {
         let file = tempfile::NamedTempFile::new()?;
         let path = file.path().to_str().context("the path of a temporary file is text")?;
         host.virsh(["screenshot", domain, path])?;
-        Self::from_ppm(&fs::read(path)?)
+        Self::read(&fs::read(path)?)
     }
 
-    /// Reads a binary PPM, the format in which QEMU gives pictures.
-    pub fn from_ppm(bytes: &[u8]) -> Result<Self> {
+    /// Reads a picture in either format that QEMU gives: PNG, or PPM from one without libpng.
+    pub fn read(bytes: &[u8]) -> Result<Self> {
+        if bytes.starts_with(b"\x89PNG") { Self::from_png(bytes) } else { Self::from_ppm(bytes) }
+    }
+
+    /// Reads a PNG without palette and without transparency.
+    fn from_png(bytes: &[u8]) -> Result<Self> {
+        let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info()?;
+        let mut pixels = vec![0; reader.output_buffer_size().context("the picture is too large")?];
+        let info = reader.next_frame(&mut pixels)?;
+        let plain = (info.color_type, info.bit_depth) == (png::ColorType::Rgb, png::BitDepth::Eight);
+        ensure!(plain, "the picture is no 8-bit RGB, but {:?} {:?}", info.bit_depth, info.color_type);
+        pixels.truncate(info.buffer_size());
+        Ok(Self { width: info.width, height: info.height, pixels })
+    }
+
+    /// Reads a binary PPM.
+    fn from_ppm(bytes: &[u8]) -> Result<Self> {
         let mut rest = bytes;
         let mut word = || -> Result<&str> {
             while let Some((first, tail)) = rest.split_first() {
@@ -110,6 +126,14 @@ mod tests {
     fn a_ppm_with_a_comment_is_read() {
         let screen = Screen::from_ppm(b"P6\n# by hand\n2 1\n255\n\x00\x00\x00\xff\x00\x00").unwrap();
         assert_eq!((screen.width, screen.height, screen.painted()), (2, 1, 1));
+    }
+
+    #[test]
+    fn what_is_saved_is_read_again() {
+        let screen = Screen { width: 2, height: 1, pixels: vec![1, 2, 3, 4, 5, 6] };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        screen.save(file.path()).unwrap();
+        assert_eq!(Screen::read(&fs::read(file.path()).unwrap()).unwrap(), screen);
     }
 
     #[test]
