@@ -20,7 +20,6 @@ pub struct Metrics {
     desktops: Gauge<i64, AtomicI64>,
     started: Counter,
     problems: Family<ProblemLabels, Counter>,
-    gpu_shares: Gauge<i64, AtomicI64>,
     node_writes: Counter,
     hypervisor: Arc<AtomicBool>,
     watching: Arc<AtomicBool>,
@@ -44,8 +43,6 @@ impl Default for Metrics {
             "Rounds of a desktop that ended in a problem, by reason",
             problems.clone(),
         );
-        let gpu_shares = Gauge::default();
-        registry.register("gpu_shares", "Shares of GPUs that exist", gpu_shares.clone());
         let node_writes = Counter::default();
         registry.register("status_writes", "Writes of the GpuNode's status", node_writes.clone());
         Self {
@@ -53,7 +50,6 @@ impl Default for Metrics {
             desktops,
             started,
             problems,
-            gpu_shares,
             node_writes,
             hypervisor: Arc::default(),
             watching: Arc::default(),
@@ -77,10 +73,9 @@ impl Metrics {
         self.node_writes.inc();
     }
 
-    /// What runs and exists now.
-    pub fn set_content(&self, desktops: usize, gpu_shares: usize) {
+    /// Desktops that hold memory and devices.
+    pub fn set_desktops(&self, desktops: usize) {
         self.desktops.set(i64::try_from(desktops).unwrap_or(i64::MAX));
-        self.gpu_shares.set(i64::try_from(gpu_shares).unwrap_or(i64::MAX));
     }
 
     /// Whether libvirt answers.

@@ -3,6 +3,7 @@
 
 use gpudesk_crds::{desktop_template_devices::CloudInit, types::ShareMode};
 use jiff::{SignedDuration, Timestamp};
+use uuid::Uuid;
 
 use super::{
     Desktops, Round,
@@ -213,6 +214,27 @@ impl Desktops {
             round.folder.create(&round.owner)?;
         }
         round.folder.write_json(RECORD, &record)?;
+        Ok(())
+    }
+
+    /// Releases what is left of a desktop that is gone: nobody is there whom to ask for time.
+    ///
+    /// # Errors
+    /// What could not be released; it can be tried again.
+    pub async fn release_orphan(&self, uid: Uuid) -> Result<(), Problem> {
+        match self.node.hypervisor.destroy(uid).await {
+            Ok(()) | Err(HypervisorError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        match self.node.hypervisor.undefine(uid, GuestState::Delete).await {
+            Ok(()) | Err(HypervisorError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for instance in self.instances(uid).await? {
+            self.drive(move |gpus| gpus.destroy(&instance.key)).await?;
+        }
+        self.node.folders.of(uid).remove()?;
+        self.changed().notify_one();
         Ok(())
     }
 

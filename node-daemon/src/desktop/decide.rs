@@ -68,11 +68,10 @@ pub fn decide(wanted: Wanted, observed: &Observed, rules: &Rules<'_>, now: Times
     match wanted {
         Wanted::Run if active => Action::Nothing(None),
         Wanted::Run => bring_up(observed, rules, now),
-        Wanted::Leave => Action::Nothing(None),
         Wanted::Stop | Wanted::Remove if active => bring_down(observed, rules, now),
         Wanted::Stop if holds(observed) || observed.record.is_some() => Action::Release,
         Wanted::Remove if holds(observed) || observed.folder => Action::Release,
-        Wanted::Stop | Wanted::Remove => Action::Nothing(None),
+        Wanted::Leave | Wanted::Stop | Wanted::Remove => Action::Nothing(None),
     }
 }
 
@@ -122,18 +121,18 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn domain(active: bool, current: bool) -> Option<DomainView> {
-        Some(DomainView { active, current })
+    fn domain(active: bool, current: bool) -> DomainView {
+        DomainView { active, current }
     }
 
-    fn run(ended: Option<(i64, bool)>, row: u32, shutdown: Option<i64>) -> Option<RunRecord> {
-        Some(RunRecord {
+    fn run(ended: Option<(i64, bool)>, row: u32, shutdown: Option<i64>) -> RunRecord {
+        RunRecord {
             started_at: at(1),
             boot: "boot".into(),
             ended: ended.map(|(second, crashed)| Ended { at: at(second), crashed }),
             ends_in_a_row: row,
             shutdown_sent_at: shutdown.map(at),
-        })
+        }
     }
 
     fn go(wanted: Wanted, observed: &Observed) -> Action {
@@ -154,18 +153,18 @@ mod tests {
         assert_eq!(go(Wanted::Run, &begun), Action::Prepare);
         let prepared = Observed { prepared: true, ..begun };
         assert_eq!(go(Wanted::Run, &prepared), Action::Define);
-        let outdated = Observed { domain: domain(false, false), ..prepared.clone() };
+        let outdated = Observed { domain: Some(domain(false, false)), ..prepared.clone() };
         assert_eq!(go(Wanted::Run, &outdated), Action::Define);
-        let defined = Observed { domain: domain(false, true), ..prepared.clone() };
+        let defined = Observed { domain: Some(domain(false, true)), ..prepared.clone() };
         assert_eq!(go(Wanted::Run, &defined), Action::Start);
         // Killed between start and record.
-        let started = Observed { domain: domain(true, true), ..prepared };
+        let started = Observed { domain: Some(domain(true, true)), ..prepared };
         assert_eq!(go(Wanted::Run, &started), Action::Nothing(None));
     }
 
     #[test]
     fn a_running_machine_is_left_alone_whatever_else_is_missing() {
-        let running = Observed { domain: domain(true, false), ..Observed::default() };
+        let running = Observed { domain: Some(domain(true, false)), ..Observed::default() };
         for wanted in [Wanted::Run, Wanted::Leave] {
             assert_eq!(go(wanted, &running), Action::Nothing(None));
         }
@@ -175,9 +174,9 @@ mod tests {
     #[test]
     fn an_end_by_itself_is_answered_by_the_policy() {
         let ended = |crashed, row| Observed {
-            domain: domain(false, true),
+            domain: Some(domain(false, true)),
             prepared: true,
-            record: run(Some((NOW - 5, crashed)), row, None),
+            record: Some(run(Some((NOW - 5, crashed)), row, None)),
             ..Observed::default()
         };
         for (crashed, policy, action) in [
@@ -196,10 +195,10 @@ mod tests {
 
     #[test]
     fn after_a_reboot_of_the_host_it_is_started_whatever_the_policy() {
-        let mut before = run(Some((NOW - 5, false)), 1, None).unwrap();
+        let mut before = run(Some((NOW - 5, false)), 1, None);
         before.boot = "the boot before".into();
         let observed = Observed {
-            domain: domain(false, true),
+            domain: Some(domain(false, true)),
             prepared: true,
             record: Some(before),
             ..Observed::default()
@@ -211,22 +210,22 @@ mod tests {
 
     #[test]
     fn a_stop_asks_waits_and_takes_the_power() {
-        let running = |record| Observed { domain: domain(true, true), record, ..Observed::default() };
+        let running = |record| Observed { domain: Some(domain(true, true)), record, ..Observed::default() };
         for wanted in [Wanted::Stop, Wanted::Remove] {
             assert_eq!(go(wanted, &running(None)), Action::Shutdown);
-            assert_eq!(go(wanted, &running(run(None, 0, None))), Action::Shutdown);
-            let asked = running(run(None, 0, Some(NOW - 10)));
+            assert_eq!(go(wanted, &running(Some(run(None, 0, None)))), Action::Shutdown);
+            let asked = running(Some(run(None, 0, Some(NOW - 10))));
             assert_eq!(go(wanted, &asked), Action::Nothing(Some(at(NOW + 50))));
-            assert_eq!(go(wanted, &running(run(None, 0, Some(NOW - 60)))), Action::Destroy);
+            assert_eq!(go(wanted, &running(Some(run(None, 0, Some(NOW - 60))))), Action::Destroy);
             assert_eq!(with(wanted, &running(None), RestartPolicy::Always, 0), Action::Destroy);
         }
     }
 
     #[test]
     fn what_is_off_is_released_until_nothing_is_left() {
-        let off = Observed { domain: domain(false, true), ..Observed::default() };
+        let off = Observed { domain: Some(domain(false, true)), ..Observed::default() };
         let shares = Observed { instances: true, ..Observed::default() };
-        let record = Observed { folder: true, record: run(None, 0, Some(1)), ..Observed::default() };
+        let record = Observed { folder: true, record: Some(run(None, 0, Some(1))), ..Observed::default() };
         let disks = Observed { folder: true, ..Observed::default() };
         for observed in [&off, &shares, &record] {
             assert_eq!(go(Wanted::Stop, observed), Action::Release);

@@ -16,6 +16,8 @@ mod act;
 pub mod conflict;
 pub mod decide;
 pub mod desired;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod guest;
 pub mod machine;
 pub mod materials;
@@ -25,6 +27,9 @@ pub mod record;
 pub mod status;
 mod status_writer;
 pub mod tuning;
+
+#[cfg(test)]
+mod tests;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -36,6 +41,7 @@ use gpudesk_crds::{
 use jiff::{SignedDuration, Timestamp};
 use kube::{Client, ResourceExt};
 use std::sync::{Mutex, PoisonError};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use self::{
@@ -111,6 +117,7 @@ pub struct Desktops {
     node: Node,
     writer: StatusWriter,
     metrics: Metrics,
+    changed: Arc<Notify>,
     failures: Mutex<HashMap<Uuid, u32>>,
 }
 
@@ -148,8 +155,15 @@ impl Round<'_> {
 
 impl Desktops {
     /// The desktops of `node`, with what is said of them written by `client`.
-    pub fn new(node: Node, client: Client, metrics: Metrics) -> Self {
-        Self { node, writer: StatusWriter::new(client), metrics, failures: Mutex::default() }
+    /// `changed` is told after each round in which something was done on the host.
+    pub fn new(node: Node, client: Client, metrics: Metrics, changed: Arc<Notify>) -> Self {
+        let writer = StatusWriter::new(client);
+        Self { node, writer, metrics, changed, failures: Mutex::default() }
+    }
+
+    /// Told after each round in which something was done on the host.
+    pub fn changed(&self) -> &Arc<Notify> {
+        &self.changed
     }
 
     /// The node.
@@ -187,7 +201,10 @@ impl Desktops {
                     look_again = at;
                     break;
                 }
-                Ok(action) => tracing::info!(?action, "done"),
+                Ok(action) => {
+                    self.changed.notify_one();
+                    tracing::info!(?action, "done");
+                }
                 Err(error) => {
                     tracing::warn!(%error, "not as wanted");
                     self.metrics.problem(error.reason());

@@ -141,9 +141,17 @@ impl Desktops {
         Ok(Some(noticed))
     }
 
-    async fn instances(&self, uid: Uuid) -> Result<Vec<GpuInstance>, Problem> {
+    /// Every share of a GPU on this host.
+    ///
+    /// # Errors
+    /// When it cannot be told; that is not "none".
+    pub async fn all_instances(&self) -> Result<Vec<GpuInstance>, Problem> {
+        self.drive(|gpus| gpus.instances()).await
+    }
+
+    pub(super) async fn instances(&self, uid: Uuid) -> Result<Vec<GpuInstance>, Problem> {
         let uid = uid.to_string();
-        let mut instances = self.drive(|gpus| gpus.instances()).await?;
+        let mut instances = self.all_instances().await?;
         instances.retain(|instance| instance.key.desktop_uid == uid);
         Ok(instances)
     }
@@ -171,9 +179,8 @@ impl Desktops {
         }
         let disks = materials.disks.iter().all(|disk| match &disk.origin {
             Origin::Overlay { .. } | Origin::Blank { .. } => exists(&round.folder.disk(&disk.name)),
-            // Made at each start.
-            Origin::Scratch { .. } => true,
-            Origin::HostFile { .. } => true,
+            // Made at each start, and there already.
+            Origin::Scratch { .. } | Origin::HostFile { .. } => true,
         });
         shares && disks && (materials.cloud_init.is_none() || exists(&round.folder.seed()))
     }

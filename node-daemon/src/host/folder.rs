@@ -207,7 +207,8 @@ impl DesktopFolder {
         for entry in entries {
             let path = entry.map_err(failed("listing", &self.path))?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            keeps_disks |= name.starts_with("disk-") && !name.ends_with(".new");
+            // Not one that was begun and never finished.
+            keeps_disks |= name.starts_with("disk-") && path.extension().is_some_and(|end| end != "new");
             if name.starts_with("scratch-") || name == "run.json" {
                 self.remove_file(&path)?;
             }

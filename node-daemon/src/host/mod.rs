@@ -11,4 +11,5 @@ pub mod paths;
 pub mod seed;
 pub mod simulated;
 pub mod simulated_driver;
+pub mod source;
 pub mod sysfs;

@@ -1,0 +1,126 @@
+//! The command line.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use gpudesk_crds::DEFAULT_SYSTEM_NAMESPACE;
+
+/// Shows a GPU host as a `GpuNode` and runs the desktops that are allocated to it as libvirt domains.
+#[derive(Debug, Parser)]
+#[command(name = "gpudesk-node-daemon", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run as the daemon of a node, until SIGTERM. Desktops go on running after it ends.
+    ///
+    /// The API server is found by KUBECONFIG, or as in a pod.
+    Run(Run),
+    /// Print what this host would show in its `GpuNode`, without a cluster.
+    Discover(Discover),
+}
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Name of the node: that of its Kubernetes node, and of its `GpuNode`.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node_name: String,
+    /// Stand for the host that this file describes, instead of this machine. Nothing of this machine
+    /// is touched then, and libvirt's test driver runs the desktops.
+    #[arg(long, value_name = "HOSTFILE")]
+    pub simulate: Option<PathBuf>,
+    /// Begin as a simulated host does after a reboot: its shares of GPUs are gone.
+    #[arg(long, requires = "simulate", hide = true)]
+    pub rebooted: bool,
+    /// libvirt. Default: `qemu:///system`, with --simulate `test:///default`.
+    #[arg(long, value_name = "URI")]
+    pub libvirt_uri: Option<String>,
+    /// A folder with golden images (`NAME.qcow2`) and kernels. May be given several times; the first
+    /// that has an image gives it.
+    #[arg(long = "image-root", value_name = "DIR")]
+    pub image_roots: Vec<PathBuf>,
+    /// A folder below which templates may name files of this host. May be given several times;
+    /// without it none may be named.
+    #[arg(long = "allowed-root", value_name = "DIR")]
+    pub allowed_roots: Vec<PathBuf>,
+    /// Where the daemon keeps the disks of desktops and its own records.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/gpudesk")]
+    pub state_dir: PathBuf,
+    /// How guests run. `auto` tries KVM with a test guest and falls back to emulation.
+    #[arg(long, value_enum, default_value_t)]
+    pub acceleration: AccelerationChoice,
+    /// Namespace of the operator, the leases and the service accounts of the nodes.
+    #[arg(long, value_name = "NAMESPACE", default_value = DEFAULT_SYSTEM_NAMESPACE)]
+    pub namespace: String,
+    /// Where /metrics, /healthz and /readyz are served. Port 0 takes a free one, which the log names.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    pub metrics_addr: SocketAddr,
+    /// How the log is written. What is written is set by `RUST_LOG`, `info` without it.
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+}
+
+/// Options of `discover`.
+#[derive(Debug, Args)]
+pub struct Discover {
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+    /// Show the host that this file describes, instead of this machine.
+    #[arg(long, value_name = "HOSTFILE")]
+    pub simulate: Option<PathBuf>,
+    /// Name of the node.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME", default_value = "this-host")]
+    pub node_name: String,
+}
+
+/// How guests run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum AccelerationChoice {
+    /// By KVM where it works.
+    #[default]
+    Auto,
+    /// By KVM, without trying it first.
+    Kvm,
+    /// By plain emulation.
+    Emulation,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How an inventory is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A table of cards and NUMA cells.
+    #[default]
+    Table,
+    /// The `GpuNode` as YAML.
+    Yaml,
+    /// The `GpuNode` as JSON.
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

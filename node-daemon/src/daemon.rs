@@ -1,0 +1,247 @@
+//! `run`: puts the parts together, in this order: libvirt, the host in the API, the sign of life, the
+//! desktops. Ends with SIGTERM or SIGINT; desktops go on running.
+
+use std::{fs, os::unix::fs::DirBuilderExt, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use backon::{BackoffBuilder, ExponentialBuilder};
+use gpudesk_crds::gpu_node_status::Acceleration;
+use kube::{Client, Config};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cli::{AccelerationChoice, Run},
+    desktop::{Desktops, Node},
+    domain::Kind,
+    gpu_node::Publisher,
+    host::{
+        folder::{DesktopFolders, boot_id},
+        hypervisor::{Hypervisor, HypervisorEvent},
+        images::ImageStore,
+        kvm_probe::{Kvm, probe},
+        libvirt::LibvirtHypervisor,
+        paths::AllowedRoots,
+        simulated_driver::list_file,
+        source::HostSource,
+    },
+    inventory::HypervisorView,
+    lease,
+    metrics::Metrics,
+    orphans,
+    secrets::Secrets,
+    watch as desktops_watch,
+};
+
+/// The emulator, when libvirt does not name one.
+const QEMU: &str = "qemu-system-x86_64";
+
+type HypervisorState = (HypervisorView, Option<Arc<dyn Hypervisor>>);
+
+/// Runs the daemon until it is asked to end.
+///
+/// # Errors
+/// What makes it impossible to run at all: a host file, the state folder, the address for metrics,
+/// the way to the API server.
+pub async fn run(options: Run) -> anyhow::Result<()> {
+    let mut folder = fs::DirBuilder::new();
+    folder.recursive(true).mode(0o711).create(&options.state_dir).context("making the state folder")?;
+    let state_dir = options.state_dir.canonicalize().context("finding the state folder")?;
+    let source = match &options.simulate {
+        Some(file) => HostSource::simulated(file, &options.node_name, &state_dir)?,
+        None => HostSource::machine(),
+    };
+    if options.rebooted {
+        let _ = fs::remove_file(list_file(&state_dir));
+    }
+    let config = Config::infer().await.context("finding the API server")?;
+    let client = Client::try_from(config.clone()).context("connecting to the API server")?;
+    // The lease must not wait behind a hundred status writes.
+    let lease_client = Client::try_from(config.clone()).context("connecting to the API server")?;
+    let metrics = Metrics::default();
+    let listener = TcpListener::bind(options.metrics_addr).await.context("listening for metrics")?;
+    tracing::info!(address = %listener.local_addr()?, node = options.node_name, "serving metrics and health");
+
+    let stop = CancellationToken::new();
+    let ended = end_signal(stop.clone())?;
+    let silent = HypervisorView::Silent("not connected yet".into());
+    let (sender, hypervisor) = watch::channel::<HypervisorState>((silent, None));
+    let changed = Arc::new(tokio::sync::Notify::new());
+    let publisher = Publisher {
+        node: options.node_name.clone(),
+        source: source.clone(),
+        client: client.clone(),
+        hypervisor,
+        changed: Arc::clone(&changed),
+        metrics: metrics.clone(),
+    };
+    let serving = axum::serve(listener, metrics.router());
+    let lease = lease::renew(lease_client, options.namespace.clone(), options.node_name.clone());
+    let secrets = Secrets::new(client.clone(), config, &options.node_name, &options.namespace);
+    let desktops = async {
+        let (hypervisor, kind) = tokio::select! {
+            connected = connect(&options, &state_dir, &sender, &metrics) => connected,
+            () = stop.cancelled() => return Ok(()),
+        };
+        let facts = {
+            let source = source.clone();
+            tokio::task::spawn_blocking(move || source.facts()).await.context("looking at the host")?
+        };
+        let node = Node {
+            name: options.node_name.clone(),
+            hypervisor: Arc::clone(&hypervisor),
+            gpus: Arc::clone(source.gpus()),
+            cards: facts.cards,
+            images: if source.is_simulated() {
+                ImageStore::pretended(&options.node_name, source.missing_images())
+            } else {
+                ImageStore::folders(&options.node_name, absolute(&options.image_roots))
+            },
+            roots: AllowedRoots::new(absolute(&options.allowed_roots)),
+            folders: DesktopFolders::new(&state_dir),
+            secrets,
+            kind,
+            boot: boot_id(),
+            latency: source.latency(),
+        };
+        let desktops = Arc::new(Desktops::new(node, client.clone(), metrics.clone(), changed));
+        let (watched, store) = watch::channel(None);
+        let connection = follow(hypervisor, &sender, &metrics);
+        let rounds = desktops_watch::run(
+            Arc::clone(&desktops),
+            client.clone(),
+            metrics.clone(),
+            watched,
+            stop.clone(),
+        );
+        tokio::select! {
+            () = rounds => {}
+            () = orphans::look_after(desktops, client.clone(), store) => {}
+            () = connection => {}
+        }
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        result = desktops => result?,
+        () = publisher.run() => {}
+        () = lease => {}
+        result = serving => result.context("serving metrics and health")?,
+        () = async { ended.await; tokio::time::sleep(Duration::from_secs(20)).await } => {
+            tracing::warn!("rounds were still under way");
+        }
+    }
+    tracing::info!("ended; desktops go on running");
+    Ok(())
+}
+
+/// Connects to libvirt, however long it takes, and finds out how guests run.
+async fn connect(
+    options: &Run,
+    state_dir: &std::path::Path,
+    sender: &watch::Sender<HypervisorState>,
+    metrics: &Metrics,
+) -> (Arc<dyn Hypervisor>, Kind) {
+    let default = if options.simulate.is_some() { "test:///default" } else { "qemu:///system" };
+    let uri = options.libvirt_uri.as_deref().unwrap_or(default);
+    let mut delays = ExponentialBuilder::new()
+        .with_min_delay(Duration::from_millis(500))
+        .with_max_delay(Duration::from_secs(15))
+        .with_jitter()
+        .without_max_times()
+        .build();
+    let hypervisor = loop {
+        match LibvirtHypervisor::connect(uri).await {
+            Ok(hypervisor) => break hypervisor,
+            Err(error) => {
+                tracing::warn!(%error, "not connected to libvirt yet");
+                sender.send_replace((HypervisorView::Silent(error.to_string()), None));
+                tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(15))).await;
+            }
+        }
+    };
+    let (kind, why_not_kvm) = kind(options, uri, &hypervisor, state_dir).await;
+    tracing::info!(uri, kind = kind.name(), why_not_kvm, "connected to libvirt");
+    let view = HypervisorView::Answers {
+        versions: hypervisor.versions().await.ok(),
+        acceleration: match kind {
+            Kind::Kvm => Acceleration::Kvm,
+            Kind::Qemu => Acceleration::Emulation,
+            Kind::Test => Acceleration::Simulated,
+        },
+        why_not_kvm,
+    };
+    let hypervisor: Arc<dyn Hypervisor> = Arc::new(hypervisor);
+    metrics.set_hypervisor(true);
+    sender.send_replace((view, Some(Arc::clone(&hypervisor))));
+    (hypervisor, kind)
+}
+
+async fn kind(
+    options: &Run,
+    uri: &str,
+    hypervisor: &LibvirtHypervisor,
+    state_dir: &std::path::Path,
+) -> (Kind, Option<String>) {
+    if uri.starts_with("test:") {
+        return (Kind::Test, None);
+    }
+    match options.acceleration {
+        AccelerationChoice::Kvm => (Kind::Kvm, None),
+        AccelerationChoice::Emulation => (Kind::Qemu, Some("--acceleration emulation is set".into())),
+        AccelerationChoice::Auto => {
+            let capabilities = hypervisor.capabilities().await.ok();
+            if capabilities.as_ref().is_some_and(|capabilities| !capabilities.kvm) {
+                return (Kind::Qemu, Some("libvirt offers no KVM on this host".into()));
+            }
+            let emulator = capabilities.and_then(|capabilities| capabilities.emulator);
+            match probe(emulator.as_deref().unwrap_or(QEMU), state_dir).await {
+                Kvm::Works => (Kind::Kvm, None),
+                Kvm::Unusable(why) => (Kind::Qemu, Some(why)),
+            }
+        }
+    }
+}
+
+/// Follows whether libvirt answers. Never ends while the hypervisor is there.
+async fn follow(hypervisor: Arc<dyn Hypervisor>, sender: &watch::Sender<HypervisorState>, metrics: &Metrics) {
+    let answering = sender.borrow().clone();
+    let mut events = hypervisor.events();
+    while let Some(event) = events.next().await {
+        match event {
+            HypervisorEvent::Closed { reason } => {
+                metrics.set_hypervisor(false);
+                sender.send_replace((HypervisorView::Silent(reason), None));
+            }
+            HypervisorEvent::Resync => {
+                metrics.set_hypervisor(true);
+                sender.send_replace(answering.clone());
+            }
+            HypervisorEvent::Domain(_) => {}
+        }
+    }
+}
+
+/// Cancels `stop` when the process is asked to end; the future ends then.
+fn end_signal(stop: CancellationToken) -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let ended = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("asked to end");
+        stop.cancel();
+    });
+    Ok(async move { ended.cancelled().await })
+}
+
+/// libvirt takes absolute paths only.
+fn absolute(paths: &[std::path::PathBuf]) -> Vec<std::path::PathBuf> {
+    paths.iter().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone())).collect()
+}

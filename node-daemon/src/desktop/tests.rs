@@ -1,0 +1,271 @@
+//! Rounds of a desktop over libvirt's test driver, on a simulated host, against a pretended API.
+#![allow(clippy::disallowed_methods, reason = "a test looks at files")]
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use gpudesk_crds::{Desktop, DesktopStatus, conditions};
+use http::{Request, Response};
+use kube::{Client, client::Body};
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use super::{
+    fixtures::{SMALL, desktop, template},
+    *,
+};
+use crate::{
+    domain::metadata,
+    host::{
+        hypervisor::{DomainState, HypervisorError},
+        libvirt::LibvirtHypervisor,
+        source::HostSource,
+    },
+};
+
+/// Statuses that were written, in their order.
+type Written = tokio::sync::mpsc::UnboundedReceiver<Value>;
+
+/// A client whose API takes every status and tells the test.
+fn api() -> (Client, Written) {
+    let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+    let (sender, written) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some((request, respond)) = handle.next_request().await {
+            assert!(request.uri().path().ends_with("/desktops/anna/status"), "{}", request.uri());
+            assert!(request.uri().query().unwrap_or_default().contains("fieldManager=gpudesk-node-daemon"));
+            let body = request.into_body().collect_bytes().await.unwrap();
+            let mut object: Value = serde_json::from_slice(&body).unwrap();
+            sender.send(object["status"].clone()).unwrap();
+            object["spec"] = json!({ "templateRef": { "name": "office" } });
+            let answer = serde_json::to_vec(&object).unwrap();
+            respond.send_response(Response::builder().body(Body::from(answer)).unwrap());
+        }
+    });
+    (Client::new(service, "school"), written)
+}
+
+/// A node on a simulated host with one L40S. Domains of the test driver live in this process, so each
+/// test has desktops of its own.
+async fn desktops(state: &Path, client: Client) -> Desktops {
+    let file = state.join("host.yaml");
+    let text =
+        "{coresPerSocket: 8, memoryMiB: 65536, cards: [{model: L40S, count: 1}], missingImages: [gone]}";
+    std::fs::write(&file, text).unwrap();
+    let source = HostSource::simulated(&file, "node-a", state).unwrap();
+    let hypervisor = LibvirtHypervisor::connect("test:///default").await.unwrap();
+    let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+    let node = Node {
+        name: "node-a".into(),
+        hypervisor: Arc::new(hypervisor),
+        gpus: Arc::clone(source.gpus()),
+        cards: source.facts().cards,
+        images: ImageStore::pretended("node-a", source.missing_images()),
+        roots: AllowedRoots::default(),
+        folders: DesktopFolders::new(state),
+        secrets: Secrets::new(client.clone(), config, "node-a", "gpudesk-system"),
+        kind: Kind::Test,
+        boot: "boot".into(),
+        latency: Latency::default(),
+    };
+    Desktops::new(node, client, Metrics::default(), Arc::new(Notify::new()))
+}
+
+fn with_gpu() -> String {
+    let card = "0000:08:00.0";
+    format!(
+        "[{{name: screen, device: '{card}', product: L40S, mode: Vgpu, type: L40S-8Q, framebufferMiB: 8192, profile: office-8q}}]"
+    )
+}
+
+/// Gives the desktop another identity, so that tests do not share a domain.
+fn renamed(mut desktop: Desktop, uid: u128) -> (Desktop, Uuid) {
+    let uid = Uuid::from_u128(uid << 64 | 0x8000_0000_0000_0001);
+    desktop.metadata.uid = Some(uid.to_string());
+    desktop.metadata.namespace = Some(format!("ns-{uid}"));
+    (desktop, uid)
+}
+
+/// What the watch shows once a status was written.
+fn seen(desktop: &Desktop, written: &Value) -> Desktop {
+    let mut desktop = desktop.clone();
+    let mut status: DesktopStatus = serde_json::from_value(written.clone()).unwrap();
+    status.allocation = desktop.status.take().unwrap().allocation;
+    desktop.status = Some(status);
+    desktop.metadata.resource_version = Some("71".into());
+    desktop
+}
+
+fn reason<'a>(status: &'a Value, type_: &str) -> (&'a str, &'a str) {
+    let conditions = status["conditions"].as_array().unwrap();
+    let condition = conditions.iter().find(|condition| condition["type"] == type_).unwrap();
+    (condition["status"].as_str().unwrap(), condition["reason"].as_str().unwrap())
+}
+
+const OFFICE: &str =
+    "{memory: {sizeMiB: 1024}, guestAgent: false, disks: [{name: system, image: {name: win}}]}";
+
+#[tokio::test]
+async fn a_start_is_one_write_and_a_stop_gives_everything_back() {
+    let state = tempfile::tempdir().unwrap();
+    let (client, mut written) = api();
+    let desktops = desktops(state.path(), client).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, &with_gpu()), 1);
+    let template = template(OFFICE);
+
+    desktops.round(&desktop, Some(template.clone())).await.unwrap();
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "Running"), ("True", "AsExpected"));
+    assert_eq!(reason(&status, "Ready"), ("True", "AsExpected"));
+    assert_eq!(reason(&status, "DevicesPrepared"), ("True", "AsExpected"));
+    assert_eq!(reason(&status, "GuestReady"), ("False", "AgentNotConfigured"));
+    assert_eq!(status["phase"], "Running");
+    assert_eq!(status["domain"]["acceleration"], "Simulated");
+    assert_eq!(status["gpus"][0]["pciAddress"], "0000:08:00.4");
+    assert!(status.get("allocation").is_none(), "the allocation is the operator's");
+    let domain = desktops.node.hypervisor.get(uid).await.unwrap();
+    assert_eq!(domain.state, DomainState::Running);
+    let ours = metadata::parse(&domain.metadata.unwrap()).unwrap().unwrap();
+    let allocation: Allocation = serde_json::from_str(&ours.allocation).unwrap();
+    assert_eq!(Some(&allocation), desired::allocation(&desktop));
+
+    // Again, before and after the watch has shown the write: nothing new is to be said.
+    desktops.round(&desktop, Some(template.clone())).await.unwrap();
+    let running = seen(&desktop, &status);
+    desktops.round(&running, Some(template.clone())).await.unwrap();
+    assert!(written.try_recv().is_err(), "one write for one start");
+
+    let mut stopping = running.clone();
+    stopping.spec.power_state = gpudesk_crds::desktop::PowerState::Stopped;
+    stopping.metadata.generation = Some(8);
+    desktops.round(&stopping, Some(template.clone())).await.unwrap();
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "Running"), ("False", "Stopped"));
+    assert_eq!(status["conditions"][1]["observedGeneration"], 8);
+    assert!(status.get("domain").is_none() && status.get("gpus").is_none());
+    let gone = desktops.node.hypervisor.get(uid).await;
+    assert!(matches!(gone, Err(HypervisorError::NotFound { .. })));
+    assert_eq!(desktops.all_instances().await.unwrap(), []);
+    assert!(written.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_problem_is_said_once_and_a_mended_one_goes_on() {
+    let state = tempfile::tempdir().unwrap();
+    let (client, mut written) = api();
+    let desktops = desktops(state.path(), client).await;
+    let (desktop, _) = renamed(desktop("", SMALL, "[]"), 2);
+    let broken = template(&OFFICE.replace("name: win", "name: gone"));
+
+    let wait = desktops.round(&desktop, Some(broken.clone())).await.unwrap();
+    assert!(wait <= Duration::from_secs(30), "a mended problem is seen soon");
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "DevicesPrepared"), ("False", "ImageNotFound"));
+    assert_eq!(reason(&status, "Ready"), ("False", "ImageNotFound"));
+    assert_eq!(status["phase"], "Failed");
+    desktops.round(&desktop, Some(broken)).await.unwrap();
+    assert!(written.try_recv().is_err());
+
+    let failed = seen(&desktop, &status);
+    desktops.round(&failed, None).await.unwrap();
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "DevicesPrepared"), ("False", "TemplateNotFound"));
+    desktops.round(&seen(&desktop, &status), Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Ready"), ("True", "AsExpected"));
+}
+
+#[tokio::test]
+async fn what_another_desktop_holds_is_not_given_again() {
+    let state = tempfile::tempdir().unwrap();
+    let (client, mut written) = api();
+    let desktops = desktops(state.path(), client).await;
+    let pinned = "{cores: 1, threadsPerCore: 1, memoryMiB: 64, vcpuPins: [{vcpu: 0, cpus: '3'}]}";
+    let (first, _) = renamed(desktop("", pinned, "[]"), 3);
+    let (second, uid) = renamed(desktop("", pinned, "[]"), 4);
+    desktops.round(&first, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
+    desktops.round(&second, Some(template(OFFICE))).await.unwrap();
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "Running"), ("False", "AllocationConflict"));
+    assert_eq!(reason(&status, "DevicesPrepared"), ("True", "AsExpected"));
+    let conditions = status["conditions"].to_string();
+    assert!(conditions.contains("CPU 3") && conditions.contains("/anna"), "{conditions}");
+    assert!(desktops.node.hypervisor.get(uid).await.is_err());
+}
+
+#[tokio::test]
+async fn a_restart_by_annotation_stops_and_waits_for_the_operator() {
+    let state = tempfile::tempdir().unwrap();
+    let (client, mut written) = api();
+    let desktops = desktops(state.path(), client).await;
+    let (desktop, _) = renamed(desktop("", SMALL, "[]"), 5);
+    desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
+    let mut asked = seen(&desktop, &written.recv().await.unwrap());
+    let annotation = (gpudesk_crds::RESTARTED_AT_ANNOTATION.to_owned(), "now".to_owned());
+    asked.metadata.annotations = Some([annotation].into());
+    desktops.round(&asked, Some(template(OFFICE))).await.unwrap();
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "Running"), ("False", "Stopped"));
+    let mut decided = seen(&asked, &status);
+    decided.status.as_mut().unwrap().allocation.as_mut().unwrap().restarted_at = Some("now".into());
+    desktops.round(&decided, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
+}
+
+#[tokio::test]
+async fn a_guest_that_ends_is_answered_by_the_policy() {
+    let state = tempfile::tempdir().unwrap();
+    let (client, mut written) = api();
+    let desktops = desktops(state.path(), client).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, "[]"), 6);
+    let stays = template(OFFICE);
+    desktops.round(&desktop, Some(stays.clone())).await.unwrap();
+    let running = seen(&desktop, &written.recv().await.unwrap());
+    desktops.node.hypervisor.shutdown(uid).await.unwrap();
+    desktops.round(&running, Some(stays)).await.unwrap();
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "Running"), ("False", "GuestStopped"));
+    assert!(status.get("domain").is_none());
+    let always = template(&OFFICE.replace("guestAgent", "lifecycle: {restartPolicy: Always}, guestAgent"));
+    desktops.round(&seen(&running, &status), Some(always)).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
+}
+
+#[tokio::test]
+async fn a_deleted_desktop_leaves_nothing_and_says_so() {
+    let state = tempfile::tempdir().unwrap();
+    let (client, mut written) = api();
+    let desktops = desktops(state.path(), client).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, &with_gpu()), 7);
+    desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
+    let mut deleted = seen(&desktop, &written.recv().await.unwrap());
+    deleted.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-05T09:00:00Z")).unwrap();
+    // The template may be gone as well.
+    desktops.round(&deleted, None).await.unwrap();
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "Running"), ("False", "Released"));
+    assert!(!desktops.node.folders.of(uid).exists());
+    assert_eq!(desktops.all_instances().await.unwrap(), []);
+    desktops.round(&seen(&deleted, &status), None).await.unwrap();
+    assert!(written.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_parked_desktop_is_not_told_again_and_its_readiness_is_the_operators() {
+    let state = tempfile::tempdir().unwrap();
+    let (client, mut written) = api();
+    let desktops = desktops(state.path(), client).await;
+    let (mut desktop, _) = renamed(desktop(", powerState: Stopped", SMALL, "[]"), 8);
+    desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "Ready"), ("False", "Stopped"));
+    desktop = seen(&desktop, &status);
+    let stored = desktop.status.as_mut().unwrap();
+    stored.allocation.as_mut().unwrap().compute = None;
+    let ready = conditions::find(&stored.conditions, conditions::ConditionType::Ready).cloned().unwrap();
+    desktop.metadata.generation = Some(9);
+    desktop.metadata.resource_version = Some("72".into());
+    desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
+    assert!(written.try_recv().is_err());
+    assert_eq!(ready.reason, "Stopped");
+}

@@ -1,0 +1,235 @@
+//! Watches the desktops of this node and their templates, and brings each desktop through its rounds:
+//! one round of a desktop at a time, a bounded number of desktops at once.
+
+use std::{
+    collections::HashMap,
+    fmt::Debug,
+    hash::Hash,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt, future, stream};
+use gpudesk_crds::{Desktop, DesktopTemplate};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    core::DeserializeGuard,
+    runtime::{
+        Controller, WatchStreamExt,
+        controller::{Action, Config},
+        reflector::{ObjectRef, Store, store},
+        watcher::{self, Event, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use crate::{
+    desktop::Desktops,
+    host::hypervisor::{DomainEventKind, HypervisorEvent},
+    metrics::Metrics,
+};
+
+/// Desktops worked on at once. libvirt works on a handful of calls at a time.
+const AT_ONCE: u16 = 16;
+/// Wait after a status that could not be written.
+const RETRY: Duration = Duration::from_secs(5);
+/// What `kubectl apply` keeps of the last version: as large as the object and of no use here.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// Which desktop a domain is.
+#[derive(Clone, Default)]
+pub struct Index(Arc<Mutex<HashMap<Uuid, ObjectRef<Desktop>>>>);
+
+impl Index {
+    fn note(&self, event: &Event<Desktop>) {
+        match event {
+            Event::Apply(desktop) | Event::InitApply(desktop) => {
+                if let Some(uid) = uid(desktop) {
+                    self.lock().insert(uid, ObjectRef::from_obj(desktop));
+                }
+            }
+            Event::Delete(desktop) => {
+                if let Some(uid) = uid(desktop) {
+                    self.lock().remove(&uid);
+                }
+            }
+            // A desktop that went away while nobody watched stays in the index and is found by no one.
+            Event::Init | Event::InitDone => {}
+        }
+    }
+
+    fn desktop(&self, uid: Uuid) -> Option<ObjectRef<Desktop>> {
+        self.lock().get(&uid).cloned()
+    }
+
+    fn all(&self) -> Vec<ObjectRef<Desktop>> {
+        self.lock().values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, ObjectRef<Desktop>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn uid(desktop: &Desktop) -> Option<Uuid> {
+    desktop.uid()?.parse().ok()
+}
+
+struct Context {
+    desktops: Arc<Desktops>,
+    templates: Store<DesktopTemplate>,
+}
+
+/// Runs until `stop`. What runs then goes on running.
+///
+/// `watched` gets the store of desktops once it is filled.
+pub async fn run(
+    desktops: Arc<Desktops>,
+    client: Client,
+    metrics: Metrics,
+    watched: tokio::sync::watch::Sender<Option<Store<Desktop>>>,
+    stop: CancellationToken,
+) {
+    let node = desktops.node().name.clone();
+    let (templates, template_writer) = store();
+    let template_events = understood::<DesktopTemplate>(Api::all(client.clone()), watcher::Config::default());
+    let templates_followed = template_events.reflect(template_writer).for_each(|_| future::ready(()));
+    let index = Index::default();
+    let (store, writer) = store();
+    let config = watcher::Config::default().fields(&format!("status.allocation.node={node}"));
+    let events = understood::<Desktop>(Api::all(client), config).inspect({
+        let index = index.clone();
+        move |event| {
+            if let Ok(event) = event {
+                index.note(event);
+            }
+        }
+    });
+    let happenings = happenings(&desktops, index);
+    let context = Arc::new(Context { desktops, templates: templates.clone() });
+    let controller = Controller::for_stream(events.reflect(writer).touched_objects(), store.clone())
+        .with_config(Config::default().concurrency(AT_ONCE))
+        .reconcile_on(happenings)
+        .graceful_shutdown_on({
+            let stop = stop.clone();
+            async move { stop.cancelled().await }
+        });
+    let ready = async {
+        // Without templates every desktop would seem to lack its own.
+        let _ = templates.wait_until_ready().await;
+        let rounds = controller.run(round, |_, _, _| Action::requeue(RETRY), context);
+        let filled = async {
+            let _ = store.wait_until_ready().await;
+            metrics.set_watching(true);
+            watched.send_replace(Some(store.clone()));
+        };
+        let rounds = rounds.for_each(|result| {
+            if let Err(error) = result {
+                tracing::debug!(%error, "a round will be repeated");
+            }
+            future::ready(())
+        });
+        tokio::join!(filled, rounds);
+    };
+    tokio::select! {
+        () = templates_followed => {}
+        () = ready => {}
+    }
+}
+
+async fn round(desktop: Arc<Desktop>, context: Arc<Context>) -> Result<Action, kube::Error> {
+    let span = tracing::info_span!(
+        "desktop",
+        desktop = format!("{}/{}", desktop.namespace().unwrap_or_default(), desktop.name_any()),
+        node = context.desktops.node().name,
+    );
+    let name = ObjectRef::new(&desktop.spec.template_ref.name);
+    let template = context.templates.get(&name.within(&desktop.namespace().unwrap_or_default()));
+    let round = context.desktops.round(&desktop, template).instrument(span.clone());
+    let wait = round.await.inspect_err(|error| {
+        span.in_scope(|| tracing::warn!(%error, "the status could not be written"));
+    })?;
+    Ok(Action::requeue(wait))
+}
+
+/// The desktops that something happened to on this host.
+fn happenings(
+    desktops: &Arc<Desktops>,
+    index: Index,
+) -> impl Stream<Item = ObjectRef<Desktop>> + Send + 'static {
+    let events = desktops.node().hypervisor.events().into_stream();
+    let changed = Arc::clone(desktops.changed());
+    events.flat_map(move |event| {
+        let touched = match event {
+            HypervisorEvent::Domain(event) if is_news(event.kind) => {
+                changed.notify_one();
+                index.desktop(event.uuid).into_iter().collect()
+            }
+            HypervisorEvent::Domain(_) | HypervisorEvent::Closed { .. } => vec![],
+            HypervisorEvent::Resync => index.all(),
+        };
+        stream::iter(touched)
+    })
+}
+
+/// Whether an event says more than that something was done which a round has just done itself.
+fn is_news(kind: DomainEventKind) -> bool {
+    match kind {
+        DomainEventKind::Undefined
+        | DomainEventKind::Suspended
+        | DomainEventKind::Resumed
+        | DomainEventKind::Stopped { .. }
+        | DomainEventKind::Crashed
+        | DomainEventKind::AgentConnected => true,
+        DomainEventKind::Defined
+        | DomainEventKind::Started
+        | DomainEventKind::FellAsleep
+        | DomainEventKind::Shutdown
+        | DomainEventKind::AgentDisconnected => false,
+    }
+}
+
+/// Events of a kind, trimmed. Those with an object that does not parse are logged and left out: what
+/// runs of it goes on as it is.
+fn understood<K>(
+    api: Api<DeserializeGuard<K>>,
+    config: watcher::Config,
+) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + 'static
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K::DynamicType: Default + Eq + Hash + Clone + Debug,
+{
+    watcher(api, config).default_backoff().filter_map(|event| {
+        let understood = match event {
+            Ok(Event::Apply(object)) => parsed(object).map(|object| Ok(Event::Apply(object))),
+            Ok(Event::InitApply(object)) => parsed(object).map(|object| Ok(Event::InitApply(object))),
+            Ok(Event::Delete(object)) => parsed(object).map(|object| Ok(Event::Delete(object))),
+            Ok(Event::Init) => Some(Ok(Event::Init)),
+            Ok(Event::InitDone) => Some(Ok(Event::InitDone)),
+            Err(error) => {
+                tracing::warn!(%error, "a watch was interrupted");
+                Some(Err(error))
+            }
+        };
+        future::ready(understood)
+    })
+}
+
+fn parsed<K: Resource>(object: DeserializeGuard<K>) -> Option<K> {
+    match object.0 {
+        Ok(mut object) => {
+            object.managed_fields_mut().clear();
+            object.annotations_mut().remove(LAST_APPLIED);
+            Some(object)
+        }
+        Err(invalid) => {
+            let name = invalid.metadata.name.unwrap_or_default();
+            let namespace = invalid.metadata.namespace.unwrap_or_default();
+            tracing::error!(namespace, name, error = invalid.error, "an object cannot be understood");
+            None
+        }
+    }
+}
