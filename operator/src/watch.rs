@@ -157,3 +157,108 @@ fn trim<K: Resource>(object: &mut K) {
     object.managed_fields_mut().clear();
     object.annotations_mut().remove(LAST_APPLIED);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use futures::stream;
+    use gpudesk_crds::Desktop;
+    use kube::runtime::reflector::store;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn event(
+        event: fn(DeserializeGuard<Desktop>) -> Event<DeserializeGuard<Desktop>>,
+        value: Value,
+    ) -> Input {
+        serde_json::from_value(value).map(event).map_err(|_| watcher::Error::NoResourceVersion)
+    }
+
+    type Input = Result<Event<DeserializeGuard<Desktop>>, watcher::Error>;
+
+    fn good(name: &str, version: &str) -> Value {
+        json!({"metadata": {"name": name, "namespace": "demo", "resourceVersion": version,
+                            "annotations": {LAST_APPLIED: "large", "kept": "yes"},
+                            "managedFields": [{"manager": "kubectl"}]},
+               "spec": {"templateRef": {"name": "t"}}})
+    }
+
+    fn bad(name: &str, version: &str) -> Value {
+        json!({"metadata": {"name": name, "namespace": "demo", "resourceVersion": version},
+               "spec": {"templateRef": 5}})
+    }
+
+    /// Plays events; returns the store, what the observer heard, and the metrics.
+    async fn play(events: Vec<Input>) -> (Store<Desktop>, Vec<String>, String) {
+        let (reader, writer) = store();
+        let heard = Arc::new(Mutex::new(vec![]));
+        let metrics = Metrics::default();
+        let observe = {
+            let heard = heard.clone();
+            move |seen: Seen<'_, Desktop>| {
+                heard.lock().unwrap().push(match seen {
+                    Seen::There(d) => format!("+{}@{}", d.name_any(), d.resource_version().unwrap()),
+                    Seen::Gone(d) => format!("-{}", d.name_any()),
+                    Seen::Complete => "complete".into(),
+                });
+            }
+        };
+        let played = through(stream::iter(events), writer, "Desktop".into(), metrics.clone(), observe);
+        played.for_each(|_| future::ready(())).await;
+        let heard = heard.lock().unwrap().clone();
+        (reader, heard, metrics.text())
+    }
+
+    fn malformed(count: u32) -> String {
+        format!("gpudesk_operator_malformed_objects_total{{kind=\"Desktop\"}} {count}")
+    }
+
+    #[tokio::test]
+    async fn a_malformed_object_is_counted_and_what_was_known_of_it_stays() {
+        let (store, heard, metrics) = play(vec![
+            Ok(Event::Init),
+            event(Event::InitApply, good("a", "1")),
+            event(Event::InitApply, bad("b", "1")),
+            Ok(Event::InitDone),
+            event(Event::Apply, bad("a", "2")),
+            event(Event::Apply, bad("a", "2")),
+            event(Event::Apply, good("c", "3")),
+        ])
+        .await;
+        // The last known version is said again; the unknown one does not stop those after it.
+        assert_eq!(heard, ["+a@1", "complete", "+a@1", "+a@1", "+c@3"]);
+        assert_eq!(store.len(), 2);
+        assert!(metrics.contains(&malformed(2)), "once per version: {metrics}");
+    }
+
+    #[tokio::test]
+    async fn a_new_list_says_what_is_gone_and_keeps_what_does_not_parse() {
+        let (store, heard, _) = play(vec![
+            Ok(Event::Init),
+            event(Event::InitApply, good("a", "1")),
+            event(Event::InitApply, good("b", "1")),
+            event(Event::InitApply, good("c", "1")),
+            Ok(Event::InitDone),
+            Ok(Event::Init),
+            event(Event::InitApply, bad("a", "2")),
+            event(Event::InitApply, good("b", "2")),
+            Ok(Event::InitDone),
+            event(Event::Delete, bad("a", "3")),
+        ])
+        .await;
+        assert_eq!(heard[4..], ["+a@1", "+b@2", "-c", "complete", "-a"]);
+        assert_eq!(store.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_nobody_reads_is_not_kept() {
+        let (store, _, _) =
+            play(vec![Ok(Event::Init), event(Event::InitApply, good("a", "1")), Ok(Event::InitDone)]).await;
+        let kept = store.state().remove(0);
+        assert!(kept.metadata.managed_fields.as_ref().is_none_or(Vec::is_empty));
+        let annotations: Vec<&String> = kept.annotations().keys().collect();
+        assert_eq!(annotations, ["kept"]);
+    }
+}

@@ -213,6 +213,7 @@ async fn release(
         ),
         _ => (Phase::Stopped, "stopped, as asked".to_owned()),
     };
+    tracing::info!(desktop = %key_of(desktop), %node, park, %reason, "released");
     say_idle(desktop, phase, park.then_some(node), Invalid::new(reason, message), context).await
 }
 

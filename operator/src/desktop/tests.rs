@@ -1,5 +1,7 @@
 //! Tests of a desktop's rounds: pure steps by table, whole rounds against a scripted API server.
 
+#![expect(clippy::needless_pass_by_value, reason = "tests hand over what they wrote in place")]
+
 mod rig;
 mod rounds;
 mod steps;

@@ -226,10 +226,11 @@ fn a_changed_template_is_said_beside_what_the_node_says() {
     let mut object = desktop("a", 5, json!({}));
     let placed = status::status(&object, Situation::Placed(held), &at(1));
     object.status = Some(placed.clone());
-    let hold = |generation| Situation::Holding { template_generation: Some(generation), remark: None };
-    let same = status::status(&object, hold(7), &at(2));
+    let with_template =
+        |generation| Situation::Holding { template_generation: Some(generation), remark: None };
+    let same = status::status(&object, with_template(7), &at(2));
     assert!(!status::differs(object.status.as_ref(), &same));
-    let changed = status::status(&object, hold(8), &at(2));
+    let changed = status::status(&object, with_template(8), &at(2));
     assert!(status::differs(object.status.as_ref(), &changed));
     assert_eq!(find(&changed.conditions, ConditionType::RestartRequired).unwrap().reason, "TemplateChanged");
     // Before the node's first word what the operator said stays; after it, it is the node's.
@@ -241,7 +242,7 @@ fn a_changed_template_is_said_beside_what_the_node_says() {
             condition.reason = "AsExpected".into();
         }
     }
-    let changed = status::status(&object, hold(8), &at(2));
+    let changed = status::status(&object, with_template(8), &at(2));
     assert_eq!(changed.phase, None);
     assert!(find(&changed.conditions, ConditionType::Ready).is_none());
     assert!(find(&changed.conditions, ConditionType::Running).is_none());

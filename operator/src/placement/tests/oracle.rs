@@ -89,7 +89,7 @@ fn check_cpus(node: &GpuNode, given: &[&Allocation], overcommit: i64) {
     }
     let taken: usize =
         owners.keys().map(|core| cells.iter().flat_map(|c| &c.cores).nth(*core).unwrap().len()).sum();
-    let all: usize = cells.iter().flat_map(|c| &c.cores).map(|core| core.len()).sum();
+    let all: usize = cells.iter().flat_map(|c| &c.cores).map(gpudesk_crds::types::CpuSet::len).sum();
     let rest = i64::try_from(all - taken).unwrap();
     assert!(floating <= rest * overcommit, "{floating} vCPUs on {rest} CPUs");
 }

@@ -148,11 +148,19 @@ proptest! {
             // Desktops before nodes, the last first: the order of events does not matter.
             desktops.reverse();
             nodes.reverse();
-            desktops.iter().for_each(|desktop| { built.desktop_seen(desktop); });
-            nodes.iter().for_each(|node| { built.node_seen(node); });
+            for desktop in &desktops {
+                built.desktop_seen(desktop);
+            }
+            for node in &nodes {
+                built.node_seen(node);
+            }
         } else {
-            nodes.iter().for_each(|node| { built.node_seen(node); });
-            desktops.iter().for_each(|desktop| { built.desktop_seen(desktop); });
+            for node in &nodes {
+                built.node_seen(node);
+            }
+            for desktop in &desktops {
+                built.desktop_seen(desktop);
+            }
         }
         prop_assert_eq!(kept, built);
     }
