@@ -109,6 +109,18 @@ fn compute_and_memory_are_both_limits() {
 }
 
 #[test]
+fn compute_slices_run_out_before_memory_where_a_card_has_few() {
+    let mut device = a100(1, 0);
+    device["units"] = serde_json::json!({"migMemory": 8, "migCompute": 4});
+    let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[device]));
+    card.put(&mig("3g.20gb", VgpuSeries::C), 4);
+    assert_eq!(card.starts(&mig("2g.10gb", VgpuSeries::C)), Err(NoShare::NoFreePlacement));
+    assert_eq!(card.starts(&mig("1g.5gb", VgpuSeries::C)), Ok(vec![0, 1, 2, 3]));
+    card.put(&mig("1g.5gb", VgpuSeries::C), 0);
+    assert_eq!(card.starts(&mig("1g.5gb", VgpuSeries::C)), Err(NoShare::NoFreePlacement));
+}
+
+#[test]
 fn one_media_extension_per_card() {
     let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[a100(1, 0)]));
     card.first(&mig("1g.5gb+me", VgpuSeries::C)).unwrap();
