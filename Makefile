@@ -36,10 +36,10 @@ test: build ## Every test, the end-to-end ones included
 	@e2e/control-plane/build.sh > /dev/null
 	@e2e/guest/build-tiny.sh > /dev/null
 	@e2e/guest/build-image.sh > /dev/null
-	@cargo test --workspace --all-features
+	@GPUDESK_BIN_DIR=$(CURDIR)/target/debug cargo test --workspace --all-features
 
 demo: build ## A whole gpudesk on this machine, with a desktop that runs
-	@target/debug/gpudesk-demo up
+	@GPUDESK_BIN_DIR=$(CURDIR)/target/debug target/debug/gpudesk-demo up
 
 demo-down: ## Stop the demo and remove all of it
 	@if [ -x target/debug/gpudesk-demo ]; then target/debug/gpudesk-demo down; else echo "No demo was built here."; fi

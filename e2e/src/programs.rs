@@ -40,8 +40,8 @@ fn find_binaries() -> Result<PathBuf> {
         folder = folder.parent().context("deps lies in the target folder")?;
     }
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(checkout()).args(["build", "--quiet", "--bins"]);
-    cargo.args(["-p", "gpudesk-operator", "-p", "gpudesk-node-daemon"]);
+    // The whole workspace: with some of it the dependencies have other features and are built anew.
+    cargo.current_dir(checkout()).args(["build", "--quiet", "--workspace", "--bins"]);
     match folder.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => {}
         Some(profile) => _ = cargo.args(["--profile", profile]),

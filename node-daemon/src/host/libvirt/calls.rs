@@ -59,8 +59,15 @@ fn summary(domain: &Domain) -> Outcome<DomainSummary> {
 }
 
 fn state(domain: &Domain) -> Outcome<DomainState> {
-    use virt::domain::DomainState as V;
-    let (state, _) = domain.state()?;
+    use virt::domain::{DomainShutoffReason, DomainState as V, DomainStateReason};
+    use virt::enumutil::Enum;
+    let (state, reason) = domain.state()?;
+    // A domain whose process was killed is off, and only the reason tells that it crashed.
+    if let Enum::Known(DomainStateReason::Shutoff(reason)) = &reason
+        && reason.is(DomainShutoffReason::Crashed)
+    {
+        return Ok(DomainState::Crashed);
+    }
     Ok(match state.unwrap_or(V::NoState) {
         V::NoState | V::Running | V::Blocked => DomainState::Running,
         V::Paused => DomainState::Paused,
