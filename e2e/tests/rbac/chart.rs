@@ -1,0 +1,258 @@
+//! The chart as it stands: policies, settings, pods, rights.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use gpudesk_e2e::cluster::{Cluster, SYSTEM_NAMESPACE};
+use gpudesk_e2e::state::checkout;
+use gpudesk_e2e::waiting::eventually;
+use serde_json::{Value, json};
+
+use crate::ask::{Person, create, get};
+
+const POLICIES: [&str; 11] = [
+    "desktop-finalizer.gpudesk.dev",
+    "node-daemon-desktops.gpudesk.dev",
+    "node-daemon-gpunodes.gpudesk.dev",
+    "node-daemon-leases.gpudesk.dev",
+    "node-daemon-tokens.gpudesk.dev",
+    "operator-accounts.gpudesk.dev",
+    "operator-desktops.gpudesk.dev",
+    "operator-rolebindings.gpudesk.dev",
+    "operator-roles.gpudesk.dev",
+    "status.gpudesk.dev",
+    "template-in-use.gpudesk.dev",
+];
+
+pub(crate) async fn policies(cluster: Arc<Cluster>) -> Result<()> {
+    let admin = Person::admin(&cluster);
+    let of = |plural: &str| get(format!("/apis/admissionregistration.k8s.io/v1/{plural}"));
+    let items = |list: Value| -> Vec<Value> {
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        items.into_iter().filter(|item| name(item).ends_with(".gpudesk.dev")).collect()
+    };
+    let checked = eventually("every policy is type-checked", Duration::from_secs(30), || async {
+        let policies = items(admin.may(&of("validatingadmissionpolicies")).await?);
+        let all = policies.iter().all(|policy| policy["status"]["observedGeneration"].is_i64());
+        Ok((all && !policies.is_empty()).then_some(policies))
+    })
+    .await?;
+    let names: Vec<_> = checked.iter().map(name).collect();
+    ensure!(names == POLICIES, "{names:?}");
+    for policy in &checked {
+        let warnings = &policy["status"]["typeChecking"]["expressionWarnings"];
+        ensure!(warnings.is_null(), "{}: {warnings:#}", name(policy));
+        ensure!(policy["spec"]["failurePolicy"] == "Fail", "{}", name(policy));
+    }
+    let bindings = items(admin.may(&of("validatingadmissionpolicybindings")).await?);
+    ensure!(bindings.len() == POLICIES.len(), "{} bindings", bindings.len());
+    for binding in &bindings {
+        ensure!(binding["spec"]["policyName"] == name(binding), "{binding:#}");
+        ensure!(binding["spec"]["validationActions"] == json!(["Deny"]), "{binding:#}");
+    }
+    Ok(())
+}
+
+fn name(object: &Value) -> String {
+    object["metadata"]["name"].as_str().unwrap_or_default().to_owned()
+}
+
+/// The chart's manifests with `name=value` settings, as JSON values where they look like such.
+fn template(cluster: &Cluster, settings: &[&str]) -> Result<String> {
+    let mut helm = Command::new(cluster.control_plane().program("helm"));
+    helm.args(["template", "gpudesk"]).arg(checkout().join("charts/gpudesk"));
+    helm.args(["--namespace", SYSTEM_NAMESPACE, "--skip-tests"]);
+    cluster.run(helm.args(settings.iter().flat_map(|setting| ["--set-json", setting])))
+}
+
+pub(crate) async fn settings(cluster: Arc<Cluster>) -> Result<()> {
+    template(&cluster, &[])?;
+    for (setting, words) in [
+        ("operator.replica=3", "replica"),
+        ("replicas=3", "replicas"),
+        ("operator.replicas=0", "/operator/replicas"),
+        (r#"operator.replicas="two""#, "/operator/replicas"),
+        ("operator.cpuOvercommit=65", "/operator/cpuOvercommit"),
+        (r#"image.pullPolicy="Sometimes""#, "/image/pullPolicy"),
+        (r#"image.tag="a b""#, "/image/tag"),
+        (r#"image.registry="https://example.org/gpudesk""#, "/image/registry"),
+        (r#"log.format="xml""#, "/log/format"),
+        (r#"nodeDaemon.stateDir="var/lib""#, "/nodeDaemon/stateDir"),
+        (r#"nodeDaemon.stateDir="/""#, "/nodeDaemon/stateDir"),
+        (r#"nodeDaemon.allowedRoots=["/srv/../etc"]"#, "/nodeDaemon/allowedRoots/0"),
+        (r#"nodeDaemon.allowedRoots=["/srv,/etc"]"#, "/nodeDaemon/allowedRoots/0"),
+        ("nodeDaemon.imageRoots=[]", "/nodeDaemon/imageRoots"),
+        (r#"nodeDaemon.libvirt.uri="qemu+ssh://elsewhere/system""#, "/nodeDaemon/libvirt/uri"),
+        (r#"nodeDaemon.maxUnavailable="0%""#, "/nodeDaemon/maxUnavailable"),
+        (r#"nodeDaemon.nodeSelector={"a": true}"#, "/nodeDaemon/nodeSelector/a"),
+        (r#"nodeDaemon.tolerations=[{"operator": "Is"}]"#, "/nodeDaemon/tolerations/0/operator"),
+        ("metrics.port=80", "/metrics/port"),
+        (r#"access.aggregate="no""#, "/access/aggregate"),
+    ] {
+        let refused = template(&cluster, &[setting]).err();
+        let said = format!("{:#}", refused.with_context(|| format!("{setting} is accepted"))?);
+        ensure!(said.contains("specifications of the schema") && said.contains(words), "{setting}: {said}");
+    }
+    Ok(())
+}
+
+pub(crate) async fn variants(cluster: Arc<Cluster>) -> Result<()> {
+    for (index, settings) in [
+        &[][..],
+        &["nodeDaemon.enabled=false", "metrics.service.enabled=true", "operator.replicas=1"],
+        &[
+            "nodeDaemon.privileged=false",
+            "metrics.service.enabled=true",
+            r#"metrics.service.annotations={"prometheus.io/scrape": "true"}"#,
+            r#"nodeDaemon.allowedRoots=["/srv/vms", "/mnt/nas"]"#,
+            r#"nodeDaemon.imageRoots=["/var/lib/gpudesk/images", "/mnt/images"]"#,
+            r#"nodeDaemon.libvirt.uri="qemu:///system?mode=direct""#,
+            r#"nodeDaemon.tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]"#,
+            "nodeDaemon.maxUnavailable=1",
+            r#"image={"registry": "localhost:5000/gpudesk", "tag": "1.0", "pullSecrets": ["pull"]}"#,
+            r#"commonLabels={"team": "labs"}"#,
+            "access.aggregate=false",
+            "access.profilesForAll=false",
+            r#"operator.affinity={"nodeAffinity": {}}"#,
+            r#"operator.podAnnotations={"a": "b"}"#,
+            r#"nodeDaemon.podLabels={"a": "b"}"#,
+        ],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let file = cluster.state().join(format!("chart-{index}.yaml"));
+        std::fs::write(&file, template(&cluster, settings)?)?;
+        let file = file.display().to_string();
+        // Strict: a field in the wrong place is an error and not left out in silence.
+        cluster.kubectl([
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "--dry-run=server",
+            "--validate=strict",
+            "--filename",
+            &file,
+        ])?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn pods(cluster: Arc<Cluster>) -> Result<()> {
+    let admin = Person::admin(&cluster);
+    let of = |plural: &str, name: &str| {
+        get(format!("/apis/apps/v1/namespaces/{SYSTEM_NAMESPACE}/{plural}/{name}"))
+    };
+    let operator = admin.may(&of("deployments", "gpudesk-operator")).await?;
+    let pod = &operator["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    ensure!(operator["spec"]["replicas"] == 2);
+    ensure!(
+        pod["securityContext"]["runAsNonRoot"] == true && pod["serviceAccountName"] == "gpudesk-operator"
+    );
+    ensure!(pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault");
+    ensure!(pod["hostNetwork"].is_null() && pod["hostPID"].is_null() && pod["volumes"].is_null(), "{pod:#}");
+    let expected = json!({
+        "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}
+    });
+    ensure!(container["securityContext"] == expected, "{container:#}");
+    for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        ensure!(container[probe]["httpGet"]["port"] == "metrics", "{container:#}");
+    }
+
+    let daemon = admin.may(&of("daemonsets", "gpudesk-node-daemon")).await?;
+    let pod = &daemon["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    ensure!(pod["serviceAccountName"] == "gpudesk-node-daemon" && pod["hostNetwork"].is_null(), "{pod:#}");
+    ensure!(daemon["spec"]["updateStrategy"]["type"] == "RollingUpdate");
+    ensure!(container["securityContext"]["readOnlyRootFilesystem"] == true);
+    let arguments = container["args"].as_array().context("no arguments")?;
+    ensure!(arguments[..2] == [json!("run"), json!("--node-name=$(NODE_NAME)")], "{arguments:?}");
+    ensure!(container["env"][0]["valueFrom"]["fieldRef"]["fieldPath"] == "spec.nodeName");
+    let mounts = container["volumeMounts"].as_array().context("no mounts")?;
+    let image_root = mounts.iter().find(|mount| mount["mountPath"] == "/var/lib/gpudesk/images");
+    ensure!(image_root.is_some_and(|mount| mount["readOnly"] == true), "{mounts:?}");
+    Ok(())
+}
+
+/// What an account may do, one line per group and resource.
+async fn rights_of(cluster: &Cluster, account: &str, namespace: &str) -> Result<BTreeSet<String>> {
+    let user = format!("system:serviceaccount:{SYSTEM_NAMESPACE}:{account}");
+    let person = Person::user(cluster, &user);
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": {"namespace": namespace}
+    });
+    let review = person.may(&create("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", review)).await?;
+    let mut rights = BTreeSet::new();
+    let texts = |value: &Value| -> Vec<String> {
+        value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    for rule in review["status"]["resourceRules"].as_array().context("no rules")? {
+        for group in texts(&rule["apiGroups"]) {
+            for resource in texts(&rule["resources"]) {
+                let mut verbs = texts(&rule["verbs"]);
+                verbs.sort();
+                let names = texts(&rule["resourceNames"]).join(",");
+                let dot = if group.is_empty() { "" } else { "." };
+                rights.insert(
+                    format!("{resource}{dot}{group} {names}: {}", verbs.join(" ")).replace(" :", ":"),
+                );
+            }
+        }
+    }
+    // What Kubernetes gives everybody, and the chart every user.
+    rights.retain(|right| {
+        !right.starts_with("selfsubject") && right != "gpuprofiles.gpudesk.dev: get list watch"
+    });
+    Ok(rights)
+}
+
+pub(crate) async fn rights(cluster: Arc<Cluster>) -> Result<()> {
+    let operator = [
+        "desktops.gpudesk.dev/status: patch",
+        "desktops.gpudesk.dev: get list watch",
+        "desktops.gpudesk.dev: patch",
+        "desktoptemplates.gpudesk.dev/status: patch",
+        "desktoptemplates.gpudesk.dev: get list watch",
+        "events.events.k8s.io: create patch",
+        "events: create patch",
+        "gpunodes.gpudesk.dev: get list watch",
+        "gpuprofiles.gpudesk.dev/status: patch",
+        "rolebindings.rbac.authorization.k8s.io: create delete patch",
+        "roles.rbac.authorization.k8s.io: create delete patch",
+        "secrets: get",
+    ];
+    let operator_at_home =
+        ["leases.coordination.k8s.io: create get list patch update watch", "serviceaccounts: create"];
+    let daemon = [
+        "desktops.gpudesk.dev/status: patch",
+        "desktops.gpudesk.dev: get list watch",
+        "desktoptemplates.gpudesk.dev: get list watch",
+        "gpunodes.gpudesk.dev/status: patch",
+        "gpunodes.gpudesk.dev: create get list patch watch",
+    ];
+    let daemon_at_home =
+        ["leases.coordination.k8s.io: create get patch update", "serviceaccounts/token: create"];
+    for (account, everywhere, at_home) in [
+        ("gpudesk-operator", &operator[..], &operator_at_home[..]),
+        ("gpudesk-node-daemon", &daemon, &daemon_at_home),
+        ("gpudesk-node-some-node", &[], &[]),
+    ] {
+        for (namespace, expected) in
+            [("default", everywhere.to_vec()), (SYSTEM_NAMESPACE, [everywhere, at_home].concat())]
+        {
+            let rights = rights_of(&cluster, account, namespace).await?;
+            // `desktops/status.gpudesk.dev` reads better with the group first.
+            let rights: BTreeSet<String> = rights
+                .iter()
+                .map(|right| right.replace("/status.gpudesk.dev", ".gpudesk.dev/status"))
+                .collect();
+            let expected = expected.into_iter().map(str::to_owned).collect();
+            ensure!(rights == expected, "{account} in {namespace}: {rights:#?}");
+        }
+    }
+    Ok(())
+}

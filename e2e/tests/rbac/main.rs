@@ -1,0 +1,39 @@
+//! Who may do what: RBAC and admission policies of the chart, asked with real tokens.
+//!
+//! What must be refused is asked as a dry run, which policies judge like any other request.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
+mod ask;
+mod chart;
+mod node_daemon;
+mod operator;
+mod people;
+mod secrets;
+
+use std::process::ExitCode;
+
+use gpudesk_e2e::cluster::Cluster;
+use gpudesk_e2e::trials::Suite;
+
+fn main() -> ExitCode {
+    Suite::<Cluster>::new("rbac")
+        .trial("policies_are_in_effect_and_their_expressions_type_check", chart::policies)
+        .trial("settings_that_make_no_sense_are_refused_by_the_schema", chart::settings)
+        .trial("every_variant_of_the_chart_is_accepted_by_the_server", chart::variants)
+        .trial("pods_have_the_rights_they_need_and_no_more", chart::pods)
+        .trial("the_accounts_have_exactly_these_rights", chart::rights)
+        .trial("a_daemon_writes_its_own_node_only", node_daemon::nodes)
+        .trial("a_daemon_writes_the_status_of_desktops_on_its_node_only", node_daemon::desktops)
+        .trial("a_daemon_writes_its_own_lease_only", node_daemon::leases)
+        .trial("a_daemon_gets_tokens_of_its_own_node_only", node_daemon::tokens)
+        .trial("a_token_without_a_node_writes_nothing", node_daemon::unbound)
+        .trial("a_node_reads_the_secrets_of_its_desktops_only", secrets::of_its_desktops)
+        .trial("the_operator_grants_single_secrets_only", operator::roles)
+        .trial("the_operator_writes_accounts_of_nodes_only", operator::accounts)
+        .trial("the_operator_writes_status_and_finalizer_of_a_desktop_only", operator::desktops)
+        .trial("a_template_in_use_stays_and_names_its_users", people::template_in_use)
+        .trial("a_namespace_goes_with_a_template_in_use", people::namespace)
+        .trial("tenants_write_no_status_and_no_finalizer", people::tenants)
+        .trial("view_edit_and_admin_have_rights_on_desktops", people::roles)
+        .run()
+}

@@ -1,0 +1,211 @@
+//! What the daemon of one node may do with the account that all share.
+
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use gpudesk_e2e::cluster::{Cluster, SYSTEM_NAMESPACE};
+use gpudesk_e2e::objects::Objects;
+use serde_json::{Value, json};
+
+use crate::ask::{Person, allocation, apply, condition, create, delete, gpunode, merge, namespaced, object};
+
+pub(crate) async fn nodes(cluster: Arc<Cluster>) -> Result<()> {
+    let daemon = Person::daemon(&cluster, "own-a").await?;
+    let admin = Person::admin(&cluster);
+    let node = |name: &str, parts: Value| object("GpuNode", name, parts);
+
+    // It makes its own node, and no other; a spec is the owner's from the beginning.
+    for spec in [json!({"cordoned": true}), json!({"devices": [{"name": "a", "selector": {"uuid": "u"}}]})] {
+        daemon
+            .may_not(&apply(gpunode("own-a"), node("own-a", json!({"spec": spec}))), "may not write the spec")
+            .await?;
+    }
+    let words = "the daemon of node own-a may not write GpuNode own-b";
+    daemon.may_not(&apply(gpunode("own-b"), node("own-b", json!({"spec": {}}))), words).await?;
+    daemon.may_not(&create(gpunode(""), node("own-b", json!({"spec": {}}))), words).await?;
+    let labelled = |labels: Value| json!({"apiVersion": "gpudesk.dev/v1alpha1", "kind": "GpuNode", "metadata": {"name": "own-a", "labels": labels}, "spec": {}});
+    daemon
+        .may_not(&apply(gpunode("own-a"), labelled(json!({"rack": "a1"}))), "labels of a GpuNode that begin")
+        .await?;
+    daemon.may(&apply(gpunode("own-a"), labelled(json!({"gpudesk.dev/simulated": "true"})))).await?;
+
+    // From then on it writes the status and labels of its own.
+    let status = |name: &str| node(name, json!({"status": {"host": {"simulated": true}}}));
+    daemon.may(&apply(gpunode("own-a/status"), status("own-a"))).await?;
+    admin
+        .may(&merge(
+            gpunode("own-a"),
+            json!({"spec": {"cordoned": true}, "metadata": {"labels": {"rack": "a1"}}}),
+        ))
+        .await?;
+    daemon.may(&apply(gpunode("own-a"), labelled(json!({"gpudesk.dev/simulated": "false"})))).await?;
+    daemon
+        .may_not(&merge(gpunode("own-a"), json!({"spec": {"cordoned": null}})), "may not write the spec")
+        .await?;
+    for labels in [json!({"rack": "b2"}), json!({"rack": null})] {
+        let patch = merge(gpunode("own-a"), json!({"metadata": {"labels": labels}}));
+        daemon.may_not(&patch, "labels of a GpuNode that begin").await?;
+    }
+    let finalizer = merge(gpunode("own-a"), json!({"metadata": {"finalizers": ["example.org/a"]}}));
+    daemon.may_not(&finalizer, "may not write finalizers").await?;
+    daemon.may_not(&delete(gpunode("own-a")), "cannot delete resource").await?;
+
+    admin.may(&apply(gpunode("own-b"), node("own-b", json!({"spec": {}})))).await?;
+    daemon.may_not(&apply(gpunode("own-b/status"), status("own-b")), words).await?;
+    let other = Person::daemon(&cluster, "own-b").await?;
+    other.may(&apply(gpunode("own-b/status"), status("own-b"))).await?;
+    Ok(())
+}
+
+pub(crate) async fn desktops(cluster: Arc<Cluster>) -> Result<()> {
+    let namespace = cluster.namespace("daemon").await?;
+    let objects = Objects::new(cluster.client(), &namespace);
+    let (admin, daemon) = (Person::admin(&cluster), Person::daemon(&cluster, "run-a").await?);
+    let desktop = |name: &str| namespaced(&namespace, &format!("desktops/{name}"));
+    let status = |name: &str| namespaced(&namespace, &format!("desktops/{name}/status"));
+    for name in ["here", "there", "nowhere"] {
+        objects.desktop(name, "{templateRef: {name: t}}").await?;
+    }
+    for (name, node) in [("here", "run-a"), ("there", "run-b")] {
+        let decided = json!({
+            "allocation": allocation(node), "gpuSummary": "1x A", "conditions": [condition("Allocated", "decided")],
+        });
+        admin.may(&merge(status(name), json!({"status": decided}))).await?;
+    }
+
+    let runs = |name: &str| {
+        object(
+            "Desktop",
+            name,
+            json!({"status": {"phase": "Running", "conditions": [condition("Running", "")]}}),
+        )
+    };
+    let after = daemon.may(&apply(status("here"), runs("here"))).await?;
+    ensure!(after["status"]["conditions"].as_array().map(Vec::len) == Some(2), "{after:#}");
+    daemon.may_not(&apply(status("there"), runs("there")), "which is allocated to node run-b").await?;
+    daemon.may_not(&apply(status("nowhere"), runs("nowhere")), "which is allocated to no node").await?;
+
+    // Not even of its own desktop does it write what the operator decides.
+    let allocations = [
+        json!({"allocation": {"node": "run-b"}}),
+        json!({"allocation": {"compute": {"cores": 64}}}),
+        json!({"allocation": {"compute": null}}),
+        json!({"allocation": null}),
+        json!({"gpuSummary": "8x A"}),
+    ];
+    for part in allocations {
+        let patch = merge(status("here"), json!({"status": part}));
+        daemon.may_not(&patch, "may not write status.allocation and status.gpuSummary").await?;
+    }
+    for conditions in [
+        json!([condition("Running", ""), condition("Allocated", "by me")]),
+        json!([condition("Running", "")]),
+        json!([
+            condition("Running", ""),
+            condition("Allocated", "decided"),
+            condition("RestartRequired", "")
+        ]),
+    ] {
+        let patch = merge(status("here"), json!({"status": {"conditions": conditions}}));
+        daemon.may_not(&patch, "may not write the conditions Allocated and RestartRequired").await?;
+    }
+    // To take a desktop that is allocated elsewhere, or nowhere.
+    for name in ["there", "nowhere"] {
+        let patch = merge(status(name), json!({"status": {"allocation": allocation("run-a")}}));
+        daemon.may_not(&patch, "which is allocated to").await?;
+    }
+    daemon
+        .may_not(&merge(desktop("here"), json!({"spec": {"powerState": "Stopped"}})), "cannot patch resource")
+        .await?;
+    daemon.may_not(&delete(desktop("here")), "cannot delete resource").await?;
+    Ok(())
+}
+
+fn lease_path(name: &str) -> String {
+    format!("/apis/coordination.k8s.io/v1/namespaces/{SYSTEM_NAMESPACE}/leases/{name}")
+}
+
+fn lease(name: &str) -> Value {
+    json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name},
+        "spec": {"holderIdentity": name, "leaseDurationSeconds": 180},
+    })
+}
+
+pub(crate) async fn leases(cluster: Arc<Cluster>) -> Result<()> {
+    let daemon = Person::daemon(&cluster, "lease-a").await?;
+    let (own, others) = ("gpudesk-node-lease-a", "gpudesk-node-lease-b");
+    daemon.may(&apply(lease_path(own), lease(own))).await?;
+    daemon.may(&merge(lease_path(own), json!({"spec": {"leaseTransitions": 1}}))).await?;
+    let words = "may only write the Lease gpudesk-node-lease-a";
+    daemon.may_not(&apply(lease_path(others), lease(others)), words).await?;
+    daemon.may_not(&create(lease_path(""), lease("gpudesk-operator")), words).await?;
+    Person::admin(&cluster).may(&apply(lease_path(others), lease(others))).await?;
+    daemon.may_not(&merge(lease_path(others), json!({"spec": {"leaseTransitions": 1}})), words).await?;
+    let elsewhere = lease_path(own).replace(SYSTEM_NAMESPACE, "kube-system");
+    daemon.may_not(&apply(elsewhere, lease(own)), "cannot patch resource").await
+}
+
+/// Asks for a token of an account in the namespace of gpudesk.
+pub(crate) fn token_request(account: &str, node: &str) -> crate::ask::Ask {
+    let path = format!("/api/v1/namespaces/{SYSTEM_NAMESPACE}/serviceaccounts/{account}/token");
+    let bound = json!({"apiVersion": "v1", "kind": "Node", "name": node});
+    create(
+        path,
+        json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+            "spec": {"audiences": [], "boundObjectRef": bound},
+        }),
+    )
+}
+
+pub(crate) async fn tokens(cluster: Arc<Cluster>) -> Result<()> {
+    let daemon = Person::daemon(&cluster, "token-a").await?;
+    let operator = Person::operator(&cluster).await?;
+    for name in ["gpudesk-node-token-a", "gpudesk-node-token-b"] {
+        operator.may(&account(name)).await?;
+    }
+    daemon.may(&token_request("gpudesk-node-token-a", "token-a")).await?;
+    let words = "may only request tokens of the service account gpudesk-node-token-a";
+    for other in ["gpudesk-node-token-b", "gpudesk-operator", "gpudesk-node-daemon", "default"] {
+        daemon.may_not(&token_request(other, "token-a"), words).await?;
+    }
+    // A node of this name would have the account of all daemons for its own.
+    let odd = Person::daemon(&cluster, "daemon").await?;
+    odd.may_not(&token_request("gpudesk-node-daemon", "daemon"), "may only request tokens").await
+}
+
+/// Creates a service account in the namespace of gpudesk.
+pub(crate) fn account(name: &str) -> crate::ask::Ask {
+    let body = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}});
+    create(format!("/api/v1/namespaces/{SYSTEM_NAMESPACE}/serviceaccounts"), body)
+}
+
+pub(crate) async fn unbound(cluster: Arc<Cluster>) -> Result<()> {
+    let namespace = cluster.namespace("unbound").await?;
+    let objects = Objects::new(cluster.client(), &namespace);
+    objects.desktop("a", "{templateRef: {name: t}}").await?;
+    let admin = Person::admin(&cluster);
+    let status = namespaced(&namespace, "desktops/a/status");
+    admin.may(&apply(gpunode("unbound-a"), object("GpuNode", "unbound-a", json!({"spec": {}})))).await?;
+    admin.may(&merge(status.clone(), json!({"status": {"allocation": allocation("unbound-a")}}))).await?;
+
+    let nobody = Person::daemon_of_no_node(&cluster).await?;
+    for write in [
+        apply(gpunode("unbound-b"), object("GpuNode", "unbound-b", json!({"spec": {}}))),
+        merge(gpunode("unbound-a"), json!({"metadata": {"labels": {"gpudesk.dev/simulated": "true"}}})),
+        apply(
+            gpunode("unbound-a/status"),
+            object("GpuNode", "unbound-a", json!({"status": {"summary": null}})),
+        ),
+        merge(status, json!({"status": {"phase": "Running"}})),
+        create(lease_path(""), lease("gpudesk-node-unbound-a")),
+        apply(lease_path("gpudesk-node-unbound-a"), lease("gpudesk-node-unbound-a")),
+        create(lease_path(""), lease("gpudesk-node-0")),
+        token_request("gpudesk-operator", "unbound-a"),
+        token_request("gpudesk-node-daemon", "unbound-a"),
+    ] {
+        nobody.may_not(&write, "the token of this node daemon names no node").await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! What the operator may do with rights that RBAC gives whole only.
+
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use gpudesk_e2e::cluster::{Cluster, SYSTEM_NAMESPACE};
+use gpudesk_e2e::objects::Objects;
+use serde_json::{Value, json};
+
+use crate::ask::{Person, allocation, apply, create, delete, get, merge, namespaced, object};
+use crate::node_daemon::account;
+use crate::secrets::{binding, reading, role};
+
+fn paths(namespace: &str, plural: &str, name: &str) -> String {
+    format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/{plural}/{name}")
+}
+
+const NAME: &str = "gpudesk-node-grant-a";
+
+pub(crate) async fn roles(cluster: Arc<Cluster>) -> Result<()> {
+    let namespace = cluster.namespace("grants").await?;
+    let operator = Person::operator(&cluster).await?;
+    let roles = |name: &str| paths(&namespace, "roles", name);
+    let bindings = |name: &str| paths(&namespace, "rolebindings", name);
+    operator.may(&apply(roles(NAME), role(NAME, &reading(&["a"])))).await?;
+
+    let (limit, names) =
+        ("whose rules are get on secrets with resourceNames", "named gpudesk-node-NODE, not");
+    let rule = |part: Value| {
+        let mut changed = reading(&["a"]);
+        if let Value::Object(part) = part {
+            for (key, value) in part {
+                changed[0][&key] = value;
+            }
+        }
+        changed
+    };
+    for rules in [
+        rule(json!({"resourceNames": []})),
+        rule(json!({"resourceNames": null})),
+        json!([reading(&["a"])[0], {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}]),
+    ] {
+        operator.may_not(&apply(roles(NAME), role(NAME, &rules)), limit).await?;
+        operator
+            .may_not(&apply(roles("gpudesk-node-grant-b"), role("gpudesk-node-grant-b", &rules)), limit)
+            .await?;
+    }
+    // These RBAC itself refuses, for the operator does not have them.
+    for rules in [
+        rule(json!({"verbs": ["get", "list"]})),
+        rule(json!({"verbs": ["*"]})),
+        rule(json!({"resources": ["secrets", "configmaps"]})),
+        rule(json!({"resources": ["*"]})),
+        rule(json!({"apiGroups": ["*"]})),
+    ] {
+        operator.may_not(&apply(roles(NAME), role(NAME, &rules)), "not currently held").await?;
+    }
+    // What it holds itself it may still not hand on.
+    let held = json!([{"apiGroups": ["gpudesk.dev"], "resources": ["desktops"], "verbs": ["list"], "resourceNames": ["a"]}]);
+    operator.may_not(&apply(roles(NAME), role(NAME, &held)), limit).await?;
+    for name in ["secret-reader", "gpudesk-node-daemon"] {
+        operator.may_not(&apply(roles(name), role(name, &reading(&["a"]))), names).await?;
+        operator.may_not(&create(roles(""), role(name, &reading(&["a"]))), names).await?;
+    }
+
+    let limit = "may only bind the Role gpudesk-node-grant-a to the service account of the same name";
+    for subjects in [&["default"][..], &[NAME, "gpudesk-node-daemon"], &["gpudesk-node-grant-b"]] {
+        operator.may_not(&apply(bindings(NAME), binding(NAME, NAME, subjects)), limit).await?;
+    }
+    let mut elsewhere = binding(NAME, NAME, &[NAME]);
+    elsewhere["subjects"][0]["namespace"] = namespace.clone().into();
+    operator.may_not(&apply(bindings(NAME), elsewhere), limit).await?;
+    let mut user = binding(NAME, NAME, &[NAME]);
+    user["subjects"] =
+        json!([{"kind": "Group", "name": "system:authenticated", "apiGroup": "rbac.authorization.k8s.io"}]);
+    operator.may_not(&apply(bindings(NAME), user), limit).await?;
+    Person::admin(&cluster).may(&apply(roles("admin-made"), role("admin-made", &reading(&["b"])))).await?;
+    operator.may_not(&apply(bindings(NAME), binding(NAME, "admin-made", &[NAME])), limit).await?;
+    operator.may_not(&apply(bindings("other"), binding("other", "admin-made", &["other"])), names).await?;
+    operator.may(&apply(bindings(NAME), binding(NAME, NAME, &[NAME]))).await?;
+
+    operator.may_not(&delete(roles("admin-made")), names).await?;
+    operator.may_not(&delete(paths(SYSTEM_NAMESPACE, "roles", "gpudesk-node-daemon")), names).await?;
+    operator.may_not(&delete(paths(SYSTEM_NAMESPACE, "rolebindings", "gpudesk-operator")), names).await?;
+    operator.may(&delete(bindings(NAME))).await?;
+    operator.may(&delete(roles(NAME))).await?;
+    Ok(())
+}
+
+pub(crate) async fn accounts(cluster: Arc<Cluster>) -> Result<()> {
+    let operator = Person::operator(&cluster).await?;
+    operator.may(&account("gpudesk-node-account-a")).await?;
+    let words = "may only write service accounts named gpudesk-node-NODE";
+    for name in ["other", "gpudesk-operator-2", "gpudesk-node"] {
+        operator.may_not(&account(name), words).await?;
+    }
+    let accounts = format!("/api/v1/namespaces/{SYSTEM_NAMESPACE}/serviceaccounts");
+    operator.may_not(&delete(format!("{accounts}/gpudesk-node-daemon")), "cannot delete resource").await?;
+    operator
+        .may_not(&create(format!("{accounts}/gpudesk-operator/token"), json!({})), "cannot create resource")
+        .await
+}
+
+pub(crate) async fn desktops(cluster: Arc<Cluster>) -> Result<()> {
+    let namespace = cluster.namespace("operator").await?;
+    let objects = Objects::new(cluster.client(), &namespace);
+    objects.desktop("a", "{templateRef: {name: t}}").await?;
+    let operator = Person::operator(&cluster).await?;
+    let (desktop, status) =
+        (namespaced(&namespace, "desktops/a"), namespaced(&namespace, "desktops/a/status"));
+
+    let finalizers = |list: Value| json!({"metadata": {"finalizers": list}});
+    operator.may(&merge(&desktop, finalizers(json!([gpudesk_crds::RELEASE_FINALIZER])))).await?;
+    let decided = json!({"status": {"allocation": allocation("n")}});
+    operator.may(&apply(&status, object("Desktop", "a", decided))).await?;
+    let words = "may write nothing of a Desktop but its status and its finalizer";
+    for patch in [
+        json!({"spec": {"powerState": "Stopped"}}),
+        json!({"metadata": {"labels": {"a": "b"}}}),
+        json!({"metadata": {"annotations": {"gpudesk.dev/restartedAt": "now"}}}),
+    ] {
+        operator.may_not(&merge(&desktop, patch), words).await?;
+    }
+    // It names Secrets in Roles and has no business with what is in them.
+    operator.may_not(&get(format!("/api/v1/namespaces/{namespace}/secrets")), "cannot list resource").await?;
+    let after = operator.may(&merge(&desktop, finalizers(json!([])))).await?;
+    ensure!(after["metadata"]["finalizers"].is_null(), "{after:#}");
+    Ok(())
+}
