@@ -25,6 +25,7 @@ pub mod node_liveness;
 pub mod placement;
 pub mod run;
 pub mod secret_access;
+pub mod stores;
 pub mod waiting;
 pub mod watch;
 pub mod world;

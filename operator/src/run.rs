@@ -33,8 +33,9 @@ use crate::{
     metrics::Metrics,
     placement::compute::Limits,
     secret_access::SecretAccess,
+    stores::Stores,
     watch,
-    world::{Queues, Stores, World},
+    world::{Queues, World},
     writer::Writer,
 };
 

@@ -9,15 +9,12 @@ use std::time::{Duration, Instant};
 use futures::channel::mpsc::UnboundedSender;
 use gpudesk_crds::{Allocation, Desktop, DesktopTemplate, GpuNode, GpuProfile};
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::Time};
-use kube::{
-    ResourceExt,
-    runtime::reflector::{ObjectRef, Store},
-};
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use tokio::sync::Notify;
 
 use crate::{
     desktop::decide::Presence,
-    desktop::validate::{Wanted, profile_names, secret_name},
+    desktop::validate::{Wanted, secret_name},
     index::Index,
     metrics::Metrics,
     node_liveness::Liveness,
@@ -28,6 +25,7 @@ use crate::{
         request::{DesktopKey, Request},
         snapshot::{Change, Snapshot, View, key_of},
     },
+    stores::Stores,
     waiting::Waiting,
     watch::Seen,
 };
@@ -35,19 +33,6 @@ use crate::{
 /// How long a `GpuNode` must be missing until what it held is given up: its daemon makes it again
 /// at once when it lives.
 pub const NODE_LOST_AFTER: Duration = Duration::from_secs(10);
-
-/// All objects, trimmed.
-#[derive(Clone)]
-pub struct Stores {
-    /// Desktops.
-    pub desktops: Store<Desktop>,
-    /// Templates.
-    pub templates: Store<DesktopTemplate>,
-    /// Profiles.
-    pub profiles: Store<GpuProfile>,
-    /// Nodes.
-    pub nodes: Store<GpuNode>,
-}
 
 /// Where to put what should be looked at.
 #[derive(Clone)]
@@ -341,29 +326,8 @@ impl World {
         held.iter()
             .filter(|key| key.namespace == namespace && Some(*key) != except)
             .filter_map(|key| self.stores.desktops.get(&ObjectRef::new(&key.name).within(&key.namespace)))
-            .filter_map(|desktop| secret_name(&desktop, self.template_of(&desktop).as_deref()))
+            .filter_map(|desktop| secret_name(&desktop, self.stores.template_of(&desktop).as_deref()))
             .collect()
-    }
-
-    /// The template that a desktop names.
-    pub fn template_of(&self, desktop: &Desktop) -> Option<Arc<DesktopTemplate>> {
-        let namespace = desktop.namespace().unwrap_or_default();
-        self.stores.templates.get(&ObjectRef::new(&desktop.spec.template_ref.name).within(&namespace))
-    }
-
-    /// The profiles that a desktop asks for, as far as they exist.
-    pub fn profiles_of(
-        &self,
-        desktop: &Desktop,
-        template: &DesktopTemplate,
-    ) -> BTreeMap<String, Arc<GpuProfile>> {
-        let names = profile_names(desktop, template).into_iter();
-        names.filter_map(|name| Some((name.clone(), self.profile_named(&name)?))).collect()
-    }
-
-    /// A profile by name.
-    pub fn profile_named(&self, name: &str) -> Option<Arc<GpuProfile>> {
-        self.stores.profiles.get(&ObjectRef::new(name))
     }
 
     /// How many desktops name a template, and the first of them.

@@ -7,7 +7,8 @@ use crate::world::World;
 
 /// The template and the profiles of a desktop, as far as they exist.
 pub fn dereference(world: &World, desktop: &Desktop) -> Referenced {
-    let template = world.template_of(desktop);
-    let profiles = template.as_ref().map(|template| world.profiles_of(desktop, template)).unwrap_or_default();
+    let template = world.stores.template_of(desktop);
+    let profiles =
+        template.as_ref().map(|template| world.stores.profiles_of(desktop, template)).unwrap_or_default();
     Referenced { template, profiles }
 }

@@ -29,7 +29,8 @@ pub async fn reconcile(
     let key = DesktopKey::new(&template.namespace().unwrap_or_default(), &template.name_any());
     let (desktops, users) = world.users(&key, status::NAMED_USERS);
     let names = template.spec.gpus.iter().map(|gpu| gpu.profile_ref.name.clone());
-    let profiles = names.filter_map(|name| Some((name.clone(), world.profile_named(&name)?))).collect();
+    let profiles =
+        names.filter_map(|name| Some((name.clone(), world.stores.profile_named(&name)?))).collect();
     let now = Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
     let wanted = status::status(template, &profiles, desktops, users, &now);
     // Transition times move with the status only, so equal means that there is nothing new to say.

@@ -23,8 +23,9 @@ use crate::{
     metrics::Metrics,
     placement::compute::Limits,
     secret_access::SecretAccess,
+    stores::Stores,
     watch::Seen,
-    world::{Queues, Stores, World},
+    world::{Queues, World},
     writer::Writer,
 };
 
