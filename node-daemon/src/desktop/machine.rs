@@ -309,3 +309,7 @@ fn screen() -> Screen {
     let listen = Listen::Tcp { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: None };
     Screen { server: Graphics::Vnc { listen, password: None }, video: Video::Vga }
 }
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

@@ -342,3 +342,7 @@ fn time(timestamp: Timestamp) -> Time {
 fn whole_second(timestamp: Timestamp) -> Timestamp {
     Timestamp::from_second(timestamp.as_second()).unwrap_or(timestamp)
 }
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

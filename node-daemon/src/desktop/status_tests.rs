@@ -1,0 +1,116 @@
+use super::*;
+use crate::{
+    desktop::fixtures::{SMALL, desktop},
+    host::images::ImageError,
+};
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn machine(guest: Guest) -> Machine {
+    let vnc =
+        Endpoint { kind: "vnc".into(), port: Some(5901), address: Some("127.0.0.1".into()), socket: None };
+    Machine {
+        name: "school.anna".into(),
+        paused: false,
+        started_at: at(1000),
+        template_generation: 3,
+        endpoints: vec![vnc],
+        guest,
+        addresses: vec![],
+        tuning: vec![],
+    }
+}
+
+fn says(report: &Report<'_>, type_: ConditionType) -> (bool, String) {
+    let status = status(report);
+    let condition = conditions::find(&status.conditions, type_).unwrap();
+    (condition.status == "True", condition.reason.clone())
+}
+
+fn report<'a>(desktop: &'a Desktop, observed: &'a Observed, machine: Option<&'a Machine>) -> Report<'a> {
+    Report {
+        desktop,
+        wanted: Wanted::Run,
+        observed,
+        machine,
+        gpus: &[],
+        problem: None,
+        restart_policy: RestartPolicy::OnFailure,
+        boot: "boot",
+        acceleration: Acceleration::Kvm,
+        now: at(1010),
+    }
+}
+
+#[test]
+fn a_guest_with_agent_is_ready_once_it_answers() {
+    let (desktop, observed) = (desktop("", SMALL, "[]"), Observed::default());
+    let (silent, answers) = (machine(Guest::Silent), machine(Guest::Answers));
+    let starting = report(&desktop, &observed, Some(&silent));
+    assert_eq!(says(&starting, ConditionType::Running), (true, "AsExpected".into()));
+    assert_eq!(says(&starting, ConditionType::Ready), (false, "GuestStarting".into()));
+    let late = Report { now: at(1000 + 300), ..starting };
+    assert_eq!(says(&late, ConditionType::Ready), (false, "AgentSilent".into()));
+    let ready = report(&desktop, &observed, Some(&answers));
+    assert_eq!(says(&ready, ConditionType::Ready), (true, "AsExpected".into()));
+    let simulated = machine(Guest::Simulated);
+    let pretended = report(&desktop, &observed, Some(&simulated));
+    assert_eq!(says(&pretended, ConditionType::GuestReady), (false, "Simulated".into()));
+    assert_eq!(says(&pretended, ConditionType::Ready), (true, "AsExpected".into()));
+}
+
+#[test]
+fn a_console_is_shown_with_its_port_and_not_before() {
+    let (desktop, observed) = (desktop("", SMALL, "[]"), Observed::default());
+    let mut up = machine(Guest::NoAgent);
+    let shown = status(&report(&desktop, &observed, Some(&up))).consoles;
+    assert_eq!(shown[0].address, "127.0.0.1:5901");
+    up.endpoints[0].port = None;
+    assert_eq!(status(&report(&desktop, &observed, Some(&up))).consoles, []);
+}
+
+#[test]
+fn a_problem_with_a_machine_that_runs_leaves_it_running() {
+    let (desktop, observed) = (desktop("", SMALL, "[]"), Observed::default());
+    let up = machine(Guest::NoAgent);
+    let problem = Problem::Internal("x".into());
+    let report = Report { problem: Some(&problem), ..report(&desktop, &observed, Some(&up)) };
+    assert_eq!(says(&report, ConditionType::Running), (true, "AsExpected".into()));
+    assert_eq!(says(&report, ConditionType::Ready), (false, "DeviceFailed".into()));
+    assert!(status(&report).domain.is_some());
+}
+
+#[test]
+fn transition_times_move_only_with_the_state() {
+    let (mut desktop, observed) = (desktop("", SMALL, "[]"), Observed::default());
+    let up = machine(Guest::Silent);
+    let first = status(&report(&desktop, &observed, Some(&up)));
+    let stored = desktop.status.as_mut().unwrap();
+    stored.conditions.clone_from(&first.conditions);
+    stored.domain.clone_from(&first.domain);
+    stored.consoles.clone_from(&first.consoles);
+    stored.phase = first.phase;
+    let later = Report { now: at(1020), ..report(&desktop, &observed, Some(&up)) };
+    let second = status(&later);
+    assert_eq!(second, first, "nothing changed, so nothing is said");
+    assert!(!differs(&desktop, Wanted::Run, &owned(&desktop), &second));
+    let answers = machine(Guest::Answers);
+    let third = status(&Report { machine: Some(&answers), ..later });
+    let ready = conditions::find(&third.conditions, ConditionType::Ready).unwrap();
+    assert_eq!(ready.last_transition_time.0, at(1020));
+    let running = conditions::find(&third.conditions, ConditionType::Running).unwrap();
+    assert_eq!(running.last_transition_time.0, at(1010));
+}
+
+#[test]
+fn a_lasting_problem_is_a_failure_and_a_passing_one_is_not() {
+    let (desktop, observed) = (desktop("", SMALL, "[]"), Observed::default());
+    let missing = Problem::Image(ImageError::NotAName { name: "/".into() });
+    let failed = Report { problem: Some(&missing), ..report(&desktop, &observed, None) };
+    assert_eq!(status(&failed).phase, Some(Phase::Failed));
+    let passing = Problem::Internal("x".into());
+    let starting = Report { problem: Some(&passing), ..failed };
+    assert_eq!(status(&starting).phase, Some(Phase::Starting));
+}

@@ -1,0 +1,158 @@
+//! The host files that are shipped give the hosts they describe.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
+
+use std::{fmt::Write, path::PathBuf};
+
+use gpudesk_crds::{GpuNodeSpec, GpuNodeStatus, gpu_node_status::Acceleration};
+use gpudesk_node_daemon::{
+    host::{gpu_driver::GpuDriver, simulated::HostFile},
+    inventory::{self, Findings, HypervisorView},
+};
+use jiff::Timestamp;
+
+fn examples() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples/hosts")
+}
+
+fn status(file: &str) -> GpuNodeStatus {
+    let text = std::fs::read_to_string(examples().join(file)).unwrap();
+    let host = HostFile::parse(&text).unwrap().host("sim").unwrap_or_else(|error| panic!("{file}: {error}"));
+    inventory::status(&Findings {
+        facts: &host.facts,
+        simulated: true,
+        hypervisor: &HypervisorView::Answers {
+            versions: None,
+            acceleration: Acceleration::Simulated,
+            why_not_kvm: None,
+        },
+        gpu_driver_version: Some("simulated".into()),
+        instances: Ok(&[]),
+        whole_cards: &[],
+        spec: &GpuNodeSpec::default(),
+        generation: Some(1),
+        before: None,
+        now: Timestamp::UNIX_EPOCH,
+    })
+}
+
+/// What matters of a status, a line per card and per share that the first card offers.
+fn digest(status: &GpuNodeStatus) -> String {
+    let mut text = String::new();
+    let summary = status.summary.as_ref().unwrap();
+    writeln!(
+        text,
+        "{} cards, {} free, {} slices, {} cells",
+        summary.gpus, summary.free_gpus, summary.slices, summary.numa_cells
+    )
+    .unwrap();
+    for cell in &status.numa_cells {
+        let pages: Vec<_> = cell.hugepages.iter().map(|p| format!("{}x{}", p.total, p.size)).collect();
+        writeln!(
+            text,
+            "cell {}: {} cores, first {}, {} MiB, {} {:?}",
+            cell.id,
+            cell.cores.len(),
+            cell.cores[0],
+            cell.memory_mib,
+            pages.join(" "),
+            cell.distances
+        )
+        .unwrap();
+    }
+    for card in &status.devices {
+        writeln!(
+            text,
+            "{} {}:{} cell {:?} group {} {} {}",
+            card.pci_address,
+            card.vendor_id,
+            card.device_id,
+            card.numa_cell.unwrap(),
+            card.iommu_group.as_ref().unwrap().id,
+            card.uuid.as_ref().unwrap(),
+            card.serial.as_ref().unwrap()
+        )
+        .unwrap();
+    }
+    if let Some(card) = status.devices.first() {
+        writeln!(text, "units {:?}", card.units.unwrap()).unwrap();
+        for placement in &card.placements {
+            let vgpus: Vec<_> = placement
+                .vgpu_types
+                .iter()
+                .map(|t| format!("{}x{}", t.max_per_instance, t.type_name))
+                .collect();
+            writeln!(
+                text,
+                "{} {} {} MiB size {} at {:?} max {} {}",
+                placement.mode,
+                placement.type_name,
+                placement.framebuffer_mib,
+                placement.size,
+                placement.starts,
+                placement.max_count,
+                vgpus.join(" ")
+            )
+            .unwrap();
+        }
+    }
+    for condition in &status.conditions {
+        writeln!(
+            text,
+            "{}={} {}: {}",
+            condition.type_, condition.status, condition.reason, condition.message
+        )
+        .unwrap();
+    }
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    lines.join("\n")
+}
+
+#[test]
+fn eight_rtx_pro_6000_on_two_sockets() {
+    insta::assert_snapshot!(digest(&status("rtx-pro-6000-8.yaml")));
+}
+
+#[test]
+fn four_l40s() {
+    insta::assert_snapshot!(digest(&status("l40s-4.yaml")));
+}
+
+#[test]
+fn every_host_file_gives_its_host() {
+    let expected = [
+        ("a16.yaml", 8, "0/128"),
+        ("flex-170.yaml", 2, "0/32"),
+        ("h100-8.yaml", 8, "0/64"),
+        ("l40s-4.yaml", 4, "0/192"),
+        ("laptop.yaml", 2, "0/1"),
+        ("mi300x-8.yaml", 8, "0/64"),
+        ("no-gpu.yaml", 0, "0/0"),
+        ("rtx-pro-6000-8.yaml", 8, "0/96"),
+        ("t4.yaml", 2, "0/32"),
+        ("v100.yaml", 4, "0/96"),
+    ];
+    let mut files: Vec<String> = std::fs::read_dir(examples())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    files.sort();
+    assert_eq!(files, expected.map(|(file, ..)| file));
+    for (file, cards, slices) in expected {
+        let status = status(file);
+        let summary = status.summary.unwrap();
+        assert_eq!((summary.gpus, summary.slices.as_str()), (cards, slices), "{file}");
+        assert!(status.host.unwrap().simulated, "{file}");
+        assert!(status.conditions.iter().all(|condition| condition.status == "True"), "{file}");
+    }
+}
+
+#[test]
+fn a_real_card_is_never_said_to_be_shared() {
+    let text = std::fs::read_to_string(examples().join("l40s-4.yaml")).unwrap();
+    let mut cards = HostFile::parse(&text).unwrap().host("sim").unwrap().facts.cards;
+    gpudesk_node_daemon::host::gpu_driver::NoDriver.describe(&mut cards);
+    for support in cards.iter().flat_map(|card| &card.supports) {
+        assert!(!support.supported);
+        assert!(support.reason.as_ref().unwrap().starts_with("not yet supported by this version"));
+    }
+}
