@@ -1,7 +1,10 @@
 //! Doing what was decided. Each action may be done again after it was interrupted anywhere.
 #![expect(clippy::disallowed_methods, reason = "adapter: notes down when it started and stopped machines")]
 
-use gpudesk_crds::{desktop_template_devices::CloudInit, types::ShareMode};
+use gpudesk_crds::{
+    desktop_template_devices::CloudInit,
+    types::{PciAddress, ShareMode},
+};
 use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
@@ -84,10 +87,35 @@ impl Desktops {
                 card: gpu.device,
                 share: conflict::share(gpu),
             };
-            self.drive(move |gpus| gpus.create(&wanted)).await?;
+            let answer = self.drive(move |gpus| gpus.create(&wanted)).await;
+            if let Err(Problem::Gpu(GpuError::Refused { card, source })) = answer {
+                return Err(self
+                    .refused(round, card, &format!("{} on {card} ({source})", gpu.type_name))
+                    .await);
+            }
+            answer?;
         }
         crash_point::done(Step::GpusCreated);
         Ok(())
+    }
+
+    /// A share that a card refuses although the operator counted with it: somebody else has the room.
+    async fn refused(&self, round: &Round<'_>, card: PciAddress, what: &str) -> Problem {
+        let own = round.owner.uid.to_string();
+        let mut holders: Vec<String> = match self.all_instances().await {
+            Ok(instances) => instances
+                .into_iter()
+                .filter(|instance| instance.card == card && instance.key.desktop_uid != own)
+                .map(|instance| instance.owner)
+                .collect(),
+            Err(problem) => return problem,
+        };
+        holders.sort();
+        holders.dedup();
+        if holders.is_empty() {
+            return Problem::Invalid(format!("{what}: nobody else is on the card"));
+        }
+        Problem::Conflict { what: what.into(), holder: holders.join(", ") }
     }
 
     async fn make_seed(&self, round: &Round<'_>, materials: &Materials) -> Result<(), Problem> {

@@ -59,13 +59,11 @@ pub enum Problem {
     #[error(transparent)]
     Gpu(#[from] GpuError),
     /// What the operator gave is held by another domain.
-    #[error(
-        "{what} of this desktop's allocation is held by desktop {holder}; this node refuses to give it twice"
-    )]
+    #[error("{what} of this desktop's allocation is held by {holder}; this node refuses to give it twice")]
     Conflict {
         /// What is held.
         what: String,
-        /// The other desktop, as `namespace/name`.
+        /// The other desktops, as `namespace/name`.
         holder: String,
     },
     /// The domain cannot be written.

@@ -194,6 +194,24 @@ async fn what_another_desktop_holds_is_not_given_again() {
 }
 
 #[tokio::test]
+async fn a_card_that_is_full_names_who_is_on_it() {
+    let state = tempfile::tempdir().unwrap();
+    let (client, mut written) = api();
+    let desktops = desktops(state.path(), client).await;
+    let whole = with_gpu().replace("L40S-8Q", "L40S-48Q");
+    let (first, _) = renamed(desktop("", SMALL, &whole), 10);
+    let (second, uid) = renamed(desktop("", SMALL, &whole), 11);
+    desktops.round(&first, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
+    desktops.round(&second, Some(template(OFFICE))).await.unwrap();
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "DevicesPrepared"), ("False", "AllocationConflict"));
+    let owner = format!("{}/anna", first.metadata.namespace.unwrap());
+    assert!(status["conditions"].to_string().contains(&owner), "{status}");
+    assert!(desktops.node.hypervisor.get(uid).await.is_err());
+}
+
+#[tokio::test]
 async fn a_restart_by_annotation_stops_and_waits_for_the_operator() {
     let state = tempfile::tempdir().unwrap();
     let (client, mut written) = api();
