@@ -89,6 +89,7 @@ pub(crate) async fn settings(cluster: Arc<Cluster>) -> Result<()> {
         (r#"nodeDaemon.maxUnavailable="0%""#, "/nodeDaemon/maxUnavailable"),
         (r#"nodeDaemon.nodeSelector={"a": true}"#, "/nodeDaemon/nodeSelector/a"),
         (r#"nodeDaemon.tolerations=[{"operator": "Is"}]"#, "/nodeDaemon/tolerations/0/operator"),
+        (r#"nodeDaemon.acceleration="hvf""#, "/nodeDaemon/acceleration"),
         ("metrics.port=80", "/metrics/port"),
         (r#"access.aggregate="no""#, "/access/aggregate"),
     ] {
@@ -105,6 +106,7 @@ pub(crate) async fn variants(cluster: Arc<Cluster>) -> Result<()> {
         &["nodeDaemon.enabled=false", "metrics.service.enabled=true", "operator.replicas=1"],
         &[
             "nodeDaemon.privileged=false",
+            r#"nodeDaemon.acceleration="kvm""#,
             "metrics.service.enabled=true",
             r#"metrics.service.annotations={"prometheus.io/scrape": "true"}"#,
             r#"nodeDaemon.allowedRoots=["/srv/vms", "/mnt/nas"]"#,
