@@ -76,7 +76,14 @@ struct Cluster {
 #[derive(Debug)]
 pub enum Decision {
     /// It has a place, which counts as taken from now on.
-    Assumed(Arc<Allocation>),
+    Assumed {
+        /// The place.
+        allocation: Arc<Allocation>,
+        /// Decided just now, so that no write of it can have reached the API server.
+        fresh: bool,
+    },
+    /// It has a place, which is written: the watch will show it.
+    Written,
     /// There is no room.
     NoRoom(Explanation),
     /// The desktop changed meanwhile: look again.
@@ -244,8 +251,10 @@ impl World {
         let started = Instant::now();
         let mut cluster = self.lock();
         // Decided before, but the answer to the write was lost: the same is written again.
-        if let Some(assumed) = cluster.snapshot.assumed(&key) {
-            return Decision::Assumed(assumed);
+        match cluster.snapshot.assumed(&key) {
+            Some(assumed) if assumed.written => return Decision::Written,
+            Some(assumed) => return Decision::Assumed { allocation: assumed.allocation, fresh: false },
+            None => {}
         }
         if cluster.waiting.must_yield(&key, priority, started) {
             return Decision::Yield;
@@ -270,7 +279,7 @@ impl World {
                 drop(cluster);
                 self.metrics.placed("placed");
                 self.metrics.decided_in(started.elapsed().as_secs_f64());
-                Decision::Assumed(allocation)
+                Decision::Assumed { allocation, fresh: true }
             }
             Err(rejections) => {
                 let created = desktop.creation_timestamp().map_or(0, |time| time.0.as_second());
@@ -284,7 +293,12 @@ impl World {
         }
     }
 
-    /// A decision was refused: what it took is free again.
+    /// A decision was written.
+    pub fn written(&self, key: &DesktopKey) {
+        self.lock().snapshot.written(key);
+    }
+
+    /// A decision was not written, for certain: what it took is free again.
     pub fn forget(&self, key: &DesktopKey) {
         let mut cluster = self.lock();
         let change = cluster.snapshot.forget(key);

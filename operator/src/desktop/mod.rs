@@ -43,6 +43,8 @@ use validate::{Referenced, Wanted};
 const SLOWLY: Duration = Duration::from_mins(30);
 /// How often a desktop without room tries again when nothing was freed.
 const RETRY: Duration = Duration::from_mins(5);
+/// When to look again at what is written and not yet seen, should the watch miss it.
+const WATCH_LAGS: Duration = Duration::from_secs(15);
 /// A moment, after which the watch shows more.
 const SOON: Duration = Duration::from_millis(100);
 
@@ -142,8 +144,9 @@ async fn place(
 ) -> Result<Action, Error> {
     let world = &context.world;
     let key = key_of(desktop);
-    let allocation = match world.decide(desktop, wanted, home.clone(), &now()) {
-        Decision::Assumed(allocation) => allocation,
+    let (allocation, fresh) = match world.decide(desktop, wanted, home.clone(), &now()) {
+        Decision::Assumed { allocation, fresh } => (allocation, fresh),
+        Decision::Written => return Ok(Action::requeue(WATCH_LAGS)),
         Decision::Stale | Decision::Yield => return Ok(Action::requeue(SOON)),
         Decision::NoRoom(explanation) => {
             let why = Invalid::new(explanation.reason, explanation.message);
@@ -161,18 +164,22 @@ async fn place(
     if wanted.secret.is_some()
         && let Err(error) = sync_secrets(&key, &allocation.node, None, context).await
     {
-        world.forget(&key);
+        if fresh {
+            world.forget(&key);
+        }
         return Err(error);
     }
     let status = status::status(desktop, Situation::Placed((*allocation).clone()), &now());
     match context.writer.status(desktop, &status).await {
         Ok(()) => {
+            world.written(&key);
             tracing::info!(desktop = %key, node = %allocation.node, gpus = ?status.gpu_summary, "placed");
             Ok(Action::requeue(SLOWLY))
         }
         Err(error) => {
-            // Without a clear answer the assumption stays until the watch shows what became of it.
-            if !matches!(error, WriteError::Unclear(_)) {
+            // Only a first write that was refused is known to have changed nothing. After any other
+            // answer the assumption stays until the watch shows what became of it.
+            if fresh && matches!(error, WriteError::Refused(_)) {
                 world.forget(&key);
             }
             Err(Error::Allocation(error))

@@ -53,13 +53,22 @@ struct Known {
     /// What it holds by that version.
     seen: Option<Arc<Allocation>>,
     /// What was decided on top of that version.
-    assumed: Option<Arc<Allocation>>,
+    assumed: Option<Assumed>,
+}
+
+/// A decision that the watch does not show yet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assumed {
+    /// What was decided.
+    pub allocation: Arc<Allocation>,
+    /// It was written: the watch is bound to show it.
+    pub written: bool,
 }
 
 impl Known {
     /// What counts: the assumption until the watch shows a newer version.
     fn counts(&self) -> Option<&Arc<Allocation>> {
-        self.assumed.as_ref().or(self.seen.as_ref())
+        self.assumed.as_ref().map(|assumed| &assumed.allocation).or(self.seen.as_ref())
     }
 }
 
@@ -144,14 +153,25 @@ impl Snapshot {
     ) -> Result<Change, Stale> {
         match self.desktops.get(key) {
             Some(known) if known.resource_version == resource_version => {
-                let known = Known { assumed: Some(allocation.clone()), ..known.clone() };
+                let assumed = Assumed { allocation: allocation.clone(), written: false };
+                let known = Known { assumed: Some(assumed), ..known.clone() };
                 Ok(self.replace(key, Some(known)))
             }
             _ => Err(Stale),
         }
     }
 
-    /// The write was refused: what the watch showed counts again.
+    /// The write succeeded. The assumption still counts until the watch shows what was written.
+    pub fn written(&mut self, key: &DesktopKey) {
+        if let Some(assumed) = self.desktops.get_mut(key).and_then(|known| known.assumed.as_mut()) {
+            assumed.written = true;
+        }
+    }
+
+    /// Nothing was written, for certain: what the watch showed counts again.
+    ///
+    /// Not for a conflict. That says that another version exists, and it may be the one that our own
+    /// write made: the watch shows which, and until then the decision counts.
     pub fn forget(&mut self, key: &DesktopKey) -> Change {
         match self.desktops.get(key) {
             Some(known) if known.assumed.is_some() => {
@@ -163,7 +183,7 @@ impl Snapshot {
     }
 
     /// What is assumed of a desktop.
-    pub fn assumed(&self, key: &DesktopKey) -> Option<Arc<Allocation>> {
+    pub fn assumed(&self, key: &DesktopKey) -> Option<Assumed> {
         self.desktops.get(key)?.assumed.clone()
     }
 

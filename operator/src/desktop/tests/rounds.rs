@@ -75,24 +75,43 @@ async fn a_start_is_one_guarded_write_that_says_everything() {
 }
 
 #[tokio::test]
-async fn a_conflict_gives_the_place_back_and_the_next_round_decides_again() {
+async fn after_a_conflict_the_place_stays_taken_until_the_watch_shows_who_won() {
     let mut rig = Rig::small();
     let (first, second) = (desktop("a", 5, json!({})), desktop("b", 6, json!({})));
     rig.desktop(&first);
     rig.desktop(&second);
     let (result, _) = round(&mut rig, &first, conflict).await;
     assert!(matches!(result, Err(Error::Allocation(WriteError::Conflict))));
-    // There is room for one: it is free again, and is not taken twice.
+    // There is room for one. The version that was in the way may be our own write, not yet seen.
+    let (_, (_, _, body)) = round(&mut rig, &second, accept).await;
+    assert_eq!(conditions(&body)["Ready"].1, "Unschedulable");
+    // It was somebody else's: the room is free again, and is not taken twice.
+    let first = desktop("a", 7, json!({}));
+    rig.desktop(&first);
+    let second = desktop("b", 8, json!({}));
+    rig.desktop(&second);
     let (result, (_, _, body)) = round(&mut rig, &second, accept).await;
     result.unwrap();
     assert_eq!(body["status"]["allocation"]["node"], "node-a");
-    let first = desktop("a", 7, json!({}));
-    rig.desktop(&first);
     let (result, (_, _, body)) = round(&mut rig, &first, accept).await;
     result.unwrap();
     assert_eq!(conditions(&body)["Ready"].1, "Unschedulable");
     assert_eq!(conditions(&body)["Ready"].2, "0/1 nodes: 1 not enough memory");
     assert!(body["status"].get("allocation").is_none());
+}
+
+#[tokio::test]
+async fn a_round_between_the_write_and_its_sight_writes_nothing_and_frees_nothing() {
+    let mut rig = Rig::small();
+    let (first, second) = (desktop("a", 5, json!({})), desktop("b", 6, json!({})));
+    rig.desktop(&first);
+    rig.desktop(&second);
+    let (result, _) = round(&mut rig, &first, accept).await;
+    result.unwrap();
+    // Something else wakes it, and the watch still shows what was read before.
+    silent(&rig, &first).await.unwrap();
+    let (_, (_, _, body)) = round(&mut rig, &second, accept).await;
+    assert_eq!(conditions(&body)["Ready"].1, "Unschedulable", "the place is not given twice");
 }
 
 #[tokio::test]
