@@ -67,6 +67,8 @@ pub struct DaemonOptions {
     pub image_roots: Vec<PathBuf>,
     /// Folders that shares and host disks may lie in.
     pub allowed_roots: Vec<PathBuf>,
+    /// Whether it is spared the probe of a KVM that is known not to work.
+    pub emulated: bool,
     /// The step after which it ends itself with `SIGKILL`, for tests of crashes.
     pub kill_after: Option<String>,
 }
@@ -106,7 +108,8 @@ impl Service {
         namespace: &str,
         options: &DaemonOptions,
     ) -> Result<Self> {
-        let DaemonOptions { node, simulate, libvirt_uri, image_roots, allowed_roots, kill_after } = options;
+        let DaemonOptions { node, simulate, libvirt_uri, image_roots, allowed_roots, emulated, kill_after } =
+            options;
         let name = format!("gpudesk-node-daemon-{node}");
         let metrics = ports::free()?;
         let own_state = state.join("daemons").join(node);
@@ -127,6 +130,9 @@ impl Service {
         }
         for root in allowed_roots {
             launch = launch.args(["--allowed-root".as_ref(), root.as_os_str()]);
+        }
+        if *emulated {
+            launch = launch.args(["--acceleration", "emulation"]);
         }
         if let Some(step) = kill_after {
             launch = launch.env("GPUDESK_KILL_AFTER", step);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tokio::sync::{Mutex, MutexGuard};
 
+use crate::accelerator::{Accelerator, accelerator};
 use crate::cluster::Cluster;
 use crate::libvirt_host::LibvirtHost;
 use crate::objects::Objects;
@@ -56,6 +57,7 @@ impl RealHost {
             libvirt_uri: Some(host.uri()),
             image_roots: vec![host.images()?],
             allowed_roots: vec![allowed],
+            emulated: *accelerator() != Accelerator::Kvm,
             ..DaemonOptions::default()
         };
         let operator = Mutex::new(cluster.start_operator().await?);

@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 /// What `kubectl apply` keeps of the last version: as large as the object and of no use here.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
-/// What an observer hears, before the store shows it.
+/// What an observer hears, once the store shows it.
 #[derive(Debug)]
 pub enum Seen<'a, K> {
     /// The object is there, new or changed or said again.
@@ -68,7 +68,7 @@ pub async fn watch<K>(
 /// The road of events from the watch to the store.
 fn through<K>(
     events: impl Stream<Item = Result<Event<DeserializeGuard<K>>, watcher::Error>> + Send,
-    writer: Writer<K>,
+    mut writer: Writer<K>,
     kind: String,
     metrics: Metrics,
     mut observe: impl FnMut(Seen<'_, K>) + Send,
@@ -87,28 +87,37 @@ where
             future::ready(known)
         }
     });
-    let events = events.inspect(move |event| {
-        let Ok(event) = event else { return };
-        match event {
-            Event::Apply(object) => observe(Seen::There(object)),
-            Event::Delete(object) => observe(Seen::Gone(object)),
-            Event::Init => listed.clear(),
+    // The store shows an event before the observer hears of it: whoever the observer wakes finds in
+    // the store what it was woken for.
+    events.inspect_ok(move |event| {
+        let gone = match event {
+            Event::Init => {
+                listed.clear();
+                vec![]
+            }
             Event::InitApply(object) => {
                 listed.insert(ObjectRef::from_obj(object));
-                observe(Seen::There(object));
+                vec![]
             }
+            // What was there before and is not in the new list was deleted meanwhile.
             Event::InitDone => {
-                // What was there before and is not in the new list was deleted meanwhile.
-                for gone in store.state().iter().filter(|old| !listed.contains(&ObjectRef::from_obj(&***old)))
-                {
-                    observe(Seen::Gone(gone));
-                }
-                listed = HashSet::new();
+                let old = store.state();
+                let listed = std::mem::take(&mut listed);
+                old.into_iter().filter(|old| !listed.contains(&ObjectRef::from_obj(&**old))).collect()
+            }
+            Event::Apply(_) | Event::Delete(_) => vec![],
+        };
+        writer.apply_watcher_event(event);
+        match event {
+            Event::Apply(object) | Event::InitApply(object) => observe(Seen::There(object)),
+            Event::Delete(object) => observe(Seen::Gone(object)),
+            Event::Init => {}
+            Event::InitDone => {
+                gone.iter().for_each(|gone| observe(Seen::Gone(gone)));
                 observe(Seen::Complete);
             }
         }
-    });
-    events.reflect(writer)
+    })
 }
 
 /// The event with a parsed, trimmed object; with the last known one in place of one that does not

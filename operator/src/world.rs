@@ -69,8 +69,14 @@ struct Cluster {
     liveness: Liveness,
     missing: BTreeMap<String, Instant>,
     templates: BTreeSet<DesktopKey>,
+    templates_seen: BTreeMap<DesktopKey, Spec>,
+    profiles_seen: BTreeMap<String, Spec>,
     leases_known: bool,
 }
+
+/// Which spec of an object was seen: its UID and generation. Our own writes of the status do not
+/// change it.
+type Spec = (Option<String>, Option<i64>);
 
 /// A decision on one desktop.
 #[derive(Debug)]
@@ -137,24 +143,35 @@ impl World {
                 let change = cluster.snapshot.desktop_gone(&key);
                 self.changed(&mut cluster, change);
             }
-            Seen::Complete => {}
+            Seen::Complete => self.wake_all(),
         }
     }
 
-    /// A template came in: its desktops and its own status are looked at.
+    /// A template came in: its own status is looked at, and its desktops when its spec is new.
     pub fn template(&self, seen: Seen<'_, DesktopTemplate>) {
-        let (Seen::There(template) | Seen::Gone(template)) = seen else { return };
+        let (Seen::There(template) | Seen::Gone(template)) = seen else { return self.wake_all() };
         let key = DesktopKey::new(&template.namespace().unwrap_or_default(), &template.name_any());
         let mut cluster = self.lock();
+        if !is_new(&mut cluster.templates_seen, key.clone(), template, matches!(seen, Seen::Gone(_))) {
+            cluster.templates.insert(key);
+            self.counted.notify_one();
+            return;
+        }
         cluster.index.of_template(&key).iter().for_each(|desktop| self.wake(desktop));
         cluster.templates.insert(key);
         self.counted.notify_one();
     }
 
-    /// A profile came in: its own status, templates that ask for it and their desktops are looked at.
+    /// A profile came in: its own status is looked at, and templates that ask for it and their
+    /// desktops when its spec is new.
     pub fn profile(&self, seen: Seen<'_, GpuProfile>) {
-        let (Seen::There(profile) | Seen::Gone(profile)) = seen else { return };
+        let (Seen::There(profile) | Seen::Gone(profile)) = seen else { return self.wake_all() };
         let name = profile.name_any();
+        let gone = matches!(seen, Seen::Gone(_));
+        if !is_new(&mut self.lock().profiles_seen, name.clone(), profile, gone) {
+            self.counted.notify_one();
+            return;
+        }
         let asks =
             |template: &DesktopTemplate| template.spec.gpus.iter().any(|gpu| gpu.profile_ref.name == name);
         let templates: Vec<DesktopKey> = self
@@ -204,7 +221,7 @@ impl World {
                     .iter()
                     .for_each(|desktop| self.wake(&key_of(desktop)));
             }
-            Seen::Complete => {}
+            Seen::Complete => self.wake_all(),
         }
     }
 
@@ -240,6 +257,11 @@ impl World {
     fn wake(&self, key: &DesktopKey) {
         // A receiver that is gone means that the process ends.
         let _ = self.queues.desktops.unbounded_send(ObjectRef::new(&key.name).within(&key.namespace));
+    }
+
+    /// Puts every desktop into the queue: what a list says is in the store only once it is complete.
+    fn wake_all(&self) {
+        self.stores.desktops.state().iter().for_each(|desktop| self.wake(&key_of(desktop)));
     }
 
     /// Finds a place and counts it as taken, in one step that no other decision comes between.
@@ -388,4 +410,14 @@ impl World {
             }
         }
     }
+}
+
+/// Notes what was seen of an object, and says whether its spec is another than before.
+fn is_new<Q: Ord>(seen: &mut BTreeMap<Q, Spec>, key: Q, object: &impl ResourceExt, gone: bool) -> bool {
+    if gone {
+        seen.remove(&key);
+        return true;
+    }
+    let spec = (object.uid(), object.meta().generation);
+    seen.insert(key, spec.clone()) != Some(spec)
 }
