@@ -73,7 +73,8 @@ impl Cluster {
         files.sort();
         let with =
             |before: &[&str]| before.iter().map(OsString::from).chain(files.clone()).collect::<Vec<_>>();
-        self.kubectl(with(&["apply", "--server-side"]))?;
+        // Helm holds the definitions too, from the chart's own copy.
+        self.kubectl(with(&["apply", "--server-side", "--force-conflicts"]))?;
         self.kubectl(with(&["wait", "--for=condition=Established", "--timeout=60s"]))?;
         Ok(())
     }

@@ -113,7 +113,9 @@ where
             Event::Delete(object) => observe(Seen::Gone(object)),
             Event::Init => {}
             Event::InitDone => {
-                gone.iter().for_each(|gone| observe(Seen::Gone(gone)));
+                for gone in &gone {
+                    observe(Seen::Gone(gone));
+                }
                 observe(Seen::Complete);
             }
         }
