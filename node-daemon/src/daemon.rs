@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::DirBuilderExt, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use backon::{BackoffBuilder, ExponentialBuilder};
-use gpudesk_crds::gpu_node_status::Acceleration;
+use gpudesk_crds::{gpu_node_status::Acceleration, types::CpuSet};
 use kube::{Client, Config};
 use tokio::{
     net::TcpListener,
@@ -95,6 +95,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
             name: options.node_name.clone(),
             hypervisor: Arc::clone(&hypervisor),
             gpus: Arc::clone(source.gpus()),
+            cpus: facts.numa_cells.iter().flat_map(|cell| &cell.cores).flat_map(CpuSet::iter).collect(),
             cards: facts.cards,
             images: if source.is_simulated() {
                 ImageStore::pretended(&options.node_name, source.missing_images())
@@ -109,6 +110,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
             latency: source.latency(),
         };
         let desktops = Arc::new(Desktops::new(node, client.clone(), metrics.clone(), changed));
+        desktops.settle().await;
         let (watched, store) = watch::channel(None);
         let connection = follow(hypervisor, &sender, &metrics);
         let rounds = desktops_watch::run(

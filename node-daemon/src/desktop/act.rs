@@ -19,9 +19,10 @@ use super::{
     problem::Problem,
     record::RunRecord,
 };
+
 use crate::{
     crash_point::{self, Step},
-    domain::metadata,
+    domain::{Kind, metadata},
     host::{
         gpu_driver::{GpuError, InstanceKey, WantedInstance},
         hypervisor::{GuestState, HypervisorError},
@@ -200,12 +201,52 @@ impl Desktops {
             }
         }
         pause(self.node.latency.start).await;
+        let floats = round.allocation.is_some_and(conflict::floats);
+        // Others make room before CPUs that are this desktop's own are used.
+        if !floats {
+            self.share_cpus(round.owner.uid, false).await?;
+        }
         self.node.hypervisor.start(round.owner.uid).await?;
+        if floats {
+            self.share_cpus(round.owner.uid, false).await?;
+        }
         crash_point::done(Step::Started);
         let before = sight.observed.record.as_ref();
         let record = RunRecord::started(Timestamp::now(), &self.node.boot, before);
         round.folder.write_json(RECORD, &record)?;
         self.metrics.started();
+        Ok(())
+    }
+
+    /// Keeps every running desktop without CPUs of its own off those that others have for themselves.
+    /// For `about`, which has just come, that must succeed. When nobody has any, nothing is done, but
+    /// after some were `freed` they are open to all again.
+    pub(super) async fn share_cpus(&self, about: Uuid, freed: bool) -> Result<(), Problem> {
+        if self.node.kind == Kind::Test {
+            return Ok(());
+        }
+        let _moving = self.moving.lock().await;
+        let mut running = vec![];
+        let mut held = vec![];
+        for summary in self.node.hypervisor.list().await? {
+            let Some(Ok(Some(ours))) = summary.metadata.as_deref().map(metadata::parse) else { continue };
+            let Ok(allocation) = serde_json::from_str(&ours.allocation) else { continue };
+            if summary.state.is_active() && conflict::floats(&allocation) {
+                running.push(summary.uuid);
+            }
+            held.push(allocation);
+        }
+        let cpus = conflict::shared_cpus(&self.node.cpus, &held);
+        let Some(cpus) = cpus.filter(|cpus| freed || *cpus != self.node.cpus) else { return Ok(()) };
+        let cpus: Vec<u32> = cpus.iter().collect();
+        for uuid in running {
+            match self.node.hypervisor.confine(uuid, cpus.clone()).await {
+                Ok(()) => {}
+                Err(error) if uuid == about => return Err(error.into()),
+                // It may have ended meanwhile.
+                Err(error) => tracing::warn!(%error, "it may run on CPUs that are another desktop's own"),
+            }
+        }
         Ok(())
     }
 
@@ -275,6 +316,9 @@ impl Desktops {
                 Err(error) => return Err(error.into()),
             }
             crash_point::done(Step::Undefined);
+        }
+        if round.allocation.is_some_and(|allocation| !conflict::floats(allocation)) {
+            self.share_cpus(round.owner.uid, true).await?;
         }
         for instance in &sight.instances {
             let key = instance.key.clone();

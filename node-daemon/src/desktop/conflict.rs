@@ -54,6 +54,19 @@ pub fn conflict(ours: &Allocation, others: &[Holder], cards: &[Device]) -> Optio
     None
 }
 
+/// The CPUs of `host` that desktops without CPUs of their own may run on, when these are held.
+/// `None` when nothing would be left.
+pub fn shared_cpus(host: &CpuSet, held: &[Allocation]) -> Option<CpuSet> {
+    let dedicated: BTreeSet<u32> = held.iter().flat_map(dedicated_cpus).collect();
+    let left: CpuSet = host.iter().filter(|cpu| !dedicated.contains(cpu)).collect();
+    (!left.is_empty()).then_some(left)
+}
+
+/// Whether the vCPUs of an allocation may run on any CPU that is nobody's own.
+pub fn floats(allocation: &Allocation) -> bool {
+    allocation.compute.as_ref().is_some_and(|compute| compute.vcpu_pins.is_empty())
+}
+
 /// CPUs that one vCPU has for itself. Pins to several CPUs are shared by their nature.
 fn dedicated_cpus(allocation: &Allocation) -> BTreeSet<u32> {
     let pins = allocation.compute.iter().flat_map(|compute| &compute.vcpu_pins);
@@ -101,6 +114,18 @@ mod tests {
 
     fn holder(allocation: Allocation) -> Vec<Holder> {
         vec![Holder { owner: "school/other".into(), allocation }]
+    }
+
+    #[test]
+    fn who_has_no_cpus_of_his_own_keeps_off_those_of_others() {
+        let host: CpuSet = "0-5".parse().unwrap();
+        let shared = compute("[]");
+        assert_eq!(shared_cpus(&host, std::slice::from_ref(&shared)), Some(host.clone()));
+        let dedicated = compute("[{vcpu: 0, cpus: '4'}, {vcpu: 1, cpus: '5'}]");
+        let left = shared_cpus(&host, &[shared.clone(), dedicated.clone()]);
+        assert_eq!(left, Some("0-3".parse().unwrap()));
+        assert!(floats(&shared) && !floats(&dedicated));
+        assert_eq!(shared_cpus(&"4,5".parse().unwrap(), &[dedicated]), None, "never on no CPU at all");
     }
 
     #[test]

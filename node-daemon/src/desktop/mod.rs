@@ -37,6 +37,7 @@ use gpudesk_crds::{
     Allocation, Desktop, DesktopTemplate,
     desktop_template::Lifecycle,
     gpu_node_status::{Acceleration, Device},
+    types::CpuSet,
 };
 use jiff::{SignedDuration, Timestamp};
 use kube::{Client, ResourceExt};
@@ -85,6 +86,8 @@ pub struct Node {
     pub gpus: Arc<dyn GpuDriver>,
     /// Cards of the host.
     pub cards: Vec<Device>,
+    /// Online CPUs of the host.
+    pub cpus: CpuSet,
     /// Golden images.
     pub images: ImageStore,
     /// Folders that tenants may name files in.
@@ -119,6 +122,8 @@ pub struct Desktops {
     metrics: Metrics,
     changed: Arc<Notify>,
     failures: Mutex<HashMap<Uuid, u32>>,
+    /// Held while domains are moved between CPUs, so that the last word is the newest.
+    moving: tokio::sync::Mutex<()>,
 }
 
 /// One desktop in one round.
@@ -158,7 +163,14 @@ impl Desktops {
     /// `changed` is told after each round in which something was done on the host.
     pub fn new(node: Node, client: Client, metrics: Metrics, changed: Arc<Notify>) -> Self {
         let writer = StatusWriter::new(client);
-        Self { node, writer, metrics, changed, failures: Mutex::default() }
+        Self {
+            node,
+            writer,
+            metrics,
+            changed,
+            failures: Mutex::default(),
+            moving: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Told after each round in which something was done on the host.
@@ -169,6 +181,13 @@ impl Desktops {
     /// The node.
     pub fn node(&self) -> &Node {
         &self.node
+    }
+
+    /// What a daemon before this one may not have lived to do. Only domains that run are touched.
+    pub async fn settle(&self) {
+        if let Err(error) = self.share_cpus(Uuid::nil(), false).await {
+            tracing::warn!(%error, "desktops may run on CPUs that are another desktop's own");
+        }
     }
 
     /// One round: acts until nothing is to be done, says what became of it, and returns after what

@@ -60,6 +60,7 @@ async fn desktops(state: &Path, client: Client) -> Desktops {
         hypervisor: Arc::new(hypervisor),
         gpus: Arc::clone(source.gpus()),
         cards: source.facts().cards,
+        cpus: (0..8).collect(),
         images: ImageStore::pretended("node-a", source.missing_images()),
         roots: AllowedRoots::default(),
         folders: DesktopFolders::new(state),

@@ -43,6 +43,9 @@ pub trait Hypervisor: Send + Sync {
     /// What is known about a domain while it runs.
     fn details(&self, uuid: Uuid) -> Answer<'_, DomainDetails>;
 
+    /// Keeps the vCPUs and the emulator of a running domain on these CPUs of the host, for this run.
+    fn confine(&self, uuid: Uuid, cpus: Vec<u32>) -> Answer<'_, ()>;
+
     /// Whether the guest's agent answers within five seconds.
     fn agent_ping(&self, uuid: Uuid) -> Answer<'_, bool>;
 

@@ -107,6 +107,23 @@ pub(super) fn shutdown(connect: &Connect, uuid: Uuid) -> Outcome<()> {
     unless_already(answer, &domain, false)
 }
 
+pub(super) fn confine(connect: &Connect, uuid: Uuid, cpus: &[u32]) -> Outcome<()> {
+    let domain = connect.lookup_domain_by_uuid(uuid)?;
+    let mut map = vec![];
+    for cpu in cpus.iter().map(|cpu| *cpu as usize) {
+        if map.len() <= cpu / 8 {
+            map.resize(cpu / 8 + 1, 0_u8);
+        }
+        map[cpu / 8] |= 1 << (cpu % 8);
+    }
+    let vcpus = domain.vcpus_flags(sys::VIR_DOMAIN_VCPU_LIVE)?;
+    for vcpu in 0..vcpus {
+        domain.pin_vcpu_flags(vcpu, &map, sys::VIR_DOMAIN_AFFECT_LIVE)?;
+    }
+    domain.pin_emulator(&map, sys::VIR_DOMAIN_AFFECT_LIVE)?;
+    Ok(())
+}
+
 pub(super) fn destroy(connect: &Connect, uuid: Uuid) -> Outcome<()> {
     let domain = connect.lookup_domain_by_uuid(uuid)?;
     unless_already(domain.destroy(), &domain, false)

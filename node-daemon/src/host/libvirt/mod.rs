@@ -239,6 +239,12 @@ impl Hypervisor for LibvirtHypervisor {
         self.call(Lane::Quick, format!("describe domain {uuid}"), move |c| calls::details(c, uuid, &folder))
     }
 
+    fn confine(&self, uuid: Uuid, cpus: Vec<u32>) -> Answer<'_, ()> {
+        self.call(Lane::Quick, format!("move domain {uuid} to other CPUs"), move |c| {
+            calls::confine(c, uuid, &cpus)
+        })
+    }
+
     fn agent_ping(&self, uuid: Uuid) -> Answer<'_, bool> {
         self.call(Lane::Guest, format!("ping the agent of domain {uuid}"), move |c| {
             calls::agent_ping(c, uuid)

@@ -1,0 +1,115 @@
+//! The demo as a newcomer runs it: interrupted, run again, run while it runs, taken down.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use gpudesk_e2e::programs::binaries;
+use gpudesk_e2e::screen::Screen;
+use gpudesk_e2e::state::checkout;
+use gpudesk_e2e::trials::Suite;
+
+fn main() -> ExitCode {
+    Suite::<()>::new("demo").trial("up_interrupted_again_and_down_leaves_nothing", |_| demo()).run()
+}
+
+async fn demo() -> Result<()> {
+    // Not the folder of a demo that somebody runs from this checkout.
+    let state = tempfile::Builder::new().prefix("gpudesk-demo-").rand_bytes(4).tempdir_in("/var/tmp")?;
+    let outcome = tokio::task::spawn_blocking({
+        let state = state.path().to_owned();
+        move || {
+            let outcome = up_and_down(&state);
+            // Whatever failed, nothing is left running.
+            let down = run(&state, "down");
+            outcome.and(down.map(|_| ()))
+        }
+    })
+    .await?;
+    outcome?;
+    let left = processes_of(state.path())?;
+    ensure!(left.is_empty(), "still running: {left:?}");
+    Ok(())
+}
+
+fn up_and_down(state: &Path) -> Result<()> {
+    interrupted(state)?;
+    let first = run(state, "up")?;
+    for words in [
+        "quickstart/hello: ready",
+        "sim-rtx-pro-6000",
+        "sim-l40s",
+        "simulated",
+        "VNC at 127.0.0.1:",
+        "make demo-down",
+    ] {
+        ensure!(first.contains(words), "{words:?} is missing in {first}");
+    }
+    let line = |name: &str| {
+        first.lines().find(|line| line.contains(&format!("desktop.gpudesk.dev/{name} "))).unwrap_or("")
+    };
+    ensure!(line("cad-1").contains("1x RTX PRO 6000 16Q") && line("cad-1").contains("True"), "{first}");
+    ensure!(line("anna").contains("8Q") && line("anna").contains("sim-"), "{first}");
+    ensure!(line("training").contains("whole card"), "{first}");
+    let picture = Screen::read(&std::fs::read(checkout().join("target/demo/hello.png"))?)?;
+    ensure!(picture.painted() > 500, "something stands on the screen");
+
+    let second = run(state, "up")?;
+    for words in ["control plane: runs already", "libvirt: runs already", "operator: runs already"] {
+        ensure!(second.contains(words), "{words:?} is missing in {second}");
+    }
+    ensure!(second.contains("quickstart/hello: ready"), "{second}");
+    let down = run(state, "down")?;
+    ensure!(down.contains("Nothing of the demo is left"), "{down}");
+    Ok(())
+}
+
+/// Runs it until it has started some of what it starts, and kills it there.
+fn interrupted(state: &Path) -> Result<()> {
+    let mut child = command(state, "up")?.stdout(Stdio::piped()).spawn()?;
+    let output = BufReader::new(child.stdout.take().context("its output is piped")?);
+    let reached =
+        output.lines().map_while(Result::ok).any(|line| line.contains("chart: charts/gpudesk installed"));
+    child.kill()?;
+    child.wait()?;
+    ensure!(reached, "the demo did not come as far as the chart");
+    Ok(())
+}
+
+fn command(state: &Path, step: &str) -> Result<Command> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gpudesk-demo"));
+    command
+        .arg(step)
+        .env("GPUDESK_STATE_DIR", state)
+        .env("GPUDESK_BIN_DIR", binaries()?)
+        .stdin(Stdio::null());
+    Ok(command)
+}
+
+fn run(state: &Path, step: &str) -> Result<String> {
+    let output = command(state, step)?.output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.success(),
+        "{step}: {}: {text}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(text)
+}
+
+/// Processes that name the state folder on their command line.
+fn processes_of(state: &Path) -> Result<Vec<String>> {
+    let name = state.display().to_string();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let line = std::fs::read(entry?.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains(&name) {
+            found.push(line);
+        }
+    }
+    Ok(found)
+}
