@@ -183,11 +183,15 @@ impl Desktops {
             if summary.uuid == round.owner.uid {
                 continue;
             }
-            // One that cannot be understood is somebody else's, or of a version that knows more.
-            let Some(Ok(Some(other))) = summary.metadata.as_deref().map(metadata::parse) else { continue };
-            if let Ok(allocation) = serde_json::from_str(&other.allocation) {
-                holders.push(Holder { owner: format!("{}/{}", other.namespace, other.name), allocation });
-            }
+            let Some(text) = summary.metadata.as_deref() else { continue };
+            let unreadable = || Problem::Conflict {
+                what: "what cannot be read, perhaps a part".into(),
+                holder: format!("{} (its domain's metadata is broken, or of a newer version)", summary.name),
+            };
+            // One of ours that cannot be understood may hold anything.
+            let Some(other) = metadata::parse(text).map_err(|_| unreadable())? else { continue };
+            let allocation = serde_json::from_str(&other.allocation).map_err(|_| unreadable())?;
+            holders.push(Holder { owner: format!("{}/{}", other.namespace, other.name), allocation });
         }
         Ok(holders)
     }

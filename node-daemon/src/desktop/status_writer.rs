@@ -50,13 +50,22 @@ impl StatusWriter {
             return Ok(());
         }
         let desktops: Api<Desktop> = Api::namespaced(self.client.clone(), &owner.namespace);
-        let apply = json!({
+        // The operator takes an allocation back on these words: they must not be said of one that it
+        // gave after what was looked at.
+        let guard = match wanted {
+            Wanted::Stop | Wanted::Remove => desktop.resource_version(),
+            Wanted::Run | Wanted::Leave => None,
+        };
+        let mut apply = json!({
             "apiVersion": Desktop::api_version(&()),
             "kind": Desktop::kind(&()),
             // With the UID, so that a desktop of the same name that came after is not meant.
             "metadata": { "name": owner.name, "namespace": owner.namespace, "uid": owner.uid },
             "status": status,
         });
+        if let Some(version) = guard {
+            apply["metadata"]["resourceVersion"] = version.into();
+        }
         let params = PatchParams::apply(NODE_DAEMON_FIELD_MANAGER).force();
         match desktops.patch_status(&owner.name, &params, &Patch::Apply(&apply)).await {
             Ok(_) => {
@@ -65,7 +74,8 @@ impl StatusWriter {
                 crash_point::done(Step::StatusWritten);
                 Ok(())
             }
-            // Gone, or replaced by another of its name: nobody is left to be told.
+            // Gone, or replaced by another of its name: nobody is left to be told. Or another version
+            // is on its way, and brings its own round.
             Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => {
                 self.lock().remove(&owner.uid);
                 Ok(())
