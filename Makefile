@@ -36,7 +36,7 @@ test: build ## Every test, the end-to-end ones included
 	@e2e/control-plane/build.sh > /dev/null
 	@e2e/guest/build-tiny.sh > /dev/null
 	@e2e/guest/build-image.sh > /dev/null
-	@GPUDESK_BIN_DIR=$(CURDIR)/target/debug cargo test --workspace --all-features
+	@GPUDESK_BIN_DIR=$(CURDIR)/target/debug cargo test --workspace --all-features --no-fail-fast
 
 demo: build ## A whole gpudesk on this machine, with a desktop that runs
 	@GPUDESK_BIN_DIR=$(CURDIR)/target/debug target/debug/gpudesk-demo up

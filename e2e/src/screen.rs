@@ -63,13 +63,13 @@ impl Screen {
             Ok(std::str::from_utf8(word)?)
         };
         ensure!(word()? == "P6", "the picture is no binary PPM");
-        let (width, height) = (word()?.parse()?, word()?.parse()?);
+        let (width, height): (u32, u32) = (word()?.parse()?, word()?.parse()?);
         ensure!(word()? == "255", "the picture has other than 8 bits per color");
-        let size = u64::from(width) * u64::from(height) * 3;
+        let size = u128::from(width) * u128::from(height) * 3;
         // One byte of white space stands between header and pixels.
         let pixels = rest.get(1..).unwrap_or_default().to_vec();
         ensure!(
-            pixels.len() as u64 == size,
+            pixels.len() as u128 == size,
             "{width}x{height} pixels need {size} bytes, not {}",
             pixels.len()
         );
