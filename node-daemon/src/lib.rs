@@ -1,4 +1,16 @@
 //! The node daemon: discovers a host, makes devices of its cards, runs desktops as libvirt domains.
+//!
+//! ```text
+//!   sysfs, procfs ─▶ topology ─▶ inventory ─▶ gpu_node ──▶ GpuNode.status
+//!                                    ▲
+//!   Desktop, template ─▶ watch ─▶ desktop: observe ─▶ decide ─▶ act ──▶ Desktop.status
+//!                                    │                  partition (shares of cards), domain (XML)
+//!                                    ▼
+//!   host: the two seams, hypervisor (libvirt) and gpu_driver; files, images, seeds; the simulated host
+//! ```
+//!
+//! `topology`, `partition`, `domain`, `inventory` and the files named `decide`, `desired`, `conflict`,
+//! `machine`, `record`, `status` and `tuning` are pure; `host` touches the machine.
 
 pub mod cli;
 pub mod crash_point;

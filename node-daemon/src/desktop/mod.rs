@@ -71,6 +71,8 @@ use crate::{
 const MOST_ACTIONS: usize = 16;
 /// How often a desktop is looked at when nothing calls for it.
 const SLOWLY: Duration = Duration::from_mins(5);
+/// How long after its start a guest is asked often for its addresses.
+const ADDRESS_PATIENCE: SignedDuration = SignedDuration::from_mins(2);
 /// Wait before the first repetition after a passing problem; each further one waits twice as long.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// The longest wait after a problem. What a person mends is seen within it.
@@ -292,13 +294,18 @@ impl Desktops {
             let wait = at.duration_since(Timestamp::now());
             return Duration::try_from(wait).unwrap_or_default().saturating_add(Duration::from_millis(10));
         }
-        match sight.machine.as_ref().map(|machine| (&machine.guest, machine.started_at)) {
+        let Some(machine) = &sight.machine else { return SLOWLY };
+        let age = Timestamp::now().duration_since(machine.started_at);
+        match &machine.guest {
             // Its agent's arrival is an event; this is for a hypervisor that has missed it.
-            Some((Guest::Silent, started)) => {
-                let age = Timestamp::now().duration_since(started);
+            Guest::Silent => {
                 Duration::try_from(age / 4).unwrap_or_default().clamp(Duration::from_secs(2), SLOWLY)
             }
-            _ => SLOWLY,
+            // An agent that starts early answers before the guest has an address.
+            Guest::Answers if machine.addresses.is_empty() && age < ADDRESS_PATIENCE => {
+                Duration::from_secs(5)
+            }
+            Guest::Answers | Guest::NoAgent | Guest::Simulated => SLOWLY,
         }
     }
 }
