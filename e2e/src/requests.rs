@@ -7,7 +7,7 @@ use kube::Client;
 
 /// Requests to the four kinds and to what gpudesk writes beside them, since the server started.
 ///
-/// The server's metrics do not tell clients apart. A test that patches desktops itself takes its own
+/// Per verb and resource the server's metrics do not tell clients apart. A test that patches desktops itself takes its own
 /// patches off with [`Requests::without_users`]; what people create is not counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requests {
@@ -18,6 +18,9 @@ pub struct Requests {
     pub reads: u64,
     /// The writes per verb and resource.
     pub by_kind: BTreeMap<String, u64>,
+    /// All requests of the operator and the node daemons, of any verb: they are the only service
+    /// accounts outside of `kube-system`, and the server counts those apart.
+    pub of_programs: u64,
 }
 
 impl Requests {
@@ -36,7 +39,12 @@ impl Requests {
             .map(|(kind, count)| (kind.clone(), count - before.by_kind.get(kind).unwrap_or(&0)))
             .filter(|(_, count)| *count > 0)
             .collect();
-        Self { writes: self.writes - before.writes, reads: self.reads - before.reads, by_kind }
+        Self {
+            writes: self.writes - before.writes,
+            reads: self.reads - before.reads,
+            by_kind,
+            of_programs: self.of_programs - before.of_programs,
+        }
     }
 
     /// Takes patches off that the test itself made, as a user would.
@@ -52,6 +60,11 @@ impl Requests {
     fn parse(text: &str) -> Self {
         let mut found = Self::default();
         for line in text.lines() {
+            if line.starts_with("apiserver_flowcontrol_dispatched_requests_total{")
+                && line.contains("flow_schema=\"service-accounts\"")
+            {
+                found.of_programs += line.rsplit_once(' ').map_or(0, |(_, count)| number(count));
+            }
             let Some(rest) = line.strip_prefix("apiserver_request_total{") else { continue };
             let Some((labels, count)) = rest.rsplit_once("} ") else { continue };
             let label = |name: &str| {
@@ -61,8 +74,7 @@ impl Requests {
             };
             let (Some(verb), Some(resource)) = (label("verb"), label("resource")) else { continue };
             let subresource = label("subresource").unwrap_or_default();
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            let count = count.parse::<f64>().unwrap_or(0.0) as u64;
+            let count = number(count);
             let ours = label("group") == Some("gpudesk.dev");
             let beside = ["roles", "rolebindings", "serviceaccounts"].contains(&resource);
             let writes = match verb {
@@ -82,6 +94,12 @@ impl Requests {
     }
 }
 
+/// A count in the metrics' format, which writes large ones like `1.2e+06`.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn number(text: &str) -> u64 {
+    text.parse::<f64>().unwrap_or(0.0) as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,8 +110,10 @@ mod tests {
 apiserver_request_total{code=\"200\",component=\"apiserver\",dry_run=\"\",group=\"gpudesk.dev\",resource=\"desktops\",scope=\"resource\",subresource=\"status\",verb=\"APPLY\",version=\"v1alpha1\"} 12
 apiserver_request_total{code=\"201\",component=\"apiserver\",dry_run=\"\",group=\"gpudesk.dev\",resource=\"desktops\",scope=\"resource\",subresource=\"\",verb=\"POST\",version=\"v1alpha1\"} 5
 apiserver_request_total{code=\"200\",component=\"apiserver\",dry_run=\"\",group=\"gpudesk.dev\",resource=\"gpunodes\",scope=\"resource\",subresource=\"\",verb=\"GET\",version=\"v1alpha1\"} 2
+apiserver_flowcontrol_dispatched_requests_total{flow_schema=\"service-accounts\",priority_level=\"workload-low\"} 1.2e+01
+apiserver_flowcontrol_dispatched_requests_total{flow_schema=\"exempt\",priority_level=\"exempt\"} 7
 ";
         let found = Requests::parse(text);
-        assert_eq!((found.writes, found.reads), (12, 2));
+        assert_eq!((found.writes, found.reads, found.of_programs), (12, 2, 12));
     }
 }

@@ -159,6 +159,7 @@ async fn two_hundred(environment: &Fleet, objects: &Objects) -> Result<()> {
         json!({
             "measure": "fleet", "desktops": DESKTOPS, "hosts": HOSTS, "secondsToAllRunning": seconds,
             "writesPerStart": per_start(requests.writes), "readsPerStart": per_start(requests.reads),
+            "requestsOfProgramsPerStart": per_start(requests.of_programs),
             "writes": requests.by_kind,
             "operatorMemoryKiB": operator, "largestDaemonMemoryKiB": daemons.iter().max(),
         })
@@ -365,6 +366,7 @@ async fn switched_off_and_on(environment: &Fleet, objects: &Objects) -> Result<(
         json!({
             "measure": "switched-on", "desktops": DESKTOPS, "hosts": HOSTS, "secondsToAllRunning": seconds,
             "writesPerStart": per_start(requests.writes), "readsPerStart": per_start(requests.reads),
+            "requestsOfProgramsPerStart": per_start(requests.of_programs),
             "writes": requests.by_kind,
         })
     );
