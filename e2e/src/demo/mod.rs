@@ -61,6 +61,7 @@ pub async fn up() -> Result<()> {
     steps::apply_quickstart(&cluster, progress)?;
     steps::wait_for_desktop(&cluster, progress).await?;
     steps::wait_for_others(&cluster, progress).await?;
+    steps::wait_for_first_boot(&host, progress).await?;
     report::print(&cluster, &host, &node, progress).await
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use gpudesk_crds::conditions::{self, ConditionType};
-use gpudesk_crds::{Desktop, GpuNode};
+use gpudesk_crds::{Desktop, GpuNode, domain_name};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use tokio::time::sleep;
@@ -22,6 +22,7 @@ use crate::libvirt_host::LibvirtHost;
 use crate::processes::{Lifetime, Process};
 use crate::programs::{self, DaemonOptions};
 use crate::state::{StateDir, checkout};
+use crate::waiting::eventually;
 
 /// A guest under plain emulation on a busy machine of two cores takes its time.
 const BOOT: Duration = Duration::from_mins(5);
@@ -193,6 +194,24 @@ pub(super) async fn wait_for_desktop(cluster: &Cluster, progress: Progress) -> R
         );
         sleep(Duration::from_millis(300)).await;
     }
+}
+
+/// Waits until cloud-init has done in the guest what the quickstart's template says: only then is
+/// there somebody who can log in. The guest agent, which comes earlier, is asked.
+pub(super) async fn wait_for_first_boot(host: &LibvirtHost, progress: Progress) -> Result<()> {
+    const DONE: &str =
+        r#"{"execute":"guest-file-open","arguments":{"path":"/run/gpudesk-cloud-init-was-here"}}"#;
+    let domain = domain_name(NAMESPACE, DESKTOP);
+    progress.say(&format!("desktop {NAMESPACE}/{DESKTOP}: cloud-init sets it up"));
+    let opened = eventually("cloud-init has set up the guest", BOOT, || async {
+        Ok(host.virsh(["qemu-agent-command", &domain, DONE, "--timeout", "5"]).ok())
+    })
+    .await?;
+    let handle = serde_json::from_str::<serde_json::Value>(&opened)?["return"].take();
+    let close = serde_json::json!({"execute": "guest-file-close", "arguments": {"handle": handle}});
+    host.virsh(["qemu-agent-command", &domain, &close.to_string(), "--timeout", "5"])?;
+    progress.say(&format!("desktop {NAMESPACE}/{DESKTOP}: set up"));
+    Ok(())
 }
 
 /// Waits until the desktops on simulated hosts run.
