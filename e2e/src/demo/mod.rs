@@ -74,11 +74,15 @@ pub async fn down() -> Result<()> {
     let _lock = steps::lock(&state)?;
     let mut failures = Vec::new();
     if foreign_cluster() {
-        let words = "removing the quickstart and the chart from the given cluster";
-        failures.extend(outcome(words, steps::remove_from(&state).await));
+        let words = "removing the quickstart from the given cluster";
+        failures.extend(outcome(words, steps::remove_quickstart(&state).await));
     }
     let words = "stopping the operator and the node daemons";
     failures.extend(outcome(words, programs::stop_recorded(&state)));
+    if foreign_cluster() {
+        let words = "removing the chart and the nodes from the given cluster; the definitions stay";
+        failures.extend(outcome(words, steps::remove_installation(&state).await));
+    }
     failures.extend(outcome("stopping libvirt and its guests", LibvirtHost::stop_recorded(&state)));
     failures.extend(outcome("stopping the control plane", ControlPlane::stop_recorded(&state)));
     // While something runs, its records are needed to stop it.

@@ -252,11 +252,19 @@ fn state_of(desktop: &Desktop) -> String {
     )
 }
 
-/// Takes gpudesk out of a cluster that is not ours.
-pub(super) async fn remove_from(state: &Arc<StateDir>) -> Result<()> {
+/// Deletes the quickstart from a cluster that is not ours, while the programs still run that give
+/// back what its desktops hold.
+pub(super) async fn remove_quickstart(state: &Arc<StateDir>) -> Result<()> {
     let cluster = Cluster::bare(state, Lifetime::Detached).await?;
     let folder = format!("--filename={}", checkout().join("examples/quickstart").display());
     cluster.kubectl(["delete", "--ignore-not-found", "--timeout=120s", &folder])?;
+    Ok(())
+}
+
+/// Takes gpudesk out of a cluster that is not ours, once no daemon makes its node again. The
+/// definitions stay: with them everybody's desktops would go.
+pub(super) async fn remove_installation(state: &Arc<StateDir>) -> Result<()> {
+    let cluster = Cluster::bare(state, Lifetime::Detached).await?;
     let nodes: Api<GpuNode> = Api::all(cluster.client().clone());
     for node in std::iter::once(this_node()).chain(SIMULATED.map(|(node, _)| node.to_owned())) {
         if nodes.get_opt(&node).await?.is_some() {
