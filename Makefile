@@ -10,7 +10,7 @@ export KUBECONFIG
 export GPUDESK_USE_KUBECONFIG := 1
 endif
 
-.PHONY: help setup generate build lint advisories test demo demo-down
+.PHONY: bench-discovery help setup generate build lint advisories test fuzz demo demo-down
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,7 @@ setup: ## Install what building, testing and the demo need (Debian 12 and 13, Ub
 
 build: setup ## Build every program
 	@cargo build --workspace --bins
+	@cargo build --package gpudesk-fake-nvml
 
 generate: ## Write the definitions of the four kinds into crds/ and into the chart
 	@cargo run -q -p gpudesk-crds --features crdgen --bin crdgen -- crds charts/gpudesk/crds
@@ -36,7 +37,21 @@ test: build ## Every test, the end-to-end ones included
 	@e2e/control-plane/build.sh > /dev/null
 	@e2e/guest/build-tiny.sh > /dev/null
 	@e2e/guest/build-image.sh > /dev/null
+	@e2e/gpu-node/build.sh > /dev/null
 	@GPUDESK_BIN_DIR=$(CURDIR)/target/debug cargo test --workspace --all-features --no-fail-fast
+
+SECONDS ?= 30
+bench-discovery: ## What discovery costs, as ratios: one JSON line each
+	@cargo bench -q -p gpudesk-node-daemon --bench discovery
+
+fuzz: ## Hostile input for every parser of discovery, SECONDS=30 each; FUZZ_TARGETS="pci tree" for some
+	@command -v cargo-fuzz > /dev/null || cargo install --locked cargo-fuzz
+	@cd node-daemon/fuzz; for target in $(or $(FUZZ_TARGETS),$$(cargo fuzz list)); do \
+		echo "== $$target, $(SECONDS) s"; \
+		mkdir -p "corpus/$$target" "seeds/$$target"; \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none "$$target" "corpus/$$target" "seeds/$$target" -- -max_total_time=$(SECONDS) \
+			-rss_limit_mb=2048 -timeout=25 -dict=dictionary.txt -verbosity=0 -print_funcs=0 -print_final_stats=1; \
+	done
 
 demo: build ## A whole gpudesk on this machine, with a desktop that runs
 	@GPUDESK_BIN_DIR=$(CURDIR)/target/debug target/debug/gpudesk-demo up

@@ -28,7 +28,7 @@ packages=(
   "qemu-system-x86 qemu-system-x86_64" "qemu-utils qemu-img" "ovmf -"
   "mmdebstrap mmdebstrap" "e2fsprogs mkfs.ext4" "fdisk sfdisk" "mtools mcopy"
   "dosfstools mkfs.vfat" "syslinux syslinux" "syslinux-common -" "zstd zstd"
-  "xz-utils xz" "cpio cpio" "python3 python3" "python3-venv -" "util-linux setpriv"
+  "xz-utils xz" "cpio cpio" "kmod depmod" "python3 python3" "python3-venv -" "util-linux setpriv"
 )
 # Where Debian 12 must take the newer one: 7.2 and 9.0 are its own.
 backports=(

@@ -44,6 +44,26 @@ names! {
         IommuEnabled,
         /// GpuNode: libvirt and QEMU answer.
         HypervisorReady,
+        /// GpuNode: guests run by hardware virtualization.
+        KvmUsable,
+        /// GpuNode: DMA and interrupts of devices are really confined to their guests.
+        IommuIsolating,
+        /// GpuNode: the kernel's vfio driver is there to take cards.
+        VfioReady,
+        /// GpuNode: every memory region of every card has an address (Above 4G decoding).
+        BarsAssigned,
+        /// GpuNode: virtual functions are switched on where cards make shares of them.
+        SriovEnabled,
+        /// GpuNode: hugepages are reserved on every NUMA cell that runs desktops.
+        HugepagesReserved,
+        /// GpuNode: the driver of the cards can make vGPUs and finds its licence service.
+        VgpuHostReady,
+        /// GpuNode: the NVLink fabric is up, and the cards in it are alike.
+        FabricReady,
+        /// GpuNode: nothing on the host denies the daemon what it must read.
+        AccessGranted,
+        /// GpuNode: the admin's discovery hook gave a usable answer.
+        DiscoveryHookReady,
         /// GpuNode: no managed card is failed.
         DevicesHealthy,
         /// GpuNode: PCI, NUMA and IOMMU topology could be read whole.
@@ -137,8 +157,36 @@ names! {
         /// The template changed after the start.
         TemplateChanged,
 
+        /// Does not apply to this machine.
+        NotNeeded,
         /// No IOMMU groups.
         IommuMissing,
+        /// vfio is told to work without an IOMMU, or without safe interrupts.
+        IommuUnsafe,
+        /// A kernel module is not loaded.
+        ModuleMissing,
+        /// A memory region of a card has no address.
+        BarUnassigned,
+        /// Virtual functions are switched off.
+        SriovOff,
+        /// No hugepages, or none on a cell.
+        HugepagesMissing,
+        /// KVM does not work here.
+        KvmUnusable,
+        /// A program or library is older than what is needed.
+        VersionTooOld,
+        /// The GPU driver of the host makes no vGPUs, or is not there.
+        HostDriverMissing,
+        /// The licence service of the vGPUs does not answer.
+        LicenceServiceMissing,
+        /// A service that runs the NVLink fabric is missing, or the fabric is not up.
+        FabricNotReady,
+        /// Different cards in one NVLink domain.
+        FabricMixed,
+        /// AppArmor, SELinux or file permissions deny the daemon something.
+        AccessDenied,
+        /// The discovery hook failed; what it said last stands.
+        HookFailed,
         /// A managed card is failed.
         DeviceUnhealthy,
         /// A part of the topology could not be read.

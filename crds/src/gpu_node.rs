@@ -24,7 +24,7 @@ use crate::{
     doc = "A machine that runs desktops. Its name is the name of its Kubernetes node. The spec says what the owner of the machine allows; the status is what the node daemon found there.",
     validation = Rule::new("self.metadata.name != 'daemon'").message("metadata.name must not be daemon: gpudesk-node-daemon is the service account of all node daemons"),
     validation = Rule::new("self.metadata.name.size() <= 200").message("metadata.name must be at most 200 characters: objects of the node are named after it"),
-    printcolumn(name = "GPUs", type_ = "integer", json_path = ".status.summary.gpus", description = "Cards that gpudesk manages."),
+    printcolumn(name = "GPUs", type_ = "integer", json_path = ".status.summary.gpus", description = "Cards that gpudesk manages, without that of the host's own screen."),
     printcolumn(name = "Free", type_ = "integer", json_path = ".status.summary.freeGpus", description = "Cards of which nothing is in use."),
     printcolumn(name = "Slices", type_ = "string", json_path = ".status.summary.slices", description = "Placement units in use, of all."),
     printcolumn(name = "NUMA", type_ = "integer", json_path = ".status.summary.numaCells", description = "NUMA cells."),

@@ -1,5 +1,6 @@
 //! The operator and the node daemon: the real binaries, each with a kubeconfig of its own.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -71,6 +72,10 @@ pub struct DaemonOptions {
     pub emulated: bool,
     /// The step after which it ends itself with `SIGKILL`, for tests of crashes.
     pub kill_after: Option<String>,
+    /// Further arguments of the command line.
+    pub arguments: Vec<OsString>,
+    /// Further variables of its environment.
+    pub environment: Vec<(OsString, OsString)>,
 }
 
 /// A running operator or node daemon.
@@ -108,8 +113,17 @@ impl Service {
         namespace: &str,
         options: &DaemonOptions,
     ) -> Result<Self> {
-        let DaemonOptions { node, simulate, libvirt_uri, image_roots, allowed_roots, emulated, kill_after } =
-            options;
+        let DaemonOptions {
+            node,
+            simulate,
+            libvirt_uri,
+            image_roots,
+            allowed_roots,
+            emulated,
+            kill_after,
+            arguments,
+            environment,
+        } = options;
         let name = format!("gpudesk-node-daemon-{node}");
         let metrics = ports::free()?;
         let own_state = state.join("daemons").join(node);
@@ -136,6 +150,10 @@ impl Service {
         }
         if let Some(step) = kill_after {
             launch = launch.env("GPUDESK_KILL_AFTER", step);
+        }
+        launch = launch.args(arguments);
+        for (name, value) in environment {
+            launch = launch.env(name, value);
         }
         Self::start(launch, state, lifetime, metrics)
     }

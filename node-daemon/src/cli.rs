@@ -1,9 +1,15 @@
 //! The command line.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gpudesk_crds::DEFAULT_SYSTEM_NAMESPACE;
+
+use crate::host::hook::DiscoveryHook;
 
 /// Shows a GPU host as a `GpuNode` and runs the desktops that are allocated to it as libvirt domains.
 #[derive(Debug, Parser)]
@@ -22,7 +28,15 @@ pub enum Command {
     /// The API server is found by KUBECONFIG, or as in a pod.
     Run(Run),
     /// Print what this host would show in its `GpuNode`, without a cluster.
+    ///
+    /// Needs no cluster, no libvirt and no GPU driver; what is missing is named. Run it as root, or some
+    /// files may not be read.
     Discover(Discover),
+    /// Print a script that completes this command line in a shell.
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Options of `run`.
@@ -49,6 +63,9 @@ pub struct Run {
     /// without it none may be named.
     #[arg(long = "allowed-root", value_name = "DIR")]
     pub allowed_roots: Vec<PathBuf>,
+    /// Where and how the host is looked at.
+    #[command(flatten)]
+    pub look: Look,
     /// Where the daemon keeps the disks of desktops and its own records.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/gpudesk")]
     pub state_dir: PathBuf,
@@ -66,9 +83,53 @@ pub struct Run {
     pub log_format: LogFormat,
 }
 
+/// Where and how a host is looked at.
+#[derive(Debug, Default, Clone, Args)]
+pub struct Look {
+    /// Root folder of the host: its /sys, /proc, /run are below it. Default: /.
+    #[arg(long, value_name = "DIR", conflicts_with = "simulate")]
+    pub host_root: Option<PathBuf>,
+    /// NVIDIA's library NVML. Default: libnvidia-ml.so.1, where it is installed.
+    #[arg(long, value_name = "FILE", conflicts_with = "simulate")]
+    pub nvml: Option<PathBuf>,
+    /// An executable that replaces or extends what was found: it gets the `GpuNode` as JSON on its
+    /// standard input and prints CloudStack's GPU discovery JSON, or gpudesk's own. It must belong to
+    /// root and be writable by root alone.
+    #[arg(long, value_name = "FILE", conflicts_with = "simulate")]
+    pub hook: Option<PathBuf>,
+    /// Seconds after which the hook is ended. 1 to 600.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub hook_timeout: u64,
+}
+
+impl Look {
+    /// The hook in `file`, for this node.
+    pub fn hook_at(&self, file: &Path, node: &str) -> DiscoveryHook {
+        let root = self.host_root.as_deref().unwrap_or(Path::new("/"));
+        DiscoveryHook::new(file.into(), node, root).with_patience(Duration::from_secs(self.hook_timeout))
+    }
+}
+
 /// Options of `discover`.
 #[derive(Debug, Args)]
 pub struct Discover {
+    /// Where and how the host is looked at. With `discover`, --host-root also takes a capture.
+    #[command(flatten)]
+    pub look: Look,
+    /// Write exactly the files that were read into this archive (.tar.zst), with what the GPU driver
+    /// said. `discover --host-root FILE` shows the same host from it.
+    #[arg(long, value_name = "FILE", conflicts_with = "simulate")]
+    pub capture: Option<PathBuf>,
+    /// Go on, and print the whole again each time the hardware changes: YAML documents, or one JSON
+    /// document a line. Ends with SIGINT or SIGTERM.
+    #[arg(long, conflicts_with_all = ["simulate", "capture"])]
+    pub watch: bool,
+    /// Blank serial numbers and UUIDs of cards in the capture and in what is printed.
+    #[arg(long)]
+    pub blank_serials: bool,
+    /// libvirt, asked for its version. `none` asks nobody. Default: `qemu:///system` on this machine.
+    #[arg(long, value_name = "URI")]
+    pub libvirt_uri: Option<String>,
     /// How to print it.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,

@@ -1,11 +1,12 @@
 //! `run`: puts the parts together, in this order: libvirt, the host in the API, the sign of life, the
 //! desktops. Ends with SIGTERM or SIGINT; desktops go on running.
 
-use std::{fs, os::unix::fs::DirBuilderExt, sync::Arc, time::Duration};
+use std::{fs, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use gpudesk_crds::{gpu_node_status::Acceleration, types::CpuSet};
+use gpudesk_inventory::{status::HypervisorView, topology::uevent::Change};
 use kube::{Client, Config};
 use tokio::{
     net::TcpListener,
@@ -15,11 +16,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cli::{AccelerationChoice, Run},
+    cli::{AccelerationChoice, Look, Run},
     desktop::{Desktops, Node},
     domain::Kind,
     gpu_node::Publisher,
     host::{
+        changes::Changes,
         folder::{DesktopFolders, boot_id},
         hypervisor::{Hypervisor, HypervisorEvent},
         images::ImageStore,
@@ -27,9 +29,10 @@ use crate::{
         libvirt::LibvirtHypervisor,
         paths::AllowedRoots,
         simulated_driver::list_file,
-        source::HostSource,
+        source::{HostSource, SourceError},
+        survey::Place,
+        uevents,
     },
-    inventory::HypervisorView,
     lease,
     metrics::Metrics,
     orphans,
@@ -51,10 +54,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     let mut folder = fs::DirBuilder::new();
     folder.recursive(true).mode(0o711).create(&options.state_dir).context("making the state folder")?;
     let state_dir = options.state_dir.canonicalize().context("finding the state folder")?;
-    let source = match &options.simulate {
-        Some(file) => HostSource::simulated(file, &options.node_name, &state_dir)?,
-        None => HostSource::machine(),
-    };
+    let source = source(&options, &state_dir)?;
     if options.rebooted {
         let _ = fs::remove_file(list_file(&state_dir));
     }
@@ -71,12 +71,15 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     let silent = HypervisorView::Silent("not connected yet".into());
     let (sender, hypervisor) = watch::channel::<HypervisorState>((silent, None));
     let changed = Arc::new(tokio::sync::Notify::new());
+    let hardware = Arc::new(Changes::default());
     let publisher = Publisher {
         node: options.node_name.clone(),
         source: source.clone(),
         client: client.clone(),
         hypervisor,
         changed: Arc::clone(&changed),
+        changes: Arc::clone(&hardware),
+        hook: options.look.hook.as_deref().map(|file| options.look.hook_at(file, &options.node_name)),
         metrics: metrics.clone(),
     };
     let serving = axum::serve(listener, metrics.router());
@@ -130,6 +133,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     tokio::select! {
         result = desktops => result?,
         () = publisher.run() => {}
+        () = follow_hardware(&source, &hardware) => {}
         () = lease => {}
         result = serving => result.context("serving metrics and health")?,
         () = async { ended.await; tokio::time::sleep(Duration::from_secs(20)).await } => {
@@ -138,6 +142,14 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     }
     tracing::info!("ended; desktops go on running");
     Ok(())
+}
+
+fn source(options: &Run, state_dir: &Path) -> Result<HostSource, SourceError> {
+    if let Some(file) = &options.simulate {
+        return HostSource::simulated(file, &options.node_name, state_dir);
+    }
+    let Look { host_root, nvml, hook: _, hook_timeout: _ } = options.look.clone();
+    HostSource::machine(Place { root: host_root, nvml, state_dir: Some(state_dir.into()) }, false)
 }
 
 /// Connects to libvirt, however long it takes, and finds out how guests run.
@@ -168,7 +180,7 @@ async fn connect(
     let (kind, why_not_kvm) = kind(options, uri, &hypervisor, state_dir).await;
     tracing::info!(uri, kind = kind.name(), why_not_kvm, "connected to libvirt");
     let view = HypervisorView::Answers {
-        versions: hypervisor.versions().await.ok(),
+        versions: hypervisor.versions().await.ok().map(|versions| versions.view()),
         acceleration: match kind {
             Kind::Kvm => Acceleration::Kvm,
             Kind::Qemu => Acceleration::Emulation,
@@ -224,6 +236,51 @@ async fn follow(hypervisor: Arc<dyn Hypervisor>, sender: &watch::Sender<Hypervis
             }
             HypervisorEvent::Domain(_) => {}
         }
+    }
+}
+
+/// Hears what changes in the hardware. Never ends: where the kernel cannot be heard, the slow pass has
+/// to do.
+async fn follow_hardware(source: &HostSource, changes: &Changes) {
+    if source.is_simulated() {
+        return std::future::pending().await;
+    }
+    let kernel = async {
+        loop {
+            if let Err(error) = uevents::listen(changes).await {
+                tracing::warn!(%error, "the kernel's messages about hardware cannot be heard; changes show within a minute");
+            }
+            tokio::time::sleep(Duration::from_mins(5)).await;
+            changes.add(Change::Whole);
+        }
+    };
+    tokio::join!(kernel, follow_driver(source, changes));
+}
+
+/// Hears what the GPU driver tells of its cards.
+pub(crate) async fn follow_driver(source: &HostSource, changes: &Changes) {
+    loop {
+        let nvml = source.survey().and_then(|survey| survey.nvml());
+        match nvml.map(|nvml| nvml.events()) {
+            Some(Ok(mut events)) => {
+                while let Some(event) = events.recv().await {
+                    tracing::warn!(card = %event.card, ?event, "the GPU driver reports an event");
+                    let (card, source) = (event.card, source.clone());
+                    // A look at the host may hold the survey for some time.
+                    let told = tokio::task::spawn_blocking(move || {
+                        if let Some(mut survey) = source.survey() {
+                            survey.add_event(event);
+                        }
+                    });
+                    if told.await.is_ok() {
+                        changes.add(Change::Function(card));
+                    }
+                }
+            }
+            Some(Err(error)) => tracing::warn!(%error, "the GPU driver's events cannot be heard"),
+            None => {}
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 

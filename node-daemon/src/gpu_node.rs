@@ -2,10 +2,15 @@
 //! says something new.
 #![expect(clippy::disallowed_methods, reason = "adapter: conditions carry times")]
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use gpudesk_crds::{GpuNode, GpuNodeSpec, GpuNodeStatus, NODE_DAEMON_FIELD_MANAGER, types::ShareMode};
+use gpudesk_inventory::{
+    hook::HookView,
+    status::{self, Findings, HeldShare, HypervisorView},
+    topology::{HostFacts, uevent::Change},
+};
 use jiff::Timestamp;
 use kube::{
     Api, Client, Resource,
@@ -20,18 +25,20 @@ use serde_json::json;
 use thiserror::Error;
 use tokio::{
     sync::{Notify, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
     domain::metadata,
-    host::{gpu_driver::GpuInstance, hypervisor::Hypervisor, source::HostSource},
-    inventory::{self, Findings, HypervisorView, WholeCard},
+    host::{
+        changes::Changes, gpu_driver::GpuInstance, hook::DiscoveryHook, hypervisor::Hypervisor,
+        source::HostSource,
+    },
     metrics::Metrics,
-    topology::HostFacts,
 };
 
-/// How often the host is looked at when nothing calls for it.
+/// How often the whole host is looked at when nothing calls for it: hugepages and the like change
+/// without a word.
 const SLOWLY: Duration = Duration::from_mins(1);
 /// The shortest time between two writes, so that a hundred desktops that start are a few writes.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -66,8 +73,12 @@ pub struct Publisher {
     pub client: Client,
     /// What is known of libvirt.
     pub hypervisor: watch::Receiver<(HypervisorView, Option<Arc<dyn Hypervisor>>)>,
-    /// Told when something on the host may have changed.
+    /// Told when desktops or shares on the host may have changed.
     pub changed: Arc<Notify>,
+    /// What changed in the hardware.
+    pub changes: Arc<Changes>,
+    /// The admin's discovery hook.
+    pub hook: Option<DiscoveryHook>,
     /// Figures.
     pub metrics: Metrics,
 }
@@ -75,7 +86,19 @@ pub struct Publisher {
 /// What is on the host now.
 struct Content {
     facts: HostFacts,
-    instances: Result<Vec<GpuInstance>, String>,
+    instances: Result<Vec<HeldShare>, String>,
+    driver_versions: (Option<String>, Option<String>),
+    unlicensed_vgpus: Option<usize>,
+}
+
+/// What lasts from one look to the next.
+struct Said {
+    /// The status that was last written.
+    status: Option<GpuNodeStatus>,
+    /// How the hook fared.
+    hook: HookView,
+    /// When everything was last read.
+    whole: Option<Instant>,
 }
 
 impl Publisher {
@@ -84,7 +107,7 @@ impl Publisher {
         let (sender, mut stored) = watch::channel(Stored::default());
         let watching = observe(self.client.clone(), self.node.clone(), sender);
         let publishing = async {
-            let mut said: Option<GpuNodeStatus> = None;
+            let mut said = Said { status: None, hook: HookView::NotConfigured, whole: None };
             // Before the first look it is not known whether there is a GpuNode at all.
             let _ = timeout(PATIENCE, stored.wait_for(|stored| stored.known)).await;
             // And a libvirt that answers at once need not be said to be silent first.
@@ -93,11 +116,12 @@ impl Publisher {
                 let now = stored.borrow_and_update().clone();
                 if let Err(error) = self.show(now.node.as_deref(), &mut said).await {
                     tracing::warn!(%error, "the host is not shown as it is");
-                    said = None;
+                    said.status = None;
                 }
                 sleep(PAUSE).await;
                 tokio::select! {
                     () = self.changed.notified() => {}
+                    () = self.changes.some() => {}
                     () = sleep(SLOWLY) => {}
                     _ = stored.changed() => {}
                     _ = self.hypervisor.changed() => {}
@@ -107,11 +131,7 @@ impl Publisher {
         tokio::join!(watching, publishing);
     }
 
-    async fn show(
-        &mut self,
-        stored: Option<&GpuNode>,
-        said: &mut Option<GpuNodeStatus>,
-    ) -> Result<(), ShowError> {
+    async fn show(&mut self, stored: Option<&GpuNode>, said: &mut Said) -> Result<(), ShowError> {
         let nodes: Api<GpuNode> = Api::all(self.client.clone());
         let params = PatchParams::apply(NODE_DAEMON_FIELD_MANAGER).force();
         let simulated = self.source.is_simulated().to_string();
@@ -125,35 +145,51 @@ impl Publisher {
                 "spec": {},
             });
             nodes.patch(&self.node, &params, &Patch::Apply(&apply)).await?;
-            *said = None;
+            said.status = None;
         }
         let (view, hypervisor) = self.hypervisor.borrow_and_update().clone();
         let whole_cards = whole_cards(hypervisor.as_deref(), &self.metrics).await;
         let unknown = whole_cards.as_ref().err().cloned();
+        let mut changes = self.changes.take();
+        if said.whole.is_none_or(|whole| whole.elapsed() >= SLOWLY) {
+            changes = BTreeSet::from([Change::Whole]);
+        }
+        if changes.contains(&Change::Whole) {
+            said.whole = Some(Instant::now());
+            self.ask_hook(stored, said).await;
+        }
         let source = self.source.clone();
+        let held = whole_cards.unwrap_or_default();
         let content = tokio::task::spawn_blocking(move || Content {
-            facts: source.facts(),
+            facts: source.look(&changes),
             instances: match unknown {
                 Some(why) => Err(why),
-                None => source.gpus().instances().map_err(|error| error.to_string()),
+                None => (source.gpus().instances())
+                    .map(|instances| instances.iter().map(GpuInstance::held).chain(held).collect())
+                    .map_err(|error| error.to_string()),
             },
+            driver_versions: source.driver_versions(),
+            unlicensed_vgpus: source.unlicensed_vgpus(),
         });
         let content = content.await?;
-        let before = said.as_ref().or_else(|| stored.and_then(|node| node.status.as_ref()));
+        let before = said.status.as_ref().or_else(|| stored.and_then(|node| node.status.as_ref()));
         let none = GpuNodeSpec::default();
-        let status = inventory::status(&Findings {
+        let (gpu_driver_version, vgpu_manager_version) = content.driver_versions;
+        let status = status::status(&Findings {
             facts: &content.facts,
             simulated: self.source.is_simulated(),
             hypervisor: &view,
-            gpu_driver_version: self.source.gpus().version(),
+            gpu_driver_version,
+            vgpu_manager_version,
+            unlicensed_vgpus: content.unlicensed_vgpus,
+            hook: &said.hook,
             instances: content.instances.as_deref().map_err(Clone::clone),
-            whole_cards: whole_cards.as_deref().unwrap_or_default(),
             spec: stored.map_or(&none, |node| &node.spec),
             generation: stored.and_then(|node| node.metadata.generation),
             before,
             now: Timestamp::now(),
         });
-        if before.is_some_and(|before| !inventory::differs(before, &status)) {
+        if before.is_some_and(|before| !status::differs(before, &status)) {
             return Ok(());
         }
         let apply = json!({
@@ -164,8 +200,22 @@ impl Publisher {
         });
         nodes.patch_status(&self.node, &params, &Patch::Apply(&apply)).await?;
         self.metrics.node_written();
-        *said = Some(status);
+        said.status = Some(status);
         Ok(())
+    }
+
+    /// Asks the hook; where it fails, its last answer stands.
+    async fn ask_hook(&mut self, stored: Option<&GpuNode>, said: &mut Said) {
+        let Some(hook) = &mut self.hook else { return };
+        let mut so_far = stored.cloned().unwrap_or_else(|| GpuNode::new(&self.node, GpuNodeSpec::default()));
+        if said.status.is_some() {
+            so_far.status.clone_from(&said.status);
+        }
+        said.hook = hook.ask(&so_far).await;
+        // Where it failed, its last good answer stands.
+        if let (Some(mut survey), Some(answer)) = (self.source.survey(), hook.answer()) {
+            survey.set_answer(answer.clone());
+        }
     }
 }
 
@@ -201,7 +251,7 @@ async fn observe(client: Client, node: String, stored: watch::Sender<Stored>) {
 async fn whole_cards(
     hypervisor: Option<&dyn Hypervisor>,
     metrics: &Metrics,
-) -> Result<Vec<WholeCard>, String> {
+) -> Result<Vec<HeldShare>, String> {
     let Some(hypervisor) = hypervisor else { return Err("libvirt does not answer".into()) };
     let domains = hypervisor.list().await.map_err(|error| error.to_string())?;
     let mut whole = vec![];
@@ -213,7 +263,7 @@ async fn whole_cards(
         let owner = format!("{}/{}", ours.namespace, ours.name);
         let gpus = allocation.into_iter().flat_map(|allocation| allocation.gpus);
         let cards = gpus.filter(|gpu| gpu.mode == ShareMode::Passthrough).map(|gpu| gpu.device);
-        whole.extend(cards.map(|card| WholeCard { card, owner: owner.clone() }));
+        whole.extend(cards.map(|card| HeldShare::whole_card(card, owner.clone())));
     }
     metrics.set_desktops(active);
     Ok(whole)

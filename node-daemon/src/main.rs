@@ -1,22 +1,31 @@
 //! The node daemon. See the library for what it does.
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use gpudesk_node_daemon::{
     cli::{Cli, Command, LogFormat},
     daemon, discover,
-    host::source::HostSource,
 };
 use tracing_subscriber::EnvFilter;
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Discover(options) => {
-            let source = match &options.simulate {
-                Some(file) => HostSource::simulated(file, &options.node_name, &std::env::temp_dir())?,
-                None => HostSource::machine(),
-            };
-            let node = discover::gpu_node(&source, &options.node_name);
-            print!("{}", discover::print(&node, options.output)?);
+            let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false);
+            log.with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn")))
+                .init();
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()?
+                .block_on(discover::run(&options))
+        }
+        Command::Completion { shell } => {
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "gpudesk-node-daemon",
+                &mut std::io::stdout(),
+            );
             Ok(())
         }
         Command::Run(options) => {

@@ -4,9 +4,10 @@
 use std::{fmt::Write, path::PathBuf};
 
 use gpudesk_crds::{GpuNodeSpec, GpuNodeStatus, gpu_node_status::Acceleration};
-use gpudesk_node_daemon::{
-    host::{gpu_driver::GpuDriver, simulated::HostFile},
-    inventory::{self, Findings, HypervisorView},
+use gpudesk_inventory::{
+    hook::HookView,
+    simulated::HostFile,
+    status::{self, Findings, HypervisorView},
 };
 use jiff::Timestamp;
 
@@ -17,7 +18,7 @@ fn examples() -> PathBuf {
 fn status(file: &str) -> GpuNodeStatus {
     let text = std::fs::read_to_string(examples().join(file)).unwrap();
     let host = HostFile::parse(&text).unwrap().host("sim").unwrap_or_else(|error| panic!("{file}: {error}"));
-    inventory::status(&Findings {
+    status::status(&Findings {
         facts: &host.facts,
         simulated: true,
         hypervisor: &HypervisorView::Answers {
@@ -26,8 +27,10 @@ fn status(file: &str) -> GpuNodeStatus {
             why_not_kvm: None,
         },
         gpu_driver_version: Some("simulated".into()),
+        vgpu_manager_version: None,
+        unlicensed_vgpus: None,
+        hook: &HookView::NotConfigured,
         instances: Ok(&[]),
-        whole_cards: &[],
         spec: &GpuNodeSpec::default(),
         generation: Some(1),
         before: None,
@@ -121,19 +124,21 @@ fn four_l40s() {
 fn every_host_file_gives_its_host() {
     let expected = [
         ("a16.yaml", 8, "0/128"),
+        ("a2.yaml", 2, "0/32"),
         ("flex-170.yaml", 2, "0/32"),
         ("h100-8.yaml", 8, "0/64"),
         ("l40s-4.yaml", 4, "0/192"),
-        ("laptop.yaml", 2, "0/1"),
+        ("laptop.yaml", 1, "0/1"),
         ("mi300x-8.yaml", 8, "0/64"),
         ("no-gpu.yaml", 0, "0/0"),
         ("rtx-pro-6000-8.yaml", 8, "0/96"),
         ("t4.yaml", 2, "0/32"),
         ("v100.yaml", 4, "0/96"),
     ];
-    let mut files: Vec<String> = std::fs::read_dir(examples())
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+    let entries = std::fs::read_dir(examples()).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut files: Vec<String> = entries
+        .map(|name| name.into_string().unwrap())
+        .filter(|name| name.strip_suffix(".yaml").is_some())
         .collect();
     files.sort();
     assert_eq!(files, expected.map(|(file, ..)| file));
@@ -141,18 +146,50 @@ fn every_host_file_gives_its_host() {
         let status = status(file);
         let summary = status.summary.unwrap();
         assert_eq!((summary.gpus, summary.slices.as_str()), (cards, slices), "{file}");
-        assert!(status.host.unwrap().simulated, "{file}");
-        assert!(status.conditions.iter().all(|condition| condition.status == "True"), "{file}");
+        let host = status.host.unwrap();
+        assert!(host.simulated && host.iommu.is_some() && host.cpus.is_some(), "{file}");
+        let wrong: Vec<_> = status.conditions.iter().filter(|condition| condition.status != "True").collect();
+        assert!(wrong.is_empty(), "{file}: {wrong:?}");
     }
 }
 
 #[test]
-fn a_real_card_is_never_said_to_be_shared() {
-    let text = std::fs::read_to_string(examples().join("l40s-4.yaml")).unwrap();
-    let mut cards = HostFile::parse(&text).unwrap().host("sim").unwrap().facts.cards;
-    gpudesk_node_daemon::host::gpu_driver::NoDriver.describe(&mut cards);
-    for support in cards.iter().flat_map(|card| &card.supports) {
-        assert!(!support.supported);
-        assert!(support.reason.as_ref().unwrap().starts_with("not yet supported by this version"));
+fn cards_say_what_a_machine_and_its_drivers_say() {
+    for (file, functions, framework) in [
+        ("rtx-pro-6000-8.yaml", 48, Some("VendorVfio")),
+        ("l40s-4.yaml", 32, Some("VendorVfio")),
+        ("a16.yaml", 16, Some("Mdev")),
+        ("a2.yaml", 16, Some("Mdev")),
+        ("t4.yaml", 0, Some("Mdev")),
+        ("v100.yaml", 0, Some("Mdev")),
+        ("mi300x-8.yaml", 0, Some("Sriov")),
+    ] {
+        for card in status(file).devices {
+            assert_eq!(card.virtual_functions.len(), functions, "{file}");
+            assert_eq!(
+                card.framework.map(|framework| format!("{framework:?}")).as_deref(),
+                framework,
+                "{file}"
+            );
+            assert!(card.root_complex.is_some() && card.link.is_some() && card.subsystem.is_some(), "{file}");
+            assert!(!card.bars.is_empty() && !card.class.is_empty(), "{file}");
+        }
     }
+}
+
+#[test]
+fn the_fabric_of_eight_h100_is_up_and_has_fifteen_partitions() {
+    let status = status("h100-8.yaml");
+    let fabric = status.fabric.unwrap();
+    assert_eq!((fabric.switches.len(), fabric.partitions.len()), (4, 15));
+    for card in &status.devices {
+        assert_eq!(card.fabric.as_ref().unwrap().state, "Completed");
+        assert_eq!(card.nvlink_peers.len(), 7);
+        let modules = fabric
+            .partitions
+            .iter()
+            .filter(|partition| partition.module_ids.contains(&card.module_id.unwrap()));
+        assert_eq!(modules.count(), 4, "all, a half, a pair and the card alone");
+    }
+    assert_eq!(status.host_devices.iter().filter(|device| device.usable).count(), 7);
 }

@@ -86,7 +86,7 @@ pub fn share(gpu: &gpudesk_crds::GpuAllocation) -> Share {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::simulated::HostFile;
+    use gpudesk_inventory::simulated::HostFile;
 
     fn allocation(yaml: &str) -> Allocation {
         let text = format!(

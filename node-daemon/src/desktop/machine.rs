@@ -279,8 +279,13 @@ fn hostdevs(parts: &Parts<'_>) -> Result<Vec<Hostdev>, Problem> {
             hostdevs.push(function(gpu.device)?);
             // What is in the card's group, such as its sound, can only be given away with it.
             let card = parts.cards.iter().find(|card| card.pci_address == gpu.device);
-            for member in card.and_then(|card| card.iommu_group.as_ref()).iter().flat_map(|g| &g.members) {
-                hostdevs.push(function(*member)?);
+            let members =
+                card.and_then(|card| card.iommu_group.as_ref()).into_iter().flat_map(|g| &g.members);
+            // A bridge stays with the host.
+            for member in
+                members.filter(|member| member.class.as_ref().is_none_or(|class| !class.starts_with("06")))
+            {
+                hostdevs.push(function(member.pci_address)?);
             }
             continue;
         }

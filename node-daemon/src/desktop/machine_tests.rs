@@ -1,13 +1,12 @@
+use gpudesk_inventory::simulated::HostFile;
+
 use super::*;
 use crate::{
     desktop::{
         fixtures::{UID, desktop, template},
         materials,
     },
-    host::{
-        folder::DesktopFolders, gpu_driver::InstanceKey, images::ImageStore, paths::AllowedRoots,
-        simulated::HostFile,
-    },
+    host::{folder::DesktopFolders, gpu_driver::InstanceKey, images::ImageStore, paths::AllowedRoots},
 };
 
 const PINNED: &str = "{cores: 2, threadsPerCore: 2, memoryMiB: 4096, pageSize: 1Gi, numaCells: [1], numaStrict: true, \

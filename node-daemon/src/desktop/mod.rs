@@ -53,6 +53,8 @@ use self::{
     status::{Guest, Report},
     status_writer::StatusWriter,
 };
+use gpudesk_inventory::simulated::Latency;
+
 use crate::{
     domain::Kind,
     host::{
@@ -61,7 +63,6 @@ use crate::{
         hypervisor::Hypervisor,
         images::ImageStore,
         paths::AllowedRoots,
-        simulated::Latency,
     },
     metrics::Metrics,
     secrets::Secrets,

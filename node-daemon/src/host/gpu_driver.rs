@@ -6,11 +6,13 @@
 use std::fmt;
 
 use gpudesk_crds::{
-    gpu_node_status::{Device, Framework, Instance, ModeSupport},
+    gpu_node_status::{Framework, Instance},
     types::{PciAddress, ShareMode},
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use gpudesk_inventory::status::HeldShare;
 
 use crate::partition::{Refusal, Share};
 
@@ -103,8 +105,18 @@ impl GpuInstance {
             type_name: self.type_name.clone(),
             mode: self.mode,
             start: self.start,
+            virtual_function: match &self.handle {
+                Handle::Function(address) if *address != self.card => Some(*address),
+                Handle::Function(_) | Handle::Mdev(_) => None,
+            },
+            gpu_instance: None,
             owner: Some(self.owner.clone()),
         }
+    }
+
+    /// The share on its card, for the status of the `GpuNode`.
+    pub fn held(&self) -> HeldShare {
+        HeldShare { card: self.card, instance: self.api() }
     }
 }
 
@@ -151,10 +163,6 @@ pub trait GpuDriver: Send + Sync {
     /// Version of the driver, when there is one.
     fn version(&self) -> Option<String>;
 
-    /// Adds to the cards found on the PCI bus what their driver says of them: names, memory,
-    /// supported modes, placements, units, health.
-    fn describe(&self, cards: &mut [Device]);
-
     /// Every share that exists, ours and others'.
     ///
     /// # Errors
@@ -181,23 +189,6 @@ pub struct NoDriver;
 impl GpuDriver for NoDriver {
     fn version(&self) -> Option<String> {
         None
-    }
-
-    fn describe(&self, cards: &mut [Device]) {
-        for card in cards {
-            card.supports = [
-                (ShareMode::Passthrough, "binding cards to vfio-pci and resetting them"),
-                (ShareMode::Vgpu, "making vGPUs"),
-                (ShareMode::Mig, "making MIG instances"),
-                (ShareMode::VirtualFunctions, "making virtual functions"),
-            ]
-            .map(|(mode, what)| ModeSupport {
-                mode,
-                supported: false,
-                reason: Some(format!("not yet supported by this version: {what}")),
-            })
-            .into();
-        }
     }
 
     fn instances(&self) -> Result<Vec<GpuInstance>, GpuError> {

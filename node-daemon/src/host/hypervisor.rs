@@ -7,6 +7,8 @@ use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
+use gpudesk_inventory::status::HypervisorVersions;
+
 use crate::domain::LiveDomain;
 
 /// What a call gives, once it is awaited.
@@ -190,6 +192,17 @@ pub struct Versions {
     pub hypervisor_name: String,
     /// The hypervisor.
     pub hypervisor: Version,
+}
+
+impl Versions {
+    /// As the status of the `GpuNode` has them.
+    pub fn view(&self) -> HypervisorVersions {
+        let is_qemu = self.hypervisor_name == "QEMU";
+        HypervisorVersions {
+            libvirt: self.daemon.to_string(),
+            qemu: is_qemu.then(|| self.hypervisor.to_string()),
+        }
+    }
 }
 
 /// A version as libvirt counts: `major * 1000000 + minor * 1000 + release`.

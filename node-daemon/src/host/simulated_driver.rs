@@ -13,10 +13,9 @@ use gpudesk_crds::{
     types::{PciAddress, ShareMode},
 };
 
-use super::{
-    gpu_driver::{GpuDriver, GpuError, GpuInstance, Handle, InstanceKey, WantedInstance, is_mdev},
-    simulated::{SimulatedHost, uuid},
-};
+use super::gpu_driver::{GpuDriver, GpuError, GpuInstance, Handle, InstanceKey, WantedInstance, is_mdev};
+use gpudesk_inventory::simulated::{SimulatedHost, uuid};
+
 use crate::partition::{self, Share};
 
 /// Virtual functions of one card, as many as its bus holds behind the card itself.
@@ -119,10 +118,6 @@ impl GpuDriver for SimulatedDriver {
         (!self.cards.is_empty()).then(|| "simulated".into())
     }
 
-    fn describe(&self, _: &mut [Device]) {
-        // The facts of a simulated host already hold what a driver would say.
-    }
-
     fn instances(&self) -> Result<Vec<GpuInstance>, GpuError> {
         let _changing = self.lock();
         self.read()
@@ -163,7 +158,8 @@ pub fn list_file(state_dir: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{host::simulated::HostFile, partition::Refusal};
+    use crate::partition::Refusal;
+    use gpudesk_inventory::simulated::HostFile;
 
     struct Fixture {
         dir: tempfile::TempDir,

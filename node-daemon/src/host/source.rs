@@ -2,20 +2,24 @@
 #![expect(clippy::disallowed_methods, reason = "adapter: reads the host file")]
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use gpudesk_inventory::{
+    simulated::{HostFile, HostFileError, Latency, SimulatedHost},
+    topology::{HostFacts, uevent::Change},
+    tree::TreeError,
+};
 use thiserror::Error;
 
 use super::{
     gpu_driver::{GpuDriver, NoDriver},
-    simulated::{HostFile, HostFileError, Latency, SimulatedHost},
     simulated_driver::{SimulatedDriver, list_file},
-    sysfs,
+    survey::{Place, Survey},
 };
-use crate::topology::HostFacts;
 
 /// Why there is no host.
 #[derive(Debug, Error)]
@@ -36,6 +40,9 @@ pub enum SourceError {
         /// The cause.
         source: HostFileError,
     },
+    /// The root folder or capture cannot be opened.
+    #[error(transparent)]
+    Root(#[from] TreeError),
 }
 
 /// The host.
@@ -47,14 +54,18 @@ pub struct HostSource {
 
 #[derive(Clone)]
 enum Facts {
-    Machine(PathBuf),
+    Machine(Arc<Mutex<Survey>>),
     Simulated(Box<SimulatedHost>),
 }
 
 impl HostSource {
-    /// This machine.
-    pub fn machine() -> Self {
-        Self { facts: Facts::Machine("/".into()), gpus: Arc::new(NoDriver) }
+    /// A machine; with `recording` what is read of it is remembered.
+    ///
+    /// # Errors
+    /// [`SourceError::Root`], naming the folder.
+    pub fn machine(place: Place, recording: bool) -> Result<Self, SourceError> {
+        let survey = Survey::new(place, recording)?;
+        Ok(Self { facts: Facts::Machine(Arc::new(Mutex::new(survey))), gpus: Arc::new(NoDriver) })
     }
 
     /// The host that `file` describes. Its shares are kept in a list below `state_dir`.
@@ -80,14 +91,45 @@ impl HostSource {
         &self.gpus
     }
 
-    /// What it is, with what the drivers say of its cards. Blocks.
-    pub fn facts(&self) -> HostFacts {
-        let mut facts = match &self.facts {
-            Facts::Machine(root) => sysfs::read(root),
+    /// What is known of a machine; `None` for a description, which never changes.
+    pub fn survey(&self) -> Option<MutexGuard<'_, Survey>> {
+        match &self.facts {
+            // A reading that panicked left a survey that can be read again.
+            Facts::Machine(survey) => Some(survey.lock().unwrap_or_else(PoisonError::into_inner)),
+            Facts::Simulated(_) => None,
+        }
+    }
+
+    /// What it is, with what the drivers say of its cards. What was read before is not read again but
+    /// for `changes`. Blocks.
+    pub fn look(&self, changes: &BTreeSet<Change>) -> HostFacts {
+        match &self.facts {
+            Facts::Machine(_) => self.survey().map(|mut survey| survey.look(changes)).unwrap_or_default(),
             Facts::Simulated(host) => host.facts.clone(),
-        };
-        self.gpus.describe(&mut facts.cards);
-        facts
+        }
+    }
+
+    /// What it is, as last read; read now when it never was. Blocks.
+    pub fn facts(&self) -> HostFacts {
+        self.look(&BTreeSet::new())
+    }
+
+    /// Version of the GPU driver and of the vGPU manager in it, as they say themselves.
+    pub fn driver_versions(&self) -> (Option<String>, Option<String>) {
+        match self.survey() {
+            Some(survey) => survey.readings().map_or((None, None), |readings| {
+                (readings.driver_version.clone(), readings.vgpu_manager_version.clone())
+            }),
+            None => (self.gpus.version(), None),
+        }
+    }
+
+    /// vGPUs that run without a licence; `None` when nobody could be asked.
+    pub fn unlicensed_vgpus(&self) -> Option<usize> {
+        let survey = self.survey()?;
+        let vgpus = survey.readings()?.cards.iter().filter_map(|card| card.vgpu.as_ref());
+        let instances = vgpus.flat_map(|vgpu| &vgpu.instances);
+        Some(instances.filter(|instance| instance.licensed == Some(false)).count())
     }
 
     /// How long things take there.

@@ -91,6 +91,9 @@ fn gpus_text(request: &Request, NoGpus { share, why }: &NoGpus) -> String {
         NoShare::NoCard => format!("no card that qualifies for {profile}"),
         NoShare::Refused(Refused::Unmanaged) => format!("cards for {profile} unmanaged"),
         NoShare::Refused(Refused::Failed) => format!("cards for {profile} failed"),
+        NoShare::Refused(Refused::Unavailable) => {
+            format!("cards for {profile} unavailable (see status.devices[].unavailable of the GpuNode)")
+        }
         NoShare::Refused(Refused::Layout) => {
             format!("cards for {profile} with a layout, which is not yet supported")
         }

@@ -66,6 +66,8 @@ pub enum Refused {
     Failed,
     /// A fixed layout, which is not yet supported.
     Layout,
+    /// The node says that no desktop can have it: somebody else's machine holds it, say.
+    Unavailable,
 }
 
 impl NodeFacts {
@@ -73,6 +75,7 @@ impl NodeFacts {
     pub fn read(node: &GpuNode) -> Self {
         let status = node.status.clone().unwrap_or_default();
         let housekeeping = node.spec.housekeeping.clone().unwrap_or_default();
+        let reserved = status.host.and_then(|host| host.cpus).unwrap_or_default().kubelet_reserved;
         let mut devices = status.devices;
         devices.sort_by_key(|device| device.pci_address);
         let addresses: Vec<PciAddress> = devices.iter().map(|device| device.pci_address).collect();
@@ -81,7 +84,7 @@ impl NodeFacts {
             labels: node.metadata.labels.clone().unwrap_or_default(),
             cordoned: node.spec.cordoned,
             ready: conditions::is_true(&status.conditions, ConditionType::Ready),
-            cells: status.numa_cells.iter().map(|cell| read_cell(cell, &housekeeping)).collect(),
+            cells: status.numa_cells.iter().map(|cell| read_cell(cell, &housekeeping, &reserved)).collect(),
             cards: devices
                 .into_iter()
                 .map(|device| read_card(device, &addresses, &node.spec.devices))
@@ -115,10 +118,15 @@ impl NodeFacts {
     }
 }
 
-fn read_cell(cell: &NumaCell, kept: &Housekeeping) -> Cell {
-    let kept_cores = usize::try_from(kept.cores_per_numa_cell).unwrap_or(0).min(cell.cores.len());
+/// `reserved` are the CPUs that the kubelet keeps for the system: their cores are housekeeping, and
+/// count towards what the owner wants kept.
+fn read_cell(cell: &NumaCell, kept: &Housekeeping, reserved: &CpuSet) -> Cell {
     let mut cores = cell.cores.clone();
     cores.sort();
+    cores.sort_by_key(|core| core.is_disjoint(reserved));
+    let reserved_cores = cores.iter().filter(|core| !core.is_disjoint(reserved)).count();
+    let kept_cores =
+        usize::try_from(kept.cores_per_numa_cell).unwrap_or(0).max(reserved_cores).min(cores.len());
     let dedicable = cores.split_off(kept_cores);
     let mut memory = BTreeMap::new();
     let mut reserved = 0;
@@ -147,13 +155,15 @@ fn read_card(mut device: Device, addresses: &[PciAddress], policies: &[DevicePol
         }
         _ if device.health.state == HealthState::Failed => Some(Refused::Failed),
         Some(p) if p.layout.is_some() => Some(Refused::Layout),
+        _ if device.unavailable.is_some() => Some(Refused::Unavailable),
         _ => None,
     };
     let members = device.iommu_group.as_ref().map(|group| group.members.as_slice()).unwrap_or_default();
+    let is_member = |address: &PciAddress| members.iter().any(|member| member.pci_address == *address);
     let group = addresses
         .iter()
         .enumerate()
-        .filter(|(_, address)| **address != device.pci_address && members.contains(address))
+        .filter(|(_, address)| **address != device.pci_address && is_member(address))
         .map(|(position, _)| position)
         .collect();
     Card {

@@ -203,11 +203,37 @@ fn a_vgpu_left_from_the_other_policy_keeps_the_card_until_it_goes() {
 }
 
 #[test]
+fn a_card_that_its_node_calls_unavailable_is_given_to_nobody() {
+    let mut held = l40s(1, 0);
+    held["unavailable"] = json!("the virtual machine i-2-34-VM, which is not gpudesk's, holds it");
+    let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[held]));
+    let refused = Err(NoShare::Refused(crate::placement::facts::Refused::Unavailable));
+    assert_eq!(card.first(&vgpu(8)), refused);
+    assert_eq!(card.first(&Share::Passthrough), refused);
+}
+
+#[test]
+fn cores_that_the_kubelet_keeps_are_not_dedicated() {
+    let mut object = node("n", &[cell(0, 8, 65536, 0)], &[]);
+    let free = |object: &GpuNode| NodeFacts::read(object).cells[0].cores.len();
+    let before = free(&object);
+    let status = object.status.as_mut().unwrap();
+    let last = status.numa_cells[0].cores[7].clone();
+    let host = status.host.get_or_insert_default();
+    host.cpus.get_or_insert_default().kubelet_reserved = last.clone();
+    // The one core that the owner wants kept is that of the kubelet.
+    assert_eq!(free(&object), before);
+    assert_eq!(NodeFacts::read(&object).cells[0].housekeeping, last);
+}
+
+#[test]
 fn modes_exclude_each_other_and_a_whole_card_takes_its_group() {
     let mut first = l40s(1, 0);
-    first["iommuGroup"] = json!({"id": 7, "members": ["0000:02:00.0", "0000:01:00.1"]});
+    first["iommuGroup"] =
+        json!({"id": 7, "members": [{"pciAddress": "0000:02:00.0"}, {"pciAddress": "0000:01:00.1"}]});
     let mut second = l40s(2, 0);
-    second["iommuGroup"] = json!({"id": 7, "members": ["0000:01:00.0", "0000:01:00.1"]});
+    second["iommuGroup"] =
+        json!({"id": 7, "members": [{"pciAddress": "0000:01:00.0"}, {"pciAddress": "0000:01:00.1"}]});
     let object = node("n", &[cell(0, 8, 65536, 0)], &[first, second]);
     let mut card = Card::of(&object);
     assert_eq!(card.first(&Share::Passthrough), Ok(None));

@@ -21,7 +21,8 @@ pub(super) fn check(node: &GpuNode, given: &[&Allocation], overcommit: i64) {
         check_card(device, gpus);
         if gpus[0].mode == ShareMode::Passthrough {
             for member in device.iommu_group.iter().flat_map(|group| &group.members) {
-                assert!(!per_card.contains_key(member), "{member} goes with {address}");
+                let member = member.pci_address;
+                assert!(!per_card.contains_key(&member), "{member} goes with {address}");
             }
         }
     }

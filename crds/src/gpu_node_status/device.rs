@@ -1,0 +1,225 @@
+//! One card.
+
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    fabric::CardFabric,
+    health::{Health, TemperatureThresholds},
+    pci::{Bar, Companion, IommuGroup, PcieLink, Sriov, VirtualFunction},
+    shares::{CardUnits, Framework, Instance, ModeSupport, Placement},
+};
+use crate::types::PciAddress;
+
+/// One card.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Device {
+    /// PCI address.
+    pub pci_address: PciAddress,
+    /// Vendor id, four hexadecimal digits.
+    #[schemars(length(max = 8))]
+    pub vendor_id: String,
+    /// Device id, four hexadecimal digits.
+    #[schemars(length(max = 8))]
+    pub device_id: String,
+    /// Class and subclass, four hexadecimal digits: `0300` a VGA controller, `0302` a 3D controller,
+    /// `0380` another display controller, `1200` a processing accelerator.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 8))]
+    pub class: String,
+    /// Subsystem vendor and device id: `10de:1b1e`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub subsystem: Option<String>,
+    /// Product name; the ids when nothing better is known.
+    #[schemars(length(max = 128))]
+    pub product: String,
+    /// UUID as the driver prints it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 96))]
+    pub uuid: Option<String>,
+    /// Serial number of the board.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub serial: Option<String>,
+    /// Why no desktop gets a share of this card now, in one sentence: somebody else's virtual machine
+    /// holds it, or gpudesk cannot use such a card yet. Absent when desktops can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub unavailable: Option<String>,
+    /// NUMA cell; absent when the firmware does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numa_cell: Option<i32>,
+    /// The IOMMU group and who else is in it; absent without an IOMMU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iommu_group: Option<IommuGroup>,
+    /// The host bridge at the root: `pci0000:40`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub root_complex: Option<String>,
+    /// The bridges between the root and the card, root first: the root port, then those of switches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub pcie_path: Vec<PciAddress>,
+    /// Width and speed of the PCIe link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<PcieLink>,
+    /// The card's other functions: sound, USB-C.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 7))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["pciAddress".into()]))]
+    pub companions: Vec<Companion>,
+    /// True for the card on which the firmware shows the host's own screen.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub boot_vga: bool,
+    /// Virtual functions that the card can have; absent when it can have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sriov: Option<Sriov>,
+    /// Virtual functions that are switched on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["pciAddress".into()]))]
+    pub virtual_functions: Vec<VirtualFunction>,
+    /// UUIDs of the cards reached by NVLink.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub nvlink_peers: Vec<String>,
+    /// The card's place in an NVLink fabric; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fabric: Option<CardFabric>,
+    /// Number of the card on its board, by which fabric partitions name it. Not the order on PCI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub module_id: Option<i32>,
+    /// Kernel driver now bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub driver: Option<String>,
+    /// Memory regions assigned to the card.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub bars: Vec<Bar>,
+    /// Reset methods of the card, in the kernel's order: `flr`, `bus`, `pm`, `device_specific`; or
+    /// `default`, where the kernel can reset it and does not say how (before Linux 5.15).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub reset_methods: Vec<String>,
+    /// Memory of the card in MiB.
+    #[serde(rename = "memoryMiB", default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub memory_mib: Option<i64>,
+    /// Temperature in degrees Celsius when it was last read; a change of this figure alone writes
+    /// nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature_celsius: Option<i32>,
+    /// Temperatures that the driver itself acts on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature_thresholds: Option<TemperatureThresholds>,
+    /// Whether the card can be trusted with a desktop.
+    #[serde(default)]
+    pub health: Health,
+    /// How vGPUs are made on this card, as found on the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::optional::<Framework>")]
+    pub framework: Option<Framework>,
+    /// Each mode, whether the card can be used in it, and if not, why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["mode".into()]))]
+    pub supports: Vec<ModeSupport>,
+    /// MIG mode; absent when the card has no MIG or nobody could be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mig: Option<MigMode>,
+    /// Time-sliced vGPUs as the driver has set them; absent when nobody could be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vgpu: Option<VgpuState>,
+    /// Units in which the card is divided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub units: Option<CardUnits>,
+    /// Every share that the driver offers, with its size and its legal positions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub placements: Vec<Placement>,
+    /// What exists on the card now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
+    pub instances: Vec<Instance>,
+}
+
+/// MIG mode of a card.
+#[derive(KubeSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MigMode {
+    /// Whether MIG is on now.
+    pub current: bool,
+    /// Whether MIG will be on after the next reset of the card; differs from `current` when a reset
+    /// is needed.
+    pub pending: bool,
+}
+
+/// Time-sliced vGPUs of a card, as the driver has set them.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VgpuState {
+    /// Whether the driver can put vGPUs of different sizes side by side on this card.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixed_size_capable: Option<bool>,
+    /// Whether that is switched on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixed_size: Option<bool>,
+    /// How the card's time is divided now: `BestEffort`, `EqualShare`, `FixedShare`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub scheduler: Option<String>,
+    /// The ways that the driver offers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(max = 32)))]
+    pub schedulers: Vec<String>,
+}
+
+impl Device {
+    /// A card of which only address and ids are known, four hexadecimal digits each.
+    pub fn new(pci_address: PciAddress, vendor_id: impl Into<String>, device_id: impl Into<String>) -> Self {
+        let (vendor_id, device_id) = (vendor_id.into(), device_id.into());
+        Self {
+            pci_address,
+            product: format!("{vendor_id}:{device_id}"),
+            vendor_id,
+            device_id,
+            class: String::new(),
+            subsystem: None,
+            uuid: None,
+            serial: None,
+            unavailable: None,
+            numa_cell: None,
+            iommu_group: None,
+            root_complex: None,
+            pcie_path: vec![],
+            link: None,
+            companions: vec![],
+            boot_vga: false,
+            sriov: None,
+            virtual_functions: vec![],
+            nvlink_peers: vec![],
+            fabric: None,
+            module_id: None,
+            driver: None,
+            bars: vec![],
+            reset_methods: vec![],
+            memory_mib: None,
+            temperature_celsius: None,
+            temperature_thresholds: None,
+            health: Health::default(),
+            framework: None,
+            supports: vec![],
+            mig: None,
+            vgpu: None,
+            units: None,
+            placements: vec![],
+            instances: vec![],
+        }
+    }
+}

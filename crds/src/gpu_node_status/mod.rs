@@ -1,0 +1,90 @@
+//! The status of a `GpuNode`: what its node daemon found on the machine.
+//!
+//! The geometry in it (types, sizes, start positions, counts) is what the driver of the host
+//! reported, never a table of gpudesk; on a simulated host it is what the host file describes.
+
+mod counts;
+mod device;
+mod fabric;
+mod health;
+mod host;
+mod host_device;
+mod numa;
+mod pci;
+mod shares;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+pub use counts::{NodeSummary, TypeCount};
+pub use device::{Device, MigMode, VgpuState};
+pub use fabric::{CardFabric, Fabric, FabricPartition};
+pub use health::{Ecc, Health, HealthState, RecoveryAction, RowRemapping, TemperatureThresholds, Xid};
+pub use host::{Acceleration, Host, HostCpus};
+pub use host_device::{HostDevice, HostDeviceKind};
+pub use numa::{CacheDomain, Hugepages, NumaCell};
+pub use pci::{Bar, Companion, GroupMember, IommuGroup, PcieLink, Sriov, VirtualFunction};
+pub use shares::{CardUnits, Framework, Instance, MigBackedType, ModeSupport, Placement};
+
+/// What the node daemon found. Written by the daemon of this node alone, when it changes.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GpuNodeStatus {
+    /// The machine and its software.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<Host>,
+
+    /// NUMA cells; a machine without NUMA has one, number 0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
+    pub numa_cells: Vec<NumaCell>,
+
+    /// Display controllers and accelerators, keyed by PCI address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["pciAddress".into()]))]
+    pub devices: Vec<Device>,
+
+    /// Network cards and NVMe drives on PCI, keyed by PCI address. Those that a desktop may take
+    /// say `usable`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["pciAddress".into()]))]
+    pub host_devices: Vec<HostDevice>,
+
+    /// The NVLink fabric of a board with NVSwitches; absent without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fabric: Option<Fabric>,
+
+    /// What could run here if nothing did: per type, how many of it alone fit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 512))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub capacity: Vec<TypeCount>,
+
+    /// What is in use now, per type.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 512))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub allocated: Vec<TypeCount>,
+
+    /// The figures that `kubectl get gpunodes` prints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<NodeSummary>,
+
+    /// What could not be read, one sentence each. The rest of the status is as found.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 512)))]
+    pub missing: Vec<String>,
+
+    /// `Ready`, `HypervisorReady`, `KvmUsable`, `TopologyComplete`, `DevicesHealthy`, `LayoutApplied`,
+    /// `IommuEnabled`, `IommuIsolating`, `VfioReady`, `BarsAssigned`, `SriovEnabled`,
+    /// `HugepagesReserved`, `VgpuHostReady`, `FabricReady`, `AccessGranted`, `DiscoveryHookReady`.
+    /// Each False says the cause and the fix in one sentence; what does not apply to this machine is
+    /// True with the reason `NotNeeded`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::conditions")]
+    pub conditions: Vec<Condition>,
+}

@@ -1,0 +1,114 @@
+//! The node as a whole: `Ready`, `TopologyComplete`, `DevicesHealthy`, `LayoutApplied`.
+
+use gpudesk_crds::{
+    conditions::Reason,
+    gpu_node::{DevicePolicy, VgpuPlacement},
+    gpu_node_status::{Device, HealthState},
+};
+
+use super::{Findings, Say, message, selects};
+use crate::hook::REMARK;
+
+/// Desktops can run here: the hypervisor answers, and CPUs were found.
+pub(super) fn ready(findings: &Findings<'_>, hypervisor: &Say, topology: &Say) -> Say {
+    if !hypervisor.holds {
+        return hypervisor.clone();
+    }
+    if findings.facts.numa_cells.iter().all(|cell| cell.cores.is_empty()) {
+        if !topology.holds {
+            return topology.clone();
+        }
+        let message =
+            "no NUMA cell with CPUs was found: see that the daemon reads /sys and /proc of the host";
+        return Say::no(Reason::TopologyIncomplete, message);
+    }
+    match findings.spec.drain {
+        Some(_) => {
+            let message = "not yet supported: drain; set cordoned and stop the desktops of this node instead";
+            Say { holds: true, reason: Reason::NotYetSupported, message: message.into() }
+        }
+        None => Say::expected(),
+    }
+}
+
+/// Everything could be read.
+pub(super) fn topology_complete(findings: &Findings<'_>) -> Say {
+    let mut missing = vec![];
+    if let Err(why) = &findings.instances {
+        missing
+            .push(format!("which shares of GPUs exist could not be told, the last known are shown: {why}"));
+    }
+    missing.extend(findings.facts.incomplete.iter().cloned());
+    if missing.is_empty() {
+        return Say::expected();
+    }
+    let see = if missing.len() > 3 { ", see status.missing" } else { "" };
+    let fix = if missing.iter().all(|sentence| sentence.starts_with(REMARK)) {
+        "mend what the hook prints"
+    } else {
+        "the daemon needs to read /sys and /proc of the host, and its state folder"
+    };
+    let message = format!("{}{see}; {fix}", message::clauses(&missing));
+    Say::no(Reason::TopologyIncomplete, message)
+}
+
+/// No managed card is failed.
+pub(super) fn devices_healthy(findings: &Findings<'_>, managed: &[&Device]) -> Say {
+    let failed: Vec<String> = managed
+        .iter()
+        .filter(|card| card.health.state == HealthState::Failed)
+        .map(|card| {
+            format!("{} ({})", card.pci_address, card.health.message.as_deref().unwrap_or("no cause known"))
+        })
+        .collect();
+    if !failed.is_empty() {
+        let message = format!(
+            "failed: {}; reset or replace, they come back when seen healthy",
+            message::listed(&failed)
+        );
+        return Say::no(Reason::DeviceUnhealthy, message);
+    }
+    let fields = fields(findings, |policy| policy.max_temperature_celsius.is_some(), "maxTemperatureCelsius");
+    if fields.is_empty() {
+        Say::expected()
+    } else {
+        Say { holds: true, ..Say::no(Reason::NotYetSupported, not_yet(&fields)) }
+    }
+}
+
+/// The spec's rules for cards are in effect.
+pub(super) fn layout_applied(findings: &Findings<'_>) -> Say {
+    let mut unsupported = fields(findings, |policy| policy.layout.is_some(), "layout");
+    unsupported.extend(fields(findings, |policy| policy.vgpu_scheduler.is_some(), "vgpuScheduler"));
+    if !unsupported.is_empty() {
+        return Say::no(Reason::NotYetSupported, not_yet(&unsupported));
+    }
+    let cards = &findings.facts.cards;
+    for policy in &findings.spec.devices {
+        let meant: Vec<&Device> = cards.iter().filter(|card| selects(policy, card)).collect();
+        if meant.is_empty() {
+            let message =
+                format!("devices[{}] selects no card of this host: see status.devices", policy.name);
+            return Say::no(Reason::InvalidSpec, message);
+        }
+        let mixed = policy.vgpu_placement == Some(VgpuPlacement::MixedSize);
+        if let Some(card) = meant.iter().find(|card| mixed && card.units.unwrap_or_default().vgpu_region == 0)
+        {
+            let message = format!(
+                "devices[{}].vgpuPlacement MixedSize: the card at {} offers no positions for mixed sizes; use EqualSize",
+                policy.name, card.pci_address
+            );
+            return Say::no(Reason::InvalidSpec, message);
+        }
+    }
+    Say::expected()
+}
+
+fn fields(findings: &Findings<'_>, set: impl Fn(&DevicePolicy) -> bool, field: &str) -> Vec<String> {
+    let policies = findings.spec.devices.iter().filter(|policy| set(policy));
+    policies.map(|policy| format!("devices[{}].{field}", policy.name)).collect()
+}
+
+fn not_yet(fields: &[String]) -> String {
+    format!("not yet supported: {}; remove it", message::listed(fields))
+}

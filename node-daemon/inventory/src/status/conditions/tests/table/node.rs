@@ -1,0 +1,249 @@
+//! The node as a whole, its hypervisor and its layout.
+
+use gpudesk_crds::{
+    conditions::{ConditionType, Reason},
+    gpu_node::{Drain, Layout, VgpuPlacement, VgpuScheduler},
+    gpu_node_status::{Acceleration, HealthState},
+};
+
+use super::{World, check};
+use crate::status::{HypervisorVersions, HypervisorView};
+
+fn hypervisor(world: &mut World, libvirt: &str, qemu: &str) {
+    world.hypervisor = HypervisorView::Answers {
+        versions: Some(HypervisorVersions { libvirt: libvirt.into(), qemu: Some(qemu.into()) }),
+        acceleration: Acceleration::Kvm,
+        why_not_kvm: None,
+    };
+}
+
+fn emulated(world: &mut World, why: &str) {
+    world.hypervisor = HypervisorView::Answers {
+        versions: None,
+        acceleration: Acceleration::Emulation,
+        why_not_kvm: Some(why.into()),
+    };
+}
+
+#[test]
+fn ready_needs_a_hypervisor_and_cpus() {
+    check(
+        ConditionType::Ready,
+        &[
+            (
+                |world| world.hypervisor = HypervisorView::Silent("no socket".into()),
+                false,
+                Reason::HypervisorUnavailable,
+                &["no socket"],
+            ),
+            (|world| hypervisor(world, "7.0.0", "10.0.0"), false, Reason::VersionTooOld, &["8.0.0"]),
+            (
+                |world| world.facts.numa_cells.clear(),
+                false,
+                Reason::TopologyIncomplete,
+                &["NUMA cell", "/sys"],
+            ),
+            (
+                |world| {
+                    world.facts.numa_cells.clear();
+                    world.facts.incomplete.push("no CPUs in sys/devices/system/cpu".into());
+                },
+                false,
+                Reason::TopologyIncomplete,
+                &["sys/devices/system/cpu"],
+            ),
+            (
+                |world| world.spec.drain = Some(Drain { deadline_seconds: 5 }),
+                true,
+                Reason::NotYetSupported,
+                &["drain"],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn hypervisor_ready_names_versions_and_what_they_lack() {
+    check(
+        ConditionType::HypervisorReady,
+        &[
+            (
+                |world| world.hypervisor = HypervisorView::Silent("gone".into()),
+                false,
+                Reason::HypervisorUnavailable,
+                &["gone", "libvirtd"],
+            ),
+            (
+                |world| hypervisor(world, "7.10.0", "6.0.0"),
+                false,
+                Reason::VersionTooOld,
+                &["libvirt 7.10.0", "8.0.0"],
+            ),
+            (
+                |world| hypervisor(world, "10.0.0", "4.1.1"),
+                false,
+                Reason::VersionTooOld,
+                &["QEMU 4.1.1", "4.2.0"],
+            ),
+            (
+                |world| hypervisor(world, "8.0.0", "6.2.0"),
+                true,
+                Reason::AsExpected,
+                &[
+                    "live migration of vGPUs (needs libvirt 8.6.0 and QEMU 8.1.0)",
+                    "read-only shared folders (needs libvirt 11.0.0)",
+                ],
+            ),
+            (|world| hypervisor(world, "10.0.0", "8.2.2 (Debian)"), true, Reason::AsExpected, &["read-only"]),
+            (|world| hypervisor(world, "unreadable", "unreadable"), true, Reason::AsExpected, &[]),
+            (|world| emulated(world, "no KVM"), true, Reason::AsExpected, &[]),
+        ],
+    );
+}
+
+#[test]
+fn kvm_usable_tells_the_firmware_from_the_module() {
+    check(
+        ConditionType::KvmUsable,
+        &[
+            (
+                |world| emulated(world, "a test guest hung for 5 s"),
+                false,
+                Reason::KvmUnusable,
+                &["hung for 5 s", "slow"],
+            ),
+            (
+                |world| {
+                    emulated(world, "there is no /dev/kvm");
+                    world.facts.kernel_state.kvm_device = Some(false);
+                },
+                false,
+                Reason::KvmUnusable,
+                &["kvm_intel"],
+            ),
+            (
+                |world| {
+                    emulated(world, "there is no /dev/kvm");
+                    world.facts.kernel_state.kvm_device = Some(false);
+                    world.facts.kernel_state.cpu_virtualization = Some(false);
+                    world.facts.cpu_model = Some("AMD EPYC 9554".into());
+                },
+                false,
+                Reason::KvmUnusable,
+                &["SVM", "firmware"],
+            ),
+            (
+                |world| emulated(world, "--acceleration emulation is set"),
+                true,
+                Reason::NotNeeded,
+                &["--acceleration"],
+            ),
+            (
+                |world| world.hypervisor = HypervisorView::Silent("x".into()),
+                true,
+                Reason::Unknown,
+                &["not known"],
+            ),
+            (
+                |world| {
+                    world.hypervisor = HypervisorView::Silent("x".into());
+                    world.facts.kernel_state.kvm_device = Some(false);
+                    world.facts.kernel_state.cpu_virtualization = None;
+                },
+                false,
+                Reason::KvmUnusable,
+                &["/dev/kvm"],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn topology_complete_lists_what_is_missing() {
+    check(
+        ConditionType::TopologyComplete,
+        &[
+            (
+                |world| {
+                    let remark =
+                        "of the discovery hook's answer: gpus[2].pci_address \"00:AF.0\" is no PCI address";
+                    world.facts.incomplete = vec![remark.into()];
+                },
+                false,
+                Reason::TopologyIncomplete,
+                &["00:AF.0", "mend what the hook prints"],
+            ),
+            (
+                |world| world.facts.incomplete = vec!["no sys/bus/pci".into()],
+                false,
+                Reason::TopologyIncomplete,
+                &["no sys/bus/pci", "/proc"],
+            ),
+            (
+                |world| world.facts.incomplete = (0..9).map(|n| format!("part {n}")).collect(),
+                false,
+                Reason::TopologyIncomplete,
+                &["part 0; part 1; part 2 and 6 more", "status.missing"],
+            ),
+            (
+                |world| world.instances = Err("NVML: timeout".into()),
+                false,
+                Reason::TopologyIncomplete,
+                &["NVML: timeout", "last known"],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn devices_healthy_and_layout_applied_name_card_and_field() {
+    check(
+        ConditionType::DevicesHealthy,
+        &[
+            (
+                |world| {
+                    world.card().health.state = HealthState::Failed;
+                    world.card().health.message = Some("XID 79: fell off the bus".into());
+                },
+                false,
+                Reason::DeviceUnhealthy,
+                &["0000:41:00.0", "XID 79"],
+            ),
+            (
+                |world| world.policy().max_temperature_celsius = Some(80),
+                true,
+                Reason::NotYetSupported,
+                &["devices[one].maxTemperatureCelsius"],
+            ),
+        ],
+    );
+    check(
+        ConditionType::LayoutApplied,
+        &[
+            (
+                |world| world.policy().layout = Some(Layout::default()),
+                false,
+                Reason::NotYetSupported,
+                &["devices[one].layout"],
+            ),
+            (
+                |world| world.policy().vgpu_scheduler = Some(VgpuScheduler::BestEffort),
+                false,
+                Reason::NotYetSupported,
+                &["vgpuScheduler"],
+            ),
+            (
+                |world| world.policy().selector.pci_address = Some("0000:ff:00.0".parse().unwrap()),
+                false,
+                Reason::InvalidSpec,
+                &["devices[one]", "no card"],
+            ),
+            (
+                |world| world.policy().vgpu_placement = Some(VgpuPlacement::MixedSize),
+                false,
+                Reason::InvalidSpec,
+                &["MixedSize", "0000:41:00.0"],
+            ),
+        ],
+    );
+}

@@ -1,0 +1,102 @@
+//! Capacity, use and the figures that `kubectl get gpunodes` prints.
+
+use std::collections::BTreeMap;
+
+use gpudesk_crds::{
+    gpu_node_status::{Device, NodeSummary, TypeCount},
+    types::ShareMode,
+};
+
+use super::PASSTHROUGH;
+
+type Counts = BTreeMap<(ShareMode, String), i32>;
+
+/// What could run on `cards` if nothing did: per type, how many of it alone fit. A card that no desktop
+/// gets now does not count.
+pub(super) fn capacity(cards: &[&Device]) -> Vec<TypeCount> {
+    let mut counts = Counts::new();
+    for card in cards.iter().filter(|card| card.unavailable.is_none()) {
+        if supports(card, ShareMode::Passthrough) {
+            *counts.entry((ShareMode::Passthrough, PASSTHROUGH.into())).or_default() += 1;
+        }
+        // How many fit is 0 where nobody could be asked: that is no capacity, and not said as one.
+        let known = card.placements.iter().filter(|placement| placement.max_count > 0);
+        for placement in known.filter(|placement| supports(card, placement.mode)) {
+            *counts.entry((placement.mode, placement.type_name.clone())).or_default() += placement.max_count;
+        }
+    }
+    listed(counts)
+}
+
+/// What is in use on `cards`.
+pub(super) fn allocated(cards: &[Device]) -> Vec<TypeCount> {
+    let mut counts = Counts::new();
+    for instance in cards.iter().flat_map(|card| &card.instances) {
+        *counts.entry((instance.mode, instance.type_name.clone())).or_default() += 1;
+    }
+    listed(counts)
+}
+
+/// The figures that people see first.
+pub(super) fn summary(cards: &[&Device], numa_cells: usize) -> NodeSummary {
+    let free = cards.iter().filter(|card| is_usable(card) && card.instances.is_empty()).count();
+    let (used, total) = cards.iter().filter(|card| is_usable(card)).fold((0, 0), |(used, total), card| {
+        let units = units(card);
+        (used + used_units(card, units), total + units)
+    });
+    NodeSummary {
+        gpus: count(cards.iter().filter(|card| !card.boot_vga).count()),
+        free_gpus: count(free),
+        slices: format!("{used}/{total}"),
+        numa_cells: count(numa_cells),
+    }
+}
+
+fn count(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+fn listed(counts: Counts) -> Vec<TypeCount> {
+    let entry = |((mode, type_name), count)| TypeCount { type_name, mode, count };
+    counts.into_iter().map(entry).collect()
+}
+
+fn supports(card: &Device, mode: ShareMode) -> bool {
+    card.supports.iter().any(|support| support.mode == mode && support.supported)
+}
+
+fn is_usable(card: &Device) -> bool {
+    card.unavailable.is_none() && card.supports.iter().any(|support| support.supported)
+}
+
+/// Placement units of a card: MIG memory units, vGPU units, else as many as of its smallest share
+/// fit, and 1 for a card given only whole.
+fn units(card: &Device) -> i32 {
+    let units = card.units.unwrap_or_default();
+    if units.mig_memory > 0 {
+        units.mig_memory
+    } else if units.vgpu_region > 0 {
+        units.vgpu_region
+    } else {
+        card.placements.iter().map(|placement| placement.max_count).max().unwrap_or(1).max(1)
+    }
+}
+
+fn used_units(card: &Device, total: i32) -> i32 {
+    // In parts of a unit, for the shares of equal size need not be whole ones.
+    let mut used = 0_i64;
+    let fine = 1_i64 << 20;
+    for instance in &card.instances {
+        let placement = card
+            .placements
+            .iter()
+            .find(|placement| placement.mode == instance.mode && placement.type_name == instance.type_name);
+        used += match placement {
+            Some(placement) if instance.start.is_some() => i64::from(placement.size) * fine,
+            Some(placement) => i64::from(total) * fine / i64::from(placement.max_count.max(1)),
+            None => i64::from(total) * fine,
+        };
+    }
+    let rounded_up = (used + fine - 1) / fine;
+    i32::try_from(rounded_up).unwrap_or(total).min(total)
+}

@@ -1,0 +1,302 @@
+//! From the facts of the host to the status of its `GpuNode`. Pure.
+
+mod conditions;
+mod counts;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use gpudesk_crds::{
+    GpuNodeSpec, GpuNodeStatus,
+    gpu_node::{DeviceMode, DevicePolicy, Management},
+    gpu_node_status::{Acceleration, Device, Fabric, Host, HostCpus, Instance, PcieLink},
+    types::{PciAddress, ShareMode},
+};
+use jiff::Timestamp;
+
+use crate::{
+    hook::{HookView, foreign_use},
+    topology::HostFacts,
+};
+
+/// Type of a whole card, where types are named.
+pub const PASSTHROUGH: &str = "Passthrough";
+
+/// Which software runs guests. Versions are written as people write them: `11.3.0`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HypervisorVersions {
+    /// libvirt.
+    pub libvirt: String,
+    /// QEMU; absent under libvirt's test driver.
+    pub qemu: Option<String>,
+}
+
+/// What is known of the hypervisor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HypervisorView {
+    /// It answers.
+    Answers {
+        /// Its versions, when they could be asked for.
+        versions: Option<HypervisorVersions>,
+        /// How guests run.
+        acceleration: Acceleration,
+        /// Why not by KVM, where they do not.
+        why_not_kvm: Option<String>,
+    },
+    /// It does not answer; why.
+    Silent(String),
+}
+
+/// A share that exists, on its card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldShare {
+    /// The card.
+    pub card: PciAddress,
+    /// The share.
+    pub instance: Instance,
+}
+
+impl HeldShare {
+    /// A card that a desktop (`namespace/name`) holds whole.
+    pub fn whole_card(card: PciAddress, owner: String) -> Self {
+        let instance = Instance {
+            id: card.to_string(),
+            type_name: PASSTHROUGH.into(),
+            mode: ShareMode::Passthrough,
+            start: None,
+            virtual_function: None,
+            gpu_instance: None,
+            owner: Some(owner),
+        };
+        Self { card, instance }
+    }
+}
+
+/// What the status is made from.
+pub struct Findings<'a> {
+    /// The machine.
+    pub facts: &'a HostFacts,
+    /// Whether the host exists only as a description.
+    pub simulated: bool,
+    /// libvirt.
+    pub hypervisor: &'a HypervisorView,
+    /// Version of the GPU driver.
+    pub gpu_driver_version: Option<String>,
+    /// Version of the vGPU manager in it; absent when the driver makes no vGPUs or was not asked.
+    pub vgpu_manager_version: Option<String>,
+    /// vGPUs that run without a licence, as the driver counts them; absent when it was not asked.
+    pub unlicensed_vgpus: Option<usize>,
+    /// How the discovery hook fared.
+    pub hook: &'a HookView,
+    /// Shares that gpudesk made; or why it could not be told.
+    pub instances: Result<&'a [HeldShare], String>,
+    /// What the owner of the machine allows.
+    pub spec: &'a GpuNodeSpec,
+    /// Generation of that.
+    pub generation: Option<i64>,
+    /// What was said before.
+    pub before: Option<&'a GpuNodeStatus>,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// The most sentences in `missing`, and the most characters of one, as the schema has them.
+const MISSING: (usize, usize) = (64, 512);
+
+/// The status of the `GpuNode`.
+///
+/// Where it cannot be told which shares exist, those of the last good status stand, and the condition
+/// `TopologyComplete` says so. A card of which a desktop holds something stays in the status when the
+/// host does not show it any more, as it was last seen and marked unavailable: what is not seen is not
+/// free.
+pub fn status(findings: &Findings<'_>) -> GpuNodeStatus {
+    let facts = findings.facts;
+    let mut devices: Vec<Device> = facts.cards.iter().map(|card| device(findings, card)).collect();
+    devices.extend(lost(findings));
+    devices.sort_by_key(|card| card.pci_address);
+    let managed: Vec<&Device> = devices.iter().filter(|card| is_managed(findings.spec, card)).collect();
+    let missing = facts.incomplete.iter().filter(|sentence| !sentence.is_empty());
+    GpuNodeStatus {
+        host: Some(host(findings)),
+        numa_cells: facts.numa_cells.clone(),
+        host_devices: facts.host_devices.clone(),
+        fabric: fabric(facts),
+        capacity: counts::capacity(&managed),
+        allocated: counts::allocated(&devices),
+        summary: Some(counts::summary(&managed, facts.numa_cells.len())),
+        missing: missing.take(MISSING.0).map(|text| text.chars().take(MISSING.1).collect()).collect(),
+        conditions: conditions::conditions(findings, &managed),
+        devices,
+    }
+}
+
+/// Whether a new status says anything new. Figures that change all the time do not: free hugepages,
+/// temperatures, the links' width and speed, corrected memory errors, and how many more of a type fit.
+pub fn differs(old: &GpuNodeStatus, new: &GpuNodeStatus) -> bool {
+    lasting(old) != lasting(new)
+}
+
+/// The status without the figures that change all the time.
+fn lasting(status: &GpuNodeStatus) -> GpuNodeStatus {
+    let still = |link: &mut Option<PcieLink>| {
+        if let Some(link) = link {
+            (link.width, link.speed_mtps) = (None, None);
+        }
+    };
+    let mut status = status.clone();
+    for pages in status.numa_cells.iter_mut().flat_map(|cell| &mut cell.hugepages) {
+        pages.free = None;
+    }
+    for card in &mut status.devices {
+        card.temperature_celsius = None;
+        // Newer drivers tell margins, of which the sum with the temperature of now wavers.
+        card.temperature_thresholds = None;
+        still(&mut card.link);
+        if let Some(ecc) = &mut card.health.ecc {
+            ecc.corrected = None;
+        }
+        for placement in &mut card.placements {
+            placement.available = None;
+        }
+    }
+    for device in &mut status.host_devices {
+        still(&mut device.link);
+    }
+    status
+}
+
+/// A card with what exists on it: what gpudesk made, and what it found beside.
+fn device(findings: &Findings<'_>, card: &Device) -> Device {
+    let mut card = card.clone();
+    let Ok(held) = &findings.instances else {
+        let before = findings.before.map_or(&[][..], |status| &status.devices);
+        let before = before.iter().find(|device| device.pci_address == card.pci_address);
+        card.instances =
+            join(before.map(|device| device.instances.clone()).unwrap_or_default(), &card.instances);
+        return card;
+    };
+    let held: Vec<&HeldShare> = held.iter().filter(|share| share.card == card.pci_address).collect();
+    // A hook that lists libvirt's domains sees those of gpudesk among them: they are not foreign.
+    let ours: Vec<String> = held
+        .iter()
+        .filter_map(|share| share.instance.owner.as_deref())
+        .map(|owner| foreign_use(&owner.replacen('/', ".", 1)))
+        .collect();
+    if card.unavailable.as_ref().is_some_and(|why| ours.contains(why)) {
+        card.unavailable = None;
+    }
+    for function in &mut card.virtual_functions {
+        if function.unavailable.as_ref().is_some_and(|why| ours.contains(why)) {
+            function.unavailable = None;
+        }
+    }
+    card.instances = join(held.iter().map(|share| share.instance.clone()).collect(), &card.instances);
+    card
+}
+
+/// The first, and those of the second that are not the same share: by identity, or by the virtual
+/// function that carries it.
+fn join(mut first: Vec<Instance>, second: &[Instance]) -> Vec<Instance> {
+    for instance in second {
+        let same = |known: &Instance| {
+            known.id == instance.id
+                || (instance.virtual_function.is_some()
+                    && known.virtual_function == instance.virtual_function)
+        };
+        if !first.iter().any(same) {
+            first.push(instance.clone());
+        }
+    }
+    first
+}
+
+/// Cards of which something is held and which the host does not show any more.
+fn lost(findings: &Findings<'_>) -> Vec<Device> {
+    let before = findings.before.map_or(&[][..], |status| &status.devices);
+    let mut held: BTreeMap<PciAddress, Vec<Instance>> = BTreeMap::new();
+    match &findings.instances {
+        Ok(shares) => {
+            for share in *shares {
+                held.entry(share.card).or_default().push(share.instance.clone());
+            }
+        }
+        Err(_) => {
+            for card in before {
+                let owned = card.instances.iter().filter(|instance| instance.owner.is_some());
+                for instance in owned {
+                    held.entry(card.pci_address).or_default().push(instance.clone());
+                }
+            }
+        }
+    }
+    held.retain(|address, _| findings.facts.cards.iter().all(|card| card.pci_address != *address));
+    let lost = held.into_iter().map(|(address, instances)| {
+        let before = before.iter().find(|card| card.pci_address == address);
+        let owner = instances.iter().find_map(|instance| instance.owner.clone()).unwrap_or_default();
+        let why = format!("{owner} holds a share of this card, and the host does not show the card any more");
+        let mut card = before.cloned().unwrap_or_else(|| {
+            let mut card = Device::new(address, "", "");
+            card.product = "not known".into();
+            card
+        });
+        for support in &mut card.supports {
+            support.supported = false;
+            support.reason = Some("the host does not show the card any more".into());
+        }
+        Device { instances, unavailable: Some(why), ..card }
+    });
+    lost.collect()
+}
+
+/// The fabric, as it was asked for; or just the NVSwitches on PCI.
+fn fabric(facts: &HostFacts) -> Option<Fabric> {
+    let switches = || Fabric { switches: facts.nvswitches.clone(), partitions: vec![] };
+    match &facts.fabric {
+        Some(fabric) if fabric.switches.is_empty() => {
+            Some(Fabric { partitions: fabric.partitions.clone(), ..switches() })
+        }
+        Some(fabric) => Some(fabric.clone()),
+        None => (!facts.nvswitches.is_empty()).then(switches),
+    }
+}
+
+fn host(findings: &Findings<'_>) -> Host {
+    let facts = findings.facts;
+    let (versions, acceleration) = match findings.hypervisor {
+        HypervisorView::Answers { versions, acceleration, .. } => (versions.as_ref(), Some(*acceleration)),
+        HypervisorView::Silent(_) => (None, None),
+    };
+    Host {
+        simulated: findings.simulated,
+        acceleration,
+        kernel: facts.kernel.clone(),
+        cpu_model: facts.cpu_model.clone(),
+        cpus: Some(facts.cpus.clone()).filter(|cpus| *cpus != HostCpus::default()),
+        board: facts.board.clone(),
+        iommu: facts.iommu.kind.clone(),
+        qemu_version: versions.and_then(|versions| versions.qemu.clone()),
+        libvirt_version: versions.map(|versions| versions.libvirt.clone()),
+        gpu_driver_version: findings
+            .gpu_driver_version
+            .clone()
+            .or_else(|| facts.kernel_state.nvidia_driver.clone()),
+        vgpu_manager_version: findings.vgpu_manager_version.clone(),
+        daemon_version: Some(env!("CARGO_PKG_VERSION").into()),
+    }
+}
+
+/// Whether `policy` means `card`.
+fn selects(policy: &DevicePolicy, card: &Device) -> bool {
+    let selector = &policy.selector;
+    selector.uuid.as_ref().is_some_and(|uuid| card.uuid.as_ref() == Some(uuid))
+        || selector.serial.as_ref().is_some_and(|serial| card.serial.as_ref() == Some(serial))
+        || selector.pci_address.is_some_and(|address| card.pci_address == address)
+}
+
+fn is_managed(spec: &GpuNodeSpec, card: &Device) -> bool {
+    !spec.devices.iter().filter(|policy| selects(policy, card)).any(|policy| {
+        policy.management == Some(Management::Unmanaged) || policy.mode == Some(DeviceMode::Host)
+    })
+}

@@ -1,0 +1,181 @@
+use gpudesk_crds::{
+    GpuNodeSpec, GpuNodeStatus,
+    gpu_node_status::{Device, Ecc, Hugepages, Instance, NumaCell, PcieLink, Placement, VirtualFunction},
+    types::{PageSize, ShareMode},
+};
+use jiff::Timestamp;
+
+use super::{Findings, HeldShare, HypervisorView, differs, status};
+use crate::{
+    hook::{HookView, foreign_use},
+    topology::HostFacts,
+};
+
+const CARD: &str = "0000:41:00.0";
+
+type Change = fn(&mut GpuNodeStatus);
+
+fn card() -> Device {
+    let mut card = Device::new(CARD.parse().unwrap(), "10de", "26b9");
+    card.placements = vec![Placement::new("L40S-8Q", ShareMode::Vgpu, 8192, 6)];
+    card.link = Some(PcieLink {
+        width: Some(16),
+        max_width: Some(16),
+        speed_mtps: Some(16_000),
+        max_speed_mtps: Some(16_000),
+    });
+    card.health.ecc = Some(Ecc { enabled: true, corrected: Some(1), uncorrected: Some(0) });
+    card
+}
+
+fn facts() -> HostFacts {
+    let hugepages = vec![Hugepages { size: PageSize::Gi1, total: 8, free: Some(8), surplus: None }];
+    HostFacts {
+        cards: vec![card()],
+        numa_cells: vec![NumaCell { hugepages, ..NumaCell::default() }],
+        ..HostFacts::default()
+    }
+}
+
+fn said(
+    facts: &HostFacts,
+    instances: Result<&[HeldShare], String>,
+    before: Option<&GpuNodeStatus>,
+) -> GpuNodeStatus {
+    status(&Findings {
+        facts,
+        simulated: false,
+        hypervisor: &HypervisorView::Silent("it was not asked".into()),
+        gpu_driver_version: None,
+        vgpu_manager_version: None,
+        unlicensed_vgpus: None,
+        hook: &HookView::NotConfigured,
+        instances,
+        spec: &GpuNodeSpec::default(),
+        generation: None,
+        before,
+        now: Timestamp::UNIX_EPOCH,
+    })
+}
+
+fn vgpu(id: &str, owner: Option<&str>) -> Instance {
+    Instance {
+        id: id.into(),
+        type_name: "L40S-8Q".into(),
+        mode: ShareMode::Vgpu,
+        start: None,
+        virtual_function: None,
+        gpu_instance: None,
+        owner: owner.map(Into::into),
+    }
+}
+
+fn held(id: &str) -> HeldShare {
+    HeldShare { card: CARD.parse().unwrap(), instance: vgpu(id, Some("demo/a")) }
+}
+
+#[test]
+fn what_gpudesk_made_and_what_it_found_are_shown_once_each() {
+    let mut facts = facts();
+    facts.cards[0].instances = vec![vgpu("u1", None), vgpu("u2", None)];
+    let status = said(&facts, Ok(&[held("u1")]), None);
+    let shown: Vec<(&str, Option<&str>)> =
+        status.devices[0].instances.iter().map(|i| (i.id.as_str(), i.owner.as_deref())).collect();
+    assert_eq!(shown, [("u1", Some("demo/a")), ("u2", None)]);
+    assert_eq!(status.allocated[0].count, 2);
+}
+
+#[test]
+fn a_card_that_vanishes_while_a_desktop_holds_a_share_of_it_stays_shown() {
+    let before = said(&facts(), Ok(&[held("u1")]), None);
+    let empty = HostFacts::default();
+    for instances in [Ok(&[held("u1")][..]), Err("NVML does not answer".into())] {
+        let status = said(&empty, instances, Some(&before));
+        let [card] = &status.devices[..] else { panic!("{:?}", status.devices) };
+        assert_eq!(card.instances, [vgpu("u1", Some("demo/a"))]);
+        assert_eq!(card.device_id, "26b9");
+        assert!(card.unavailable.as_ref().unwrap().contains("demo/a"));
+    }
+    assert!(said(&empty, Ok(&[]), Some(&before)).devices.is_empty());
+}
+
+#[test]
+fn a_card_that_no_desktop_gets_counts_for_nothing() {
+    let mut facts = facts();
+    facts.cards[0].supports = crate::topology::supports::judge(&facts.cards[0], Some(1));
+    let free = said(&facts, Ok(&[]), None);
+    assert_eq!(free.capacity.len(), 1);
+    facts.cards[0].unavailable = Some("somebody has it".into());
+    let taken = said(&facts, Ok(&[]), None);
+    assert_eq!((taken.capacity.len(), taken.summary.unwrap().free_gpus), (0, 0));
+}
+
+#[test]
+fn the_domains_of_gpudesk_are_not_foreign_to_it() {
+    let mut facts = facts();
+    let card = &mut facts.cards[0];
+    let function = VirtualFunction {
+        pci_address: "0000:41:00.4".parse().unwrap(),
+        index: 0,
+        device_id: None,
+        driver: None,
+        iommu_group: None,
+        unavailable: Some(foreign_use("demo.a")),
+    };
+    card.virtual_functions = vec![function];
+    card.unavailable = Some(foreign_use("demo.a"));
+    let ours = said(&facts, Ok(&[held("u1")]), None);
+    assert_eq!(ours.devices[0].unavailable, None);
+    assert_eq!(ours.devices[0].virtual_functions[0].unavailable, None);
+    let theirs = said(&facts, Ok(&[]), None);
+    assert!(theirs.devices[0].unavailable.as_ref().unwrap().contains("demo.a"));
+    assert!(theirs.devices[0].virtual_functions[0].unavailable.is_some());
+}
+
+#[test]
+fn figures_that_change_all_the_time_write_nothing() {
+    let old = said(&facts(), Ok(&[]), None);
+    let quiet: [Change; 7] = [
+        |_| {},
+        |status| status.numa_cells[0].hugepages[0].free = Some(0),
+        |status| status.devices[0].temperature_celsius = Some(61),
+        |status| status.devices[0].link.as_mut().unwrap().width = Some(8),
+        |status| status.devices[0].link.as_mut().unwrap().speed_mtps = Some(2_500),
+        |status| status.devices[0].placements[0].available = Some(3),
+        |status| status.devices[0].health.ecc.as_mut().unwrap().corrected = Some(2),
+    ];
+    for (number, change) in quiet.into_iter().enumerate() {
+        let mut new = old.clone();
+        change(&mut new);
+        assert!(!differs(&old, &new), "change {number}");
+    }
+    let loud: [Change; 5] = [
+        |status| status.numa_cells[0].hugepages[0].total = 4,
+        |status| status.devices[0].link.as_mut().unwrap().max_width = Some(8),
+        |status| status.devices[0].placements[0].max_count = 3,
+        |status| status.devices[0].health.ecc.as_mut().unwrap().uncorrected = Some(2),
+        |status| status.missing.push("something".into()),
+    ];
+    for (number, change) in loud.into_iter().enumerate() {
+        let mut new = old.clone();
+        change(&mut new);
+        assert!(differs(&old, &new), "change {number}");
+    }
+}
+
+#[test]
+fn what_is_missing_is_listed_within_the_limits_of_the_schema() {
+    let mut facts = facts();
+    facts.incomplete = (0..100).map(|_| "x".repeat(600)).collect();
+    facts.incomplete[0].clear();
+    facts.iommu.kind = Some("dmar".into());
+    facts.cpus.isolated = "2-3".parse().unwrap();
+    facts.nvswitches = vec!["0000:b0:00.0".parse().unwrap()];
+    let status = said(&facts, Ok(&[]), None);
+    assert_eq!((status.missing.len(), status.missing[0].len()), (64, 512));
+    let host = status.host.unwrap();
+    assert_eq!(host.iommu.as_deref(), Some("dmar"));
+    assert_eq!(host.cpus.unwrap().isolated.to_string(), "2,3");
+    assert_eq!(status.fabric.unwrap().switches, facts.nvswitches);
+    assert_eq!(said(&HostFacts::default(), Ok(&[]), None).host.unwrap().cpus, None);
+}

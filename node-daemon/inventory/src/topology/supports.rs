@@ -1,0 +1,147 @@
+//! What a card can be used for, as far as the host tells, and if not, why.
+
+use gpudesk_crds::{
+    gpu_node_status::{Device, ModeSupport},
+    types::ShareMode,
+};
+
+/// Judges each mode from everything that is known of the card.
+///
+/// Passthrough needs an IOMMU group that can be given away, a reset between users, and a card that
+/// the host does not show its own screen on. The other modes need a driver that offers shares.
+pub fn judge(card: &Device, iommu_groups: Option<usize>) -> Vec<ModeSupport> {
+    let support = |mode, refused: Option<String>| ModeSupport {
+        mode,
+        supported: refused.is_none(),
+        reason: refused.map(|reason| reason.chars().take(512).collect()),
+    };
+    vec![
+        support(ShareMode::Passthrough, passthrough(card, iommu_groups)),
+        support(ShareMode::Vgpu, vgpu(card)),
+        support(ShareMode::Mig, mig(card)),
+        support(ShareMode::VirtualFunctions, virtual_functions(card)),
+    ]
+}
+
+fn passthrough(card: &Device, iommu_groups: Option<usize>) -> Option<String> {
+    if card.boot_vga {
+        return Some("the host shows its own screen on this card: give the host another one".into());
+    }
+    match &card.iommu_group {
+        None if iommu_groups == Some(0) => {
+            return Some("the kernel shows no IOMMU groups: see the condition IommuEnabled".into());
+        }
+        None => return Some("the IOMMU group of the card is not known".into()),
+        Some(group) if !group.viable => return group.message.clone(),
+        Some(_) => {}
+    }
+    if card.reset_methods.is_empty() {
+        return Some("the card has no reset method, so it cannot be cleaned between users".into());
+    }
+    if card.bars.iter().any(|bar| bar.unassigned) {
+        return Some("a memory region of the card has no address: see the condition BarsAssigned".into());
+    }
+    let functions = card.sriov.map_or(0, |sriov| sriov.num_vfs);
+    (functions > 0)
+        .then(|| format!("{functions} virtual functions of the card are switched on: switch them off first"))
+}
+
+fn offers(card: &Device, mode: ShareMode) -> bool {
+    card.placements.iter().any(|placement| placement.mode == mode)
+}
+
+fn vgpu(card: &Device) -> Option<String> {
+    (!offers(card, ShareMode::Vgpu)).then(|| no_shares(card, "vGPU types"))
+}
+
+fn mig(card: &Device) -> Option<String> {
+    let of_mig = || card.placements.iter().filter(|placement| placement.mode == ShareMode::Mig);
+    // A type with a series is itself a vGPU; a profile holds some, or none that a VM could be given.
+    if of_mig().any(|placement| placement.series.is_some() || !placement.vgpu_types.is_empty()) {
+        return None;
+    }
+    Some(if of_mig().next().is_some() {
+        "a MIG instance alone cannot be given to a virtual machine, and the host driver makes no vGPUs on it"
+            .into()
+    } else if card.mig.is_some() {
+        "the driver offers no MIG profiles now".into()
+    } else {
+        no_shares(card, "MIG profiles")
+    })
+}
+
+fn virtual_functions(card: &Device) -> Option<String> {
+    if offers(card, ShareMode::VirtualFunctions) {
+        return None;
+    }
+    Some(match card.sriov {
+        _ if card.vendor_id == "10de" => "virtual functions of NVIDIA cards only carry vGPUs".into(),
+        Some(sriov) if sriov.num_vfs == 0 => {
+            format!("none of the {} virtual functions is switched on", sriov.total_vfs)
+        }
+        Some(_) => "no driver says that the virtual functions can be given away".into(),
+        None => "the card has no virtual functions".into(),
+    })
+}
+
+fn no_shares(card: &Device, what: &str) -> String {
+    match card.driver.as_deref() {
+        None => format!("no driver is bound to the card, so nobody offers {what}"),
+        Some(driver) => format!("the driver {driver} offers no {what} on this card"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gpudesk_crds::gpu_node_status::{Bar, IommuGroup, Sriov};
+
+    fn card() -> Device {
+        let mut card = Device::new("0000:41:00.0".parse().unwrap(), "1002", "74a1");
+        card.iommu_group = Some(IommuGroup { id: 1, members: vec![], viable: true, message: None });
+        card.reset_methods = vec!["flr".into()];
+        card
+    }
+
+    fn refusal(card: &Device) -> Option<String> {
+        judge(card, Some(8))[0].reason.clone()
+    }
+
+    #[test]
+    fn a_card_alone_in_its_group_that_can_be_reset_can_be_given_whole() {
+        assert_eq!(refusal(&card()), None);
+    }
+
+    #[test]
+    fn each_obstacle_is_named() {
+        let change = |change: fn(&mut Device)| {
+            let mut card = card();
+            change(&mut card);
+            refusal(&card).unwrap()
+        };
+        assert!(change(|card| card.boot_vga = true).contains("screen"));
+        assert!(change(|card| card.iommu_group = None).contains("not known"));
+        assert!(change(|card| card.reset_methods.clear()).contains("reset"));
+        assert!(
+            change(|card| card.sriov = Some(Sriov { total_vfs: 8, num_vfs: 3 }))
+                .contains("3 virtual functions")
+        );
+        let unassigned =
+            |card: &mut Device| card.bars = vec![Bar { index: 1, size_bytes: 1, unassigned: true }];
+        assert!(change(unassigned).contains("BarsAssigned"));
+        let group =
+            IommuGroup { id: 2, members: vec![], viable: false, message: Some("a network card".into()) };
+        let refused = refusal(&Device { iommu_group: Some(group), ..card() });
+        assert_eq!(refused.as_deref(), Some("a network card"));
+        let bare = Device { iommu_group: None, ..card() };
+        assert!(judge(&bare, Some(0))[0].reason.as_ref().unwrap().contains("IommuEnabled"));
+    }
+
+    #[test]
+    fn modes_without_shares_say_who_could_offer_them() {
+        let reasons: Vec<String> =
+            judge(&card(), Some(1)).into_iter().filter_map(|support| support.reason).collect();
+        assert!(reasons[0].contains("no driver is bound"), "{reasons:?}");
+        assert!(reasons[2].contains("no virtual functions"), "{reasons:?}");
+    }
+}

@@ -1,0 +1,214 @@
+//! A capture: a tar archive, compressed by zstd or gzip or not at all, held in memory.
+#![expect(clippy::disallowed_methods, reason = "adapter: reads the archive")]
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufReader, Read, Seek, SeekFrom},
+    path::Path,
+};
+
+use tar::EntryType;
+
+use super::{Kind, LARGE, NAMES, TreeError, clean};
+
+/// Most bytes of all files together, uncompressed.
+const TOTAL: u64 = 256 << 20;
+/// Most entries.
+const ENTRIES: usize = 1 << 19;
+/// Most symbolic links on one way, as in Linux.
+const LINKS: usize = 40;
+
+#[derive(Debug)]
+pub(super) struct Archive {
+    /// Without a slash at either end.
+    entries: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    File(Vec<u8>),
+    Link(String),
+    Folder,
+}
+
+impl Archive {
+    pub(super) fn open(path: &Path) -> Result<Self, TreeError> {
+        let open = |source| TreeError::Open { path: path.into(), source };
+        let mut file = File::open(path).map_err(open)?;
+        let mut magic = [0_u8; 4];
+        let count = file.read(&mut magic).map_err(open)?;
+        file.seek(SeekFrom::Start(0)).map_err(open)?;
+        let file = BufReader::new(file);
+        let bad = |why: String| TreeError::NotACapture { path: path.into(), why };
+        let plain: Box<dyn Read> = match &magic[..count] {
+            [0x28, 0xb5, 0x2f, 0xfd] => {
+                let mut decoder = zstd::Decoder::new(file).map_err(open)?;
+                // A window of 128 MiB at most, whatever the file asks for.
+                decoder.window_log_max(27).map_err(open)?;
+                Box::new(decoder)
+            }
+            [0x1f, 0x8b, ..] => Box::new(flate2::read::GzDecoder::new(file)),
+            [b'B', b'Z', b'h', _] => return Err(bad("it is compressed by bzip2".into())),
+            [0xfd, b'7', b'z', b'X'] => return Err(bad("it is compressed by xz".into())),
+            _ => Box::new(file),
+        };
+        Self::read_from(plain).map_err(|error| bad(error.to_string()))
+    }
+
+    pub(super) fn read_from(plain: impl Read) -> io::Result<Self> {
+        let mut entries = BTreeMap::new();
+        let mut archive = tar::Archive::new(plain.take(TOTAL + (ENTRIES as u64) * 1024));
+        let mut total = 0;
+        for entry in archive.entries()? {
+            let mut entry = entry?;
+            if entries.len() >= ENTRIES {
+                return Err(io::Error::other(format!("it has more than {ENTRIES} entries")));
+            }
+            let path = clean(&String::from_utf8_lossy(&entry.path_bytes())).join("/");
+            if path.is_empty() {
+                continue;
+            }
+            let target =
+                || entry.link_name_bytes().map(|target| String::from_utf8_lossy(&target).into_owned());
+            let found = match entry.header().entry_type() {
+                EntryType::Directory => Entry::Folder,
+                EntryType::Symlink => Entry::Link(target().unwrap_or_default()),
+                EntryType::Link => Entry::Link(format!("/{}", target().unwrap_or_default())),
+                EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                    let mut bytes = vec![];
+                    entry.by_ref().take(LARGE as u64).read_to_end(&mut bytes)?;
+                    total += bytes.len() as u64;
+                    if total > TOTAL {
+                        return Err(io::Error::other(format!(
+                            "its files are larger than {} MiB",
+                            TOTAL >> 20
+                        )));
+                    }
+                    Entry::File(bytes)
+                }
+                EntryType::Char | EntryType::Block | EntryType::Fifo => Entry::File(vec![]),
+                _ => continue,
+            };
+            entries.insert(path, found);
+        }
+        if entries.is_empty() {
+            return Err(io::Error::other("it is empty"));
+        }
+        Ok(Self { entries: without_wrapper(entries) })
+    }
+
+    /// The path without links, following one in the last part when `follow`.
+    fn resolve(&self, path: &str, follow: bool) -> Option<String> {
+        let mut left = clean(path);
+        left.reverse();
+        let mut done: Vec<String> = vec![];
+        let mut links = 0;
+        while let Some(part) = left.pop() {
+            if part == ".." {
+                done.pop();
+                continue;
+            }
+            done.push(part);
+            if left.is_empty() && !follow {
+                break;
+            }
+            if let Some(Entry::Link(target)) = self.entries.get(&done.join("/")) {
+                links += 1;
+                if links > LINKS {
+                    return None;
+                }
+                done.pop();
+                if target.starts_with('/') {
+                    done.clear();
+                }
+                let parts = target.split('/').filter(|part| !part.is_empty() && *part != ".");
+                left.extend(parts.rev().map(Into::into));
+            }
+        }
+        Some(done.join("/"))
+    }
+
+    pub(super) fn read(&self, path: &str, limit: usize) -> io::Result<Vec<u8>> {
+        match self.resolve(path, true).and_then(|path| self.entries.get(&path)) {
+            Some(Entry::File(bytes)) => Ok(bytes[..bytes.len().min(limit)].to_vec()),
+            Some(Entry::Link(_) | Entry::Folder) | None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    pub(super) fn link(&self, path: &str) -> io::Result<String> {
+        match self.resolve(path, false).and_then(|path| self.entries.get(&path)) {
+            Some(Entry::Link(target)) => Ok(target.clone()),
+            Some(Entry::File(_) | Entry::Folder) | None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    pub(super) fn names(&self, path: &str) -> io::Result<Vec<String>> {
+        let path = self.resolve(path, true).ok_or(io::ErrorKind::NotFound)?;
+        let head = format!("{path}/");
+        let mut names: Vec<String> = vec![];
+        for key in
+            self.entries.range(head.clone()..).map(|(key, _)| key).take_while(|key| key.starts_with(&head))
+        {
+            let name = key[head.len()..].split('/').next().unwrap_or_default();
+            if names.last().is_none_or(|last| last != name) {
+                names.push(name.into());
+            }
+            if names.len() >= NAMES {
+                break;
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    pub(super) fn exists(&self, path: &str) -> bool {
+        let Some(path) = self.resolve(path, true) else { return false };
+        self.entries.contains_key(&path) || self.has_children(&path)
+    }
+
+    /// The path of a folder, without links.
+    pub(super) fn dir(&self, path: &str) -> Option<String> {
+        let path = self.resolve(path, true)?;
+        (matches!(self.entries.get(&path), Some(Entry::Folder)) || self.has_children(&path)).then_some(path)
+    }
+
+    pub(super) fn kind(&self, path: &str) -> Option<Kind> {
+        let path = self.resolve(path, false)?;
+        match self.entries.get(&path) {
+            Some(Entry::File(_)) => Some(Kind::File),
+            Some(Entry::Link(_)) => Some(Kind::Link),
+            Some(Entry::Folder) => Some(Kind::Folder),
+            None => self.has_children(&path).then_some(Kind::Folder),
+        }
+    }
+
+    fn has_children(&self, path: &str) -> bool {
+        let head = format!("{path}/");
+        self.entries.range(head.clone()..).next().is_some_and(|(key, _)| key.starts_with(&head))
+    }
+}
+
+/// Some tools pack a host below one folder of its name; it is taken off.
+fn without_wrapper(entries: BTreeMap<String, Entry>) -> BTreeMap<String, Entry> {
+    let top = |key: &str| key.split('/').next().unwrap_or_default().to_owned();
+    let Some(first) = entries.keys().next().map(|key| top(key)) else { return entries };
+    let head = format!("{first}/");
+    let inside = |name: &str| {
+        let path = format!("{head}{name}");
+        entries
+            .range(path.clone()..)
+            .next()
+            .is_some_and(|(key, _)| *key == path || key.starts_with(&format!("{path}/")))
+    };
+    let wrapped = entries.keys().all(|key| *key == first || key.starts_with(&head))
+        && (inside("sys") || inside("proc"));
+    if !wrapped || first == "sys" || first == "proc" {
+        return entries;
+    }
+    entries
+        .into_iter()
+        .filter_map(|(key, entry)| Some((key.strip_prefix(&head)?.to_owned(), entry)))
+        .collect()
+}

@@ -1,0 +1,171 @@
+//! What was read of a tree, and how it becomes an archive that reads the same.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+};
+
+use tar::{EntryType, Header};
+use thiserror::Error;
+
+use super::{Kind, Source, clean};
+
+/// Most symbolic links on one way, as in Linux.
+const LINKS: usize = 40;
+
+/// Why a capture could not be written.
+#[derive(Debug, Error)]
+pub enum CaptureError {
+    /// The file cannot be written.
+    #[error("writing the capture: {0}")]
+    Write(#[from] io::Error),
+}
+
+/// What was read of a tree: files with what they held, links, and names of folders.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recording {
+    /// By path without links.
+    entries: BTreeMap<String, Recorded>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Recorded {
+    File(Vec<u8>),
+    Link(String),
+    Folder,
+}
+
+impl Recording {
+    /// Adds a file that is not of the host: what a driver said, or libvirt.
+    pub fn add_answer(&mut self, path: &str, content: impl Into<Vec<u8>>) {
+        self.entries.insert(clean(path).join("/"), Recorded::File(content.into()));
+    }
+
+    /// Puts `blank` over what each file holds; it gets the path and the content.
+    pub fn blank(&mut self, blank: impl Fn(&str, &str) -> Option<String>) {
+        for (path, entry) in &mut self.entries {
+            if let Recorded::File(bytes) = entry
+                && let Ok(text) = std::str::from_utf8(bytes)
+                && let Some(blanked) = blank(path, text)
+            {
+                *bytes = blanked.into_bytes();
+            }
+        }
+    }
+
+    /// How many files, links and folders there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether nothing was read.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Writes a `.tar.zst`. The same recording always gives the same bytes.
+    ///
+    /// # Errors
+    /// [`CaptureError::Write`].
+    pub fn write(&self, to: impl Write) -> Result<(), CaptureError> {
+        let mut builder = tar::Builder::new(zstd::Encoder::new(to, 9)?);
+        for (path, entry) in &self.entries {
+            let mut header = Header::new_gnu();
+            header.set_mtime(0);
+            match entry {
+                Recorded::File(bytes) => {
+                    header.set_mode(0o644);
+                    header.set_size(bytes.len() as u64);
+                    builder.append_data(&mut header, path, bytes.as_slice())?;
+                }
+                Recorded::Link(target) => {
+                    header.set_entry_type(EntryType::Symlink);
+                    header.set_mode(0o777);
+                    header.set_size(0);
+                    builder.append_link(&mut header, path, target)?;
+                }
+                Recorded::Folder => {
+                    header.set_entry_type(EntryType::Directory);
+                    header.set_mode(0o755);
+                    header.set_size(0);
+                    builder.append_data(&mut header, path, io::empty())?;
+                }
+            }
+        }
+        builder.into_inner()?.finish()?;
+        Ok(())
+    }
+
+    pub(super) fn add_file(&mut self, source: &Source, path: &str, bytes: &[u8]) {
+        let path = self.way(source, path, true);
+        self.entries.insert(path, Recorded::File(bytes.into()));
+    }
+
+    pub(super) fn add_link(&mut self, source: &Source, path: &str) {
+        let path = self.way(source, path, false);
+        if let Ok(target) = source.link(&path) {
+            self.entries.insert(path, Recorded::Link(target));
+        }
+    }
+
+    pub(super) fn add_names(&mut self, source: &Source, path: &str, names: &[String]) {
+        let folder = self.way(source, path, true);
+        for name in names {
+            let path = format!("{folder}/{name}");
+            self.add_there(source, path);
+        }
+        self.entries.entry(folder).or_insert(Recorded::Folder);
+    }
+
+    pub(super) fn add_existence(&mut self, source: &Source, path: &str) {
+        let path = self.way(source, path, true);
+        self.add_there(source, path);
+    }
+
+    fn add_there(&mut self, source: &Source, path: String) {
+        let entry = match source.kind(&path) {
+            Some(Kind::Link) => source.link(&path).map_or(Recorded::Folder, Recorded::Link),
+            Some(Kind::Folder) => Recorded::Folder,
+            Some(Kind::File) => Recorded::File(vec![]),
+            None => return,
+        };
+        self.entries.entry(path).or_insert(entry);
+    }
+
+    /// The path without links; the links on the way are added.
+    fn way(&mut self, source: &Source, path: &str, follow: bool) -> String {
+        let mut left: Vec<String> = clean(path);
+        left.reverse();
+        let mut done: Vec<String> = vec![];
+        let mut links = 0;
+        while let Some(part) = left.pop() {
+            if part == ".." {
+                done.pop();
+                continue;
+            }
+            done.push(part);
+            if left.is_empty() && !follow {
+                break;
+            }
+            let so_far = done.join("/");
+            let target = match self.entries.get(&so_far) {
+                Some(Recorded::Link(target)) => Some(target.clone()),
+                None if source.kind(&so_far) == Some(Kind::Link) => source.link(&so_far).ok(),
+                Some(Recorded::File(_) | Recorded::Folder) | None => None,
+            };
+            let Some(target) = target else { continue };
+            links += 1;
+            if links > LINKS {
+                break;
+            }
+            self.entries.insert(so_far, Recorded::Link(target.clone()));
+            done.pop();
+            if target.starts_with('/') {
+                done.clear();
+            }
+            let parts = target.split('/').filter(|part| !part.is_empty() && *part != ".");
+            left.extend(parts.rev().map(Into::into));
+        }
+        done.join("/")
+    }
+}

@@ -1,0 +1,331 @@
+//! Reading files of a host: below a root folder, or out of a capture of one.
+//!
+//! A [`Tree`] never leaves its root: a symbolic link that points out of it, as a hostile capture may
+//! hold, is followed as if the root were `/`. What it reads is bounded, whatever the file claims to be.
+
+mod archive;
+mod capture;
+mod folder;
+
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use rustix::fd::OwnedFd;
+use thiserror::Error;
+
+pub use self::capture::{CaptureError, Recording};
+use self::{archive::Archive, folder::Folder};
+
+/// Most bytes taken of a file of sysfs or procfs.
+pub const ATTRIBUTE: usize = 64 << 10;
+/// Most bytes taken of any other file, such as `pci.ids`.
+pub const LARGE: usize = 8 << 20;
+/// Most names taken of one folder.
+const NAMES: usize = 1 << 16;
+/// Most paths remembered as denied.
+const DENIED: usize = 64;
+
+/// Why a tree cannot be opened.
+#[derive(Debug, Error)]
+pub enum TreeError {
+    /// Neither a folder nor a file that can be read.
+    #[error("{path}: {source}", path = path.display())]
+    Open {
+        /// The path given.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A file that is no capture.
+    #[error(
+        "{path} is no capture: {why}; give the root folder of a host or a .tar.zst that discover --capture wrote",
+        path = path.display()
+    )]
+    NotACapture {
+        /// The path given.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// The files of a host.
+#[derive(Debug)]
+pub struct Tree {
+    source: Source,
+    recording: Option<Mutex<Recording>>,
+    denied: Mutex<BTreeSet<String>>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Folder(Folder),
+    Archive(Archive),
+}
+
+/// A folder of a tree, opened once for many reads.
+#[derive(Debug)]
+pub struct Dir<'a> {
+    tree: &'a Tree,
+    path: String,
+    handle: Handle,
+}
+
+#[derive(Debug)]
+enum Handle {
+    Folder(OwnedFd),
+    /// Path in an archive, without symbolic links.
+    Archive(String),
+}
+
+/// What is at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    File,
+    Folder,
+    Link,
+}
+
+impl Source {
+    fn kind(&self, path: &str) -> Option<Kind> {
+        match self {
+            Self::Folder(folder) => folder.kind(path),
+            Self::Archive(archive) => archive.kind(path),
+        }
+    }
+
+    fn link(&self, path: &str) -> io::Result<String> {
+        match self {
+            Self::Folder(folder) => folder.link(None, path),
+            Self::Archive(archive) => archive.link(path),
+        }
+    }
+}
+
+impl Tree {
+    /// The host whose root folder is `path` (`/` for this machine), or that a capture holds.
+    ///
+    /// # Errors
+    /// [`TreeError`], naming the path.
+    pub fn open(path: &Path) -> Result<Self, TreeError> {
+        let open = |source| TreeError::Open { path: path.into(), source };
+        let source = if path.is_dir() {
+            Source::Folder(Folder::open(path).map_err(open)?)
+        } else {
+            Source::Archive(Archive::open(path)?)
+        };
+        Ok(Self { source, recording: None, denied: Mutex::default() })
+    }
+
+    /// The same tree, which remembers from now on what is read of it.
+    #[must_use]
+    pub fn recording(self) -> Self {
+        Self { recording: Some(Mutex::default()), ..self }
+    }
+
+    /// What was read since [`Tree::recording`].
+    pub fn recorded(&self) -> Option<Recording> {
+        let recording = self.recording.as_ref()?;
+        Some(recording.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// Whether this is a machine or a folder like one, rather than an archive.
+    pub fn is_folder(&self) -> bool {
+        matches!(self.source, Source::Folder(_))
+    }
+
+    /// Files that are there and may not be read, as far as they were asked for.
+    pub fn denied(&self) -> Vec<String> {
+        self.denied.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// At most `limit` bytes of a file as text; `None` when it is not there or cannot be read.
+    pub fn head(&self, path: &str, limit: usize) -> Option<String> {
+        let bytes = match &self.source {
+            Source::Folder(folder) => folder.read(None, path, limit),
+            Source::Archive(archive) => archive.read(path, limit),
+        };
+        self.note(path, bytes)
+    }
+
+    /// A file of sysfs or procfs as text.
+    pub fn text(&self, path: &str) -> Option<String> {
+        self.head(path, ATTRIBUTE)
+    }
+
+    /// A file that holds one line: that line, without blanks around it. `None` when it is empty.
+    pub fn line(&self, path: &str) -> Option<String> {
+        one_line(&self.text(path)?)
+    }
+
+    /// Where a symbolic link points, as it is written there.
+    pub fn link(&self, path: &str) -> Option<String> {
+        let target = self.known(path, self.source.link(path))?;
+        self.record(|recording, source| recording.add_link(source, path));
+        Some(target)
+    }
+
+    /// The last part of where a symbolic link points.
+    pub fn link_name(&self, path: &str) -> Option<String> {
+        last_part(&self.link(path)?)
+    }
+
+    /// Those names in a folder that `keep` keeps, sorted; none when there is no such folder.
+    pub fn names(&self, path: &str, keep: impl Fn(&str) -> bool) -> Vec<String> {
+        let names = match &self.source {
+            Source::Folder(folder) => folder.names(path),
+            Source::Archive(archive) => archive.names(path),
+        };
+        let Some(mut names) = self.known(path, names) else { return vec![] };
+        names.retain(|name| keep(name));
+        names.sort_unstable();
+        self.record(|recording, source| recording.add_names(source, path, &names));
+        names
+    }
+
+    /// Whether there is a file, folder or device.
+    pub fn exists(&self, path: &str) -> bool {
+        let there = match &self.source {
+            Source::Folder(folder) => folder.exists(path),
+            Source::Archive(archive) => archive.exists(path),
+        };
+        if there {
+            self.record(|recording, source| recording.add_existence(source, path));
+        }
+        there
+    }
+
+    /// A folder, for many reads.
+    pub fn dir(&self, path: &str) -> Option<Dir<'_>> {
+        let handle = match &self.source {
+            Source::Folder(folder) => self.known(path, folder.dir(path)).map(Handle::Folder)?,
+            Source::Archive(archive) => Handle::Archive(archive.dir(path)?),
+        };
+        Some(Dir { tree: self, path: path.into(), handle })
+    }
+
+    fn note(&self, path: &str, bytes: io::Result<Vec<u8>>) -> Option<String> {
+        let bytes = self.known(path, bytes)?;
+        self.record(|recording, source| recording.add_file(source, path, &bytes));
+        Some(String::from_utf8(bytes).unwrap_or_else(|bad| String::from_utf8_lossy(bad.as_bytes()).into()))
+    }
+
+    fn known<T>(&self, path: &str, result: io::Result<T>) -> Option<T> {
+        let error = match result {
+            Ok(value) => return Some(value),
+            Err(error) => error,
+        };
+        if error.kind() == io::ErrorKind::PermissionDenied {
+            let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
+            if denied.len() < DENIED {
+                denied.insert(path.into());
+            }
+        }
+        None
+    }
+
+    fn record(&self, add: impl FnOnce(&mut Recording, &Source)) {
+        if let Some(recording) = &self.recording {
+            add(&mut recording.lock().unwrap_or_else(PoisonError::into_inner), &self.source);
+        }
+    }
+}
+
+impl Dir<'_> {
+    /// At most `limit` bytes of a file of the folder as they are.
+    pub fn bytes(&self, name: &str, limit: usize) -> Option<Vec<u8>> {
+        let bytes = match (&self.tree.source, &self.handle) {
+            (Source::Folder(folder), Handle::Folder(dir)) => folder.read(Some(dir), name, limit),
+            (Source::Archive(archive), Handle::Archive(path)) => {
+                archive.read(&format!("{path}/{name}"), limit)
+            }
+            (Source::Folder(_), Handle::Archive(_)) | (Source::Archive(_), Handle::Folder(_)) => return None,
+        };
+        let path = format!("{}/{name}", self.path);
+        let bytes = self.tree.known(&path, bytes)?;
+        self.tree.record(|recording, source| recording.add_file(source, &path, &bytes));
+        Some(bytes)
+    }
+
+    /// A file of the folder as text.
+    pub fn text(&self, name: &str) -> Option<String> {
+        let bytes = match (&self.tree.source, &self.handle) {
+            (Source::Folder(folder), Handle::Folder(dir)) => folder.read(Some(dir), name, ATTRIBUTE),
+            (Source::Archive(archive), Handle::Archive(path)) => {
+                archive.read(&format!("{path}/{name}"), ATTRIBUTE)
+            }
+            (Source::Folder(_), Handle::Archive(_)) | (Source::Archive(_), Handle::Folder(_)) => return None,
+        };
+        // The path is put together only where somebody wants it.
+        if self.tree.recording.is_none() && bytes.is_ok() {
+            let bytes = bytes.ok()?;
+            return Some(
+                String::from_utf8(bytes).unwrap_or_else(|bad| String::from_utf8_lossy(bad.as_bytes()).into()),
+            );
+        }
+        self.tree.note(&format!("{}/{name}", self.path), bytes)
+    }
+
+    /// A file that holds one line: that line, without blanks around it.
+    pub fn line(&self, name: &str) -> Option<String> {
+        one_line(&self.text(name)?)
+    }
+
+    /// Where a symbolic link of the folder points, as it is written there.
+    pub fn link(&self, name: &str) -> Option<String> {
+        let target = match (&self.tree.source, &self.handle) {
+            (Source::Folder(folder), Handle::Folder(dir)) => folder.link(Some(dir), name).ok()?,
+            (Source::Archive(archive), Handle::Archive(path)) => {
+                archive.link(&format!("{path}/{name}")).ok()?
+            }
+            (Source::Folder(_), Handle::Archive(_)) | (Source::Archive(_), Handle::Folder(_)) => return None,
+        };
+        self.tree.record(|recording, source| recording.add_link(source, &format!("{}/{name}", self.path)));
+        Some(target)
+    }
+
+    /// The last part of where a symbolic link of the folder points.
+    pub fn link_name(&self, name: &str) -> Option<String> {
+        last_part(&self.link(name)?)
+    }
+
+    /// The path below the root by which it was opened.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+}
+
+/// Most characters of a line that are kept; names in the API are no longer.
+const LINE: usize = 128;
+
+fn one_line(text: &str) -> Option<String> {
+    let line = text.lines().next()?.trim();
+    (!line.is_empty()).then(|| line.chars().take(LINE).collect())
+}
+
+fn last_part(target: &str) -> Option<String> {
+    let part = target.trim_end_matches('/').rsplit('/').next()?;
+    (!part.is_empty() && part != "..").then(|| part.chars().take(LINE).collect())
+}
+
+/// A path in an archive: no empty parts, no `.`, never above the root.
+fn clean(path: &str) -> Vec<String> {
+    let mut parts: Vec<String> = vec![];
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part.into()),
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests;

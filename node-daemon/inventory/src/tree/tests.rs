@@ -1,0 +1,119 @@
+//! Folders, captures, and what wants to leave them.
+#![expect(clippy::disallowed_methods, reason = "composes hosts")]
+
+use std::{fs, os::unix::fs::symlink, path::Path};
+
+use proptest::prelude::*;
+
+use super::{archive::Archive, *};
+
+fn host() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let device = root.path().join("sys/devices/pci0000:00/0000:00:01.0");
+    fs::create_dir_all(&device).unwrap();
+    fs::create_dir_all(root.path().join("sys/bus/pci/devices")).unwrap();
+    fs::write(device.join("class"), "0x030000\n").unwrap();
+    fs::write(device.join("unread"), "secret\n").unwrap();
+    symlink("../../../devices/pci0000:00/0000:00:01.0", root.path().join("sys/bus/pci/devices/0000:00:01.0"))
+        .unwrap();
+    symlink("../../../bus/pci/drivers/nvidia", device.join("driver")).unwrap();
+    root
+}
+
+/// What is seen of the host of [`host`].
+fn look(tree: &Tree) -> (Vec<String>, Option<String>, Option<String>, Option<String>) {
+    let dir = tree.dir("sys/bus/pci/devices/0000:00:01.0").unwrap();
+    (
+        tree.names("sys/bus/pci/devices", |_| true),
+        tree.link("sys/bus/pci/devices/0000:00:01.0"),
+        dir.line("class"),
+        dir.link_name("driver"),
+    )
+}
+
+#[test]
+fn a_capture_reads_like_the_host_and_holds_only_what_was_read() {
+    let root = host();
+    let tree = Tree::open(root.path()).unwrap().recording();
+    let seen = look(&tree);
+    assert_eq!(seen.2.as_deref(), Some("0x030000"));
+    let file = root.path().join("capture.tar.zst");
+    tree.recorded().unwrap().write(fs::File::create(&file).unwrap()).unwrap();
+    let capture = Tree::open(&file).unwrap();
+    assert_eq!(look(&capture), seen);
+    assert_eq!(capture.text("sys/bus/pci/devices/0000:00:01.0/unread"), None);
+    let again = Tree::open(&file).unwrap().recording();
+    look(&again);
+    assert_eq!(again.recorded(), tree.recorded(), "a capture of a capture is the same");
+}
+
+#[test]
+fn a_link_out_of_the_root_stays_in_it() {
+    let root = host();
+    symlink("/etc/hostname", root.path().join("sys/escape")).unwrap();
+    symlink("../../../../../../../../etc/hostname", root.path().join("sys/climb")).unwrap();
+    symlink("/etc", root.path().join("sys/folder")).unwrap();
+    let tree = Tree::open(root.path()).unwrap();
+    assert_eq!(tree.text("sys/escape"), None);
+    assert_eq!(tree.text("sys/climb"), None);
+    assert_eq!(tree.text("sys/folder/hostname"), None);
+    assert!(tree.names("sys/folder", |_| true).is_empty());
+    fs::create_dir(root.path().join("etc")).unwrap();
+    fs::write(root.path().join("etc/hostname"), "inside\n").unwrap();
+    assert_eq!(tree.line("sys/escape").as_deref(), Some("inside"));
+    assert_eq!(tree.line("sys/climb").as_deref(), Some("inside"));
+}
+
+#[test]
+fn a_root_one_folder_down_is_found() {
+    let outer = tempfile::tempdir().unwrap();
+    fs::create_dir_all(outer.path().join("my-host/proc/sys/kernel")).unwrap();
+    fs::write(outer.path().join("my-host/proc/sys/kernel/osrelease"), "6.1\n").unwrap();
+    let tree = Tree::open(outer.path()).unwrap();
+    assert_eq!(tree.line("proc/sys/kernel/osrelease").as_deref(), Some("6.1"));
+}
+
+#[test]
+fn what_is_no_capture_is_refused_with_its_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("x.tar.zst");
+    for content in
+        [&b""[..], b"hello", b"\x28\xb5\x2f\xfdnonsense", b"BZh9", b"\xfd7zXZ", b"\x1f\x8bnonsense"]
+    {
+        fs::write(&file, content).unwrap();
+        let error = Tree::open(&file).unwrap_err().to_string();
+        assert!(error.contains("x.tar.zst"), "{error}");
+    }
+    assert!(Tree::open(Path::new("/no/such/place")).unwrap_err().to_string().contains("/no/such/place"));
+}
+
+#[test]
+fn what_may_not_be_read_is_told_apart_from_what_is_not_there() {
+    let tree = Tree::open(Path::new("/")).unwrap();
+    assert_eq!(tree.text("sys/no/such/file"), None);
+    assert!(tree.denied().is_empty());
+}
+
+proptest! {
+    #[test]
+    fn no_archive_panics(bytes in proptest::collection::vec(any::<u8>(), 0..4096)) {
+        let _ = Archive::read_from(bytes.as_slice());
+    }
+
+    #[test]
+    fn no_path_and_no_link_leaves_the_root(
+        path in "[a-c./]{0,20}",
+        links in proptest::collection::vec(("[a-c/]{1,5}", "[a-c./]{1,12}"), 0..8),
+    ) {
+        let mut builder = tar::Builder::new(vec![]);
+        for (name, target) in &links {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Symlink);
+            header.set_size(0);
+            let _ = builder.append_link(&mut header, name.trim_matches('/'), target);
+        }
+        if let Ok(archive) = Archive::read_from(builder.into_inner().unwrap().as_slice()) {
+            let _ = (archive.read(&path, 10), archive.names(&path), archive.exists(&path), archive.dir(&path));
+        }
+    }
+}

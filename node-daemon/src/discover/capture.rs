@@ -1,0 +1,95 @@
+//! Captures: what was read of a host, packed, so that it can be looked at elsewhere.
+
+use std::{
+    fs::File,
+    io::{BufWriter, Write as _},
+    path::Path,
+};
+
+use anyhow::Context;
+use gpudesk_crds::GpuNode;
+use gpudesk_inventory::driver::DriverReadings;
+
+use crate::host::survey::{DRIVER_ANSWERS, Survey};
+
+/// Writes what the survey read; gives how many files, links and folders it were.
+///
+/// # Errors
+/// When the file cannot be written.
+pub(super) fn write(file: &Path, survey: &Survey, blank_serials: bool) -> anyhow::Result<usize> {
+    let mut recording = survey.tree().recorded().unwrap_or_default();
+    if let Some(readings) = survey.readings() {
+        let mut readings = readings.clone();
+        if blank_serials {
+            blank_readings(&mut readings);
+        }
+        recording.add_answer(DRIVER_ANSWERS, serde_yaml::to_string(&readings)?);
+    }
+    if blank_serials {
+        // The kernel's command line names file systems by UUID and may name the host.
+        recording.blank(|path, text| (path == "proc/cmdline").then(|| blank_uuids(text)));
+    }
+    let count = recording.len();
+    let beside = file.with_extension("partial");
+    let written = (|| {
+        let mut to = BufWriter::new(File::create(&beside)?);
+        recording.write(&mut to)?;
+        to.flush()?;
+        std::fs::rename(&beside, file)?;
+        anyhow::Ok(())
+    })();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&beside);
+    }
+    written.with_context(|| format!("the capture {}", file.display()))?;
+    Ok(count)
+}
+
+/// Puts blanks over what identifies single cards, the same for the same card, so that links between
+/// cards can still be followed.
+pub(super) fn blank(node: &mut GpuNode) {
+    let Some(status) = &mut node.status else { return };
+    let uuids: Vec<String> = status.devices.iter().filter_map(|card| card.uuid.clone()).collect();
+    let blank_uuid = |uuid: &String| match uuids.iter().position(|known| known == uuid) {
+        Some(number) => format!("GPU-blanked-{number}"),
+        None => "GPU-blanked".into(),
+    };
+    for card in &mut status.devices {
+        card.uuid = card.uuid.as_ref().map(blank_uuid);
+        card.serial = card.serial.as_ref().map(|_| "blanked".into());
+        card.nvlink_peers = card.nvlink_peers.iter().map(blank_uuid).collect();
+    }
+}
+
+fn blank_readings(readings: &mut DriverReadings) {
+    for (number, card) in readings.cards.iter_mut().enumerate() {
+        card.uuid = card.uuid.as_ref().map(|_| format!("GPU-blanked-{number}"));
+        card.serial = card.serial.as_ref().map(|_| "blanked".into());
+    }
+}
+
+/// Text with a blank for each UUID in it.
+fn blank_uuids(text: &str) -> String {
+    let words = text.split_inclusive([' ', '=', '\n', '/']);
+    let blanked = words.map(|word| {
+        let end =
+            word.len() - word.chars().next_back().filter(|c| " =\n/".contains(*c)).map_or(0, char::len_utf8);
+        if word[..end].parse::<uuid::Uuid>().is_ok() {
+            format!("blanked{}", &word[end..])
+        } else {
+            word.into()
+        }
+    });
+    blanked.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_systems_are_not_named_in_a_blanked_command_line() {
+        let line = "BOOT_IMAGE=/vmlinuz root=UUID=83b8f4f2-509f-382f-3c1e-e6bfe0fa1001 ro intel_iommu=on\n";
+        assert_eq!(blank_uuids(line), "BOOT_IMAGE=/vmlinuz root=UUID=blanked ro intel_iommu=on\n");
+    }
+}
