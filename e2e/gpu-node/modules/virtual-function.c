@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Vendor-specific VFIO: a virtual function gets a folder `nvidia` and becomes a vfio
+ * device that opens once a type was written to `nvidia/current_vgpu_type`.
+ */
+#include <linux/module.h>
+#include <linux/vfio_pci_core.h>
+
+#include "card.h"
+
+#define NO_POSITION (-1)
+#define PARAMS_LENGTH 1024
+
+struct virtual_function {
+	struct vfio_pci_core_device core; /* first: vfio_alloc_device() asks for it */
+	struct card *card;
+	/* Under the lock of the card: */
+	const struct vgpu_type *type; /* NULL: free */
+	int position;
+	bool open;
+	char params[PARAMS_LENGTH];
+};
+
+static struct virtual_function *of(struct device *dev)
+{
+	return dev_get_drvdata(dev);
+}
+
+/* A VF that has a vGPU offers no other. The header stays when the list is empty. */
+static ssize_t creatable_vgpu_types_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	struct virtual_function *vf = of(dev);
+	const struct model *model = vf->card->model;
+	ssize_t length = sysfs_emit(buf, "ID    : vGPU Name\n");
+	size_t i;
+
+	mutex_lock(&vf->card->lock);
+	for (i = 0; i < model->count && !vf->type; i++)
+		if (card_room(vf->card, &model->types[i]))
+			length += sysfs_emit_at(buf, length, "%-5u : %s\n", model->types[i].id,
+						model->types[i].name);
+	mutex_unlock(&vf->card->lock);
+	return length;
+}
+static DEVICE_ATTR_RO(creatable_vgpu_types);
+
+static ssize_t current_vgpu_type_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	struct virtual_function *vf = of(dev);
+	u32 id;
+
+	mutex_lock(&vf->card->lock);
+	id = vf->type ? vf->type->id : 0;
+	mutex_unlock(&vf->card->lock);
+	return sysfs_emit(buf, "%u\n", id);
+}
+
+static int make(struct virtual_function *vf, long id)
+{
+	const struct model *model = vf->card->model;
+	size_t i;
+
+	if (vf->type)
+		return -EPERM;
+	for (i = 0; i < model->count; i++) {
+		if (model->types[i].id != id)
+			continue;
+		if (card_take(vf->card, &model->types[i]))
+			return -EIO;
+		vf->position = find_first_zero_bit(vf->card->positions, MOST_VGPUS);
+		set_bit(vf->position, vf->card->positions);
+		vf->type = &model->types[i];
+		return 0;
+	}
+	return -EIO;
+}
+
+static int unmake(struct virtual_function *vf)
+{
+	if (!vf->type)
+		return -EPERM;
+	if (vf->open)
+		return -EBUSY;
+	card_release(vf->card);
+	clear_bit(vf->position, vf->card->positions);
+	vf->type = NULL;
+	vf->position = NO_POSITION;
+	vf->params[0] = '\0';
+	return 0;
+}
+
+static ssize_t current_vgpu_type_store(struct device *dev, struct device_attribute *attr,
+				       const char *buf, size_t count)
+{
+	struct virtual_function *vf = of(dev);
+	long id;
+	int ret = kstrtol(buf, 10, &id);
+
+	if (ret)
+		return ret;
+	mutex_lock(&vf->card->lock);
+	ret = id ? make(vf, id) : unmake(vf);
+	mutex_unlock(&vf->card->lock);
+	return ret ? ret : count;
+}
+static DEVICE_ATTR_RW(current_vgpu_type);
+
+/* No type here is backed by a GPU instance. */
+static ssize_t gpu_instance_id_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	return -ENXIO;
+}
+static DEVICE_ATTR_RO(gpu_instance_id);
+
+/* In units of 1 GiB, the types of a card lying side by side. */
+static ssize_t placement_id_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	struct virtual_function *vf = of(dev);
+	int start = NO_POSITION;
+
+	mutex_lock(&vf->card->lock);
+	if (vf->type)
+		start = vf->position * (vf->type->framebuffer / 1024);
+	mutex_unlock(&vf->card->lock);
+	return start == NO_POSITION ? -ENXIO : sysfs_emit(buf, "%d\n", start);
+}
+static DEVICE_ATTR_RO(placement_id);
+
+static ssize_t vgpu_params_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	struct virtual_function *vf = of(dev);
+	ssize_t length;
+
+	mutex_lock(&vf->card->lock);
+	length = sysfs_emit(buf, "%s\n", vf->params);
+	mutex_unlock(&vf->card->lock);
+	return length;
+}
+
+static ssize_t vgpu_params_store(struct device *dev, struct device_attribute *attr, const char *buf,
+				 size_t count)
+{
+	struct virtual_function *vf = of(dev);
+	size_t length = count && buf[count - 1] == '\n' ? count - 1 : count;
+	ssize_t ret = count;
+
+	if (length >= PARAMS_LENGTH)
+		return -EINVAL;
+	mutex_lock(&vf->card->lock);
+	if (!vf->type) {
+		ret = -EPERM;
+	} else {
+		memcpy(vf->params, buf, length);
+		vf->params[length] = '\0';
+	}
+	mutex_unlock(&vf->card->lock);
+	return ret;
+}
+static DEVICE_ATTR_RW(vgpu_params);
+
+static struct attribute *attributes[] = {
+	&dev_attr_creatable_vgpu_types.attr,
+	&dev_attr_current_vgpu_type.attr,
+	&dev_attr_gpu_instance_id.attr,
+	&dev_attr_placement_id.attr,
+	&dev_attr_vgpu_params.attr,
+	NULL,
+};
+
+static const struct attribute_group group = { .name = "nvidia", .attrs = attributes };
+
+static struct virtual_function *of_vfio(struct vfio_device *device)
+{
+	return container_of(device, struct virtual_function, core.vdev);
+}
+
+static int open_device(struct vfio_device *device)
+{
+	struct virtual_function *vf = of_vfio(device);
+	int ret;
+
+	mutex_lock(&vf->card->lock);
+	vf->open = vf->type;
+	mutex_unlock(&vf->card->lock);
+	if (!vf->open)
+		return -ENODEV;
+	ret = vfio_pci_core_enable(&vf->core);
+	if (ret)
+		vf->open = false;
+	else
+		vfio_pci_core_finish_enable(&vf->core);
+	return ret;
+}
+
+static void close_device(struct vfio_device *device)
+{
+	vfio_pci_core_close_device(device);
+	of_vfio(device)->open = false;
+}
+
+static const struct vfio_device_ops ops = {
+	.name = "nvidia-vfio-pci",
+	.init = vfio_pci_core_init_dev,
+	.release = vfio_pci_core_release_dev,
+	.open_device = open_device,
+	.close_device = close_device,
+	.ioctl = vfio_pci_core_ioctl,
+	.device_feature = vfio_pci_core_ioctl_feature,
+	.read = vfio_pci_core_read,
+	.write = vfio_pci_core_write,
+	.mmap = vfio_pci_core_mmap,
+	.request = vfio_pci_core_request,
+	.match = vfio_pci_core_match,
+};
+
+int virtual_function_probe(struct pci_dev *pdev, struct card *card)
+{
+	struct virtual_function *vf;
+	int ret;
+
+	vf = vfio_alloc_device(virtual_function, core.vdev, &pdev->dev, &ops);
+	if (IS_ERR(vf))
+		return PTR_ERR(vf);
+	vf->card = card;
+	vf->position = NO_POSITION;
+	dev_set_drvdata(&pdev->dev, &vf->core);
+	ret = vfio_pci_core_register_device(&vf->core);
+	if (ret)
+		goto put;
+	if (!card->model->count)
+		return 0;
+	ret = sysfs_create_group(&pdev->dev.kobj, &group);
+	if (!ret)
+		return 0;
+	vfio_pci_core_unregister_device(&vf->core);
+put:
+	vfio_put_device(&vf->core.vdev);
+	return ret;
+}
+
+void virtual_function_remove(struct pci_dev *pdev)
+{
+	struct virtual_function *vf = of(&pdev->dev);
+
+	if (vf->card->model->count)
+		sysfs_remove_group(&pdev->dev.kobj, &group);
+	vfio_pci_core_unregister_device(&vf->core);
+	mutex_lock(&vf->card->lock);
+	if (vf->type)
+		unmake(vf);
+	mutex_unlock(&vf->card->lock);
+	vfio_put_device(&vf->core.vdev);
+}
