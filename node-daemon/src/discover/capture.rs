@@ -27,7 +27,16 @@ pub(super) fn write(file: &Path, survey: &Survey, blank_serials: bool) -> anyhow
     }
     if blank_serials {
         // The kernel's command line names file systems by UUID and may name the host.
-        recording.blank(|path, text| (path == "proc/cmdline").then(|| blank_uuids(text)));
+        recording.blank(|path, text| {
+            if path == "proc/cmdline" {
+                Some(blank_uuids(text))
+            } else if path.starts_with("proc/driver/nvidia/gpus/") {
+                let lines = text.lines().filter(|line| !line.starts_with("GPU UUID"));
+                Some(lines.flat_map(|line| [line, "\n"]).collect())
+            } else {
+                path.ends_with("/serial_number").then(|| "blanked\n".into())
+            }
+        });
     }
     let count = recording.len();
     let beside = file.with_extension("partial");

@@ -6,7 +6,7 @@ use gpudesk_crds::{
 };
 
 use super::{Scanner, functions::Function};
-use crate::topology::pci;
+use crate::topology::{nvidia, pci};
 
 impl Scanner {
     /// A card, without its name; `None` when it cannot be read.
@@ -43,6 +43,7 @@ impl Scanner {
             functions.unwrap_or_else(|| self.virtual_functions(&function, &function.device_id));
         card.boot_vga = function.dir.line("boot_vga").as_deref() == Some("1");
         card.memory_mib = self.memory_mib(&function);
+        self.as_driver_says(&function, &mut card);
         let Function {
             dir: _,
             class,
@@ -71,6 +72,29 @@ impl Scanner {
             sriov,
             ..card
         })
+    }
+
+    /// Name, UUID and serial number as the kernel driver tells them in files. NVML tells more, where it is.
+    fn as_driver_says(&self, function: &Function<'_>, card: &mut Device) {
+        match function.driver.as_deref() {
+            Some("nvidia") => {
+                let path = format!("proc/driver/nvidia/gpus/{}/information", card.pci_address);
+                let Some(text) = self.tree.text(&path) else { return };
+                let found = nvidia::information(&text);
+                card.uuid = found.uuid;
+                if let Some(model) = found.model {
+                    card.product = model;
+                }
+            }
+            Some("amdgpu") => {
+                let line = |file: &str| function.dir.line(file).filter(|line| line != "0" && line != "N/A");
+                card.serial = line("serial_number").map(|serial| serial.chars().take(64).collect());
+                if let Some(product) = line("product_name") {
+                    card.product = product;
+                }
+            }
+            _ => {}
+        }
     }
 
     /// The other functions of the same card.

@@ -186,7 +186,10 @@ impl Scanner {
             facts.cards.iter().map(of_card).chain(facts.host_devices.iter().map(of_device)).collect();
         self.name_products(&wanted);
         for card in &mut facts.cards {
-            card.product = self.product(&card.vendor_id, &card.device_id);
+            // A driver that told the name is believed.
+            if card.product == format!("{}:{}", card.vendor_id, card.device_id) {
+                card.product = self.product(&card.vendor_id, &card.device_id);
+            }
         }
         for device in &mut facts.host_devices {
             device.product = self.product(&device.vendor_id, &device.device_id);

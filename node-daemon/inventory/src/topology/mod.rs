@@ -4,6 +4,7 @@ pub mod cpu;
 pub mod iommu;
 pub mod mdev;
 pub mod memory;
+pub mod nvidia;
 pub mod pci;
 pub mod pci_ids;
 pub mod supports;

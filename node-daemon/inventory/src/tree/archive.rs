@@ -2,7 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "adapter: reads the archive")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, BufReader, Read, Seek, SeekFrom},
     path::Path,
@@ -190,23 +190,21 @@ impl Archive {
     }
 }
 
-/// Some tools pack a host below one folder of its name; it is taken off.
+/// Some tools pack a host below a folder of its name; it is taken off, with what lies beside it.
 fn without_wrapper(entries: BTreeMap<String, Entry>) -> BTreeMap<String, Entry> {
-    let top = |key: &str| key.split('/').next().unwrap_or_default().to_owned();
-    let Some(first) = entries.keys().next().map(|key| top(key)) else { return entries };
-    let head = format!("{first}/");
-    let inside = |name: &str| {
-        let path = format!("{head}{name}");
-        entries
-            .range(path.clone()..)
-            .next()
-            .is_some_and(|(key, _)| *key == path || key.starts_with(&format!("{path}/")))
-    };
-    let wrapped = entries.keys().all(|key| *key == first || key.starts_with(&head))
-        && (inside("sys") || inside("proc"));
-    if !wrapped || first == "sys" || first == "proc" {
+    let tops: BTreeSet<&str> = entries.keys().filter_map(|key| key.split('/').next()).collect();
+    if tops.contains("sys") || tops.contains("proc") {
         return entries;
     }
+    let is_root = |top: &&&str| {
+        ["sys", "proc"].iter().any(|name| {
+            let head = format!("{top}/{name}/");
+            entries.range(head.clone()..).next().is_some_and(|(key, _)| key.starts_with(&head))
+        })
+    };
+    let roots: Vec<&&str> = tops.iter().filter(is_root).collect();
+    let [root] = roots.as_slice() else { return entries };
+    let head = format!("{root}/");
     entries
         .into_iter()
         .filter_map(|(key, entry)| Some((key.strip_prefix(&head)?.to_owned(), entry)))

@@ -32,12 +32,11 @@ impl Folder {
         let mut path = path.canonicalize()?;
         let is_root = path == Path::new("/");
         if !is_root && !looks_like_root(&path) {
-            let mut inside = fs::read_dir(&path)?.flatten().map(|entry| entry.path()).take(2);
-            if let (Some(only), None) = (inside.next(), inside.next())
-                && looks_like_root(&only)
-                && !only.is_symlink()
-            {
-                path = only;
+            let inside = fs::read_dir(&path)?.flatten().map(|entry| entry.path());
+            let roots: Vec<PathBuf> =
+                inside.filter(|path| !path.is_symlink() && looks_like_root(path)).take(2).collect();
+            if let [only] = roots.as_slice() {
+                path.clone_from(only);
             }
         }
         let root = File::open(&path)?.into();
