@@ -31,8 +31,11 @@ use tokio::{
 use crate::{
     domain::metadata,
     host::{
-        changes::Changes, gpu_driver::GpuInstance, hook::DiscoveryHook, hypervisor::Hypervisor,
-        source::HostSource,
+        changes::Changes,
+        gpu_driver::GpuInstance,
+        hook::DiscoveryHook,
+        hypervisor::Hypervisor,
+        source::{HostSource, NOT_YET},
     },
     metrics::Metrics,
 };
@@ -182,6 +185,7 @@ impl Publisher {
             gpu_driver_version,
             vgpu_manager_version,
             unlicensed_vgpus: content.unlicensed_vgpus,
+            withheld: (!self.source.is_simulated()).then_some(NOT_YET),
             hook: &said.hook,
             instances: content.instances.as_deref().map_err(Clone::clone),
             spec: stored.map_or(&none, |node| &node.spec),

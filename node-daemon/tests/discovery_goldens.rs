@@ -36,6 +36,7 @@ fn node(facts: &HostFacts, name: &str) -> GpuNode {
         gpu_driver_version: None,
         vgpu_manager_version: None,
         unlicensed_vgpus: None,
+        withheld: None,
         hook: &HookView::NotConfigured,
         instances: Ok(&[]),
         spec: &GpuNodeSpec::default(),

@@ -29,6 +29,7 @@ fn status(file: &str) -> GpuNodeStatus {
         gpu_driver_version: Some("simulated".into()),
         vgpu_manager_version: None,
         unlicensed_vgpus: None,
+        withheld: None,
         hook: &HookView::NotConfigured,
         instances: Ok(&[]),
         spec: &GpuNodeSpec::default(),

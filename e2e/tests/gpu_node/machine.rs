@@ -68,12 +68,15 @@ pub(crate) async fn readiness(node: Arc<Node>) -> Result<()> {
         ("VfioReady", "True"),
         ("HugepagesReserved", "True"),
         ("BarsAssigned", "True"),
+        ("SriovEnabled", "True"),
         ("HypervisorReady", "True"),
         ("KvmUsable", "False"),
     ] {
         let condition = conditions.iter().find(|condition| condition["type"] == kind);
         let condition = condition.with_context(|| format!("no {kind} in {conditions:?}"))?;
         ensure!(condition["status"] == status, "{condition}");
+        // Virtual functions of the L40S are on: that is no "does not apply".
+        ensure!(kind != "SriovEnabled" || condition["reason"] == "AsExpected", "{condition}");
         ensure!(status == "True" || condition["message"].as_str().is_some_and(|words| !words.is_empty()));
     }
     Ok(())

@@ -108,6 +108,7 @@ fn status(facts: &HostFacts) -> GpuNodeStatus {
         gpu_driver_version: None,
         vgpu_manager_version: None,
         unlicensed_vgpus: None,
+        withheld: None,
         hook: &HookView::NotConfigured,
         instances: Ok(&[]),
         spec: &GpuNodeSpec::default(),

@@ -138,6 +138,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         gpu_driver_version: None,
         vgpu_manager_version: None,
         unlicensed_vgpus: None,
+        withheld: None,
         hook: &HookView::NotConfigured,
         instances: Ok(&[]),
         spec: &GpuNodeSpec::default(),

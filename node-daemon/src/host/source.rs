@@ -21,6 +21,9 @@ use super::{
     survey::{Place, Survey},
 };
 
+/// Said of every real card, until shares of real cards are made.
+pub const NOT_YET: &str = "this version of gpudesk shows real cards and does not give them to desktops yet";
+
 /// Why there is no host.
 #[derive(Debug, Error)]
 pub enum SourceError {

@@ -223,15 +223,9 @@ impl Survey {
             hook::merge(&mut facts, answer);
         }
         scan::judge_modes(&mut facts);
-        for card in &mut facts.cards {
-            card.unavailable.get_or_insert_with(|| NOT_YET.into());
-        }
         facts
     }
 }
-
-/// Said of every real card, until shares of real cards are made.
-const NOT_YET: &str = "this version of gpudesk shows real cards and does not give them to desktops yet";
 
 /// A pass that suddenly finds nothing where there was something has not read well: what was known
 /// stands.

@@ -88,6 +88,8 @@ pub struct Findings<'a> {
     pub vgpu_manager_version: Option<String>,
     /// vGPUs that run without a licence, as the driver counts them; absent when it was not asked.
     pub unlicensed_vgpus: Option<usize>,
+    /// Why no card of this host is given to desktops, in one sentence, where none is.
+    pub withheld: Option<&'a str>,
     /// How the discovery hook fared.
     pub hook: &'a HookView,
     /// Shares that gpudesk made; or why it could not be told.
@@ -116,6 +118,16 @@ pub fn status(findings: &Findings<'_>) -> GpuNodeStatus {
     let mut devices: Vec<Device> = facts.cards.iter().map(|card| device(findings, card)).collect();
     devices.extend(lost(findings));
     devices.sort_by_key(|card| card.pci_address);
+    let conditions = {
+        let managed: Vec<&Device> = devices.iter().filter(|card| is_managed(findings.spec, card)).collect();
+        conditions::conditions(findings, &managed)
+    };
+    if let Some(why) = findings.withheld {
+        // After the conditions: what a machine could do is judged whoever may use it.
+        for card in &mut devices {
+            card.unavailable.get_or_insert_with(|| why.into());
+        }
+    }
     let managed: Vec<&Device> = devices.iter().filter(|card| is_managed(findings.spec, card)).collect();
     let missing = facts.incomplete.iter().filter(|sentence| !sentence.is_empty());
     GpuNodeStatus {
@@ -127,7 +139,7 @@ pub fn status(findings: &Findings<'_>) -> GpuNodeStatus {
         allocated: counts::allocated(&devices),
         summary: Some(counts::summary(&managed, facts.numa_cells.len())),
         missing: missing.take(MISSING.0).map(|text| text.chars().take(MISSING.1).collect()).collect(),
-        conditions: conditions::conditions(findings, &managed),
+        conditions,
         devices,
     }
 }

@@ -42,20 +42,42 @@ fn said(
     instances: Result<&[HeldShare], String>,
     before: Option<&GpuNodeStatus>,
 ) -> GpuNodeStatus {
-    status(&Findings {
+    status(&findings(facts, instances, before))
+}
+
+fn findings<'a>(
+    facts: &'a HostFacts,
+    instances: Result<&'a [HeldShare], String>,
+    before: Option<&'a GpuNodeStatus>,
+) -> Findings<'a> {
+    const SPEC: &GpuNodeSpec =
+        &GpuNodeSpec { cordoned: false, drain: None, devices: vec![], housekeeping: None };
+    const NOT_ASKED: &HypervisorView = &HypervisorView::Silent(String::new());
+    Findings {
         facts,
         simulated: false,
-        hypervisor: &HypervisorView::Silent("it was not asked".into()),
+        hypervisor: NOT_ASKED,
         gpu_driver_version: None,
         vgpu_manager_version: None,
         unlicensed_vgpus: None,
+        withheld: None,
         hook: &HookView::NotConfigured,
         instances,
-        spec: &GpuNodeSpec::default(),
+        spec: SPEC,
         generation: None,
         before,
         now: Timestamp::UNIX_EPOCH,
-    })
+    }
+}
+
+#[test]
+fn cards_that_are_withheld_are_judged_and_given_to_nobody() {
+    let facts = facts();
+    let open = status(&findings(&facts, Ok(&[]), None));
+    let withheld = status(&Findings { withheld: Some("not yet"), ..findings(&facts, Ok(&[]), None) });
+    assert_eq!(withheld.devices[0].unavailable.as_deref(), Some("not yet"));
+    assert_eq!((withheld.capacity.len(), withheld.summary.as_ref().unwrap().free_gpus), (0, 0));
+    assert_eq!(withheld.conditions, open.conditions, "the machine is the same");
 }
 
 fn vgpu(id: &str, owner: Option<&str>) -> Instance {
