@@ -113,7 +113,7 @@ impl Scanner {
                 class,
                 vendor_id: id("vendor")?,
                 device_id: id("device")?,
-                driver: dir.link_name("driver"),
+                driver: self.driver(dir.path()),
             })
         };
         (0..8).filter(|function| *function != address.function).filter_map(companion).collect()

@@ -22,6 +22,8 @@ const DEVICES: &str = "sys/bus/pci/devices";
 const MDEV_BUS: &str = "sys/class/mdev_bus";
 /// NVIDIA's switches between cards are bridges of class 0680 by these device ids (pci.ids).
 const NVSWITCHES: [&str; 4] = ["1ac2", "1af1", "22a3", "22a4"];
+/// Where the kernel lists the IOMMU groups.
+const GROUPS: &str = "sys/kernel/iommu_groups";
 /// How deep bridges stand below each other, where functions must be searched for.
 const DEPTH: usize = 12;
 
@@ -63,6 +65,7 @@ impl Scanner {
         addresses.dedup();
         self.classes.clear();
         self.groups.clear();
+        self.copied_groups = self.copied_groups(&addresses);
         self.find_mdevs();
         // A virtual function has a higher address than the function it belongs to.
         let mut virtual_functions = BTreeSet::new();
@@ -125,7 +128,40 @@ impl Scanner {
     }
 
     fn group_number(&self, folder: &str) -> Option<i32> {
-        self.tree.link_name(&format!("{folder}/iommu_group"))?.parse().ok().filter(|group| *group >= 0)
+        let link = self.tree.link_name(&format!("{folder}/iommu_group"));
+        let number = link.and_then(|name| name.parse().ok()).filter(|group| *group >= 0);
+        number.or_else(|| self.copied_groups.get(&folder.rsplit('/').next()?.parse().ok()?).copied())
+    }
+
+    /// Some copies of a host hold folders in the place of links. A group's number is told by its members
+    /// then.
+    fn copied_groups(&self, addresses: &[PciAddress]) -> BTreeMap<PciAddress, i32> {
+        let is_copied = |address: &PciAddress| {
+            let path = format!("{}/iommu_group", self.folder(*address));
+            self.tree.link(&path).is_none() && self.tree.exists(&path)
+        };
+        if !addresses.first().is_some_and(is_copied) {
+            return BTreeMap::new();
+        }
+        let mut groups = BTreeMap::new();
+        for name in self.tree.names(GROUPS, |name| name.parse::<i32>().is_ok()) {
+            let members = self
+                .tree
+                .names(&format!("{GROUPS}/{name}/devices"), |name| name.parse::<PciAddress>().is_ok());
+            let members = members.iter().filter_map(|member| member.parse().ok());
+            groups.extend(members.zip(std::iter::repeat(name.parse().unwrap_or(0))));
+        }
+        groups
+    }
+
+    /// The driver bound to the function in this folder.
+    pub(super) fn driver(&self, folder: &str) -> Option<String> {
+        let path = format!("{folder}/driver");
+        self.tree.link_name(&path).or_else(|| {
+            // A folder in the place of the link does not tell its name.
+            let copied = self.tree.exists(&path);
+            copied.then(|| pci::uevent(&self.tree.text(&format!("{folder}/uevent"))?).driver)?
+        })
     }
 
     fn is_nvswitch(&self, address: PciAddress, folder: &str) -> bool {
@@ -139,10 +175,22 @@ impl Scanner {
 
     /// The virtual functions of a function, in their order. Where there are none this is one read.
     pub(super) fn virtual_addresses(&self, folder: &str) -> Vec<PciAddress> {
-        let count =
-            self.tree.line(&format!("{folder}/sriov_numvfs")).and_then(|line| line.parse().ok()).unwrap_or(0);
+        let number =
+            |file: &str| self.tree.line(&format!("{folder}/{file}")).and_then(|line| line.parse().ok());
+        let count = number("sriov_numvfs").unwrap_or(0).min(256);
         let address = |index: u32| self.tree.link_name(&format!("{folder}/virtfn{index}"))?.parse().ok();
-        (0..count.min(256)).filter_map(address).collect()
+        let found: Vec<PciAddress> = (0..count).filter_map(address).collect();
+        if count == 0 || !found.is_empty() {
+            return found;
+        }
+        // Without the links, the function itself says where its virtual functions are.
+        let own = folder.rsplit('/').next().and_then(|name| name.parse().ok());
+        let Some(((own, offset), stride)) = own.zip(number("sriov_offset")).zip(number("sriov_stride"))
+        else {
+            return found;
+        };
+        let there = (0..count).filter_map(|index| pci::virtual_address(own, offset, stride, index));
+        there.filter(|address| self.tree.exists(&self.folder(*address))).collect()
     }
 
     /// What is the same for all kinds; `None` when not even its ids can be read.
@@ -173,7 +221,7 @@ impl Scanner {
             device_id,
             subsystem: subsystem.map(|(vendor, device)| format!("{vendor}:{device}")).or(spare.subsystem),
             numa_cell: text("numa_node").and_then(|text| pci::numa_cell(&text)),
-            driver: dir.link_name("driver").or(spare.driver),
+            driver: dir.link_name("driver").or_else(|| self.driver(&folder)).or(spare.driver),
             root_complex: pci::root_complex(&link),
             pcie_path: pci::path(&link),
             link: pci::link(
@@ -199,9 +247,9 @@ impl Scanner {
 
     /// The group of a function, judged; `None` without an IOMMU.
     pub(super) fn iommu_group(&self, function: &Function<'_>, address: PciAddress) -> Option<IommuGroup> {
-        let id: i32 = function.dir.link_name("iommu_group")?.parse().ok()?;
+        let id = self.group_number(function.dir.path())?;
         let is_address = |name: &str| name.parse::<PciAddress>().is_ok();
-        let listed = self.tree.names(&format!("sys/kernel/iommu_groups/{id}/devices"), is_address);
+        let listed = self.tree.names(&format!("{GROUPS}/{id}/devices"), is_address);
         let listed = listed.iter().filter_map(|name| name.parse::<PciAddress>().ok());
         let mut members: BTreeSet<PciAddress> = self.groups.get(&id).cloned().unwrap_or_default();
         members.extend(listed);
@@ -217,7 +265,7 @@ impl Scanner {
         GroupMember {
             pci_address: address,
             class: self.classes.get(&address).cloned().or_else(|| self.class_of(&folder)),
-            driver: self.tree.link_name(&format!("{folder}/driver")),
+            driver: self.driver(&folder),
         }
     }
 
@@ -252,7 +300,7 @@ impl Scanner {
     /// Driver and IOMMU group of a virtual function.
     pub(super) fn refresh_function(&self, vf: &mut VirtualFunction) {
         let folder = self.folder(vf.pci_address);
-        vf.driver = self.tree.link_name(&format!("{folder}/driver"));
+        vf.driver = self.driver(&folder);
         vf.iommu_group = self.group_number(&folder);
         vf.unavailable = vf.iommu_group.and_then(|group| self.shared_group(vf.pci_address, group));
     }

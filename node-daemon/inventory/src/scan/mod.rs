@@ -52,6 +52,8 @@ pub struct Scanner {
     groups: BTreeMap<i32, BTreeSet<PciAddress>>,
     /// Where functions are in a tree that has not the list of all functions.
     elsewhere: BTreeMap<PciAddress, String>,
+    /// IOMMU groups by function, where the functions themselves do not tell.
+    copied_groups: BTreeMap<PciAddress, i32>,
     /// Mediated devices by the function that carries them: UUID, and the driver's name of the type.
     mdevs: BTreeMap<PciAddress, Vec<(String, Option<String>)>>,
 }
@@ -66,6 +68,7 @@ impl Scanner {
             classes: BTreeMap::new(),
             groups: BTreeMap::new(),
             elsewhere: BTreeMap::new(),
+            copied_groups: BTreeMap::new(),
             mdevs: BTreeMap::new(),
         }
     }

@@ -155,11 +155,35 @@ fn a_kernel_that_says_only_that_it_can_reset_is_believed() {
     assert_eq!(scanner(host.path()).read().cards[0].reset_methods, ["default"]);
 }
 
+/// The tree with folders and files where it had links, as `cp -rL` leaves it.
+fn without_links(from: &Path, to: &Path, depth: usize) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (path, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        match fs::metadata(&path) {
+            Ok(meta) if meta.is_dir() && depth > 0 => without_links(&path, &to, depth - 1),
+            Ok(meta) if meta.is_file() => drop(fs::copy(&path, to).unwrap()),
+            // A link to nowhere, or a folder too deep.
+            _ => {}
+        }
+    }
+}
+
 #[test]
-fn a_tree_without_the_list_of_functions_is_searched() {
+fn a_copy_without_links_tells_as_much_as_it_can() {
     let host = host();
-    let whole = scanner(host.path()).read();
-    fs::remove_dir_all(host.path().join("sys/bus")).unwrap();
-    // Without the list each function is reached by its own folder only; here the folders are the list.
-    assert!(scanner(host.path()).read().cards.len() <= whole.cards.len());
+    for real in [CARD.to_owned(), vf(0), vf(1), vf(2)] {
+        write(host.path(), &format!("{real}/uevent"), "DRIVER=nvidia\nPCI_CLASS=30200\n");
+    }
+    write(host.path(), "sys/bus/pci/drivers/nvidia/bind", "");
+    write(host.path(), &format!("{CARD}/sriov_offset"), "4\n");
+    write(host.path(), &format!("{CARD}/sriov_stride"), "1\n");
+    let copy = tempfile::tempdir().unwrap();
+    without_links(host.path(), copy.path(), 8);
+    let (whole, copied) = (scanner(host.path()).read(), scanner(copy.path()).read());
+    let (card, copied) = (&whole.cards[0], &copied.cards[0]);
+    assert_eq!((&copied.driver, &copied.iommu_group), (&card.driver, &card.iommu_group));
+    assert_eq!(copied.virtual_functions, card.virtual_functions);
+    assert_eq!(copied.placements, card.placements);
+    assert!(copied.pcie_path.is_empty(), "only the link told the way");
 }

@@ -156,6 +156,21 @@ pub fn bars(resource: &str) -> Vec<Bar> {
     resource.lines().enumerate().take(6).filter_map(bar).collect()
 }
 
+/// The address of a virtual function: that of its physical function and `offset + stride * index`, counted
+/// over bus, device and function. `None` beyond the last bus.
+///
+/// Source: PCI Express Base Specification, SR-IOV, "VF Routing ID".
+pub fn virtual_address(own: PciAddress, offset: u32, stride: u32, index: u32) -> Option<PciAddress> {
+    let own_id = u32::from(own.bus) << 8 | u32::from(own.device) << 3 | u32::from(own.function);
+    let id = own_id.checked_add(offset)?.checked_add(stride.checked_mul(index)?)?;
+    Some(PciAddress {
+        domain: own.domain,
+        bus: u8::try_from(id >> 8).ok()?,
+        device: u8::try_from(id >> 3 & 0x1f).ok()?,
+        function: u8::try_from(id & 7).ok()?,
+    })
+}
+
 /// Bytes of the header of a function's configuration.
 pub const HEADER: usize = 64;
 
@@ -262,6 +277,17 @@ mod tests {
         let mut bridge = bars(&resource);
         add_given_up(&mut bridge, &resource, &header);
         assert_eq!(bridge.len(), 1, "a bridge has other registers");
+    }
+
+    #[test]
+    fn virtual_functions_are_counted_from_their_card() {
+        let card: PciAddress = "0000:08:00.0".parse().unwrap();
+        let at = |index| virtual_address(card, 4, 1, index).map(|address| address.to_string());
+        assert_eq!(at(0).as_deref(), Some("0000:08:00.4"));
+        assert_eq!(at(4).as_deref(), Some("0000:08:01.0"));
+        assert_eq!(at(252).as_deref(), Some("0000:09:00.0"));
+        assert_eq!(virtual_address(card, u32::MAX, 1, 0), None);
+        assert_eq!(virtual_address(card, 0, 1, 65_535), None);
     }
 
     #[test]
