@@ -190,21 +190,29 @@ async fn kept_true(cluster: Arc<Cluster>) -> Result<()> {
     // The driver reports an error; the hook fails at the next look and its answer stands.
     machine.hook("echo broken >&2; exit 3")?;
     // Listening begins some moments after the first look: an error before that is nobody's event.
-    let mut events = vec![];
-    let seen = loop {
-        events.push(format!("{{card: '{ADDRESS}', xid: 79}}"));
-        machine.world_with(&events.join(", "), ", lost: true")?;
-        let seen =
-            until(&nodes, "found", "the error of the driver is shown", Duration::from_secs(6), |node| {
-                node.status.as_ref().is_some_and(|status| card_state(status) == Some(HealthState::Failed))
-            });
-        match seen.await {
-            Err(_) if events.len() < 6 => {}
-            seen => break seen?,
-        }
+    let has_error = |node: &GpuNode, code: i32| {
+        card(node).is_some_and(|card| {
+            card.health.xids.iter().any(|xid| xid.code == code && xid.gpu_instance.is_none())
+        })
     };
-    let xids = seen.status.map(|status| status.devices[0].health.xids.clone()).unwrap_or_default();
-    ensure!(xids.iter().any(|xid| xid.code == 79 && xid.gpu_instance.is_none()), "{xids:?}");
+    let mut events = vec![];
+    loop {
+        events.push(format!("{{card: '{ADDRESS}', xid: 13}}"));
+        machine.world(&events.join(", "))?;
+        let seen =
+            until(&nodes, "found", "an error is shown", Duration::from_secs(6), |node| has_error(node, 13));
+        match seen.await {
+            Err(_) if events.len() < 8 => {}
+            seen => break drop(seen?),
+        }
+    }
+    // An application's error is no fault of the card; falling off the bus is.
+    events.push(format!("{{card: '{ADDRESS}', xid: 79}}"));
+    machine.world_with(&events.join(", "), ", lost: true")?;
+    let lost = until(&nodes, "found", "the card has failed", Duration::from_secs(30), |node| {
+        node.status.as_ref().is_some_and(|status| card_state(status) == Some(HealthState::Failed))
+    });
+    ensure!(has_error(&lost.await?, 79), "the event itself is shown, too");
     let failed = until(&nodes, "found", "the failed hook is said", Duration::from_secs(100), |node| {
         let conditions = node.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
         conditions::find(conditions, ConditionType::DiscoveryHookReady)

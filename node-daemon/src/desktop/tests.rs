@@ -45,12 +45,12 @@ fn api() -> (Client, Written) {
     (Client::new(service, "school"), written)
 }
 
-/// A node on a simulated host with one L40S. Domains of the test driver live in this process, so each
-/// test has desktops of its own.
+/// A node on a simulated host with two L40S. Domains of the test driver live in this process, so each
+/// test has desktops of its own, and the one that fills a card has that card for itself.
 async fn desktops(state: &Path, client: Client) -> Desktops {
     let file = state.join("host.yaml");
     let text =
-        "{coresPerSocket: 8, memoryMiB: 65536, cards: [{model: L40S, count: 1}], missingImages: [gone]}";
+        "{coresPerSocket: 8, memoryMiB: 65536, cards: [{model: L40S, count: 2}], missingImages: [gone]}";
     std::fs::write(&file, text).unwrap();
     let source = HostSource::simulated(&file, "node-a", state).unwrap();
     let hypervisor = LibvirtHypervisor::connect("test:///default").await.unwrap();
@@ -72,10 +72,12 @@ async fn desktops(state: &Path, client: Client) -> Desktops {
     Desktops::new(node, client, Metrics::default(), Arc::new(Notify::new()))
 }
 
+/// The card of those tests that only need a part of one.
+const CARD: &str = "0000:08:00.0";
+
 fn with_gpu() -> String {
-    let card = "0000:08:00.0";
     format!(
-        "[{{name: screen, device: '{card}', product: L40S, mode: Vgpu, type: L40S-8Q, framebufferMiB: 8192, profile: office-8q}}]"
+        "[{{name: screen, device: '{CARD}', product: L40S, mode: Vgpu, type: L40S-8Q, framebufferMiB: 8192, profile: office-8q}}]"
     )
 }
 
@@ -199,7 +201,7 @@ async fn a_card_that_is_full_names_who_is_on_it() {
     let state = tempfile::tempdir().unwrap();
     let (client, mut written) = api();
     let desktops = desktops(state.path(), client).await;
-    let whole = with_gpu().replace("L40S-8Q", "L40S-48Q");
+    let whole = with_gpu().replace("L40S-8Q", "L40S-48Q").replace(CARD, "0000:10:00.0");
     let (first, _) = renamed(desktop("", SMALL, &whole), 10);
     let (second, uid) = renamed(desktop("", SMALL, &whole), 11);
     desktops.round(&first, Some(template(OFFICE))).await.unwrap();
