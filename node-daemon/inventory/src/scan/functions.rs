@@ -72,10 +72,16 @@ impl Scanner {
         let (mut cards, mut devices) = (vec![], vec![]);
         for address in addresses {
             let folder = self.folder(address);
-            if let Some(group) = self.group_number(&folder) {
+            let is_virtual = virtual_functions.contains(&address);
+            let (group, driver) = self.tree.dir(&folder).map_or((None, None), |dir| {
+                let driver = if is_virtual { dir.link_name("driver") } else { None };
+                (self.group_in(&dir, address), driver)
+            });
+            if let Some(group) = group {
                 self.groups.entry(group).or_default().insert(address);
             }
-            if virtual_functions.contains(&address) {
+            if is_virtual {
+                self.bound.insert(address, (driver, group));
                 continue;
             }
             let Some(class) = self.class_of(&folder) else {
@@ -119,6 +125,7 @@ impl Scanner {
         self.name_shares(facts);
         facts.host_devices =
             devices.into_iter().filter_map(|address| self.host_device(address, facts)).collect();
+        self.bound.clear();
         self.name_all(facts);
     }
 
@@ -127,10 +134,9 @@ impl Scanner {
         class.or_else(|| pci::uevent(&self.tree.text(&format!("{folder}/uevent"))?).class)
     }
 
-    fn group_number(&self, folder: &str) -> Option<i32> {
-        let link = self.tree.link_name(&format!("{folder}/iommu_group"));
-        let number = link.and_then(|name| name.parse().ok()).filter(|group| *group >= 0);
-        number.or_else(|| self.copied_groups.get(&folder.rsplit('/').next()?.parse().ok()?).copied())
+    fn group_in(&self, dir: &Dir<'_>, address: PciAddress) -> Option<i32> {
+        let number = dir.link_name("iommu_group").and_then(|name| name.parse().ok());
+        number.filter(|group| *group >= 0).or_else(|| self.copied_groups.get(&address).copied())
     }
 
     /// Some copies of a host hold folders in the place of links. A group's number is told by its members
@@ -156,12 +162,15 @@ impl Scanner {
 
     /// The driver bound to the function in this folder.
     pub(super) fn driver(&self, folder: &str) -> Option<String> {
-        let path = format!("{folder}/driver");
-        self.tree.link_name(&path).or_else(|| {
-            // A folder in the place of the link does not tell its name.
-            let copied = self.tree.exists(&path);
-            copied.then(|| pci::uevent(&self.tree.text(&format!("{folder}/uevent"))?).driver)?
-        })
+        self.tree.link_name(&format!("{folder}/driver")).or_else(|| self.copied_driver(folder))
+    }
+
+    /// A folder in the place of the link does not tell the driver's name; the function itself does.
+    fn copied_driver(&self, folder: &str) -> Option<String> {
+        if !self.tree.exists(&format!("{folder}/driver")) {
+            return None;
+        }
+        pci::uevent(&self.tree.text(&format!("{folder}/uevent"))?).driver
     }
 
     fn is_nvswitch(&self, address: PciAddress, folder: &str) -> bool {
@@ -247,7 +256,7 @@ impl Scanner {
 
     /// The group of a function, judged; `None` without an IOMMU.
     pub(super) fn iommu_group(&self, function: &Function<'_>, address: PciAddress) -> Option<IommuGroup> {
-        let id = self.group_number(function.dir.path())?;
+        let id = self.group_in(&function.dir, address)?;
         let is_address = |name: &str| name.parse::<PciAddress>().is_ok();
         let listed = self.tree.names(&format!("{GROUPS}/{id}/devices"), is_address);
         let listed = listed.iter().filter_map(|name| name.parse::<PciAddress>().ok());
@@ -299,9 +308,14 @@ impl Scanner {
 
     /// Driver and IOMMU group of a virtual function.
     pub(super) fn refresh_function(&self, vf: &mut VirtualFunction) {
-        let folder = self.folder(vf.pci_address);
-        vf.driver = self.driver(&folder);
-        vf.iommu_group = self.group_number(&folder);
+        // A whole pass has just looked; otherwise it is looked at now.
+        let known = self.bound.get(&vf.pci_address).cloned();
+        let (driver, group) = known.unwrap_or_else(|| {
+            let dir = self.tree.dir(&self.folder(vf.pci_address));
+            dir.map_or((None, None), |dir| (dir.link_name("driver"), self.group_in(&dir, vf.pci_address)))
+        });
+        vf.driver = driver.or_else(|| self.copied_driver(&self.folder(vf.pci_address)));
+        vf.iommu_group = group;
         vf.unavailable = vf.iommu_group.and_then(|group| self.shared_group(vf.pci_address, group));
     }
 

@@ -52,6 +52,8 @@ pub struct Scanner {
     groups: BTreeMap<i32, BTreeSet<PciAddress>>,
     /// Where functions are in a tree that has not the list of all functions.
     elsewhere: BTreeMap<PciAddress, String>,
+    /// Driver and IOMMU group of each virtual function, while a whole pass goes on.
+    bound: BTreeMap<PciAddress, (Option<String>, Option<i32>)>,
     /// IOMMU groups by function, where the functions themselves do not tell.
     copied_groups: BTreeMap<PciAddress, i32>,
     /// Mediated devices by the function that carries them: UUID, and the driver's name of the type.
@@ -68,6 +70,7 @@ impl Scanner {
             classes: BTreeMap::new(),
             groups: BTreeMap::new(),
             elsewhere: BTreeMap::new(),
+            bound: BTreeMap::new(),
             copied_groups: BTreeMap::new(),
             mdevs: BTreeMap::new(),
         }
