@@ -80,7 +80,7 @@ pub struct Xid {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub compute_instance: Option<i32>,
-    /// When it was last reported.
+    /// When it was last reported; a repetition alone writes nothing.
     pub last_seen: Time,
     /// What it means and what to do, in one sentence.
     #[schemars(length(max = 512))]

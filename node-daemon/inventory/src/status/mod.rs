@@ -15,6 +15,7 @@ use gpudesk_crds::{
     types::{PciAddress, ShareMode},
 };
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::{
     hook::{HookView, foreign_use},
@@ -145,7 +146,8 @@ pub fn status(findings: &Findings<'_>) -> GpuNodeStatus {
 }
 
 /// Whether a new status says anything new. Figures that change all the time do not: free hugepages,
-/// temperatures, the links' width and speed, corrected memory errors, and how many more of a type fit.
+/// temperatures, the links' width and speed, corrected memory errors, a card at its power limit, when an
+/// error was last repeated, and how many more of a type fit.
 pub fn differs(old: &GpuNodeStatus, new: &GpuNodeStatus) -> bool {
     lasting(old) != lasting(new)
 }
@@ -166,6 +168,12 @@ fn lasting(status: &GpuNodeStatus) -> GpuNodeStatus {
         // Newer drivers tell margins, of which the sum with the temperature of now wavers.
         card.temperature_thresholds = None;
         still(&mut card.link);
+        // A busy card comes to its power limit and goes from it many times an hour.
+        card.health.throttle_reasons.retain(|reason| reason != "SwPowerCap");
+        for xid in &mut card.health.xids {
+            // A guest that repeats its error must not make the node write.
+            xid.last_seen = Time(Timestamp::UNIX_EPOCH);
+        }
         if let Some(ecc) = &mut card.health.ecc {
             ecc.corrected = None;
         }

@@ -1,9 +1,12 @@
 use gpudesk_crds::{
     GpuNodeSpec, GpuNodeStatus,
-    gpu_node_status::{Device, Ecc, Hugepages, Instance, NumaCell, PcieLink, Placement, VirtualFunction},
+    gpu_node_status::{
+        Device, Ecc, Hugepages, Instance, NumaCell, PcieLink, Placement, VirtualFunction, Xid,
+    },
     types::{PageSize, ShareMode},
 };
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Findings, HeldShare, HypervisorView, differs, status};
 use crate::{
@@ -157,7 +160,22 @@ fn the_domains_of_gpudesk_are_not_foreign_to_it() {
 #[test]
 fn figures_that_change_all_the_time_write_nothing() {
     let old = said(&facts(), Ok(&[]), None);
-    let quiet: [Change; 7] = [
+    let mut old = old;
+    let xid = |code, second| Xid {
+        code,
+        gpu_instance: None,
+        compute_instance: None,
+        last_seen: Time(Timestamp::from_second(second).unwrap()),
+        message: "an error".into(),
+    };
+    old.devices[0].health.xids = vec![xid(13, 1)];
+    let mut repeated = old.clone();
+    repeated.devices[0].health.xids = vec![xid(13, 2)];
+    assert!(!differs(&old, &repeated), "an error that is repeated");
+    repeated.devices[0].health.xids.push(xid(48, 2));
+    assert!(differs(&old, &repeated), "another error");
+    let quiet: [Change; 8] = [
+        |status| status.devices[0].health.throttle_reasons.push("SwPowerCap".into()),
         |_| {},
         |status| status.numa_cells[0].hugepages[0].free = Some(0),
         |status| status.devices[0].temperature_celsius = Some(61),
@@ -171,7 +189,8 @@ fn figures_that_change_all_the_time_write_nothing() {
         change(&mut new);
         assert!(!differs(&old, &new), "change {number}");
     }
-    let loud: [Change; 5] = [
+    let loud: [Change; 6] = [
+        |status| status.devices[0].health.throttle_reasons.push("HwThermalSlowdown".into()),
         |status| status.numa_cells[0].hugepages[0].total = 4,
         |status| status.devices[0].link.as_mut().unwrap().max_width = Some(8),
         |status| status.devices[0].placements[0].max_count = 3,

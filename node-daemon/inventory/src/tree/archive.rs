@@ -10,14 +10,12 @@ use std::{
 
 use tar::EntryType;
 
-use super::{Kind, LARGE, NAMES, TreeError, clean};
+use super::{Kind, LARGE, NAMES, TreeError, clean, without_links};
 
 /// Most bytes of all files together, uncompressed.
 const TOTAL: u64 = 256 << 20;
 /// Most entries.
 const ENTRIES: usize = 1 << 19;
-/// Most symbolic links on one way, as in Linux.
-const LINKS: usize = 40;
 
 #[derive(Debug)]
 pub(super) struct Archive {
@@ -100,33 +98,10 @@ impl Archive {
 
     /// The path without links, following one in the last part when `follow`.
     fn resolve(&self, path: &str, follow: bool) -> Option<String> {
-        let mut left = clean(path);
-        left.reverse();
-        let mut done: Vec<String> = vec![];
-        let mut links = 0;
-        while let Some(part) = left.pop() {
-            if part == ".." {
-                done.pop();
-                continue;
-            }
-            done.push(part);
-            if left.is_empty() && !follow {
-                break;
-            }
-            if let Some(Entry::Link(target)) = self.entries.get(&done.join("/")) {
-                links += 1;
-                if links > LINKS {
-                    return None;
-                }
-                done.pop();
-                if target.starts_with('/') {
-                    done.clear();
-                }
-                let parts = target.split('/').filter(|part| !part.is_empty() && *part != ".");
-                left.extend(parts.rev().map(Into::into));
-            }
-        }
-        Some(done.join("/"))
+        without_links(path, follow, |path| match self.entries.get(path) {
+            Some(Entry::Link(target)) => Some(target.clone()),
+            Some(Entry::File(_) | Entry::Folder) | None => None,
+        })
     }
 
     pub(super) fn read(&self, path: &str, limit: usize) -> io::Result<Vec<u8>> {

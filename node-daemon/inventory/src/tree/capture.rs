@@ -8,10 +8,7 @@ use std::{
 use tar::{EntryType, Header};
 use thiserror::Error;
 
-use super::{Kind, Source, clean};
-
-/// Most symbolic links on one way, as in Linux.
-const LINKS: usize = 40;
+use super::{Kind, Source, clean, without_links};
 
 /// Why a capture could not be written.
 #[derive(Debug, Error)]
@@ -134,38 +131,16 @@ impl Recording {
 
     /// The path without links; the links on the way are added.
     fn way(&mut self, source: &Source, path: &str, follow: bool) -> String {
-        let mut left: Vec<String> = clean(path);
-        left.reverse();
-        let mut done: Vec<String> = vec![];
-        let mut links = 0;
-        while let Some(part) = left.pop() {
-            if part == ".." {
-                done.pop();
-                continue;
-            }
-            done.push(part);
-            if left.is_empty() && !follow {
-                break;
-            }
-            let so_far = done.join("/");
-            let target = match self.entries.get(&so_far) {
-                Some(Recorded::Link(target)) => Some(target.clone()),
-                None if source.kind(&so_far) == Some(Kind::Link) => source.link(&so_far).ok(),
-                Some(Recorded::File(_) | Recorded::Folder) | None => None,
+        let found = without_links(path, follow, |path| {
+            let target = match self.entries.get(path) {
+                Some(Recorded::Link(target)) => return Some(target.clone()),
+                None if source.kind(path) == Some(Kind::Link) => source.link(path).ok()?,
+                Some(Recorded::File(_) | Recorded::Folder) | None => return None,
             };
-            let Some(target) = target else { continue };
-            links += 1;
-            if links > LINKS {
-                break;
-            }
-            self.entries.insert(so_far, Recorded::Link(target.clone()));
-            done.pop();
-            if target.starts_with('/') {
-                done.clear();
-            }
-            let parts = target.split('/').filter(|part| !part.is_empty() && *part != ".");
-            left.extend(parts.rev().map(Into::into));
-        }
-        done.join("/")
+            self.entries.insert(path.into(), Recorded::Link(target.clone()));
+            Some(target)
+        });
+        // What was read was reached, so its links do not lead round.
+        found.unwrap_or_else(|| clean(path).join("/"))
     }
 }

@@ -312,6 +312,40 @@ fn last_part(target: &str) -> Option<String> {
     (!part.is_empty() && part != "..").then(|| part.chars().take(LINE).collect())
 }
 
+/// Most symbolic links on one way, as in Linux.
+const LINKS: usize = 40;
+
+/// A path without links, following one in its last part when `follow`; `target` says where the link at
+/// a path points. Never above the root. `None` when links lead round.
+fn without_links(path: &str, follow: bool, mut target: impl FnMut(&str) -> Option<String>) -> Option<String> {
+    let mut left = clean(path);
+    left.reverse();
+    let mut done: Vec<String> = vec![];
+    let mut links = 0;
+    while let Some(part) = left.pop() {
+        if part == ".." {
+            done.pop();
+            continue;
+        }
+        done.push(part);
+        if left.is_empty() && !follow {
+            break;
+        }
+        let Some(target) = target(&done.join("/")) else { continue };
+        links += 1;
+        if links > LINKS {
+            return None;
+        }
+        done.pop();
+        if target.starts_with('/') {
+            done.clear();
+        }
+        let parts = target.split('/').filter(|part| !part.is_empty() && *part != ".");
+        left.extend(parts.rev().map(Into::into));
+    }
+    Some(done.join("/"))
+}
+
 /// A path in an archive: no empty parts, no `.`, never above the root.
 fn clean(path: &str) -> Vec<String> {
     let mut parts: Vec<String> = vec![];
