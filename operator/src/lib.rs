@@ -3,10 +3,10 @@
 //! ```text
 //!  watch ──▶ stores ──▶ desktop: dereference ─▶ validate ─▶ decide ─▶ apply ──▶ Desktop.status
 //!    │                                                        │
-//!    └─────▶ placement::snapshot (with an assumed overlay) ───┘
+//!    └─────▶ placement::Snapshot (with an assumed overlay) ───┘
 //! ```
 //!
-//! Everything that decides is pure: `placement`, `index`, `waiting`, `node_liveness`, and the files
+//! Everything that decides is pure: the crate `gpudesk-placement`, `index`, `waiting`, `node_liveness`, and the files
 //! named `validate`, `decide`, `status` and `summary`. `world` holds them behind one lock; `watch`
 //! fills it; `writer`, `secret_access` and the files named `apply` write; `run` puts it together.
 #![forbid(unsafe_code)]
@@ -22,7 +22,6 @@ pub mod invalid;
 pub mod leader;
 pub mod metrics;
 pub mod node_liveness;
-pub mod placement;
 pub mod run;
 pub mod secret_access;
 pub mod stores;
@@ -30,3 +29,5 @@ pub mod waiting;
 pub mod watch;
 pub mod world;
 pub mod writer;
+
+pub use gpudesk_placement as placement;

@@ -11,7 +11,7 @@ use gpudesk_crds::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
-use crate::placement::{
+use crate::{
     Placed,
     request::{
         CardRequirements, CpuRequest, DesktopKey, MemoryRequest, Request, Share, ShareRequest, VgpuWish, Way,

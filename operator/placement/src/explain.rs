@@ -4,7 +4,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 
 use gpudesk_crds::{conditions::Reason, types::PageSize};
 
-use super::{
+use crate::{
     card::NoShare,
     compute::NoCompute,
     facts::{NodeFacts, Refused},

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use gpudesk_crds::{Allocation, Desktop, GpuNode};
 
-use super::{facts::NodeFacts, occupancy::NodeUse, request::DesktopKey};
+use crate::{facts::NodeFacts, occupancy::NodeUse, request::DesktopKey};
 
 /// Nodes, what is taken on them, and what was decided but not yet seen (*assumed*).
 #[derive(Clone, Debug, Default, PartialEq)]

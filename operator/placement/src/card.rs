@@ -8,7 +8,7 @@ use gpudesk_crds::{
     types::{ShareMode, VgpuSeries},
 };
 
-use super::{
+use crate::{
     facts::{Card, NodeFacts, Refused},
     occupancy::{CardUse, NodeUse, UsedShare},
     request::{CardRequirements, Share, VgpuWish},

@@ -11,7 +11,7 @@ use gpudesk_crds::{
 use proptest::prelude::*;
 
 use super::{builders::*, oracle};
-use crate::placement::{
+use crate::{
     compute::Limits,
     place,
     request::{CpuRequest, DesktopKey, MemoryRequest, Request, Share},

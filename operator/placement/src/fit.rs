@@ -2,7 +2,7 @@
 
 use gpudesk_crds::{Compute, GpuAllocation, desktop_template::NumaPolicy, types::PageSize};
 
-use super::{
+use crate::{
     compute::{self, Limits, NoCompute, Scope},
     facts::NodeFacts,
     gpus::{self, Found, NoGpus},

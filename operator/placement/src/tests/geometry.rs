@@ -4,7 +4,7 @@ use gpudesk_crds::{GpuNode, types::VgpuSeries};
 use serde_json::json;
 
 use super::builders::*;
-use crate::placement::{
+use crate::{
     card::{self, NoShare},
     facts::NodeFacts,
     gpus,
@@ -207,7 +207,7 @@ fn a_card_that_its_node_calls_unavailable_is_given_to_nobody() {
     let mut held = l40s(1, 0);
     held["unavailable"] = json!("the virtual machine i-2-34-VM, which is not gpudesk's, holds it");
     let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[held]));
-    let refused = Err(NoShare::Refused(crate::placement::facts::Refused::Unavailable));
+    let refused = Err(NoShare::Refused(crate::facts::Refused::Unavailable));
     assert_eq!(card.first(&vgpu(8)), refused);
     assert_eq!(card.first(&Share::Passthrough), refused);
 }

@@ -10,7 +10,7 @@ use gpudesk_crds::{
     types::{CpuSet, PageSize, ShareMode},
 };
 
-use super::{facts::NodeFacts, request::DesktopKey};
+use crate::{facts::NodeFacts, request::DesktopKey};
 
 /// What is taken on a node.
 #[derive(Clone, Debug, Default, PartialEq)]

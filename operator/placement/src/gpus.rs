@@ -2,7 +2,7 @@
 
 use gpudesk_crds::GpuAllocation;
 
-use super::{
+use crate::{
     card::{self, Choice, NoShare},
     facts::NodeFacts,
     occupancy::NodeUse,

@@ -9,7 +9,7 @@ use gpudesk_crds::{
 use serde_json::json;
 
 use super::builders::*;
-use crate::placement::{
+use crate::{
     Placed, compute::Limits, explain, explain::Explanation, place, request::Request, request::Share,
     snapshot::Snapshot,
 };
@@ -42,7 +42,7 @@ fn two_cells(name: &str, devices: &[serde_json::Value]) -> GpuNode {
 #[test]
 fn dedicated_cpus_are_whole_cores_of_the_cards_cell_and_never_the_hosts() {
     let mut request = request("a", vec![vgpu(8)]);
-    request.cpu = crate::placement::request::CpuRequest { cores: 2, threads_per_core: 2, dedicated: true };
+    request.cpu = crate::request::CpuRequest { cores: 2, threads_per_core: 2, dedicated: true };
     request.numa = NumaPolicy::Strict;
     let placed = decide(&snapshot(&[two_cells("n", &[l40s(1, 1)])]), &request).unwrap();
     let compute = placed.plan.compute;
@@ -58,7 +58,7 @@ fn dedicated_cpus_are_whole_cores_of_the_cards_cell_and_never_the_hosts() {
 #[test]
 fn a_core_that_is_half_used_is_given_to_nobody_else() {
     let mut asked = request("a", vec![]);
-    asked.cpu = crate::placement::request::CpuRequest { cores: 1, threads_per_core: 1, dedicated: true };
+    asked.cpu = crate::request::CpuRequest { cores: 1, threads_per_core: 1, dedicated: true };
     let mut snapshot = snapshot(&[node("n", &[cell(0, 3, 65536, 0)], &[])]);
     for name in ["a", "b"] {
         asked.desktop.name = name.into();
@@ -77,7 +77,7 @@ fn dedicating_cores_leaves_enough_for_those_who_share() {
     give(&mut snapshot, &shared);
     // 6 threads x 4 = 24 vCPUs may float, 20 do; without one core it would be 16.
     let mut dedicated = request("dedicated", vec![]);
-    dedicated.cpu = crate::placement::request::CpuRequest { cores: 1, threads_per_core: 1, dedicated: true };
+    dedicated.cpu = crate::request::CpuRequest { cores: 1, threads_per_core: 1, dedicated: true };
     assert_eq!(decide(&snapshot, &dedicated).unwrap_err().reason, Reason::Unschedulable);
     shared.desktop.name = "more".into();
     shared.cpu.cores = 5;

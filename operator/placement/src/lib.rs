@@ -7,6 +7,7 @@
 //! ```
 //!
 //! The same snapshot and the same request give the same decision.
+#![forbid(unsafe_code)]
 
 use std::borrow::Cow;
 

@@ -7,7 +7,7 @@ use gpudesk_crds::{
     types::{CpuSet, PageSize},
 };
 
-use super::{
+use crate::{
     facts::NodeFacts,
     occupancy::{NodeUse, free_cores},
     request::{CpuRequest, Request},
