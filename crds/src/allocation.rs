@@ -35,6 +35,22 @@ pub struct Allocation {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub gpus: Vec<GpuAllocation>,
+    /// Functions of network cards, and drives, keyed by kind and name; empty while the desktop is
+    /// parked. A node of this version cannot attach them: it does not start a desktop that has any,
+    /// and says so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 24))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["kind".into(), "name".into()]))]
+    pub host_devices: Vec<HostDeviceAllocation>,
+    /// Number of the NVLink fabric partition that the cards form, as in the node's
+    /// `fabric.partitions`; absent when they form none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub fabric_partition: Option<i32>,
+    /// How it was decided, for people: no program acts on it, and it is no part of what the desktop
+    /// holds. Absent while the desktop is parked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<DecisionRecord>,
 }
 
 /// CPUs and memory of a desktop.
@@ -69,6 +85,34 @@ pub struct Compute {
     /// Whether memory must come from `numaCells` (else it only should).
     #[serde(default)]
     pub numa_strict: bool,
+    /// NUMA cells that the guest sees, each tied to one cell of the host, keyed by id. They hold each
+    /// vCPU once and add up to `memoryMiB`. Empty: the guest sees one piece of memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
+    pub guest_cells: Vec<GuestCell>,
+    /// Whether the CPUs in `vcpuPins` are single hardware threads: the other threads of their cores
+    /// may serve other desktops. Else those cores are this desktop's alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub threads_only: bool,
+}
+
+/// A NUMA cell that the guest sees.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestCell {
+    /// Number that the guest sees, from 0 without gaps.
+    #[schemars(range(min = 0, max = 63))]
+    pub id: i32,
+    /// The cell of the host that its CPUs and memory come from.
+    #[schemars(range(min = 0))]
+    pub host_cell: i32,
+    /// vCPUs in it.
+    pub vcpus: CpuSet,
+    /// Memory in MiB.
+    #[serde(rename = "memoryMiB")]
+    #[schemars(range(min = 1))]
+    pub memory_mib: i64,
 }
 
 /// Where one vCPU runs.
@@ -118,4 +162,103 @@ pub struct GpuAllocation {
     /// The profile that asked for it.
     #[schemars(length(min = 1, max = 63))]
     pub profile: String,
+}
+
+/// A function of a network card, or a drive.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostDeviceAllocation {
+    /// Name of the network interface or the disk in the template.
+    #[schemars(length(min = 1, max = 32))]
+    pub name: String,
+    /// What it is.
+    pub kind: AllocatedDeviceKind,
+    /// PCI address of what the desktop gets: the virtual function, or the drive.
+    pub device: PciAddress,
+    /// PCI address of the network card that the virtual function belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<PciAddress>,
+}
+
+/// What a desktop holds of a host besides shares of GPUs.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
+)]
+pub enum AllocatedDeviceKind {
+    /// A virtual function of a network card.
+    NetworkFunction,
+    /// A whole NVMe drive.
+    NvmeDrive,
+}
+
+/// How a desktop was placed, for people.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DecisionRecord {
+    /// How many nodes were looked at.
+    #[schemars(range(min = 0))]
+    pub nodes: i32,
+    /// Nodes that were left out, counted by the reason; the most frequent reasons first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["reason".into()]))]
+    pub filtered: Vec<FilteredNodes>,
+    /// The best of those that were left; the first of them was taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 3))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["node".into()]))]
+    pub best: Vec<ScoredNode>,
+}
+
+/// Nodes that were left out for one reason.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FilteredNodes {
+    /// The reason, in the words that a waiting desktop says.
+    #[schemars(length(min = 1, max = 128))]
+    pub reason: String,
+    /// How many nodes.
+    #[schemars(range(min = 1))]
+    pub nodes: i32,
+}
+
+/// A node on which the desktop would have fitted.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ScoredNode {
+    /// Name of the node.
+    #[schemars(length(min = 1, max = 253))]
+    pub node: String,
+    /// What spoke for it, in words and figures; not for programs.
+    #[schemars(length(max = 256))]
+    pub score: String,
+}
+
+/// Where a desktop ran last.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastPlacement {
+    /// The node.
+    #[schemars(length(min = 1, max = 253))]
+    pub node: String,
+    /// The cards of its shares of GPUs, keyed by the name of the share.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub gpus: Vec<LastGpu>,
+}
+
+/// The card of a share that a desktop had.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastGpu {
+    /// Name of the share, as in `allocation.gpus`.
+    #[schemars(length(min = 1, max = 68))]
+    pub name: String,
+    /// PCI address of the card.
+    pub device: PciAddress,
+    /// UUID of the card, when its driver has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 96))]
+    pub device_uuid: Option<String>,
 }

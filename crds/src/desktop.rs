@@ -7,7 +7,8 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    allocation::Allocation,
+    affinity::AffinityRule,
+    allocation::{Allocation, LastPlacement},
     desktop_template::{Cpu, GpuRequest, Memory},
     desktop_template_devices::CloudInit,
     gpu_node_status::Acceleration,
@@ -68,11 +69,18 @@ pub struct DesktopSpec {
     #[schemars(schema_with = "crate::schema::label_map")]
     pub node_selector: BTreeMap<String, String>,
 
-    /// Taints of nodes that this desktop accepts. Not yet supported: a desktop that sets it is
-    /// reported as such and stays pending.
+    /// Taints of nodes (`GpuNode.spec.taints`) that this desktop accepts: it may be placed on a node
+    /// all of whose taints it accepts. At most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub tolerations: Vec<Toleration>,
+
+    /// Near or apart from which other desktops of the namespace, keyed by name; beside the rules of
+    /// the template, which count as well. At most 8. A change applies at the next placement.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub affinity: Vec<AffinityRule>,
 
     /// Higher goes first when several wait. -1000000 to 1000000. Default: 0.
     #[serde(default)]
@@ -126,11 +134,12 @@ pub struct Overrides {
 #[serde(rename_all = "camelCase")]
 pub struct Toleration {
     /// Key of the taint.
-    #[schemars(length(min = 1, max = 316))]
+    #[schemars(length(min = 1, max = 317))]
+    #[x_kube(validation = Rule::new("self.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$')").message("key must be written like the key of a label: gpu or example.org/gpu"))]
     pub key: String,
-    /// Value of the taint; absent accepts any.
+    /// Value of the taint. Absent: the taint is accepted whatever its value, also without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63))]
+    #[schemars(length(min = 1, max = 63))]
     pub value: Option<String>,
 }
 
@@ -146,6 +155,12 @@ pub struct DesktopStatus {
     /// What the desktop holds and where. Written by the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allocation: Option<Allocation>,
+
+    /// Where the desktop ran last and with which cards, while it holds nothing: the next start takes
+    /// the same again when all of it is free. Written by the operator when it takes an allocation's
+    /// shares back; absent while the desktop holds its place, for then the allocation says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_placement: Option<LastPlacement>,
 
     /// The shares of GPUs in words: `1x RTX PRO 6000 16Q`. Written by the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -270,7 +285,8 @@ pub enum ConsoleType {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TuningResult {
-    /// Which: `CpuPinning`, `Hugepages`, `NumaMemory`, `EmulatorPinning`, `CpuModel`, `HyperV`.
+    /// Which: `CpuPinning`, `Hugepages`, `NumaMemory`, `GuestNuma`, `EmulatorPinning`, `CpuModel`,
+    /// `HyperV`.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
     /// Whether it is in effect.

@@ -5,6 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    affinity::AffinityRule,
     desktop_template_devices::{CloudInit, Consoles, Disk, Filesystem, Network},
     types::PageSize,
 };
@@ -103,6 +104,13 @@ pub struct DesktopTemplateSpec {
     #[serde(default)]
     pub lifecycle: Lifecycle,
 
+    /// Near or apart from which other desktops of the namespace, keyed by name. For every desktop of
+    /// this template; a desktop may add rules of its own. At most 8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub affinity: Vec<AffinityRule>,
+
     /// What a desktop may override: `Cpu`, `Memory`, `Gpus`, `CloudInit`. Default: nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4))]
@@ -133,7 +141,10 @@ pub struct Cpu {
         }])
     )]
     pub model: String,
-    /// `Dedicated` gives each vCPU a host CPU of its own; `Shared` lets them float. Default: `Shared`.
+    /// `Dedicated` gives each vCPU a host CPU of its own, on cores that nobody else gets;
+    /// `DedicatedThreads` gives it a hardware thread of its own, whose core's other thread may go to
+    /// another desktop; `Shared` lets vCPUs float over what is left. With `threadsPerCore` 2, and on
+    /// hosts with one thread per core, the first two are the same. Default: `Shared`.
     pub pinning: Pinning,
 }
 
@@ -144,13 +155,16 @@ impl Default for Cpu {
 }
 
 /// Whether vCPUs have host CPUs of their own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum Pinning {
     /// vCPUs float over the host's CPUs.
     #[default]
     Shared,
-    /// Each vCPU has a host CPU that no other desktop gets.
+    /// Each vCPU has a host CPU of its own, from cores that no other desktop gets.
     Dedicated,
+    /// Each vCPU has a hardware thread of its own; the other thread of its core may go to another
+    /// desktop. Twice as many fit, and each sees the other's load.
+    DedicatedThreads,
 }
 
 /// Memory of the machine.
@@ -198,7 +212,7 @@ pub struct ProfileRef {
 }
 
 /// How closely CPUs, memory and GPU must be together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum NumaPolicy {
     /// On one cell, or pending.
     Strict,

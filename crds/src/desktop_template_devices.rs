@@ -210,8 +210,10 @@ pub struct NamedNetwork {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SriovNetwork {
-    /// Name of the physical network as the owner of the node calls it.
+    /// Name of the physical network as the owner of the node calls it, in `spec.physicalNetworks` of
+    /// the `GpuNode`.
     #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9][A-Za-z0-9._-]*$')").message("write letters, digits and . _ - only, with a letter or digit first"))]
     pub physical_network: String,
     /// VLAN. 1 to 4094.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -51,9 +51,52 @@ pub struct GpuNodeSpec {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub devices: Vec<DevicePolicy>,
 
+    /// Keeps desktops away: none without a matching toleration is placed here; those that run stay.
+    /// Keyed by key; at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["key".into()]))]
+    pub taints: Vec<Taint>,
+
+    /// Which network cards lead to which physical network, keyed by name: what
+    /// `networks[].sriov.physicalNetwork` of a template names. At most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub physical_networks: Vec<PhysicalNetwork>,
+
     /// What is kept for the host itself and for the emulator and I/O threads of the desktops.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub housekeeping: Option<Housekeeping>,
+}
+
+/// A mark that keeps desktops away, as on nodes of Kubernetes. A toleration accepts it when it names
+/// the key and either no value or the same value.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Taint {
+    /// Key, unique in the list.
+    #[schemars(length(min = 1, max = 317))]
+    #[x_kube(validation = Rule::new("self.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$')").message("key must be written like the key of a label: gpu or example.org/gpu"))]
+    pub key: String,
+    /// Value. A taint without one is accepted only by tolerations that name none either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub value: Option<String>,
+}
+
+/// A physical network and the cards that lead to it.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PhysicalNetwork {
+    /// Name of the network, unique in the list.
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9][A-Za-z0-9._-]*$')").message("write letters, digits and . _ - only, with a letter or digit first"))]
+    pub name: String,
+    /// PCI addresses of the network cards (their physical functions) that lead to it. 1 to 16. An
+    /// address at which the node has no network card counts for nothing.
+    #[schemars(schema_with = "crate::schema::pci_addresses")]
+    pub devices: Vec<PciAddress>,
 }
 
 /// A request to empty a node.
@@ -150,7 +193,7 @@ pub enum Management {
 }
 
 /// What a card is used for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum DeviceMode {
     /// Each request chooses.
     #[default]

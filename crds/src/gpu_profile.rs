@@ -210,7 +210,7 @@ pub struct DeviceRequirements {
 }
 
 /// Vendor of a card.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum Vendor {
     /// NVIDIA, PCI vendor 10de.
     #[serde(rename = "NVIDIA")]

@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 #![expect(unreachable_pub, reason = "the schema derive repeats each type inside a function")]
 
+pub mod affinity;
 pub mod allocation;
 pub mod conditions;
 pub mod desktop;
@@ -29,7 +30,11 @@ pub mod gpu_profile;
 pub mod schema;
 pub mod types;
 
-pub use allocation::{Allocation, Compute, GpuAllocation, VcpuPin};
+pub use affinity::{AffinityRule, Relation};
+pub use allocation::{
+    AllocatedDeviceKind, Allocation, Compute, DecisionRecord, FilteredNodes, GpuAllocation, GuestCell,
+    HostDeviceAllocation, LastGpu, LastPlacement, ScoredNode, VcpuPin,
+};
 pub use desktop::{Desktop, DesktopSpec, DesktopStatus};
 pub use desktop_template::{DesktopTemplate, DesktopTemplateSpec, DesktopTemplateStatus};
 pub use gpu_node::{GpuNode, GpuNodeSpec};

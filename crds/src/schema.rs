@@ -50,6 +50,32 @@ pub fn pci_address(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// PCI addresses that people write, each once.
+pub fn pci_addresses(generator: &mut SchemaGenerator) -> Schema {
+    let mut item = pci_address(generator);
+    item.remove("nullable");
+    schemars::json_schema!({
+        "type": "array",
+        "minItems": 1,
+        "maxItems": 16,
+        "x-kubernetes-list-type": "set",
+        "items": item
+    })
+}
+
+/// Labels to match, one at least.
+pub fn some_labels(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = label_map(generator);
+    schema.insert(
+        "x-kubernetes-validations".into(),
+        serde_json::json!([{
+            "rule": "self.size() > 0",
+            "message": "matchLabels must name at least one label of the other desktops"
+        }]),
+    );
+    schema
+}
+
 /// Labels to match: at most 16, with the lengths of Kubernetes labels.
 pub fn label_map(_: &mut SchemaGenerator) -> Schema {
     let _: Option<BTreeMap<String, String>> = None;

@@ -64,6 +64,7 @@ fn the_walk_sees_every_level() {
         "Desktop.spec.overrides.gpus[].profileRef.name",
         "Desktop.spec.nodeSelector{}",
         "Desktop.status.allocation.compute.vcpuPins[].cpus",
+        "Desktop.status.allocation.decision.best[].score",
         "DesktopTemplate.spec.disks[].image.sizeGiB",
         "GpuNode.status.devices[].placements[].starts[]",
         "GpuProfile.spec.alternatives[].vgpu.framebufferRangeMiB.min",

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use futures::future::try_join_all;
 use gpudesk_node_daemon::domain::{
-    Cpu, CpuModel, DomainMetadata, DomainSpec, Firmware, Graphics, Hostdev, Kind, Listen, MdevDisplay,
-    Memory, MemoryLayout, PageSize, Pinning, Platform, Q35, Screen, Topology, Video, metadata,
+    Cpu, CpuModel, CpuSet, DomainMetadata, DomainSpec, Firmware, Given, Graphics, GuestCell, HostCells,
+    Hostdev, Kind, Listen, MdevDisplay, Memory, MemoryLayout, PageSize, Pinning, Platform, Q35, Screen,
+    Topology, Video, metadata,
 };
 use gpudesk_node_daemon::host::hypervisor::{
     DomainEventKind as K, DomainState, Events, GuestState, Hypervisor, HypervisorError, HypervisorEvent,
@@ -186,7 +187,8 @@ async fn a_vgpu_is_accepted_and_described() {
     let libvirt = libvirt().await;
     let mut spec = spec(Uuid::from_u128(0x3));
     if let Platform::Q35(q35) = &mut spec.platform {
-        q35.hostdevs = vec![Hostdev::Mdev { uuid: Uuid::from_u128(0xA), display: MdevDisplay::OnWithRamfb }];
+        q35.hostdevs =
+            vec![Hostdev::Mdev { uuid: Uuid::from_u128(0xA), display: MdevDisplay::OnWithRamfb }.into()];
     }
     libvirt.define(xml(&spec)).await.expect("defined");
     libvirt.start(spec.uuid).await.expect("started");
@@ -200,6 +202,30 @@ async fn a_vgpu_is_accepted_and_described() {
     assert_eq!(picture.mime, "image/png");
     assert!(picture.bytes.starts_with(b"\x89PNG"), "{picture:?}");
     libvirt.destroy(spec.uuid).await.expect("destroyed");
+    libvirt.undefine(spec.uuid, GuestState::Delete).await.expect("forgotten");
+}
+
+#[tokio::test]
+async fn guest_cells_are_accepted_and_change_no_figure() {
+    let libvirt = libvirt().await;
+    let mut spec = spec(Uuid::from_u128(0x4));
+    spec.cpu.topology.cores = NonZeroU32::new(4).expect("not zero");
+    let cell = |first: u32| GuestCell {
+        vcpus: CpuSet::new([first, first + 1]).expect("not empty"),
+        mib: NonZeroU64::new(32).expect("not zero"),
+        place: Some(HostCells::Strict(CpuSet::only(0))),
+    };
+    spec.memory.layout = MemoryLayout::Cells(vec![cell(0), cell(2)]);
+    if let Platform::Q35(q35) = &mut spec.platform {
+        let given = |number: u32| Given {
+            device: Hostdev::Mdev { uuid: Uuid::from_u128(number.into()), display: MdevDisplay::Off },
+            guest_cell: Some(number),
+        };
+        q35.hostdevs = vec![given(0), given(1)];
+    }
+    libvirt.define(xml(&spec)).await.expect("defined");
+    let details = libvirt.details(spec.uuid).await.expect("described");
+    assert_eq!((details.live.memory_mib, details.live.vcpus), (64, 4));
     libvirt.undefine(spec.uuid, GuestState::Delete).await.expect("forgotten");
 }
 

@@ -19,11 +19,11 @@ use crate::{
     metrics::Metrics,
     node_liveness::Liveness,
     placement::{
-        self,
         compute::Limits,
         explain::Explanation,
-        request::{DesktopKey, Request},
-        snapshot::{Change, Snapshot, View, key_of},
+        fragments::Counts,
+        request::{DesktopKey, Request, ShareRequest},
+        snapshot::{Change, Snapshot, key_of},
     },
     stores::Stores,
     waiting::Waiting,
@@ -54,7 +54,6 @@ pub struct World {
     /// The operator's figures.
     pub metrics: Metrics,
     queues: Queues,
-    limits: Limits,
     cluster: Mutex<Cluster>,
     freed: Notify,
     counted: Notify,
@@ -77,6 +76,17 @@ struct Cluster {
 /// Which spec of an object was seen: its UID and generation. Our own writes of the status do not
 /// change it.
 type Spec = (Option<String>, Option<i64>);
+
+/// What the estate has of a profile.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Supply {
+    /// Shares in use.
+    pub in_use: i32,
+    /// How many fit.
+    pub counts: Counts,
+    /// Why not even one more fits, were it asked for by the smallest of machines.
+    pub why_none: Option<Explanation>,
+}
 
 /// A decision on one desktop.
 #[derive(Debug)]
@@ -101,8 +111,8 @@ pub enum Decision {
 impl World {
     /// Knows nothing yet.
     pub fn new(stores: Stores, queues: Queues, limits: Limits, metrics: Metrics) -> Self {
-        let cluster = Mutex::default();
-        Self { stores, metrics, queues, limits, cluster, freed: Notify::new(), counted: Notify::new() }
+        let cluster = Mutex::new(Cluster { snapshot: Snapshot::new(limits), ..Cluster::default() });
+        Self { stores, metrics, queues, cluster, freed: Notify::new(), counted: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Cluster> {
@@ -281,8 +291,7 @@ impl World {
         if cluster.waiting.must_yield(&key, priority, started) {
             return Decision::Yield;
         }
-        let view = cluster.snapshot.view();
-        match placement::place(&view, &request, self.limits) {
+        match cluster.snapshot.place(&request) {
             Ok(placed) => {
                 let allocation = Arc::new(Allocation {
                     node: placed.node,
@@ -290,8 +299,11 @@ impl World {
                     template_generation: wanted.template_generation,
                     restarted_at: wanted.restarted_at.clone(),
                     decided_at: now.clone(),
-                    compute: Some(placed.plan.compute),
-                    gpus: placed.plan.gpus,
+                    compute: Some(placed.compute),
+                    gpus: placed.gpus,
+                    host_devices: placed.host_devices,
+                    fabric_partition: placed.fabric_partition,
+                    decision: Some(placed.record),
                 });
                 let Ok(change) = cluster.snapshot.assume(&key, &version, &allocation) else {
                     return Decision::Stale;
@@ -303,16 +315,23 @@ impl World {
                 self.metrics.decided_in(started.elapsed().as_secs_f64());
                 Decision::Assumed { allocation, fresh: true }
             }
-            Err(rejections) => {
+            Err(_) => {
                 let created = desktop.creation_timestamp().map_or(0, |time| time.0.as_second());
                 cluster.waiting.insert(&key, priority, created);
+                let explanation = cluster.snapshot.explain(&request);
                 drop(cluster);
-                let explanation = placement::explain(&view, &request, &rejections, self.limits);
                 self.metrics.placed(explanation.reason.as_str());
                 self.metrics.decided_in(started.elapsed().as_secs_f64());
                 Decision::NoRoom(explanation)
             }
         }
+    }
+
+    /// What a desktop is defined to ask for, running or not; nothing when it says nothing that can
+    /// be. `home` is the node that its disks bind it to.
+    pub fn wants(&self, key: &DesktopKey, wanted: Option<&Wanted>, home: Option<String>) {
+        let request = wanted.map(|wanted| Request { home, ..wanted.request.clone() });
+        self.lock().snapshot.wants(key, request.as_ref());
     }
 
     /// A decision was written.
@@ -371,15 +390,18 @@ impl World {
         self.lock().index.users(template, first)
     }
 
-    /// The nodes now, and how many shares of a profile are in use.
-    pub fn estate(&self, profile: &str) -> (View, i32) {
-        let cluster = self.lock();
-        (cluster.snapshot.view(), cluster.snapshot.in_use(profile))
+    /// What the estate has of a share, and why it has none left.
+    pub fn supply(&self, share: &ShareRequest) -> Supply {
+        let mut cluster = self.lock();
+        let snapshot = &mut cluster.snapshot;
+        let counts = snapshot.count(share);
+        let why_none = (counts.placeable == 0).then(|| snapshot.explain(&Request::smallest(share)));
+        Supply { in_use: snapshot.in_use(&share.profile), counts, why_none }
     }
 
-    /// The bounds of the operator.
-    pub fn limits(&self) -> Limits {
-        self.limits
+    /// Shares in use of a profile.
+    pub fn in_use(&self, profile: &str) -> i32 {
+        self.lock().snapshot.in_use(profile)
     }
 
     /// Wakes those that wait for room, the most important first, a moment after something was

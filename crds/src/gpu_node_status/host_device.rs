@@ -34,6 +34,11 @@ pub struct HostDevice {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 64)))]
     pub names: Vec<String>,
+    /// Size of a drive in MiB, rounded down: the sum of its namespaces. Absent for network cards, and
+    /// while the host's own driver does not have the drive.
+    #[serde(rename = "sizeMiB", default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub size_mib: Option<i64>,
     /// Whether a desktop may take it whole.
     #[serde(default)]
     pub usable: bool,

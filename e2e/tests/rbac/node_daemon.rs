@@ -92,10 +92,11 @@ pub(crate) async fn desktops(cluster: Arc<Cluster>) -> Result<()> {
         json!({"allocation": {"compute": null}}),
         json!({"allocation": null}),
         json!({"gpuSummary": "8x A"}),
+        json!({"lastPlacement": {"node": "run-a"}}),
     ];
     for part in allocations {
         let patch = merge(status("here"), json!({"status": part}));
-        daemon.may_not(&patch, "may not write status.allocation and status.gpuSummary").await?;
+        daemon.may_not(&patch, "may not write status.allocation, status.gpuSummary").await?;
     }
     for conditions in [
         json!([condition("Running", ""), condition("Allocated", "by me")]),

@@ -9,25 +9,25 @@ use std::{
 };
 
 use gpudesk_crds::{
-    Allocation, Compute, DesktopTemplate,
+    Allocation, Compute, DesktopTemplate, GuestCell,
     desktop_template::{Cpu as TemplateCpu, Firmware as TemplateFirmware, Machine, MachineType},
     desktop_template_devices::{DiskBus, DiskFormat, Network},
     domain_name,
     gpu_node_status::Device,
-    types::{PageSize as ApiPageSize, PciAddress as ApiPciAddress, ShareMode},
+    types::{PciAddress as ApiPciAddress, ShareMode},
 };
 use uuid::Uuid;
 
 use super::{
+    cells::{self, out_of_range},
     materials::{Materials, Origin},
     problem::Problem,
 };
 use crate::{
     domain::{
-        Cache, Cpu, CpuModel, CpuSet, DirectKernel, Disk, DomainMetadata, DomainSpec, Firmware, Graphics,
-        HostCells, Hostdev, Image, ImageFormat, ImageSource, Interface, Kind, Link, Listen, MacAddress,
-        MdevDisplay, Memory, MemoryLayout, Microvm, PageSize, PciAddress, Pinning, Platform, Q35, Screen,
-        Slot, Topology, Uefi, Video,
+        Cache, Cpu, CpuModel, CpuSet, DirectKernel, Disk, DomainMetadata, DomainSpec, Firmware, Given,
+        Graphics, Hostdev, Image, ImageFormat, ImageSource, Interface, Kind, Link, Listen, MacAddress,
+        MdevDisplay, Microvm, PciAddress, Pinning, Platform, Q35, Screen, Slot, Topology, Uefi, Video,
     },
     host::{
         folder::{DesktopFolder, Owner},
@@ -59,9 +59,11 @@ pub struct Parts<'a> {
     pub kind: Kind,
 }
 
-/// What the metadata says of this desktop and allocation.
+/// What the metadata says of this desktop and allocation: what it holds, without how that was
+/// decided.
 pub fn metadata(parts: &Parts<'_>) -> Result<DomainMetadata, Problem> {
-    let allocation = serde_json::to_string(parts.allocation)
+    let held = Allocation { decision: None, ..parts.allocation.clone() };
+    let allocation = serde_json::to_string(&held)
         .map_err(|error| Problem::Invalid(format!("the allocation cannot be written down: {error}")))?;
     Ok(DomainMetadata {
         desktop_uid: parts.owner.uid,
@@ -82,6 +84,7 @@ pub fn domain(parts: &Parts<'_>) -> Result<DomainSpec, Problem> {
     let uuid = parts.owner.uid;
     let spec = &parts.template.spec;
     let kernel = direct_kernel(&spec.machine, parts.materials);
+    let cells = cells::shown(parts.compute, spec.machine.machine_type)?;
     let platform = match spec.machine.machine_type {
         MachineType::Q35 => Platform::Q35(Box::new(Q35 {
             firmware: firmware(parts, kernel)?,
@@ -89,7 +92,7 @@ pub fn domain(parts: &Parts<'_>) -> Result<DomainSpec, Problem> {
             hyperv: spec.machine.hyperv,
             disks: disks(parts),
             filesystems: vec![],
-            hostdevs: hostdevs(parts)?,
+            hostdevs: hostdevs(parts, &cells)?,
             screen: spec.consoles.vnc.as_ref().map(|_| screen()),
             agent: spec.guest_agent,
         })),
@@ -107,17 +110,13 @@ pub fn domain(parts: &Parts<'_>) -> Result<DomainSpec, Problem> {
         name: domain_name(&parts.owner.namespace, &parts.owner.name),
         kind: parts.kind,
         cpu: cpu(parts)?,
-        memory: memory(parts.compute)?,
+        memory: cells::memory(parts.compute, &cells)?,
         platform,
         interfaces: interfaces(uuid, &spec.networks)?,
         // The test driver has no process that would write it.
         serial_log: (parts.kind != Kind::Test).then(|| parts.folder.file("serial.log")),
         metadata: metadata(parts)?,
     })
-}
-
-fn out_of_range(field: &str, value: impl std::fmt::Display) -> Problem {
-    Problem::Invalid(format!("allocation.compute.{field} is {value}, which cannot be"))
 }
 
 fn cpu(parts: &Parts<'_>) -> Result<Cpu, Problem> {
@@ -152,25 +151,6 @@ fn cpu(parts: &Parts<'_>) -> Result<Cpu, Problem> {
             emulator,
         },
     })
-}
-
-fn memory(compute: &Compute) -> Result<Memory, Problem> {
-    let mib = u64::try_from(compute.memory_mib).ok().and_then(NonZeroU64::new);
-    let mib = mib.ok_or_else(|| out_of_range("memoryMiB", compute.memory_mib))?;
-    let cells: Vec<u32> = compute.numa_cells.iter().filter_map(|cell| u32::try_from(*cell).ok()).collect();
-    let place = match cells.as_slice() {
-        [] => None,
-        _ if compute.numa_strict => CpuSet::new(cells).map(HostCells::Strict),
-        [cell] => Some(HostCells::Preferred(*cell)),
-        // A preference for several cells is more than the kernel takes by way of libvirt.
-        _ => None,
-    };
-    let pages = match compute.page_size {
-        ApiPageSize::None => PageSize::Normal,
-        ApiPageSize::Mi2 => PageSize::Mib2,
-        ApiPageSize::Gi1 => PageSize::Gib1,
-    };
-    Ok(Memory { layout: MemoryLayout::Flat { mib, place }, pages })
 }
 
 fn direct_kernel(machine: &Machine, materials: &Materials) -> Option<DirectKernel> {
@@ -272,27 +252,29 @@ fn interfaces(uuid: Uuid, networks: &[Network]) -> Result<Vec<Interface>, Proble
     (0..=u8::MAX).zip(networks).map(interface).collect()
 }
 
-fn hostdevs(parts: &Parts<'_>) -> Result<Vec<Hostdev>, Problem> {
+fn hostdevs(parts: &Parts<'_>, cells: &[&GuestCell]) -> Result<Vec<Given>, Problem> {
     let mut hostdevs = vec![];
     for gpu in &parts.allocation.gpus {
+        let card = parts.cards.iter().find(|card| card.pci_address == gpu.device);
+        let guest_cell = cells::of_card(card, cells);
+        let mut give = |device| hostdevs.push(Given { device, guest_cell });
         if gpu.mode == ShareMode::Passthrough {
-            hostdevs.push(function(gpu.device)?);
+            give(function(gpu.device)?);
             // What is in the card's group, such as its sound, can only be given away with it.
-            let card = parts.cards.iter().find(|card| card.pci_address == gpu.device);
             let members =
                 card.and_then(|card| card.iommu_group.as_ref()).into_iter().flat_map(|g| &g.members);
             // A bridge stays with the host.
             for member in
                 members.filter(|member| member.class.as_ref().is_none_or(|class| !class.starts_with("06")))
             {
-                hostdevs.push(function(member.pci_address)?);
+                give(function(member.pci_address)?);
             }
             continue;
         }
         let instance = parts.instances.iter().find(|instance| instance.key.request == gpu.name);
         let instance = instance
             .ok_or_else(|| Problem::Internal(format!("the share {} of a GPU is not made", gpu.name)))?;
-        hostdevs.push(match &instance.handle {
+        give(match &instance.handle {
             Handle::Mdev(id) => Hostdev::Mdev {
                 uuid: id.parse().map_err(|_| Problem::Internal(format!("{id:?} is no mdev UUID")))?,
                 display: MdevDisplay::Off,

@@ -146,6 +146,99 @@ fn a_microvm_boots_its_kernel_and_takes_no_gpu() {
     assert!(matches!(xml(spec, small, gpu, "T4", Kind::Qemu), Err(Problem::Invalid(_))));
 }
 
+const ON_TWO_CELLS: &str = "{cores: 4, threadsPerCore: 1, memoryMiB: 6144, numaCells: [0, 1], guestCells: \
+    [{id: 1, hostCell: 1, vcpus: 2-3, memoryMiB: 2048}, {id: 0, hostCell: 0, vcpus: 0-1, memoryMiB: 4096}]}";
+
+#[test]
+fn a_guest_sees_the_cells_of_its_allocation_and_its_card_on_one_of_them() {
+    let spec = "{memory: {sizeMiB: 64}, disks: [{name: system, image: {name: win}}]}";
+    let gpu = "[{name: g, device: '0000:08:00.0', product: p, mode: Passthrough, type: x, framebufferMiB: 1, profile: x}]";
+    let two = xml(spec, ON_TWO_CELLS, gpu, "GeForce RTX 4090", Kind::Kvm).unwrap();
+    has(
+        &two,
+        &[
+            "<memory unit=\"MiB\">6144</memory>",
+            "<cell id=\"0\" cpus=\"0-1\" memory=\"4096\" unit=\"MiB\"/>",
+            "<cell id=\"1\" cpus=\"2-3\" memory=\"2048\" unit=\"MiB\"/>",
+            "<memnode cellid=\"1\" mode=\"preferred\" nodeset=\"1\"/>",
+            "model=\"pcie-expander-bus\"",
+            "<node>0</node>",
+        ],
+    );
+    // The card and its sound, below the one bus.
+    assert_eq!(two.matches("pcie-expander-bus").count(), 1);
+    let strict = ON_TWO_CELLS.replace("numaCells", "numaStrict: true, numaCells");
+    has(
+        &xml(spec, &strict, gpu, "GeForce RTX 4090", Kind::Kvm).unwrap(),
+        &["<memnode cellid=\"0\" mode=\"strict\" nodeset=\"0\"/>"],
+    );
+    let elsewhere = ON_TWO_CELLS.replace("hostCell: 0", "hostCell: 2");
+    let elsewhere = xml(spec, &elsewhere, gpu, "GeForce RTX 4090", Kind::Kvm).unwrap();
+    assert!(!elsewhere.contains("pcie-expander-bus"), "its card is of none of its cells: {elsewhere}");
+    let microvm = "{memory: {sizeMiB: 64}, machine: {type: microvm, firmware: DirectKernel, directKernel: {kernel: k}}}";
+    let microvm = xml(microvm, &strict, "[]", "T4", Kind::Kvm).unwrap();
+    has(&microvm, &["<memory mode=\"strict\" nodeset=\"0-1\"/>"]);
+    assert!(!microvm.contains("<numa>"), "{microvm}");
+}
+
+#[test]
+fn cells_that_do_not_agree_with_the_rest_are_refused() {
+    let spec = "{memory: {sizeMiB: 64}, disks: [{name: system, image: {name: win}}]}";
+    for (from, to, says) in [
+        ("id: 1", "id: 2", "ids [0, 2]"),
+        ("memoryMiB: 6144", "memoryMiB: 6145", "hold 6144 MiB; memoryMiB is 6145"),
+        ("vcpus: 2-3", "vcpus: '2'", "each of the 4 vCPUs exactly once"),
+        ("vcpus: 2-3", "vcpus: ''", "guestCells[].vcpus is empty"),
+        ("hostCell: 1", "hostCell: -1", "guestCells[].hostCell is -1"),
+    ] {
+        let compute = ON_TWO_CELLS.replace(from, to);
+        let error = xml(spec, &compute, "[]", "T4", Kind::Kvm).unwrap_err().to_string();
+        assert!(error.contains(says), "{error} / {says}");
+    }
+}
+
+#[test]
+fn how_it_was_decided_stays_out_of_what_the_domain_carries() {
+    let (desktop, template) = (desktop("", PINNED, "[]"), template("{memory: {sizeMiB: 64}}"));
+    let held = desktop.status.unwrap().allocation.unwrap();
+    let decision = gpudesk_crds::DecisionRecord { nodes: 5, ..Default::default() };
+    let decided = Allocation { decision: Some(decision), ..held.clone() };
+    let carried = |allocation: &Allocation| {
+        let parts = Parts {
+            owner: &Owner { namespace: "school".into(), name: "anna".into(), uid: UID.parse().unwrap() },
+            allocation,
+            compute: allocation.compute.as_ref().unwrap(),
+            template: &template,
+            cpu: &template.spec.cpu,
+            materials: &Materials { disks: vec![], kernel: None, cloud_init: None },
+            folder: &DesktopFolders::new(std::path::Path::new("/state")).of(UID.parse().unwrap()),
+            instances: &[],
+            cards: &[],
+            kind: Kind::Test,
+        };
+        metadata(&parts).unwrap().allocation
+    };
+    assert_eq!(carried(&decided), carried(&held));
+    assert_eq!(serde_json::from_str::<Allocation>(&carried(&decided)).unwrap(), held);
+}
+
+#[test]
+fn a_desktop_with_a_drive_or_a_network_function_is_not_made_without_it() {
+    let spec = template("{memory: {sizeMiB: 64}, disks: [{name: system, image: {name: win}}]}");
+    let mut desktop = desktop("", PINNED, "[]");
+    let allocation = desktop.status.as_mut().unwrap().allocation.as_mut().unwrap();
+    let devices = "[{name: lan, kind: NetworkFunction, device: '0000:81:01.0', parent: '0000:81:00.0'}, \
+        {name: data, kind: NvmeDrive, device: '0000:64:00.0'}]";
+    allocation.host_devices = serde_yaml::from_str(devices).unwrap();
+    let images = ImageStore::pretended("n", vec![]);
+    let error = Materials::find(&desktop, &spec, &images, &AllowedRoots::new(vec![])).unwrap_err();
+    assert_eq!(error.reason(), gpudesk_crds::conditions::Reason::NotYetSupported);
+    assert_eq!(
+        error.to_string(),
+        "not yet supported: allocation.hostDevices[lan] (0000:81:01.0), allocation.hostDevices[data] (0000:64:00.0)"
+    );
+}
+
 #[test]
 fn what_this_version_does_not_do_is_refused_and_named() {
     let spec =

@@ -4,12 +4,12 @@
 use std::path::PathBuf;
 
 use gpudesk_crds::{
-    Desktop, DesktopTemplate,
+    Allocation, Desktop, DesktopTemplate,
     desktop_template::{Cpu, DesktopTemplateSpec, Firmware, Override},
     desktop_template_devices::{CloudInit, Disk, DiskBus, DiskFormat},
 };
 
-use super::problem::Problem;
+use super::{desired, problem::Problem};
 use crate::host::{images::ImageStore, paths::AllowedRoots};
 
 /// What a machine is put together from.
@@ -88,7 +88,7 @@ impl Materials {
         roots: &AllowedRoots,
     ) -> Result<Self, Problem> {
         let spec = &template.spec;
-        refuse_unsupported(spec)?;
+        refuse_unsupported(spec, desired::allocation(desktop))?;
         let disks = spec.disks.iter().map(|disk| material(disk, images, roots)).collect::<Result<_, _>>()?;
         let kernel = match (&spec.machine.firmware, &spec.machine.direct_kernel) {
             (Firmware::DirectKernel, Some(direct)) => {
@@ -132,7 +132,7 @@ fn material(disk: &Disk, images: &ImageStore, roots: &AllowedRoots) -> Result<Di
 
 /// The operator does not place desktops that ask for these; a node that is asked all the same must
 /// not make half of a machine.
-fn refuse_unsupported(spec: &DesktopTemplateSpec) -> Result<(), Problem> {
+fn refuse_unsupported(spec: &DesktopTemplateSpec, allocation: Option<&Allocation>) -> Result<(), Problem> {
     let mut fields = vec![];
     let mut refuse = |condition: bool, field: &str| {
         if condition {
@@ -153,6 +153,9 @@ fn refuse_unsupported(spec: &DesktopTemplateSpec) -> Result<(), Problem> {
     for network in &spec.networks {
         refuse(network.ovs.is_some(), "networks[].ovs");
         refuse(network.sriov.is_some(), "networks[].sriov");
+    }
+    for device in allocation.map_or(&[][..], |allocation| &allocation.host_devices) {
+        refuse(true, &format!("allocation.hostDevices[{}] ({})", device.name, device.device));
     }
     if fields.is_empty() { Ok(()) } else { Err(Problem::NotYetSupported { fields: fields.join(", ") }) }
 }

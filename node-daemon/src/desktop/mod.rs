@@ -13,6 +13,7 @@
 #![expect(clippy::disallowed_methods, reason = "adapter: the rounds ask for the time")]
 
 mod act;
+pub mod cells;
 pub mod conflict;
 pub mod decide;
 pub mod desired;

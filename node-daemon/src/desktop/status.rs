@@ -281,6 +281,7 @@ pub fn owned(desktop: &Desktop) -> DesktopStatus {
     let DesktopStatus {
         phase,
         allocation: _,
+        last_placement: _,
         gpu_summary: _,
         domain,
         gpus,
@@ -299,6 +300,7 @@ pub fn owned(desktop: &Desktop) -> DesktopStatus {
     DesktopStatus {
         phase: phase.filter(|_| compute),
         allocation: None,
+        last_placement: None,
         gpu_summary: None,
         domain,
         gpus,

@@ -1,6 +1,11 @@
 //! What became of each tuning asked for. Pure.
 
-use gpudesk_crds::{Compute, DesktopTemplate, desktop::TuningResult, desktop_template::Cpu, types::PageSize};
+use gpudesk_crds::{
+    Compute, DesktopTemplate,
+    desktop::TuningResult,
+    desktop_template::{Cpu, MachineType},
+    types::PageSize,
+};
 
 use crate::domain::Kind;
 
@@ -15,7 +20,8 @@ pub fn results(compute: &Compute, template: &DesktopTemplate, cpu: &Cpu, kind: K
         results.push(TuningResult { name: name.into(), applied, message: Some(message) });
     };
     if !compute.vcpu_pins.is_empty() {
-        say("CpuPinning", true, format!("{} vCPUs pinned", compute.vcpu_pins.len()));
+        let to = if compute.threads_only { " to single hardware threads" } else { "" };
+        say("CpuPinning", true, format!("{} vCPUs pinned{to}", compute.vcpu_pins.len()));
     }
     let asked = template.spec.memory.hugepages;
     match compute.page_size {
@@ -26,11 +32,21 @@ pub fn results(compute: &Compute, template: &DesktopTemplate, cpu: &Cpu, kind: K
         size => say("Hugepages", true, format!("{size} pages")),
     }
     let cells: Vec<String> = compute.numa_cells.iter().map(ToString::to_string).collect();
+    let shown = match template.spec.machine.machine_type {
+        MachineType::Q35 => compute.guest_cells.len(),
+        MachineType::Microvm => 0,
+    };
     match cells.len() {
         0 => {}
         _ if compute.numa_strict => say("NumaMemory", true, format!("cells {} only", cells.join(","))),
         1 => say("NumaMemory", true, format!("cell {} preferred", cells.join(","))),
+        _ if shown > 0 => say("NumaMemory", true, format!("cells {} preferred", cells.join(","))),
         _ => say("NumaMemory", false, "a preference for several cells is not possible".into()),
+    }
+    match (compute.guest_cells.len(), shown) {
+        (0, _) => {}
+        (_, 0) => say("GuestNuma", false, "a microvm cannot show NUMA cells to its guest".into()),
+        (_, shown) => say("GuestNuma", true, format!("the guest sees {shown} cells")),
     }
     if let Some(cpus) = &compute.emulator_cpus {
         say("EmulatorPinning", true, format!("CPUs {cpus}"));

@@ -42,10 +42,10 @@ impl CpuModel {
     }
 }
 
-/// One socket of `cores` x `threads`.
+/// `cores` x `threads` in one socket, or in two where the guest sees two cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Topology {
-    /// Cores of the one socket: client editions of Windows use two sockets at most.
+    /// Cores in all: client editions of Windows use two sockets at most.
     pub cores: NonZeroU32,
     /// Threads of each core. Above 1 only where the host's siblings are pinned in pairs.
     pub threads: NonZeroU32,
@@ -56,6 +56,21 @@ impl Topology {
     #[must_use]
     pub fn vcpus(self) -> u32 {
         self.cores.get().saturating_mul(self.threads.get())
+    }
+
+    /// Two where two guest cells divide the cores evenly and in order, each cell a socket; else one.
+    ///
+    /// QEMU shows one last-level cache for each socket, and Linux complains of a cache over several
+    /// cells. Dies would do for any number of cells, but with some CPU models QEMU 10.0 aborts on them.
+    fn sockets(self, memory: &Memory) -> u32 {
+        let cells = memory.guest_cells();
+        let half = self.vcpus() / 2;
+        let even = cells.len() == 2
+            && self.cores.get().is_multiple_of(2)
+            && (0..2)
+                .zip(cells)
+                .all(|(socket, cell)| cell.vcpus.iter().eq(socket * half..(socket + 1) * half));
+        if even { 2 } else { 1 }
     }
 }
 
@@ -112,7 +127,12 @@ impl Cpu {
     pub(super) fn write_model(&self, xml: &mut Xml, kind: Kind, memory: &Memory) {
         let inside = |xml: &mut Xml| {
             let Topology { cores, threads } = self.topology;
-            xml.empty("topology", &[("sockets", &1), ("dies", &1), ("cores", &cores), ("threads", &threads)]);
+            let sockets = self.topology.sockets(memory);
+            let cores = cores.get() / sockets;
+            xml.empty(
+                "topology",
+                &[("sockets", &sockets), ("dies", &1), ("cores", &cores), ("threads", &threads)],
+            );
         };
         match self.model.effective(kind) {
             CpuModel::HostPassthrough => {

@@ -49,6 +49,23 @@ pub enum DomainError {
         /// How many there are.
         vcpus: u32,
     },
+    /// A host device is of a cell that the guest does not have.
+    #[error("a host device belongs to the guest's NUMA cell {cell}, but there are only {cells}")]
+    NoSuchCell {
+        /// The cell.
+        cell: u32,
+        /// How many there are.
+        cells: usize,
+    },
+    /// A microvm's firmware has no way to tell its guest of cells.
+    #[error("a microvm cannot show NUMA cells to its guest")]
+    MicrovmCells,
+    /// More PCI buses than bus numbers.
+    #[error("the machine would need {count} PCI buses, and 256 is all there are")]
+    TooManyBuses {
+        /// How many it would need.
+        count: usize,
+    },
     /// Memory is not a whole number of the reserved pages.
     #[error("{mib} MiB of memory are not a whole number of {page} MiB pages")]
     BrokenPages {

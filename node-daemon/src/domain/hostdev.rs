@@ -30,6 +30,22 @@ pub enum Hostdev {
     },
 }
 
+/// A host device and where the guest finds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// The device.
+    pub device: Hostdev,
+    /// The guest's NUMA cell that it belongs to; `None` when the guest is told of none.
+    pub guest_cell: Option<u32>,
+}
+
+impl From<Hostdev> for Given {
+    /// Of no cell.
+    fn from(device: Hostdev) -> Self {
+        Self { device, guest_cell: None }
+    }
+}
+
 /// Whether the guest's screen is drawn by a mediated device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MdevDisplay {
@@ -69,7 +85,8 @@ impl Hostdev {
         }
     }
 
-    pub(super) fn check(all: &[Self], has_graphics: bool) -> Result<(), DomainError> {
+    pub(super) fn check(all: &[Given], has_graphics: bool) -> Result<(), DomainError> {
+        let all: Vec<&Self> = all.iter().map(|given| &given.device).collect();
         let with = |wanted| all.iter().filter(|device| device.display() == wanted).count();
         if with(MdevDisplay::OnWithRamfb) > 1 {
             return Err(DomainError::TwoRamfb);
@@ -98,7 +115,8 @@ impl Hostdev {
         }
     }
 
-    pub(super) fn write(&self, xml: &mut Xml, index: usize) {
+    /// `place` writes where in the guest it is, if anything is to be said of that.
+    pub(super) fn write(&self, xml: &mut Xml, index: usize, place: impl FnOnce(&mut Xml)) {
         let alias = format!("ua-gpu{index}");
         match self {
             Self::Mdev { uuid, display } => {
@@ -117,6 +135,7 @@ impl Hostdev {
                     |xml| {
                         xml.nest("source", &[], |xml| xml.empty("address", &[("uuid", uuid)]));
                         xml.empty("alias", &[("name", &alias)]);
+                        place(xml);
                     },
                 );
             }
@@ -137,6 +156,7 @@ impl Hostdev {
                         );
                     });
                     xml.empty("alias", &[("name", &alias)]);
+                    place(xml);
                 },
             ),
         }

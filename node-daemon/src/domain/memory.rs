@@ -102,6 +102,14 @@ impl Memory {
         }
     }
 
+    /// The cells that the guest sees; none when it sees one piece.
+    pub(super) fn guest_cells(&self) -> &[GuestCell] {
+        match &self.layout {
+            MemoryLayout::Flat { .. } => &[],
+            MemoryLayout::Cells(cells) => cells,
+        }
+    }
+
     pub(super) fn check(&self, vcpus: u32) -> Result<(), DomainError> {
         let parts: Vec<u64> = match &self.layout {
             MemoryLayout::Flat { mib, .. } => vec![mib.get()],
@@ -166,9 +174,11 @@ impl Memory {
 
     /// The `<numa>` part of `<cpu>`.
     pub(super) fn write_guest_cells(&self, xml: &mut Xml) {
-        let MemoryLayout::Cells(cells) = &self.layout else { return };
+        if self.guest_cells().is_empty() {
+            return;
+        }
         xml.nest("numa", &[], |xml| {
-            for (id, cell) in cells.iter().enumerate() {
+            for (id, cell) in self.guest_cells().iter().enumerate() {
                 xml.empty(
                     "cell",
                     &[("id", &id), ("cpus", &cell.vcpus), ("memory", &cell.mib), ("unit", &"MiB")],

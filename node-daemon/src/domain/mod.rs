@@ -4,7 +4,7 @@
 //!                 DomainSpec
 //!    ┌───────┬────────┼─────────┬───────────┐           render()
 //!   Cpu   Memory   Platform  Interface  DomainMetadata ─────────▶ XML ──▶ libvirt
-//!                  ├ Q35: Firmware, Disk, Hostdev, Screen, Filesystem
+//!                  ├ Q35: Firmware, Disk, Hostdev behind its cell's bus, Screen, Filesystem
 //!                  └ Microvm: DirectKernel, Image
 //!                                                        metadata::parse ◀┐
 //!                                                        LiveDomain::parse ◀── libvirt
@@ -29,6 +29,7 @@ mod live;
 mod memory;
 pub mod metadata;
 mod network;
+mod pcie;
 mod platform;
 mod xml;
 
@@ -44,7 +45,7 @@ pub use error::DomainError;
 pub use filesystem::Filesystem;
 pub use firmware::{DirectKernel, Firmware, Tpm, Uefi};
 pub use graphics::{Graphics, Listen, Password, Screen, Video};
-pub use hostdev::{Hostdev, MdevDisplay, PciAddress};
+pub use hostdev::{Given, Hostdev, MdevDisplay, PciAddress};
 pub use live::{Endpoint, LiveDomain};
 pub use memory::{GuestCell, HostCells, Memory, MemoryLayout, PageSize};
 pub use metadata::{DomainMetadata, MetadataError};
@@ -168,7 +169,7 @@ impl DomainSpec {
     }
 
     fn check(&self) -> Result<(), DomainError> {
-        let Self { uuid, name, kind: _, cpu, memory, platform, interfaces: _, serial_log, metadata } = self;
+        let Self { uuid, name, kind: _, cpu, memory, platform, interfaces, serial_log, metadata } = self;
         if name.is_empty() || name.contains(['/', '\n']) {
             return Err(DomainError::Name { name: name.clone() });
         }
@@ -177,7 +178,7 @@ impl DomainSpec {
         }
         cpu.check()?;
         memory.check(cpu.topology.vcpus())?;
-        platform.check()?;
+        platform.check(memory.guest_cells().len(), interfaces.len())?;
         serial_log.as_deref().map_or(Ok(()), path_text)
     }
 }

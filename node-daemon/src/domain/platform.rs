@@ -3,14 +3,12 @@
 use std::num::NonZeroU64;
 
 use super::disk::{Placer, write_scsi_controller};
+use super::pcie::Buses;
 use super::xml::{Xml, on_off};
 use super::{
-    DirectKernel, Disk, DomainError, Filesystem, Firmware, Graphics, Hostdev, Image, Interface, Kind,
+    DirectKernel, Disk, DomainError, Filesystem, Firmware, Given, Graphics, Hostdev, Image, Interface, Kind,
     Pinning, Screen, Slot, Tpm, Transport, Video, agent,
 };
-
-/// Empty PCIe ports kept for devices that are plugged in later.
-const SPARE_PORTS: usize = 4;
 
 /// The machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +33,7 @@ pub struct Q35 {
     /// Shared folders.
     pub filesystems: Vec<Filesystem>,
     /// Host devices.
-    pub hostdevs: Vec<Hostdev>,
+    pub hostdevs: Vec<Given>,
     /// The screen; `None`: no screen at all.
     pub screen: Option<Screen>,
     /// A channel for the guest agent.
@@ -54,9 +52,10 @@ pub struct Microvm {
 }
 
 impl Platform {
-    pub(super) fn check(&self) -> Result<(), DomainError> {
+    pub(super) fn check(&self, guest_cells: usize, interfaces: usize) -> Result<(), DomainError> {
         match self {
-            Self::Q35(q35) => q35.check(),
+            Self::Q35(q35) => q35.check(guest_cells, interfaces),
+            Self::Microvm(_) if guest_cells > 0 => Err(DomainError::MicrovmCells),
             Self::Microvm(Microvm { kernel, disks, agent: _ }) => {
                 kernel.check()?;
                 Image::check_all(disks.iter())
@@ -107,13 +106,14 @@ impl Platform {
 }
 
 impl Q35 {
-    fn check(&self) -> Result<(), DomainError> {
+    fn check(&self, guest_cells: usize, interfaces: usize) -> Result<(), DomainError> {
         let Self { firmware, tpm, hyperv: _, disks, filesystems, hostdevs, screen, agent: _ } = self;
         firmware.check()?;
         tpm.as_ref().map_or(Ok(()), Tpm::check)?;
         Image::check_all(disks.iter().map(|disk| &disk.image))?;
         filesystems.iter().try_for_each(Filesystem::check)?;
         Hostdev::check(hostdevs, screen.is_some())?;
+        self.buses(interfaces).check(guest_cells)?;
         screen.as_ref().map_or(Ok(()), Screen::check)
     }
 
@@ -166,7 +166,8 @@ impl Q35 {
         let Self { firmware: _, tpm, hyperv: _, disks, filesystems, hostdevs, screen, agent: has_agent } =
             self;
         let transport = Transport::Pci;
-        self.write_ports(xml, interfaces.len());
+        let buses = self.buses(interfaces.len());
+        buses.write(xml);
         let mut placer = Placer::new(pinning.io_threads.len());
         for Disk { image, slot } in disks {
             image.write(xml, *slot, transport, &mut placer);
@@ -192,8 +193,8 @@ impl Q35 {
             }
             None => Video::None.write(xml),
         }
-        for (index, hostdev) in hostdevs.iter().enumerate() {
-            hostdev.write(xml, index);
+        for (position, Given { device, guest_cell: _ }) in hostdevs.iter().enumerate() {
+            buses.write_hostdev(xml, position, device);
         }
         if let Some(tpm) = tpm {
             tpm.write(xml);
@@ -203,26 +204,19 @@ impl Q35 {
     }
 
     /// One PCIe port for each device that takes one, and the spare ones.
-    ///
-    /// libvirt fills ports in order and adds what is missing, so only a count above the devices'
-    /// own leaves ports empty.
-    fn write_ports(&self, xml: &mut Xml, interfaces: usize) {
+    fn buses(&self, interfaces: usize) -> Buses {
         let count = |condition: bool| usize::from(condition);
         let virtio_disks = self.disks.iter().filter(|disk| disk.slot == Slot::Virtio).count();
         let spice =
             self.screen.as_ref().is_some_and(|screen| matches!(screen.server, Graphics::Spice { .. }));
-        let taken = interfaces
+        let others = interfaces
             + virtio_disks
             + count(self.disks.iter().any(|disk| disk.slot.is_scsi()))
             + self.filesystems.len()
-            + self.hostdevs.len()
             + count(self.agent || spice)
             // USB, balloon, random numbers.
             + 3;
-        xml.empty("controller", &[("type", &"pci"), ("index", &0), ("model", &"pcie-root")]);
-        for index in 1..=taken + SPARE_PORTS {
-            xml.empty("controller", &[("type", &"pci"), ("index", &index), ("model", &"pcie-root-port")]);
-        }
+        Buses::plan(others, &self.hostdevs)
     }
 }
 

@@ -2,90 +2,226 @@
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
-use gpudesk_crds::{conditions::Reason, types::PageSize};
+use gpudesk_crds::{conditions::Reason, desktop_template::Pinning, types::PageSize};
 
 use crate::{
-    card::NoShare,
+    cards::NoGpus,
     compute::NoCompute,
-    facts::{NodeFacts, Refused},
+    facts::NodeFacts,
+    filters::Rejection,
     fit::Misfit,
-    gpus::NoGpus,
-    request::Request,
+    ranking::NodeId,
+    request::{FunctionKind, Request},
+    shape::{NoShare, Refused},
+    snapshot::Snapshot,
 };
+
+/// Moves that are thought of to find the nearest fit.
+const MOST_MOVES: usize = 3;
 
 /// Why a desktop waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explanation {
     /// `Unschedulable`, or `Unsatisfiable` when not even an empty estate would do.
     pub reason: Reason,
-    /// `0/5 nodes: 2 no free placement for 1g.24gb, 2 cordoned, 1 not ready`.
+    /// `0/5 nodes: 2 no free placement for 1g.24gb (fits after moving 1 desktop), 2 cordoned, 1 not ready`.
     pub message: String,
 }
 
-/// Why a node was left out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Rejection {
-    /// Its owner wants no new desktops there.
-    Cordoned,
-    /// The daemon says that desktops cannot run there.
-    NotReady,
-    /// The daemon has not renewed its lease.
-    Silent,
-    /// Labels.
-    Selector,
-    /// The desktop's disks are on another node.
-    NotHome,
-    /// It does not fit.
-    Misfit(Misfit),
+impl Snapshot {
+    /// Why a desktop waits: whether for room that others have, or for a host that is not there.
+    /// Names the nearest fit, where moving a few desktops would make one.
+    pub fn explain(&mut self, request: &Request) -> Explanation {
+        let account = match self.place(request) {
+            Ok(placed) => {
+                let message = format!("fits on {} now", placed.node);
+                return Explanation { reason: Reason::AsExpected, message };
+            }
+            Err(no_room) => no_room.rejections,
+        };
+        if self.fits_when_empty(request) {
+            let nearest = self.nearest(request);
+            return Explanation {
+                reason: Reason::Unschedulable,
+                message: summary(request, &account, nearest.as_ref()),
+            };
+        }
+        let on_empty = self.account_when_empty(request);
+        let counts = summary(request, &on_empty, None);
+        // Failed or kept cards, labels and absent nodes come and go: only a size is beyond all hope.
+        let too_small = |rejection: &Rejection| match rejection {
+            Rejection::Misfit(Misfit::Gpus(gpus)) => !is_refused(gpus.why),
+            Rejection::Misfit(
+                Misfit::Compute(_)
+                | Misfit::OnCell(_)
+                | Misfit::Apart
+                | Misfit::Function(_)
+                | Misfit::FunctionOnCell(_),
+            ) => true,
+            Rejection::NotHome
+            | Rejection::Selector
+            | Rejection::Taint
+            | Rejection::Cordoned
+            | Rejection::NotReady
+            | Rejection::Silent
+            | Rejection::Affinity => false,
+        };
+        let may_come_back = |rejection: &Rejection| match rejection {
+            Rejection::Misfit(Misfit::Gpus(gpus)) => is_refused(gpus.why),
+            _ => false,
+        };
+        let unknown = self.estate.existing().any(|(_, facts)| facts.cells.is_empty());
+        if !unknown && on_empty.keys().any(too_small) && !on_empty.keys().any(may_come_back) {
+            let nodes: Vec<&NodeFacts> = self.estate.existing().map(|(_, facts)| &**facts).collect();
+            unsatisfiable(request, &nodes, &counts)
+        } else {
+            Explanation { reason: Reason::Unschedulable, message: summary(request, &account, None) }
+        }
+    }
+
+    /// Whether some node would do if nothing ran anywhere; remembered until a node changes.
+    fn fits_when_empty(&mut self, request: &Request) -> bool {
+        let position = self.ranking_for(&request.demand);
+        let version = self.estate.version;
+        let prepared = self.prepared(position);
+        if let Some(home) = &request.home {
+            return self.estate.id(home).is_some_and(|id| self.estate.fit_empty(&prepared, id).is_ok());
+        }
+        let known = self.rankings.get(position).and_then(|ranking| ranking.fits_empty);
+        if let Some((_, fits)) = known.filter(|(known, _)| *known == version) {
+            return fits;
+        }
+        let ids: Vec<NodeId> = self.estate.existing().map(|(id, _)| id).collect();
+        let fits = ids.into_iter().any(|id| self.estate.fit_empty(&prepared, id).is_ok());
+        if let Some(ranking) = self.rankings.get_mut(position) {
+            ranking.fits_empty = Some((version, fits));
+        }
+        fits
+    }
+
+    fn account_when_empty(&mut self, request: &Request) -> BTreeMap<Rejection, usize> {
+        let position = self.ranking_for(&request.demand);
+        let prepared = self.prepared(position);
+        let nodes: Vec<(NodeId, bool)> = self
+            .estate
+            .existing()
+            .map(|(id, facts)| (id, request.home.as_deref().is_none_or(|home| home == &*facts.name)))
+            .collect();
+        let mut account = BTreeMap::new();
+        for (id, is_home) in nodes {
+            let verdict =
+                if is_home { self.estate.fit_empty(&prepared, id) } else { Err(Rejection::NotHome) };
+            if let Err(rejection) = verdict {
+                *account.entry(rejection).or_default() += 1;
+            }
+        }
+        account
+    }
+
+    /// How many desktops would have to move, and why the node rejects the request today; remembered
+    /// until something is freed.
+    fn nearest(&mut self, request: &Request) -> Option<(usize, Rejection)> {
+        let position = self.ranking_for(&request.demand);
+        let freed = self.freed;
+        let known = self.rankings.get(position).and_then(|ranking| ranking.nearest);
+        let nearest = match known {
+            Some((version, nearest)) if version == freed && request.home.is_none() => nearest,
+            _ => {
+                let moves = self.fits_after_moving(request, MOST_MOVES);
+                let nearest = moves.map(|(node, moves)| (moves.len(), node));
+                if let Some(ranking) = self.rankings.get_mut(position) {
+                    ranking.nearest = request.home.is_none().then_some((freed, nearest));
+                }
+                nearest
+            }
+        };
+        let (moves, node) = nearest?;
+        let prepared = self.prepared(position);
+        let rejection = self.estate.fit(&prepared, node, None, None).err()?;
+        Some((moves, rejection))
+    }
+}
+
+fn is_refused(why: NoShare) -> bool {
+    matches!(why, NoShare::Refused(_))
 }
 
 /// Counts the reasons of all nodes: the most frequent first, equals by their text.
-pub fn summary<'a>(request: &Request, rejections: impl Iterator<Item = &'a Rejection>) -> String {
+pub fn summary(
+    request: &Request,
+    account: &BTreeMap<Rejection, usize>,
+    nearest: Option<&(usize, Rejection)>,
+) -> String {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     let mut nodes = 0;
-    for rejection in rejections {
-        nodes += 1;
-        *counts.entry(text(request, rejection)).or_default() += 1;
+    for (rejection, count) in account {
+        nodes += count;
+        *counts.entry(text(request, rejection)).or_default() += count;
     }
     if nodes == 0 {
         return "0/0 nodes: no GpuNode exists".into();
     }
+    let near = nearest.map(|(moves, rejection)| (text(request, rejection), moves));
     let mut counts: Vec<(String, usize)> = counts.into_iter().collect();
     counts.sort_by_key(|(_, count)| Reverse(*count));
-    let reasons: Vec<String> = counts.into_iter().map(|(text, count)| format!("{count} {text}")).collect();
-    format!("0/{nodes} nodes: {}", reasons.join(", "))
+    let reasons = counts.into_iter().map(|(text, count)| match &near {
+        Some((of, 1)) if *of == text => format!("{count} {text} (fits after moving 1 desktop)"),
+        Some((of, moves)) if *of == text => format!("{count} {text} (fits after moving {moves} desktops)"),
+        _ => format!("{count} {text}"),
+    });
+    format!("0/{nodes} nodes: {}", reasons.collect::<Vec<_>>().join(", "))
 }
 
-fn text(request: &Request, rejection: &Rejection) -> String {
+/// A reason for people.
+pub fn text(request: &Request, rejection: &Rejection) -> String {
     match rejection {
+        Rejection::NotHome => "without the desktop's disks".into(),
+        Rejection::Selector => "without the labels of nodeSelector".into(),
+        Rejection::Taint => "with a taint that is not tolerated".into(),
         Rejection::Cordoned => "cordoned".into(),
         Rejection::NotReady => "not ready".into(),
         Rejection::Silent => "node daemon silent".into(),
-        Rejection::Selector => "without the labels of nodeSelector".into(),
-        Rejection::NotHome => "without the desktop's disks".into(),
-        Rejection::Misfit(misfit) => misfit_text(request, misfit),
+        Rejection::Affinity => "ruled out by required affinity".into(),
+        Rejection::Misfit(misfit) => misfit_text(request, *misfit),
     }
 }
 
-fn misfit_text(request: &Request, misfit: &Misfit) -> String {
+fn misfit_text(request: &Request, misfit: Misfit) -> String {
+    let on = if request.demand.shares.is_empty() { "on one NUMA cell" } else { "on the GPU's NUMA cell" };
     match misfit {
         Misfit::Gpus(gpus) => gpus_text(request, gpus),
-        Misfit::Compute(reason) => compute_text(request, *reason),
-        Misfit::OnCell(reason) if request.shares.is_empty() => {
-            format!("{} on one NUMA cell", compute_text(request, *reason))
-        }
-        Misfit::OnCell(reason) => format!("{} on the GPU's NUMA cell", compute_text(request, *reason)),
+        Misfit::Function(position) => function_text(request, position),
+        Misfit::FunctionOnCell(position) => format!("{} {on}", function_text(request, position)),
+        Misfit::Compute(reason) => compute_text(request, reason),
+        Misfit::OnCell(reason) => format!("{} {on}", compute_text(request, reason)),
         Misfit::Apart => "free cards on different NUMA cells only".into(),
     }
 }
 
-fn gpus_text(request: &Request, NoGpus { share, why }: &NoGpus) -> String {
+fn function_text(request: &Request, position: usize) -> String {
+    match request.demand.functions.get(position).map(|function| &function.kind) {
+        Some(FunctionKind::NetworkFunction { physical_network }) => {
+            format!("no free virtual function for network {physical_network}")
+        }
+        Some(FunctionKind::Drive { minimum_gib }) => format!("no free NVMe drive of {minimum_gib} GiB"),
+        None => "no free function".into(),
+    }
+}
+
+fn gpus_text(request: &Request, NoGpus { share, why }: NoGpus) -> String {
     let asked = share.and_then(|(share, way)| {
-        let share = request.shares.get(share)?;
+        let share = request.demand.shares.get(share)?;
         Some((&share.profile, &share.ways.get(way)?.share))
     });
     let Some((profile, share)) = asked else {
-        return format!("no room for all {} GPU shares together", request.shares.len());
+        let count = request.demand.shares.len();
+        return match why {
+            NoShare::NotTogether => {
+                format!("no {count} vGPUs of one board and one series, Q or C, as one machine needs them")
+            }
+            NoShare::NoPartition => format!("no free NVLink partition of {count} cards"),
+            _ => format!("no room for all {count} GPU shares together"),
+        };
     };
     match why {
         NoShare::NoCard => format!("no card that qualifies for {profile}"),
@@ -99,57 +235,54 @@ fn gpus_text(request: &Request, NoGpus { share, why }: &NoGpus) -> String {
         }
         NoShare::ModeNotAllowed => format!("mode {} not allowed on cards for {profile}", share.mode()),
         NoShare::NotOffered => format!("no card that offers {share}"),
+        NoShare::NotTogether => format!("no other card of one board for {profile}"),
+        NoShare::NoPartition => format!("no free NVLink partition for {profile}"),
         NoShare::NoFreePlacement => format!("no free placement for {share}"),
     }
 }
 
 fn compute_text(request: &Request, reason: NoCompute) -> String {
-    match reason {
-        NoCompute::Threads => "only one thread per core".into(),
-        NoCompute::Cpus if request.cpu.dedicated => "not enough free cores".into(),
-        NoCompute::Cpus => "not enough CPUs".into(),
-        NoCompute::Memory(PageSize::None) => "not enough memory".into(),
-        NoCompute::Memory(pages) => format!("not enough {pages} hugepages"),
+    match (reason, request.demand.cpu.pinning) {
+        (NoCompute::Threads, _) => "only one thread per core".into(),
+        (NoCompute::Cpus, Pinning::Dedicated) => "not enough free cores".into(),
+        (NoCompute::Cpus, Pinning::DedicatedThreads) => "not enough free CPU threads".into(),
+        (NoCompute::Cpus, Pinning::Shared) => "not enough CPUs".into(),
+        (NoCompute::Memory(PageSize::None), _) => "not enough memory".into(),
+        (NoCompute::Memory(pages), _) => format!("not enough {pages} hugepages"),
     }
 }
 
 /// What to say when not even an empty node would do: the figure that no host reaches, or the counts.
-pub fn unsatisfiable<'a>(
-    request: &Request,
-    nodes: impl Iterator<Item = &'a NodeFacts> + Clone,
-    counts: &str,
-) -> Explanation {
-    let pages = request.memory.pages;
+fn unsatisfiable(request: &Request, nodes: &[&NodeFacts], counts: &str) -> Explanation {
+    let demand = &request.demand;
+    let pages = demand.memory.pages;
     let unit = pages.mib().unwrap_or(1);
-    let largest_memory = nodes
-        .clone()
-        .map(|node| {
-            let wanted = node.memory(pages) * unit;
-            let fallback = if request.memory.allow_fallback { node.memory(PageSize::None) } else { 0 };
-            (wanted.max(fallback), Reverse(&node.name))
-        })
-        .max();
-    let largest_cpu = nodes
-        .map(|node| {
-            let cores = node.cells.iter().flat_map(|cell| &cell.cores);
-            let threads = usize::try_from(request.cpu.threads_per_core).unwrap_or(1);
-            let dedicable: usize = cores.map(|core| core.len() / threads * threads).sum();
-            let dedicable = i64::try_from(dedicable).unwrap_or(i64::MAX);
-            (if request.cpu.dedicated { dedicable } else { i64::MAX }, Reverse(&node.name))
-        })
-        .max();
+    let memory = |node: &&&NodeFacts| {
+        let wanted = node.memory(pages).saturating_mul(unit);
+        let fallback = if demand.memory.allow_fallback { node.memory(PageSize::None) } else { 0 };
+        (wanted.max(fallback), Reverse(node.name.clone()))
+    };
+    let largest_memory = nodes.iter().map(|node| memory(&node)).max();
+    let dedicable = |node: &&&NodeFacts| {
+        let cores = node.cells.iter().flat_map(|cell| &cell.cores);
+        let threads = usize::try_from(demand.cpu.threads_per_core).unwrap_or(1).max(1);
+        let dedicable: usize = cores.map(|core| core.len() / threads * threads).sum();
+        (i64::try_from(dedicable).unwrap_or(i64::MAX), Reverse(node.name.clone()))
+    };
+    let largest_cpu = nodes.iter().map(|node| dedicable(&node)).max();
     let kind = match pages {
         PageSize::None => String::new(),
         pages => format!(" in {pages} hugepages"),
     };
+    let shares_cpus = demand.cpu.pinning == Pinning::Shared;
     let message = match (largest_memory, largest_cpu) {
-        (Some((mib, Reverse(name))), _) if mib < request.memory.mib => format!(
+        (Some((mib, Reverse(name))), _) if mib < demand.memory.mib => format!(
             "needs {} MiB{kind}; the largest host, {name}, has {mib} MiB for desktops",
-            request.memory.mib
+            demand.memory.mib
         ),
-        (_, Some((cpus, Reverse(name)))) if cpus < request.cpu.vcpus() => format!(
+        (_, Some((cpus, Reverse(name)))) if !shares_cpus && cpus < demand.cpu.vcpus() => format!(
             "needs {} dedicated CPUs; the largest host, {name}, has {cpus} for desktops",
-            request.cpu.vcpus()
+            demand.cpu.vcpus()
         ),
         _ => format!("fits on no host even when nothing else runs; {counts}"),
     };

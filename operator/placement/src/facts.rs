@@ -1,30 +1,40 @@
 //! What a node offers, read once from its `GpuNode`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use gpudesk_crds::{
     GpuNode,
     conditions::{self, ConditionType},
-    gpu_node::{DeviceMode, DevicePolicy, Housekeeping, Management, VgpuPlacement},
-    gpu_node_status::{Device, HealthState, NumaCell},
-    types::{CpuSet, PageSize, PciAddress, ShareMode},
+    gpu_node::{DevicePolicy, GpuNodeSpec, Housekeeping},
+    gpu_node_status::{Device, Fabric, HostDevice, HostDeviceKind, NumaCell},
+    types::{CpuSet, PageSize, PciAddress},
 };
+
+use crate::shape::Shape;
 
 /// A node as placement sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeFacts {
     /// Name.
-    pub name: String,
+    pub name: Arc<str>,
     /// Labels of the `GpuNode`.
     pub labels: BTreeMap<String, String>,
     /// Its owner wants no new desktops there.
     pub cordoned: bool,
+    /// Taints: key and value.
+    pub taints: Vec<(String, Option<String>)>,
     /// Whether the daemon says that desktops can run there.
     pub ready: bool,
     /// NUMA cells.
     pub cells: Vec<Cell>,
     /// Cards, in the order of their PCI addresses.
     pub cards: Vec<Card>,
+    /// The sets of cards that the NVLink fabric can give to one machine, as positions in `cards`;
+    /// empty without such a fabric.
+    pub partitions: Vec<Partition>,
+    /// Virtual functions of network cards and drives that a desktop may have, by address.
+    pub functions: Vec<Function>,
 }
 
 /// A NUMA cell, less what the host keeps.
@@ -38,78 +48,134 @@ pub struct Cell {
     pub housekeeping: CpuSet,
     /// All CPUs of the cell.
     pub cpus: i64,
-    /// Memory for desktops: of ordinary pages in MiB, of hugepages in pages.
-    pub memory: BTreeMap<PageSize, i64>,
+    /// Memory for desktops per size of page, as [`page`] numbers them: MiB of ordinary pages, or
+    /// pages.
+    pub memory: [i64; 3],
 }
 
-/// A card and what may be done with it.
+/// A card and where it is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Card {
-    /// As the daemon reported it, less the figures that change without meaning.
-    pub device: Device,
-    /// Why the card is out of use, if it is.
-    pub refused: Option<Refused>,
-    /// Which modes its owner allows.
-    pub mode: DeviceMode,
-    /// Whether vGPUs of different size may stand side by side.
-    pub mixed: bool,
-    /// Positions of the other cards of its IOMMU group in [`NodeFacts::cards`].
+    /// PCI address.
+    pub address: PciAddress,
+    /// UUID, where its driver has one.
+    pub uuid: Option<String>,
+    /// What it has in common with others.
+    pub shape: Arc<Shape>,
+    /// Its cell, as a position in [`NodeFacts::cells`]; absent when the firmware does not say and
+    /// there are several.
+    pub cell: Option<usize>,
+    /// Positions of the other cards of its IOMMU group.
     pub group: Vec<usize>,
+    /// The bridges between the root and the card, root first.
+    pub path: Vec<PciAddress>,
+    /// Positions of the cards that it reaches by NVLink.
+    pub peers: Vec<usize>,
+    /// What exists on it.
+    pub instances: Vec<Existing>,
 }
 
-/// Why a card gets no desktops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Refused {
-    /// Its owner keeps it.
-    Unmanaged,
-    /// Its health.
-    Failed,
-    /// A fixed layout, which is not yet supported.
-    Layout,
-    /// The node says that no desktop can have it: somebody else's machine holds it, say.
-    Unavailable,
+/// A share that exists on a card, as its node reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Existing {
+    /// What it takes.
+    pub takes: crate::state::UsedShare,
+    /// The desktop that holds it, as `namespace/name`.
+    pub owner: Option<String>,
+}
+
+/// A set of cards that the fabric can give to one machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partition {
+    /// Its number.
+    pub id: i32,
+    /// Its cards, ascending positions in [`NodeFacts::cards`].
+    pub cards: Vec<usize>,
+}
+
+/// A function that can be given to a desktop besides cards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// Its PCI address.
+    pub address: PciAddress,
+    /// The physical function it belongs to.
+    pub parent: Option<PciAddress>,
+    /// Its cell, as a position in [`NodeFacts::cells`].
+    pub cell: Option<usize>,
+    /// What it is.
+    pub kind: Provided,
+}
+
+/// What a function provides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Provided {
+    /// A way into these physical networks.
+    Networks(Vec<String>),
+    /// A drive of so many GiB; 0 when its size is not known.
+    Drive(i64),
+}
+
+/// The position of a size of page in the tables of memory.
+pub fn page(size: PageSize) -> usize {
+    match size {
+        PageSize::None => 0,
+        PageSize::Mi2 => 1,
+        PageSize::Gi1 => 2,
+    }
 }
 
 impl NodeFacts {
     /// Reads a node. A node without status offers nothing and is not ready.
     pub fn read(node: &GpuNode) -> Self {
-        let status = node.status.clone().unwrap_or_default();
-        let housekeeping = node.spec.housekeeping.clone().unwrap_or_default();
-        let reserved = status.host.and_then(|host| host.cpus).unwrap_or_default().kubelet_reserved;
-        let mut devices = status.devices;
+        let GpuNodeSpec { cordoned, drain: _, devices: policies, housekeeping, taints, physical_networks } =
+            &node.spec;
+        let none = gpudesk_crds::GpuNodeStatus::default();
+        let status = node.status.as_ref().unwrap_or(&none);
+        let housekeeping = housekeeping.clone().unwrap_or_default();
+        let reserved =
+            status.host.as_ref().and_then(|host| host.cpus.clone()).unwrap_or_default().kubelet_reserved;
+        let cells: Vec<Cell> =
+            status.numa_cells.iter().map(|cell| read_cell(cell, &housekeeping, &reserved)).collect();
+        let mut devices: Vec<&Device> = status.devices.iter().collect();
         devices.sort_by_key(|device| device.pci_address);
-        let addresses: Vec<PciAddress> = devices.iter().map(|device| device.pci_address).collect();
+        let networks = |address: PciAddress| -> Vec<String> {
+            let leading = physical_networks.iter().filter(|network| network.devices.contains(&address));
+            leading.map(|network| network.name.clone()).collect()
+        };
+        let mut functions: Vec<Function> =
+            status.host_devices.iter().flat_map(|device| read_functions(device, &networks, &cells)).collect();
+        functions.sort_by_key(|function| function.address);
         Self {
-            name: node.metadata.name.clone().unwrap_or_default(),
+            name: node.metadata.name.as_deref().unwrap_or_default().into(),
             labels: node.metadata.labels.clone().unwrap_or_default(),
-            cordoned: node.spec.cordoned,
+            cordoned: *cordoned,
+            taints: taints.iter().map(|taint| (taint.key.clone(), taint.value.clone())).collect(),
             ready: conditions::is_true(&status.conditions, ConditionType::Ready),
-            cells: status.numa_cells.iter().map(|cell| read_cell(cell, &housekeeping, &reserved)).collect(),
-            cards: devices
-                .into_iter()
-                .map(|device| read_card(device, &addresses, &node.spec.devices))
-                .collect(),
+            cards: devices.iter().map(|device| read_card(device, &devices, policies, &cells)).collect(),
+            partitions: read_partitions(status.fabric.as_ref(), &devices),
+            cells,
+            functions,
         }
     }
 
-    /// The cell of a number.
-    pub fn cell(&self, id: i32) -> Option<&Cell> {
-        self.cells.iter().find(|cell| cell.id == id)
+    /// The position of the cell of a number.
+    pub fn cell(&self, id: i32) -> Option<usize> {
+        self.cells.iter().position(|cell| cell.id == id)
     }
 
     /// The card that an allocation names: by UUID where both sides have one, for addresses change.
     pub fn card_of(&self, uuid: Option<&str>, address: PciAddress) -> Option<usize> {
-        uuid.and_then(|uuid| self.cards.iter().position(|card| card.device.uuid.as_deref() == Some(uuid)))
-            .or_else(|| {
-                self.cards.iter().position(|card| {
-                    card.device.pci_address == address && (uuid.is_none() || card.device.uuid.is_none())
-                })
-            })
+        uuid.and_then(|uuid| self.cards.iter().position(|card| card.uuid.as_deref() == Some(uuid))).or_else(
+            || {
+                let here = |card: &Card| card.address == address && (uuid.is_none() || card.uuid.is_none());
+                self.cards.iter().position(here)
+            },
+        )
     }
 
     /// Memory for desktops on all cells: MiB of ordinary pages, or pages of a size.
     pub fn memory(&self, pages: PageSize) -> i64 {
-        self.cells.iter().map(|cell| cell.memory.get(&pages).copied().unwrap_or(0)).sum()
+        self.cells.iter().map(|cell| cell.memory[page(pages)]).sum()
     }
 
     /// All CPUs.
@@ -128,15 +194,16 @@ fn read_cell(cell: &NumaCell, kept: &Housekeeping, reserved: &CpuSet) -> Cell {
     let kept_cores =
         usize::try_from(kept.cores_per_numa_cell).unwrap_or(0).max(reserved_cores).min(cores.len());
     let dedicable = cores.split_off(kept_cores);
-    let mut memory = BTreeMap::new();
-    let mut reserved = 0;
+    let mut memory = [0; 3];
+    let mut in_hugepages = 0i64;
     for pages in &cell.hugepages {
         if let Some(mib) = pages.size.mib() {
-            reserved += pages.total.saturating_mul(mib);
-            memory.insert(pages.size, pages.total);
+            in_hugepages = in_hugepages.saturating_add(pages.total.saturating_mul(mib));
+            memory[page(pages.size)] = pages.total;
         }
     }
-    memory.insert(PageSize::None, (cell.memory_mib - reserved - kept.memory_mib_per_numa_cell).max(0));
+    memory[page(PageSize::None)] =
+        cell.memory_mib.saturating_sub(in_hugepages).saturating_sub(kept.memory_mib_per_numa_cell).max(0);
     Cell {
         id: cell.id,
         cores: dedicable,
@@ -146,32 +213,47 @@ fn read_cell(cell: &NumaCell, kept: &Housekeeping, reserved: &CpuSet) -> Cell {
     }
 }
 
-fn read_card(mut device: Device, addresses: &[PciAddress], policies: &[DevicePolicy]) -> Card {
-    device.temperature_celsius = None;
-    let policy = policies.iter().find(|policy| selects(policy, &device));
-    let refused = match policy {
-        Some(p) if p.management == Some(Management::Unmanaged) || p.mode == Some(DeviceMode::Host) => {
-            Some(Refused::Unmanaged)
-        }
-        _ if device.health.state == HealthState::Failed => Some(Refused::Failed),
-        Some(p) if p.layout.is_some() => Some(Refused::Layout),
-        _ if device.unavailable.is_some() => Some(Refused::Unavailable),
-        _ => None,
-    };
+/// The position of a cell; of the only one when nothing is said.
+fn cell_at(cells: &[Cell], id: Option<i32>) -> Option<usize> {
+    match id {
+        Some(id) => cells.iter().position(|cell| cell.id == id),
+        None => (cells.len() == 1).then_some(0),
+    }
+}
+
+fn read_card(device: &Device, all: &[&Device], policies: &[DevicePolicy], cells: &[Cell]) -> Card {
+    let shape = Shape::read(device, policies.iter().find(|policy| selects(policy, device)));
     let members = device.iommu_group.as_ref().map(|group| group.members.as_slice()).unwrap_or_default();
-    let is_member = |address: &PciAddress| members.iter().any(|member| member.pci_address == *address);
-    let group = addresses
-        .iter()
-        .enumerate()
-        .filter(|(_, address)| **address != device.pci_address && is_member(address))
-        .map(|(position, _)| position)
-        .collect();
+    let others = |is: &dyn Fn(&Device) -> bool| -> Vec<usize> {
+        let numbered = all.iter().enumerate();
+        let wanted = numbered.filter(|(_, other)| other.pci_address != device.pci_address && is(other));
+        wanted.map(|(position, _)| position).collect()
+    };
+    let in_group = |other: &Device| members.iter().any(|member| member.pci_address == other.pci_address);
+    let is_peer = |other: &Device| other.uuid.as_ref().is_some_and(|uuid| device.nvlink_peers.contains(uuid));
+    let instances = device.instances.iter().map(|instance| Existing {
+        takes: crate::state::UsedShare {
+            mode: instance.mode,
+            start: instance.start,
+            kind: shape.kind_of(instance.mode, &instance.type_name),
+            vgpu: None,
+        },
+        owner: instance.owner.clone(),
+    });
+    let mut instances: Vec<Existing> = instances.collect();
+    // Those with a known position and a known owner first: the others take what is left.
+    instances.sort_by_key(|found| {
+        (found.takes.start.is_none(), found.owner.is_none(), found.takes, found.owner.clone())
+    });
     Card {
-        refused,
-        mode: policy.and_then(|p| p.mode).unwrap_or_default(),
-        mixed: policy.and_then(|p| p.vgpu_placement) == Some(VgpuPlacement::MixedSize),
-        group,
-        device,
+        address: device.pci_address,
+        uuid: device.uuid.clone(),
+        cell: cell_at(cells, device.numa_cell),
+        group: others(&in_group),
+        path: device.pcie_path.clone(),
+        peers: others(&is_peer),
+        instances,
+        shape: Arc::new(shape),
     }
 }
 
@@ -182,13 +264,43 @@ fn selects(policy: &DevicePolicy, device: &Device) -> bool {
         || selector.pci_address == Some(device.pci_address)
 }
 
-impl Card {
-    /// Whether the card works in a mode: said so for whole cards, not denied for shares, which are
-    /// offered one by one.
-    pub fn supports(&self, mode: ShareMode) -> bool {
-        match self.device.supports.iter().find(|support| support.mode == mode) {
-            Some(support) => support.supported,
-            None => mode != ShareMode::Passthrough,
+/// The partitions whose cards are all here.
+fn read_partitions(fabric: Option<&Fabric>, devices: &[&Device]) -> Vec<Partition> {
+    let of_module = |id: &i32| devices.iter().position(|device| device.module_id == Some(*id));
+    let partitions = fabric.map(|fabric| fabric.partitions.as_slice()).unwrap_or_default();
+    let whole = partitions.iter().filter_map(|partition| {
+        let mut cards: Vec<usize> = partition.module_ids.iter().map(of_module).collect::<Option<_>>()?;
+        cards.sort_unstable();
+        Some(Partition { id: partition.id, cards })
+    });
+    whole.collect()
+}
+
+fn read_functions(
+    device: &HostDevice,
+    networks: &dyn Fn(PciAddress) -> Vec<String>,
+    cells: &[Cell],
+) -> Vec<Function> {
+    let cell = cell_at(cells, device.numa_cell);
+    match device.kind {
+        HostDeviceKind::NvmeDrive if device.usable => {
+            let gib = device.size_mib.unwrap_or(0) / 1024;
+            vec![Function { address: device.pci_address, parent: None, cell, kind: Provided::Drive(gib) }]
+        }
+        HostDeviceKind::NvmeDrive => vec![],
+        HostDeviceKind::NetworkCard => {
+            let reached = networks(device.pci_address);
+            if reached.is_empty() {
+                return vec![];
+            }
+            let free = device.virtual_functions.iter().filter(|function| function.unavailable.is_none());
+            free.map(|function| Function {
+                address: function.pci_address,
+                parent: Some(device.pci_address),
+                cell,
+                kind: Provided::Networks(reached.clone()),
+            })
+            .collect()
         }
     }
 }

@@ -1,144 +1,382 @@
 //! Whether a desktop fits on one node, and how best.
 
-use gpudesk_crds::{Compute, GpuAllocation, desktop_template::NumaPolicy, types::PageSize};
+use std::sync::Arc;
+
+use gpudesk_crds::{
+    Compute, GpuAllocation, allocation::HostDeviceAllocation, desktop_template::NumaPolicy, types::PageSize,
+};
 
 use crate::{
-    compute::{self, Limits, NoCompute, Scope},
+    cards::{self, Among, Cards, Found, NoGpus, Sought},
+    compute::{self, Asked, Limits, NoCompute, Scope},
     facts::NodeFacts,
-    gpus::{self, Found, NoGpus},
-    occupancy::NodeUse,
-    request::Request,
+    functions::{self, FoundFunctions},
+    occupancy::{NodeUse, Taken},
+    request::{Demand, Share, VgpuWish},
+    score::Score,
+    shape::WHOLE_CARD,
+    tables::{ShapeId, StateId, Tables},
 };
+
+/// CPUs and memory, shares, and functions, as an allocation names them.
+pub type Built = (Compute, Vec<GpuAllocation>, Vec<HostDeviceAllocation>);
+
+/// Something asked for, with the numbers of its parts.
+#[derive(Clone, Debug, Default)]
+pub struct Prepared {
+    /// What is asked for.
+    pub demand: Arc<Demand>,
+    /// Its shares.
+    pub sought: Vec<Sought>,
+}
+
+impl Prepared {
+    /// Looks up what the shares ask for.
+    pub fn new(tables: &mut Tables, demand: &Arc<Demand>) -> Self {
+        let sought = demand.shares.iter().map(|share| Sought {
+            ways: share.ways.iter().map(|way| (way.index, tables.wish(share, &way.share))).collect(),
+            least: share.ways.iter().map(|way| least(&way.share)).collect(),
+            spread: share.spread,
+        });
+        let sought = sought.collect();
+        Self { demand: demand.clone(), sought }
+    }
+}
+
+/// The least framebuffer that a way allows, where it allows several.
+fn least(share: &Share) -> i64 {
+    match share {
+        Share::Vgpu(VgpuWish::Size { series: _, min, max: _ }) => *min,
+        Share::VirtualFunction { framebuffer_mib } => *framebuffer_mib,
+        Share::Passthrough
+        | Share::Vgpu(VgpuWish::Type(_))
+        | Share::Mig { profile: _, series: _, framebuffer_mib: _ } => 0,
+    }
+}
+
+/// A node as it is, or as it would be without somebody.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// What it offers.
+    pub facts: &'a NodeFacts,
+    /// What is taken.
+    pub used: &'a NodeUse,
+    /// Taken altogether.
+    pub total: &'a Taken,
+    /// Shape and state of each card.
+    pub slots: &'a [(ShapeId, StateId)],
+}
 
 /// How a desktop would stand on a node.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// CPUs and memory.
-    pub compute: Compute,
-    /// Shares of GPUs.
-    pub gpus: Vec<GpuAllocation>,
     /// What it is worth.
     pub score: Score,
+    /// Cards.
+    pub found: Found,
+    /// Functions and drives.
+    pub functions: FoundFunctions,
+    /// Where CPUs and memory come from.
+    pub from: From,
+    /// Pages behind the memory.
+    pub pages: PageSize,
 }
 
-/// The worth of a plan; lower is better, compared field by field from the first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Score {
-    /// Alternatives taken, per share.
-    pub ways: Vec<usize>,
-    /// Ordinary pages where hugepages were asked for.
-    pub fallback: bool,
-    /// How far CPUs, memory and cards are apart: 0 on one cell.
-    pub distance: u8,
-    /// `Pack` or `Spread` of the profiles.
-    pub cards: i64,
-    /// Memory left in MiB where it was taken: the tightest fit first.
-    pub left_mib: i64,
+/// Where CPUs and memory come from; cells by position.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum From {
+    /// One cell.
+    Cell {
+        /// The cell.
+        at: usize,
+        /// Whether memory must come from it.
+        strict: bool,
+    },
+    /// These cells, each a cell of the guest.
+    Cells(Vec<usize>),
+    /// Any.
+    Node,
+}
+
+impl From {
+    fn scope(&self) -> Scope<'_> {
+        match self {
+            Self::Cell { at, strict } => Scope::Cell { at: *at, strict: *strict },
+            Self::Cells(cells) => Scope::Cells(cells),
+            Self::Node => Scope::Node,
+        }
+    }
 }
 
 /// Why a desktop does not fit on a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Misfit {
     /// A share of a GPU.
     Gpus(NoGpus),
+    /// A function or drive, by the position of the request.
+    Function(usize),
     /// CPUs or memory of the node.
     Compute(NoCompute),
     /// CPUs or memory of the one cell that it must be.
     OnCell(NoCompute),
+    /// A function or drive on the one cell that it must be.
+    FunctionOnCell(usize),
     /// Cards on different cells, where one is a must.
     Apart,
 }
 
-/// The best plan for a desktop on a node.
+/// What is tried: how far apart, cards of which cells, CPUs and memory from where.
+struct Tier {
+    distance: u8,
+    cards: Vec<usize>,
+    anywhere: bool,
+    from: From,
+}
+
+/// The best plan for a desktop on a node; only with the cards `previous`, if any are given.
 ///
 /// # Errors
 /// The nearest reason why there is none.
-pub fn fit(facts: &NodeFacts, used: &NodeUse, request: &Request, limits: Limits) -> Result<Plan, Misfit> {
+pub fn fit(
+    tables: &mut Tables,
+    place: Place<'_>,
+    prepared: &Prepared,
+    limits: Limits,
+    previous: Option<&[usize]>,
+) -> Result<Plan, Misfit> {
+    let mut fitting = Fitting { tables, place, prepared, limits, previous, searched: vec![] };
     let mut best: Option<Plan> = None;
-    let mut found_on: Vec<(Option<i32>, Result<Found, NoGpus>)> = vec![];
-    for pages in page_sizes(request) {
-        for (distance, cards_of, scope) in tiers(facts, request) {
-            let Ok((compute, left_mib)) = compute::fit(facts, used, request, scope, pages, limits) else {
-                continue;
-            };
-            // Cards are searched once per cell, whatever else is tried with them.
-            let known = found_on.iter().position(|(cell, _)| *cell == cards_of);
-            let position = known.unwrap_or_else(|| {
-                found_on.push((cards_of, gpus::fit(facts, used, &request.shares, cards_of)));
-                found_on.len() - 1
-            });
-            let Some((_, Ok(found))) = found_on.get(position) else { continue };
-            let score = Score {
-                ways: found.ways.clone(),
-                fallback: pages != request.memory.pages,
-                distance,
-                cards: found.key,
-                left_mib,
-            };
-            if best.as_ref().is_none_or(|best| score < best.score) {
-                best = Some(Plan { compute, gpus: found.gpus.clone(), score });
+    for pages in page_sizes(&prepared.demand) {
+        for tier in fitting.tiers() {
+            if let Some(plan) = fitting.try_tier(&tier, pages)
+                && best.as_ref().is_none_or(|best| plan.score < best.score)
+            {
+                best = Some(plan);
             }
         }
     }
-    best.ok_or_else(|| why_not(facts, used, request, limits))
+    if best.is_none() && prepared.demand.numa == NumaPolicy::Strict && prepared.sought.len() > 1 {
+        best = fitting.over_cells();
+    }
+    best.ok_or_else(|| fitting.why_not())
 }
 
-fn page_sizes(request: &Request) -> impl Iterator<Item = PageSize> + use<> {
-    let memory = request.memory;
+struct Fitting<'a> {
+    tables: &'a mut Tables,
+    place: Place<'a>,
+    prepared: &'a Prepared,
+    limits: Limits,
+    previous: Option<&'a [usize]>,
+    searched: Vec<(Option<Vec<usize>>, Result<Found, NoGpus>)>,
+}
+
+fn page_sizes(demand: &Demand) -> impl Iterator<Item = PageSize> + use<> {
+    let memory = demand.memory;
     let fallback = (memory.allow_fallback && memory.pages != PageSize::None).then_some(PageSize::None);
     std::iter::once(memory.pages).chain(fallback)
 }
 
-/// What is tried: how far apart, cards of which cell (any, if none), CPUs and memory from where.
-fn tiers(facts: &NodeFacts, request: &Request) -> Vec<(u8, Option<i32>, Scope)> {
-    let cells = || facts.cells.iter().map(|cell| cell.id);
-    let mut tiers = vec![];
-    match request.numa {
-        NumaPolicy::Strict => tiers.extend(cells().map(|id| (0, Some(id), Scope::Cell { id, strict: true }))),
-        NumaPolicy::Preferred => {
-            tiers.extend(cells().map(|id| (0, Some(id), Scope::Cell { id, strict: false })));
-            tiers.extend(cells().map(|id| (1, None, Scope::Cell { id, strict: false })));
-            tiers.push((2, None, Scope::Node));
-        }
-        NumaPolicy::None => {
-            if request.shares.len() > 1 {
-                tiers.extend(cells().map(|id| (0, Some(id), Scope::Node)));
+impl<'a> Fitting<'a> {
+    fn tiers(&self) -> Vec<Tier> {
+        let cells = 0..self.place.facts.cells.len();
+        let near = |strict: bool| {
+            let tier = move |at| Tier {
+                distance: 0,
+                cards: vec![at],
+                anywhere: false,
+                from: From::Cell { at, strict },
+            };
+            cells.clone().map(tier)
+        };
+        match self.prepared.demand.numa {
+            NumaPolicy::Strict => near(true).collect(),
+            NumaPolicy::Preferred => {
+                let far = |at| Tier {
+                    distance: 1,
+                    cards: vec![],
+                    anywhere: true,
+                    from: From::Cell { at, strict: false },
+                };
+                let spread = Tier { distance: 2, cards: vec![], anywhere: true, from: From::Node };
+                near(false).chain(cells.clone().map(far)).chain(std::iter::once(spread)).collect()
             }
-            tiers.push((1, None, Scope::Node));
+            NumaPolicy::None => vec![Tier { distance: 0, cards: vec![], anywhere: true, from: From::Node }],
         }
     }
-    tiers
+
+    fn asked(&self) -> Asked<'a> {
+        let Place { facts, used, total, slots: _ } = self.place;
+        Asked { facts, used, total, demand: &self.prepared.demand, limits: self.limits }
+    }
+
+    /// The best cards of these cells, or of all. Searched once, whatever else is tried with them.
+    fn cards_of(&mut self, cells: Option<&[usize]>) -> Result<Found, NoGpus> {
+        let known = self.searched.iter().find(|(searched, _)| searched.as_deref() == cells);
+        if let Some((_, found)) = known {
+            return found.clone();
+        }
+        let Place { facts, used, total: _, slots } = self.place;
+        let among = match cells {
+            None => Among::All,
+            Some([cell]) => Among::Cell(*cell),
+            Some(cells) => Among::Cells(cells),
+        };
+        let cards = Cards { facts, used, slots };
+        let found = cards::best(self.tables, cards, &self.prepared.sought, among, self.previous);
+        self.searched.push((cells.map(<[usize]>::to_vec), found.clone()));
+        found
+    }
+
+    fn try_tier(&mut self, tier: &Tier, pages: PageSize) -> Option<Plan> {
+        let asked = self.asked();
+        let left = compute::check(asked, tier.from.scope(), pages).ok()?;
+        // A desktop without cards has none to be far from.
+        let cells = (!tier.anywhere && !self.prepared.sought.is_empty()).then_some(tier.cards.as_slice());
+        let found = self.cards_of(cells).ok()?;
+        let home: Vec<usize> = match &tier.from {
+            From::Cell { at, strict: _ } => vec![*at],
+            From::Cells(cells) => cells.clone(),
+            From::Node => self.cells_of(&found),
+        };
+        let strict = self.prepared.demand.numa == NumaPolicy::Strict;
+        let functions =
+            functions::fit(asked.facts, asked.used, &asked.demand.functions, &home, strict).ok()?;
+        let score = Score {
+            ways: found.key.ways,
+            oversize: found.key.oversize,
+            moved: self.previous.is_none(),
+            affinity: 0,
+            fallback: pages != asked.demand.memory.pages,
+            distance: tier.distance,
+            links: found.key.links.saturating_add(functions.far),
+            cost: found.key.cost,
+            left: u16::try_from(left / 256).unwrap_or(u16::MAX),
+        };
+        Some(Plan { score, found, functions, from: tier.from.clone(), pages })
+    }
+
+    fn cells_of(&self, found: &Found) -> Vec<usize> {
+        let cards = &self.place.facts.cards;
+        let mut cells: Vec<usize> =
+            found.picks.iter().filter_map(|pick| cards.get(pick.card)?.cell).collect();
+        cells.sort_unstable();
+        cells.dedup();
+        cells
+    }
+
+    /// Several cards that no single cell has, not even when nothing is taken: the fewest cells that
+    /// have them, and a cell of the guest for each.
+    fn over_cells(&mut self) -> Option<Plan> {
+        let count = self.place.facts.cells.len();
+        let fewest =
+            (1..=count).find(|size| subsets(count, *size).any(|cells| self.would_fit_empty(&cells)))?;
+        if fewest == 1 {
+            return None;
+        }
+        let mut best: Option<Plan> = None;
+        for cells in subsets(count, fewest) {
+            let Ok(found) = self.cards_of(Some(&cells)) else { continue };
+            if self.cells_of(&found) != cells {
+                continue;
+            }
+            let tier = Tier { distance: 0, cards: cells.clone(), anywhere: false, from: From::Cells(cells) };
+            for pages in page_sizes(&self.prepared.demand) {
+                if let Some(plan) = self.try_tier(&tier, pages)
+                    && best.as_ref().is_none_or(|best| plan.score < best.score)
+                {
+                    best = Some(plan);
+                }
+            }
+        }
+        best
+    }
+
+    /// Whether the cards of these cells would do if nothing were taken.
+    fn would_fit_empty(&mut self, cells: &[usize]) -> bool {
+        let facts = self.place.facts;
+        let used = NodeUse::empty(facts);
+        let empty = crate::state::CardUse::default();
+        let slots: Vec<(ShapeId, StateId)> =
+            self.place.slots.iter().map(|(shape, _)| (*shape, self.tables.state(*shape, &empty))).collect();
+        let cards = Cards { facts, used: &used, slots: &slots };
+        cards::best(self.tables, cards, &self.prepared.sought, Among::Cells(cells), None).is_ok()
+    }
+
+    /// The nearest reason: cards, then functions, memory and CPUs, then that they are apart.
+    fn why_not(&mut self) -> Misfit {
+        if let Err(gpus) = self.cards_of(None) {
+            return Misfit::Gpus(gpus);
+        }
+        let asked = self.asked();
+        if let Err(position) = functions::fit(asked.facts, asked.used, &asked.demand.functions, &[], false) {
+            return Misfit::Function(position);
+        }
+        // Of several page sizes, the one asked for is named.
+        let on_node: Vec<Result<i64, NoCompute>> =
+            page_sizes(asked.demand).map(|pages| compute::check(asked, Scope::Node, pages)).collect();
+        if let (true, Some(Err(reason))) = (on_node.iter().all(Result::is_err), on_node.first()) {
+            return Misfit::Compute(*reason);
+        }
+        let mut reasons = vec![];
+        let mut lacking = None;
+        for at in 0..asked.facts.cells.len() {
+            let cells = (!self.prepared.sought.is_empty()).then_some([at]);
+            if self.cards_of(cells.as_ref().map(<[usize; 1]>::as_slice)).is_err() {
+                continue;
+            }
+            match compute::check(asked, Scope::Cell { at, strict: true }, asked.demand.memory.pages) {
+                Err(reason) => reasons.push(reason),
+                Ok(_) => {
+                    lacking =
+                        functions::fit(asked.facts, asked.used, &asked.demand.functions, &[at], true).err();
+                }
+            }
+        }
+        match (reasons.into_iter().max(), lacking) {
+            (_, Some(position)) => Misfit::FunctionOnCell(position),
+            (Some(reason), None) => Misfit::OnCell(reason),
+            (None, None) => Misfit::Apart,
+        }
+    }
 }
 
-/// The nearest reason: cards, then memory and CPUs, then that they are apart.
-fn why_not(facts: &NodeFacts, used: &NodeUse, request: &Request, limits: Limits) -> Misfit {
-    if let Err(gpus) = gpus::fit(facts, used, &request.shares, None) {
-        return Misfit::Gpus(gpus);
+/// The subsets of `0..count` with `size` members, in order. Hosts have at most a few cells; beyond 16
+/// only neighbours are looked at.
+fn subsets(count: usize, size: usize) -> Box<dyn Iterator<Item = Vec<usize>>> {
+    if count > 16 {
+        return Box::new(
+            (0..(count + 1).saturating_sub(size)).map(move |first| (first..first + size).collect()),
+        );
     }
-    let mut node_reason = None;
-    for pages in page_sizes(request) {
-        match compute::fit(facts, used, request, Scope::Node, pages, limits) {
-            Ok(_) => {
-                node_reason = None;
-                break;
-            }
-            // Of several page sizes, the one asked for is named.
-            Err(reason) => node_reason = node_reason.or(Some(reason)),
-        }
+    let all = 0u32..1 << count;
+    let of = move |bits: u32| (0..count).filter(move |at| bits & (1 << at) != 0).collect::<Vec<usize>>();
+    Box::new(all.filter(move |bits| bits.count_ones() as usize == size).map(of))
+}
+
+/// What the allocation says of a plan.
+pub fn build(place: Place<'_>, prepared: &Prepared, limits: Limits, plan: &Plan) -> Option<Built> {
+    let Place { facts, used, total, slots: _ } = place;
+    let demand = &prepared.demand;
+    let asked = Asked { facts, used, total, demand, limits };
+    let compute = compute::build(asked, plan.from.scope(), plan.pages)?;
+    let mut gpus = vec![];
+    for (share, pick) in demand.shares.iter().zip(&plan.found.picks) {
+        let card = facts.cards.get(pick.card)?;
+        let takes = pick.candidate.choice.takes;
+        let kind = takes.kind.and_then(|kind| card.shape.kind(kind));
+        let vgpu = takes.vgpu.and_then(|vgpu| kind?.backed.get(usize::from(vgpu)));
+        gpus.push(GpuAllocation {
+            name: share.name.clone(),
+            device: card.address,
+            device_uuid: card.uuid.clone(),
+            product: card.shape.product.clone(),
+            mode: takes.mode,
+            type_name: kind.map_or_else(|| WHOLE_CARD.to_owned(), |kind| kind.name.clone()),
+            framebuffer_mib: pick.candidate.choice.framebuffer_mib,
+            start: takes.start,
+            vgpu_type: vgpu.map(|vgpu| vgpu.name.clone()),
+            profile: share.profile.clone(),
+        });
     }
-    if let Some(reason) = node_reason {
-        return Misfit::Compute(reason);
-    }
-    let near = |id: &i32| gpus::fit(facts, used, &request.shares, Some(*id)).is_ok();
-    let on_cells: Vec<NoCompute> = facts
-        .cells
-        .iter()
-        .map(|cell| cell.id)
-        .filter(near)
-        .filter_map(|id| {
-            compute::fit(facts, used, request, Scope::Cell { id, strict: true }, request.memory.pages, limits)
-                .err()
-        })
-        .collect();
-    on_cells.into_iter().max().map_or(Misfit::Apart, Misfit::OnCell)
+    Some((compute, gpus, functions::allocations(facts, &demand.functions, &plan.functions)))
 }

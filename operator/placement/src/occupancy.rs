@@ -5,149 +5,183 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use gpudesk_crds::{
-    Allocation, GpuAllocation,
-    gpu_node_status::Instance,
-    types::{CpuSet, PageSize, ShareMode},
+    Allocation, Compute,
+    types::{CpuSet, PciAddress, ShareMode},
 };
 
-use crate::{facts::NodeFacts, request::DesktopKey};
+use crate::{
+    facts::{NodeFacts, page},
+    request::DesktopKey,
+    state::{CardUse, UsedShare},
+};
 
 /// What is taken on a node.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeUse {
     /// Per card, in the order of the node's cards.
     pub cards: Vec<CardUse>,
-    /// CPUs that desktops have for themselves.
-    pub dedicated: CpuSet,
-    /// vCPUs that share the other CPUs.
-    pub shared_vcpus: Pool,
-    /// Memory: MiB of ordinary pages, or pages of a size.
-    pub memory: BTreeMap<PageSize, Pool>,
-    /// Shares in use per profile.
-    pub profiles: BTreeMap<String, i32>,
+    /// Per cell, in the order of the node's cells.
+    pub cells: Vec<CellUse>,
+    /// Taken from the node without a say from which cell.
+    pub floating: Taken,
+    /// Functions of network cards, and drives.
+    pub functions: BTreeSet<PciAddress>,
 }
 
-/// Something taken from cells, or from the node without a say from which cell.
+/// What is taken of a cell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pool {
-    /// Taken from one cell.
-    pub cells: BTreeMap<i32, i64>,
-    /// Taken from the node as a whole.
-    pub floating: i64,
+pub struct CellUse {
+    /// Shared vCPUs and memory.
+    pub taken: Taken,
+    /// CPUs that desktops have for themselves, with those that go along.
+    pub dedicated: CpuSet,
+    /// Cores of which nothing is dedicated: how many, with how many threads altogether, and how
+    /// many of them have two threads or more.
+    pub free_cores: FreeCores,
+    /// Threads that are nobody's, in whatever core.
+    pub free_threads: i64,
+    /// Cores with two such threads or more.
+    pub free_pairs: i64,
 }
 
-impl Pool {
-    /// Taken altogether.
-    pub fn total(&self) -> i64 {
-        self.cells.values().sum::<i64>() + self.floating
-    }
-    /// Taken from a cell for certain.
-    pub fn on(&self, cell: i32) -> i64 {
-        self.cells.get(&cell).copied().unwrap_or(0)
-    }
-    fn add(&mut self, cells: &[i32], amount: i64) {
-        match cells {
-            [cell] => *self.cells.entry(*cell).or_default() += amount,
-            _ => self.floating += amount,
-        }
-    }
+/// Cores of which nothing is dedicated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FreeCores {
+    /// Threads of all of them.
+    pub threads: i64,
+    /// Those with two threads or more.
+    pub pairs: i64,
 }
 
-/// What is taken of a card.
+/// Amounts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// vCPUs that share CPUs.
+    pub vcpus: i64,
+    /// Memory per size of page: MiB, or pages.
+    pub memory: [i64; 3],
+}
+
+/// What one allocation takes, in the terms of its node. Read once.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct CardUse {
-    /// Shares on it.
-    pub shares: Vec<UsedShare>,
-    /// A card of its IOMMU group is given away whole, and this one with it.
-    pub with_group: bool,
+pub struct Claim {
+    /// Shares, each with the position of its card.
+    pub shares: Vec<(usize, UsedShare)>,
+    /// Amounts, each with the position of its cell; from no cell in particular without.
+    pub taken: Vec<(Option<usize>, Taken)>,
+    /// CPUs for itself, with those that go along.
+    pub dedicated: CpuSet,
+    /// Functions and drives.
+    pub functions: Vec<PciAddress>,
 }
 
-/// A share on a card.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UsedShare {
-    /// Mode.
-    pub mode: ShareMode,
-    /// Type, as in the card's placements.
-    pub type_name: String,
-    /// Framebuffer in MiB; 0 when not known.
-    pub framebuffer_mib: i64,
-    /// Start position, when it has one.
-    pub start: Option<i32>,
-    /// Length in units; 0 when it has no position or is of a type that the card does not list.
-    pub size: i32,
-    /// Compute slices.
-    pub compute_slices: i32,
-}
-
-impl UsedShare {
-    /// A share on `card`, with the geometry that the card lists for its type.
-    fn on(facts: &NodeFacts, card: usize, mode: ShareMode, type_name: &str, start: Option<i32>) -> Self {
-        let placement = facts.cards.get(card).and_then(|card| {
-            card.device.placements.iter().find(|p| p.mode == mode && p.type_name == type_name)
-        });
-        Self {
-            mode,
-            type_name: type_name.into(),
-            framebuffer_mib: placement.map_or(0, |p| p.framebuffer_mib),
-            start,
-            size: placement.map_or(0, |p| p.size),
-            compute_slices: placement.map_or(0, |p| p.compute_slices),
+impl Claim {
+    /// What `allocation` takes on a node. A card that is not there is not taken: the node has
+    /// another reason not to give it.
+    pub fn of(facts: &NodeFacts, allocation: &Allocation) -> Self {
+        let mut claim = Self::default();
+        for gpu in &allocation.gpus {
+            let Some(position) = facts.card_of(gpu.device_uuid.as_deref(), gpu.device) else { continue };
+            let Some(card) = facts.cards.get(position) else { continue };
+            let kind = card.shape.kind_of(gpu.mode, &gpu.type_name);
+            let backed = kind.and_then(|kind| card.shape.kind(kind)).map(|kind| kind.backed.as_slice());
+            let vgpu = gpu.vgpu_type.as_ref().and_then(|name| {
+                let position = backed.unwrap_or_default().iter().position(|vgpu| vgpu.name == *name)?;
+                u16::try_from(position).ok()
+            });
+            claim.shares.push((position, UsedShare { mode: gpu.mode, start: gpu.start, kind, vgpu }));
         }
+        claim.functions = allocation.host_devices.iter().map(|device| device.device).collect();
+        if let Some(compute) = &allocation.compute {
+            claim.add_compute(facts, compute);
+        }
+        claim
+    }
+
+    fn add_compute(&mut self, facts: &NodeFacts, compute: &Compute) {
+        let pages = |mib: i64| compute.page_size.mib().map_or(mib, |page| (mib + page - 1) / page);
+        let of = |vcpus: i64, mib: i64| {
+            let mut taken = Taken { vcpus, memory: [0; 3] };
+            taken.memory[page(compute.page_size)] = pages(mib);
+            taken
+        };
+        let shares_cpus = compute.vcpu_pins.is_empty();
+        if compute.guest_cells.is_empty() {
+            let vcpus = i64::from(compute.cores) * i64::from(compute.threads_per_core);
+            let cell = match compute.numa_cells.as_slice() {
+                [cell] => facts.cell(*cell),
+                _ => None,
+            };
+            self.taken.push((cell, of(if shares_cpus { vcpus } else { 0 }, compute.memory_mib)));
+        } else {
+            for guest in &compute.guest_cells {
+                let vcpus = i64::try_from(guest.vcpus.len()).unwrap_or(i64::MAX);
+                let taken = of(if shares_cpus { vcpus } else { 0 }, guest.memory_mib);
+                self.taken.push((facts.cell(guest.host_cell), taken));
+            }
+        }
+        let pinned: CpuSet = compute.vcpu_pins.iter().flat_map(|pin| pin.cpus.iter()).collect();
+        if !compute.threads_only {
+            // A core is given whole: its other threads are taken with it.
+            let cores = facts.cells.iter().flat_map(|cell| &cell.cores);
+            let touched = cores.filter(|core| !core.is_disjoint(&pinned));
+            self.dedicated.extend(touched.flat_map(CpuSet::iter));
+        }
+        self.dedicated.extend(pinned.iter());
     }
 }
 
 impl NodeUse {
     /// A node on which nothing is taken.
     pub fn empty(facts: &NodeFacts) -> Self {
-        Self { cards: vec![CardUse::default(); facts.cards.len()], ..Self::default() }
+        let mut used = Self {
+            cards: vec![CardUse::default(); facts.cards.len()],
+            cells: vec![CellUse::default(); facts.cells.len()],
+            ..Self::default()
+        };
+        used.count_cores(facts);
+        used
     }
 
     /// What `held` and the instances on the cards take. The desktop `except` counts as if it held
     /// nothing there.
-    pub fn of(
+    pub fn of<'a>(
         facts: &NodeFacts,
-        held: &BTreeMap<DesktopKey, Arc<Allocation>>,
+        held: impl Iterator<Item = (&'a DesktopKey, &'a Claim)> + Clone,
         except: Option<&DesktopKey>,
     ) -> Self {
-        let mut used = Self::empty(facts);
-        let held: BTreeMap<&DesktopKey, &Allocation> =
-            held.iter().filter(|(key, _)| Some(*key) != except).map(|(key, a)| (key, &**a)).collect();
-        for allocation in held.values() {
-            used.add_compute(facts, allocation);
-            for gpu in &allocation.gpus {
-                *used.profiles.entry(gpu.profile.clone()).or_default() += 1;
-                if let Some(card) = facts.card_of(gpu.device_uuid.as_deref(), gpu.device) {
-                    used.add_share(
-                        facts,
-                        card,
-                        UsedShare::on(facts, card, gpu.mode, &gpu.type_name, gpu.start),
-                    );
-                }
-            }
+        let mut used = Self {
+            cards: vec![CardUse::default(); facts.cards.len()],
+            cells: vec![CellUse::default(); facts.cells.len()],
+            ..Self::default()
+        };
+        let held = held.filter(|(key, _)| Some(*key) != except);
+        for (_, claim) in held.clone() {
+            used.add(facts, claim);
         }
-        for (card, share) in foreign(facts, &held, except) {
+        for (card, share) in foreign(facts, held, except) {
             used.add_share(facts, card, share);
         }
+        used.count_cores(facts);
         used
     }
 
-    fn add_compute(&mut self, facts: &NodeFacts, allocation: &Allocation) {
-        let Some(compute) = &allocation.compute else { return };
-        if compute.vcpu_pins.is_empty() {
-            let vcpus = i64::from(compute.cores) * i64::from(compute.threads_per_core);
-            self.shared_vcpus.add(&compute.numa_cells, vcpus);
-        } else {
-            let pinned: CpuSet = compute.vcpu_pins.iter().flat_map(|pin| pin.cpus.iter()).collect();
-            // A core is given whole: its other threads are taken with it.
-            let cores = facts.cells.iter().flat_map(|cell| &cell.cores);
-            self.dedicated.extend(
-                cores.filter(|core| !core.is_disjoint(&pinned)).flat_map(CpuSet::iter).collect::<Vec<_>>(),
-            );
-            self.dedicated.extend(pinned.iter().collect::<Vec<_>>());
+    fn add(&mut self, facts: &NodeFacts, claim: &Claim) {
+        let Claim { shares, taken, dedicated, functions } = claim;
+        for (card, share) in shares {
+            self.add_share(facts, *card, *share);
         }
-        let amount =
-            compute.page_size.mib().map_or(compute.memory_mib, |page| (compute.memory_mib + page - 1) / page);
-        self.memory.entry(compute.page_size).or_default().add(&compute.numa_cells, amount);
+        for (cell, taken) in taken {
+            let into = cell.and_then(|cell| self.cells.get_mut(cell)).map(|cell| &mut cell.taken);
+            into.unwrap_or(&mut self.floating).add(taken);
+        }
+        if !dedicated.is_empty() {
+            for (cell, used) in facts.cells.iter().zip(&mut self.cells) {
+                let here = cell.cores.iter().flat_map(CpuSet::iter).filter(|cpu| dedicated.contains(*cpu));
+                used.dedicated.extend(here);
+            }
+        }
+        self.functions.extend(functions.iter().copied());
     }
 
     /// Puts a share on a card. A whole card takes the cards of its IOMMU group with it.
@@ -157,72 +191,108 @@ impl NodeUse {
         {
             for member in &facts.group {
                 if let Some(member) = self.cards.get_mut(*member) {
-                    member.with_group = true;
+                    member.take_with_group();
                 }
             }
         }
         if let Some(card) = self.cards.get_mut(card) {
-            card.shares.push(share);
-            card.shares.sort_by(|a, b| (a.start, &a.type_name).cmp(&(b.start, &b.type_name)));
+            card.put(share);
+        }
+    }
+
+    fn count_cores(&mut self, facts: &NodeFacts) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        for (cell, used) in facts.cells.iter().zip(&mut self.cells) {
+            let CellUse { taken: _, dedicated, free_cores, free_threads, free_pairs } = used;
+            (*free_cores, *free_threads, *free_pairs) = (FreeCores::default(), 0, 0);
+            for core in &cell.cores {
+                let free = core.iter().filter(|cpu| !dedicated.contains(*cpu)).count();
+                *free_threads += number(free);
+                *free_pairs += i64::from(free >= 2);
+                if free == core.len() {
+                    free_cores.threads += number(free);
+                    free_cores.pairs += i64::from(free >= 2);
+                }
+            }
+        }
+    }
+
+    /// Taken altogether, in cells and out of them.
+    pub fn total(&self) -> Taken {
+        let mut total = self.floating;
+        for cell in &self.cells {
+            total.add(&cell.taken);
+        }
+        total
+    }
+}
+
+impl Taken {
+    fn add(&mut self, other: &Self) {
+        let Self { vcpus, memory } = other;
+        self.vcpus = self.vcpus.saturating_add(*vcpus);
+        for (own, other) in self.memory.iter_mut().zip(memory) {
+            *own = own.saturating_add(*other);
         }
     }
 }
 
 /// The instances that no allocation explains: left behind, or made by somebody else. They occupy
 /// the card all the same. Those of the desktop `except` are its own and not in its way.
-fn foreign(
+fn foreign<'a>(
     facts: &NodeFacts,
-    held: &BTreeMap<&DesktopKey, &Allocation>,
+    held: impl Iterator<Item = (&'a DesktopKey, &'a Claim)> + Clone,
     except: Option<&DesktopKey>,
 ) -> Vec<(usize, UsedShare)> {
-    let except = except.map(ToString::to_string);
     let mut found = vec![];
+    let mut own: Option<String> = None;
     for (index, card) in facts.cards.iter().enumerate() {
-        if card.device.instances.is_empty() {
+        if card.instances.is_empty() {
             continue;
         }
-        let mut expected: Vec<(String, &GpuAllocation)> = held
-            .iter()
-            .flat_map(|(key, allocation)| allocation.gpus.iter().map(move |gpu| (key.to_string(), gpu)))
-            .filter(|(_, gpu)| facts.card_of(gpu.device_uuid.as_deref(), gpu.device) == Some(index))
-            .collect();
-        let mut instances: Vec<&Instance> = card.device.instances.iter().collect();
-        // Those with a known position first, so that an instance without one takes what is left.
-        instances.sort_by_key(|instance| (instance.start.is_none(), instance.start, instance.id.clone()));
-        for instance in instances {
-            if instance.owner.is_some() && instance.owner == except {
+        let own = except.map(|key| &*own.get_or_insert_with(|| key.to_string()));
+        let on_card = held.clone().flat_map(|(key, claim)| {
+            let here = claim.shares.iter().filter(move |(card, _)| *card == index);
+            here.map(move |(_, share)| (key, *share))
+        });
+        let mut expected: Vec<(String, UsedShare)> =
+            on_card.map(|(key, share)| (key.to_string(), share)).collect();
+        for instance in &card.instances {
+            if instance.owner.is_some() && instance.owner.as_ref() == own {
                 continue;
             }
-            let explained = expected.iter().position(|(owner, gpu)| {
-                gpu.mode == instance.mode
-                    && gpu.type_name == instance.type_name
+            let takes = instance.takes;
+            let explained = expected.iter().position(|(owner, share)| {
+                share.mode == takes.mode
+                    && share.kind == takes.kind
                     && instance.owner.as_ref().is_none_or(|named| named == owner)
-                    && (gpu.start.is_none() || instance.start.is_none() || gpu.start == instance.start)
+                    && (share.start.is_none() || takes.start.is_none() || share.start == takes.start)
             });
             match explained {
                 Some(position) => {
                     expected.remove(position);
                 }
-                None => found.push((
-                    index,
-                    UsedShare::on(facts, index, instance.mode, &instance.type_name, instance.start),
-                )),
+                None => found.push((index, takes)),
             }
         }
     }
     found
 }
 
-/// The CPUs of a cell that may still be dedicated, core by core.
-pub fn free_cores<'a>(
-    facts: &'a NodeFacts,
-    used: &'a NodeUse,
-    cells: &'a BTreeSet<i32>,
-) -> impl Iterator<Item = &'a CpuSet> {
-    facts
-        .cells
-        .iter()
-        .filter(|cell| cells.contains(&cell.id))
-        .flat_map(|cell| &cell.cores)
-        .filter(|core| core.is_disjoint(&used.dedicated))
+/// Desktops that left something on the cards of a node, or hold something there by the node's word.
+pub fn named_owners(facts: &NodeFacts) -> BTreeSet<&str> {
+    let instances = facts.cards.iter().flat_map(|card| &card.instances);
+    instances.filter_map(|instance| instance.owner.as_deref()).collect()
 }
+
+/// What is held on a node, with what it means there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Held {
+    /// As it was decided.
+    pub allocation: Arc<Allocation>,
+    /// What it takes.
+    pub claim: Claim,
+}
+
+/// Who holds what on a node.
+pub type HeldBy = BTreeMap<DesktopKey, Held>;

@@ -1,11 +1,11 @@
 //! What a desktop asks for, in the words of placement.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use gpudesk_crds::{
-    desktop_template::NumaPolicy,
+    desktop_template::{NumaPolicy, Pinning},
     gpu_profile::Vendor,
-    types::{PageSize, ShareMode, VgpuSeries},
+    types::{Isolation, PageSize, PciAddress, ShareMode, VgpuSeries},
 };
 
 /// Names a desktop.
@@ -32,14 +32,48 @@ impl fmt::Display for DesktopKey {
 }
 
 /// Everything that decides where a desktop can run. Valid by construction of `desktop::validate`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// Who asks. What this desktop itself holds does not stand in its way.
     pub desktop: DesktopKey,
-    /// Labels that the node must have.
-    pub node_selector: BTreeMap<String, String>,
+    /// Its labels, which the affinity of other desktops may name.
+    pub labels: BTreeMap<String, String>,
+    /// Near or apart from which other desktops.
+    pub affinity: Vec<AffinityRule>,
     /// The only node that will do, because the desktop's disks are there.
     pub home: Option<String>,
+    /// Where it ran last: taken again when all of it is free.
+    pub previous: Option<Previous>,
+    /// What it asks for, whoever it is.
+    pub demand: Arc<Demand>,
+}
+
+impl Request {
+    /// A share and next to nothing beside it: to learn whether there is one.
+    pub fn smallest(share: &ShareRequest) -> Self {
+        Self {
+            desktop: DesktopKey::default(),
+            labels: BTreeMap::new(),
+            affinity: vec![],
+            home: None,
+            previous: None,
+            demand: Arc::new(Demand {
+                numa: NumaPolicy::None,
+                cpu: CpuRequest { cores: 0, threads_per_core: 1, pinning: Pinning::Shared },
+                shares: vec![share.clone()],
+                ..Demand::default()
+            }),
+        }
+    }
+}
+
+/// What is asked for, without a word on who asks: desktops of one template mostly share it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Demand {
+    /// Labels that the node must have.
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints of nodes that are accepted.
+    pub tolerations: Vec<Toleration>,
     /// Processors.
     pub cpu: CpuRequest,
     /// Memory.
@@ -48,17 +82,92 @@ pub struct Request {
     pub numa: NumaPolicy,
     /// Shares of GPUs, one entry per share.
     pub shares: Vec<ShareRequest>,
+    /// Functions of network cards, and drives.
+    pub functions: Vec<FunctionRequest>,
+}
+
+/// A taint that is accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Toleration {
+    /// Key of the taint.
+    pub key: String,
+    /// Its value; any, when there is none.
+    pub value: Option<String>,
+}
+
+/// Where a desktop stands in relation to others of its namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AffinityRule {
+    /// Near them or apart.
+    pub relation: Relation,
+    /// Label of nodes whose equal values make one place; absent: each node is a place.
+    pub topology_key: Option<String>,
+    /// Labels that the others have, all of them.
+    pub match_labels: BTreeMap<String, String>,
+    /// Whether the desktop waits when the rule cannot be kept.
+    pub required: bool,
+}
+
+/// Near or apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Relation {
+    /// In the same place.
+    Together,
+    /// In different places.
+    Apart,
+}
+
+/// Where a desktop ran last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Previous {
+    /// The node.
+    pub node: String,
+    /// The card of each share, by the share's name.
+    pub cards: BTreeMap<String, PreviousCard>,
+}
+
+/// A card as it was known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PreviousCard {
+    /// UUID, where the card had one.
+    pub uuid: Option<String>,
+    /// Address.
+    pub address: PciAddress,
+}
+
+/// A function of a network card, or a drive.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FunctionRequest {
+    /// Name of the interface or the disk, which the allocation repeats.
+    pub name: String,
+    /// What it is.
+    pub kind: FunctionKind,
+}
+
+/// What is taken besides cards.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum FunctionKind {
+    /// A virtual function of a network card on this physical network.
+    NetworkFunction {
+        /// Name of the network, as the owner of the node calls it.
+        physical_network: String,
+    },
+    /// A whole NVMe drive.
+    Drive {
+        /// Least size in GiB.
+        minimum_gib: i64,
+    },
 }
 
 /// Processors asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct CpuRequest {
     /// Cores that the guest sees.
     pub cores: i32,
     /// Threads per core that the guest sees; 1 or 2.
     pub threads_per_core: i32,
-    /// Whether each vCPU has a host CPU of its own.
-    pub dedicated: bool,
+    /// Whether each vCPU has a host CPU of its own, and what becomes of the CPU's core.
+    pub pinning: Pinning,
 }
 
 impl CpuRequest {
@@ -69,7 +178,7 @@ impl CpuRequest {
 }
 
 /// Memory asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct MemoryRequest {
     /// Size in MiB.
     pub mib: i64,
@@ -80,7 +189,7 @@ pub struct MemoryRequest {
 }
 
 /// One share of a GPU asked for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ShareRequest {
     /// Name in the allocation: that of the request, with `-0`, `-1`… when it asks for several.
     pub name: String,
@@ -95,7 +204,7 @@ pub struct ShareRequest {
 }
 
 /// One alternative of a profile.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Way {
     /// Position in the profile's list.
     pub index: usize,
@@ -104,18 +213,21 @@ pub struct Way {
 }
 
 /// What is taken of a card.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Share {
     /// All of it.
     Passthrough,
     /// A time-sliced vGPU.
     Vgpu(VgpuWish),
-    /// A vGPU that fills a GPU instance of exactly this MIG profile.
+    /// A vGPU on a GPU instance of exactly this MIG profile.
     Mig {
         /// Profile as the driver prints it, with `+gfx` where graphics is asked for.
         profile: String,
         /// Series of the vGPU.
         series: VgpuSeries,
+        /// Framebuffer of the vGPU in MiB, where it shares the GPU instance with others of its
+        /// size; absent for the vGPU that fills it.
+        framebuffer_mib: Option<i64>,
     },
     /// A virtual function.
     VirtualFunction {
@@ -125,7 +237,7 @@ pub enum Share {
 }
 
 /// Which vGPU types will do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum VgpuWish {
     /// The type of this name.
     Type(String),
@@ -142,13 +254,24 @@ pub enum VgpuWish {
 }
 
 impl Share {
+    /// What it isolates: a vGPU that shares its GPU instance shares the engines in time.
+    pub fn isolation(&self) -> Isolation {
+        match self {
+            Self::Mig { profile: _, series: _, framebuffer_mib: Some(_) } => Isolation::TimeSliced,
+            Self::Passthrough
+            | Self::Vgpu(_)
+            | Self::Mig { profile: _, series: _, framebuffer_mib: None }
+            | Self::VirtualFunction { framebuffer_mib: _ } => self.mode().isolation(),
+        }
+    }
+
     /// The mode in which the card must be.
     pub fn mode(&self) -> ShareMode {
         match self {
             Self::Passthrough => ShareMode::Passthrough,
             Self::Vgpu(_) => ShareMode::Vgpu,
-            Self::Mig { .. } => ShareMode::Mig,
-            Self::VirtualFunction { .. } => ShareMode::VirtualFunctions,
+            Self::Mig { profile: _, series: _, framebuffer_mib: _ } => ShareMode::Mig,
+            Self::VirtualFunction { framebuffer_mib: _ } => ShareMode::VirtualFunctions,
         }
     }
 }
@@ -164,7 +287,10 @@ impl fmt::Display for Share {
             Self::Vgpu(VgpuWish::Size { series, min, max }) => {
                 write!(f, "a {min}-{max} MiB {} vGPU", series_letter(*series))
             }
-            Self::Mig { profile, series: _ } => f.write_str(profile),
+            Self::Mig { profile, series: _, framebuffer_mib: None } => f.write_str(profile),
+            Self::Mig { profile, series, framebuffer_mib: Some(size) } => {
+                write!(f, "a {size} MiB {} vGPU on {profile}", series_letter(*series))
+            }
             Self::VirtualFunction { framebuffer_mib: 0 } => f.write_str("a virtual function"),
             Self::VirtualFunction { framebuffer_mib } => {
                 write!(f, "a virtual function with {framebuffer_mib} MiB")
@@ -184,7 +310,7 @@ pub fn series_letter(series: VgpuSeries) -> char {
 }
 
 /// Which cards qualify. Everything that is named must hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct CardRequirements {
     /// Vendor.
     pub vendor: Option<Vendor>,

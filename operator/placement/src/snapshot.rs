@@ -1,59 +1,76 @@
 //! The estate as placement sees it: kept by events, equal to one that is built from the objects.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use gpudesk_crds::{Allocation, Desktop, GpuNode};
 
-use crate::{facts::NodeFacts, occupancy::NodeUse, request::DesktopKey};
+use crate::{
+    affinity::{Manners, Neighbours},
+    compute::Limits,
+    estate::{Estate, NodeState},
+    facts::NodeFacts,
+    mix::Census,
+    occupancy,
+    ranking::{NodeId, Ranking},
+    request::{AffinityRule, Demand, DesktopKey, Request},
+};
 
 /// Nodes, what is taken on them, and what was decided but not yet seen (*assumed*).
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Snapshot {
-    nodes: BTreeMap<String, Arc<NodeState>>,
-    desktops: BTreeMap<DesktopKey, Known>,
-    silent: BTreeSet<String>,
-}
-
-/// One node: what it offers and what is taken.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct NodeState {
-    /// What it offers; absent when desktops hold something there and its object is gone.
-    pub facts: Option<NodeFacts>,
-    /// Who holds what there.
-    pub held: BTreeMap<DesktopKey, Arc<Allocation>>,
-    /// The sum of it.
-    pub used: NodeUse,
-}
-
-/// The nodes at one moment, to look at without holding up events.
 #[derive(Clone, Debug, Default)]
-pub struct View {
-    nodes: Vec<Arc<NodeState>>,
-    silent: BTreeSet<String>,
+pub struct Snapshot {
+    pub(crate) estate: Estate,
+    pub(crate) rankings: Vec<Ranking>,
+    pub(crate) ranking_of: HashMap<Arc<Demand>, usize>,
+    pub(crate) neighbours: Neighbours,
+    pub(crate) left_behind: BTreeMap<String, BTreeSet<NodeId>>,
+    pub(crate) decisions: u64,
+    pub(crate) freed: u64,
+    desktops: BTreeMap<DesktopKey, Known>,
+    demands: HashMap<Arc<Demand>, usize>,
+    census: Census,
+    census_is_new: bool,
+    in_use: BTreeMap<String, i32>,
 }
 
-impl View {
-    /// The nodes that exist, by name.
-    pub fn nodes(&self) -> impl Iterator<Item = (&NodeFacts, &NodeState)> + Clone {
-        self.nodes.iter().filter_map(|state| Some((state.facts.as_ref()?, &**state)))
-    }
-
-    /// Whether a node has not renewed its lease.
-    pub fn is_silent(&self, name: &str) -> bool {
-        self.silent.contains(name)
+/// Equal when the same is offered, taken, assumed and asked for; what was worked out from it does not
+/// count.
+impl PartialEq for Snapshot {
+    fn eq(&self, other: &Self) -> bool {
+        self.estate.by_name().map(|(_, state)| state).eq(other.estate.by_name().map(|(_, state)| state))
+            && self.estate.silent() == other.estate.silent()
+            && self.desktops == other.desktops
+            && self.neighbours == other.neighbours
+            && self.census == other.census
+            && self.in_use == other.in_use
+            && self.owners_by_name() == other.owners_by_name()
     }
 }
 
 /// What is known of a desktop.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Known {
-    /// Version of the object last seen.
+    /// Version of the object last seen; empty when only what it asks for is known.
     resource_version: String,
     /// What it holds by that version.
     seen: Option<Arc<Allocation>>,
     /// What was decided on top of that version.
     assumed: Option<Assumed>,
+    /// Its labels.
+    labels: BTreeMap<String, String>,
+    /// What it is defined to ask for.
+    wish: Option<Wish>,
+}
+
+/// What a desktop is defined to ask for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wish {
+    /// What it asks for.
+    pub demand: Arc<Demand>,
+    /// Near or apart from which others.
+    pub affinity: Vec<AffinityRule>,
+    /// The node that its disks bind it to.
+    pub home: Option<String>,
 }
 
 /// A decision that the watch does not show yet.
@@ -69,6 +86,11 @@ impl Known {
     /// What counts: the assumption until the watch shows a newer version.
     fn counts(&self) -> Option<&Arc<Allocation>> {
         self.assumed.as_ref().map(|assumed| &assumed.allocation).or(self.seen.as_ref())
+    }
+
+    fn manners(&self) -> Manners {
+        let apart = self.wish.as_ref().map(|wish| Manners::apart_of(&wish.affinity)).unwrap_or_default();
+        Manners { labels: self.labels.clone(), apart }
     }
 }
 
@@ -86,31 +108,67 @@ pub struct Change {
 pub struct Stale;
 
 impl Snapshot {
+    /// Knows nothing yet.
+    pub fn new(limits: Limits) -> Self {
+        Self { estate: Estate::new(limits), ..Self::default() }
+    }
+
     /// A node was seen.
     pub fn node_seen(&mut self, node: &GpuNode) -> Change {
         let facts = NodeFacts::read(node);
         let name = facts.name.clone();
-        if self.nodes.get(&name).is_some_and(|state| state.facts.as_ref() == Some(&facts)) {
-            return Change::default();
-        }
-        self.change(&name, |state| state.facts = Some(facts));
-        Change { freed: true, any: true }
+        self.offer(&name, Some(facts), true)
     }
 
     /// A node's object is gone. What desktops hold there stays theirs until they are released.
     pub fn node_gone(&mut self, name: &str) -> Change {
-        if self.nodes.get(name).is_none_or(|state| state.facts.is_none()) {
-            return Change::default();
+        self.offer(name, None, false)
+    }
+
+    fn offer(&mut self, name: &str, facts: Option<NodeFacts>, freed: bool) -> Change {
+        let owners = |snapshot: &Self| -> BTreeSet<String> {
+            let facts = snapshot.estate.facts_of(name);
+            facts
+                .map(|facts| occupancy::named_owners(facts).into_iter().map(str::to_owned).collect())
+                .unwrap_or_default()
+        };
+        let before = owners(self);
+        let Some(id) = self.estate.offer(name, facts) else { return Change::default() };
+        let after = owners(self);
+        for owner in before.difference(&after) {
+            if let Some(nodes) = self.left_behind.get_mut(owner) {
+                nodes.remove(&id);
+                if nodes.is_empty() {
+                    self.left_behind.remove(owner);
+                }
+            }
         }
-        self.change(name, |state| state.facts = None);
-        Change { freed: false, any: true }
+        for owner in after {
+            self.left_behind.entry(owner).or_default().insert(id);
+        }
+        self.touch(id);
+        self.freed += u64::from(freed);
+        Change { freed, any: true }
+    }
+
+    fn owners_by_name(&self) -> BTreeMap<&str, BTreeSet<&str>> {
+        let name = |id: &NodeId| -> &str {
+            self.estate.node(*id).and_then(|state| state.facts.as_ref()).map_or("", |facts| &facts.name)
+        };
+        self.left_behind
+            .iter()
+            .map(|(owner, nodes)| (owner.as_str(), nodes.iter().map(name).collect()))
+            .collect()
     }
 
     /// Which nodes have not renewed their lease.
     pub fn set_silent(&mut self, silent: BTreeSet<String>) -> Change {
-        let freed = self.silent.iter().any(|node| !silent.contains(node));
-        let any = self.silent != silent;
-        self.silent = silent;
+        let any = *self.estate.silent() != silent;
+        let freed = self.estate.silent().iter().any(|node| !silent.contains(node));
+        for id in self.estate.set_silent(silent) {
+            self.touch(id);
+        }
+        self.freed += u64::from(freed);
         Change { freed, any }
     }
 
@@ -124,21 +182,75 @@ impl Snapshot {
             .status
             .as_ref()
             .and_then(|status| status.allocation.as_ref())
-            .filter(|allocation| allocation.compute.is_some())
-            .map(|allocation| Arc::new(allocation.clone()));
+            .filter(|allocation| allocation.compute.is_some());
         let old = self.desktops.get(&key).cloned().unwrap_or_default();
         let assumed = old.assumed.clone().filter(|_| old.resource_version == resource_version);
         let seen = match &old.seen {
             // Keeps one copy of what has not changed.
-            Some(same) if seen.as_deref() == Some(&**same) => Some(same.clone()),
-            _ => seen,
+            Some(same) if seen == Some(&**same) => Some(same.clone()),
+            _ => seen.map(|allocation| Arc::new(allocation.clone())),
         };
-        self.replace(&key, Some(Known { resource_version, seen, assumed }))
+        let labels = desktop.metadata.labels.clone().unwrap_or_default();
+        self.replace(&key, Some(Known { resource_version, seen, assumed, labels, wish: old.wish }))
     }
 
     /// A desktop is gone.
     pub fn desktop_gone(&mut self, key: &DesktopKey) -> Change {
+        self.wants(key, None);
         self.replace(key, None)
+    }
+
+    /// What a desktop is defined to ask for, running or not: look-ahead weighs by it.
+    pub fn wants(&mut self, key: &DesktopKey, request: Option<&Request>) {
+        let Some(known) = self.desktops.get(key) else { return };
+        let same = match (&known.wish, request) {
+            (None, None) => true,
+            (Some(wish), Some(request)) => {
+                wish.demand == request.demand
+                    && wish.affinity == request.affinity
+                    && wish.home == request.home
+            }
+            _ => false,
+        };
+        if same {
+            return;
+        }
+        let mut known = known.clone();
+        let wish = request.map(|request| Wish {
+            demand: self.count_demand(&request.demand),
+            affinity: request.affinity.clone(),
+            home: request.home.clone(),
+        });
+        if let Some(old) = std::mem::replace(&mut known.wish, wish) {
+            self.census.count(&old.demand, false);
+            if let Some(count) = self.demands.get_mut(&old.demand) {
+                *count -= 1;
+                if *count == 0 {
+                    self.demands.remove(&old.demand);
+                }
+            }
+        }
+        self.census_is_new = true;
+        self.replace(key, Some(known));
+    }
+
+    /// One copy of each demand is kept.
+    fn count_demand(&mut self, demand: &Arc<Demand>) -> Arc<Demand> {
+        let kept =
+            self.demands.get_key_value(demand).map_or_else(|| demand.clone(), |(kept, _)| kept.clone());
+        *self.demands.entry(kept.clone()).or_default() += 1;
+        self.census.count(&kept, true);
+        kept
+    }
+
+    /// What a desktop is known to ask for.
+    pub fn wish(&self, key: &DesktopKey) -> Option<&Wish> {
+        self.desktops.get(key)?.wish.as_ref()
+    }
+
+    /// Labels of a desktop.
+    pub fn labels(&self, key: &DesktopKey) -> BTreeMap<String, String> {
+        self.desktops.get(key).map(|known| known.labels.clone()).unwrap_or_default()
     }
 
     /// Counts a decision that is about to be written with `resource_version` as its guard.
@@ -152,13 +264,16 @@ impl Snapshot {
         allocation: &Arc<Allocation>,
     ) -> Result<Change, Stale> {
         match self.desktops.get(key) {
-            Some(known) if known.resource_version == resource_version => {
-                let assumed = Assumed { allocation: allocation.clone(), written: false };
-                let known = Known { assumed: Some(assumed), ..known.clone() };
-                Ok(self.replace(key, Some(known)))
-            }
+            Some(known) if known.resource_version == resource_version => Ok(self.take(key, allocation)),
             _ => Err(Stale),
         }
+    }
+
+    /// Counts a decision at once, whatever was seen: for plans that are never written.
+    pub fn take(&mut self, key: &DesktopKey, allocation: &Arc<Allocation>) -> Change {
+        let known = self.desktops.get(key).cloned().unwrap_or_default();
+        let assumed = Assumed { allocation: allocation.clone(), written: false };
+        self.replace(key, Some(Known { assumed: Some(assumed), ..known }))
     }
 
     /// The write succeeded. The assumption still counts until the watch shows what was written.
@@ -187,61 +302,115 @@ impl Snapshot {
         self.desktops.get(key)?.assumed.clone()
     }
 
-    /// The nodes as they are now.
-    pub fn view(&self) -> View {
-        View { nodes: self.nodes.values().cloned().collect(), silent: self.silent.clone() }
+    /// What a desktop holds, assumed or seen.
+    pub fn holds(&self, key: &DesktopKey) -> Option<&Arc<Allocation>> {
+        self.desktops.get(key)?.counts()
     }
 
     /// Names of the nodes that exist.
     pub fn node_names(&self) -> impl Iterator<Item = &str> {
-        self.nodes.iter().filter(|(_, state)| state.facts.is_some()).map(|(name, _)| name.as_str())
+        self.estate.existing().map(|(_, facts)| &*facts.name)
     }
 
     /// A node by name, existing or not.
     pub fn node(&self, name: &str) -> Option<&NodeState> {
-        self.nodes.get(name).map(|state| &**state)
+        self.estate.node(self.estate.id(name)?)
     }
 
     /// Shares in use of a profile.
     pub fn in_use(&self, profile: &str) -> i32 {
-        self.nodes.values().filter_map(|state| state.used.profiles.get(profile)).sum()
+        self.in_use.get(profile).copied().unwrap_or(0)
     }
 
     fn replace(&mut self, key: &DesktopKey, known: Option<Known>) -> Change {
         let after = known.as_ref().and_then(Known::counts).cloned();
+        let manners = known.as_ref().map(Known::manners).unwrap_or_default();
         let old = match known {
             Some(known) => self.desktops.insert(key.clone(), known),
             None => self.desktops.remove(key),
         };
         let before = old.as_ref().and_then(Known::counts).cloned();
+        let old_manners = old.as_ref().map(Known::manners).unwrap_or_default();
+        if before.is_some() && (before != after || manners != old_manners) {
+            self.neighbours.go(key, &old_manners);
+        }
         if before == after {
+            if manners != old_manners
+                && let Some(after) = &after
+            {
+                self.neighbours.come(key, &Arc::from(after.node.as_str()), &manners);
+            }
             return Change::default();
         }
         if let Some(before) = &before {
-            self.change(&before.node, |state| {
-                state.held.remove(key);
-            });
+            self.count_profiles(before, -1);
+            let id = self.estate.hold(&before.node, key, None);
+            self.touch(id);
         }
-        if let Some(after) = after {
-            let node = after.node.clone();
-            self.change(&node, |state| {
-                state.held.insert(key.clone(), after);
-            });
+        if let Some(after) = &after {
+            self.count_profiles(after, 1);
+            let id = self.estate.hold(&after.node, key, Some(after));
+            self.touch(id);
+            self.neighbours.come(key, &Arc::from(after.node.as_str()), &manners);
         }
+        self.freed += u64::from(before.is_some());
         Change { freed: before.is_some(), any: true }
     }
 
-    fn change(&mut self, node: &str, change: impl FnOnce(&mut NodeState)) {
-        let state = self.nodes.entry(node.to_owned()).or_default();
-        let state = Arc::make_mut(state);
-        change(state);
-        state.used = match &state.facts {
-            Some(facts) => NodeUse::of(facts, &state.held, None),
-            None => NodeUse::default(),
-        };
-        if state.facts.is_none() && state.held.is_empty() {
-            self.nodes.remove(node);
+    fn count_profiles(&mut self, allocation: &Allocation, more: i32) {
+        for gpu in &allocation.gpus {
+            let count = self.in_use.entry(gpu.profile.clone()).or_default();
+            *count += more;
+            if *count == 0 {
+                self.in_use.remove(&gpu.profile);
+            }
         }
+    }
+
+    /// A node has changed: every ranking judges it anew, now or when it is next used.
+    fn touch(&mut self, id: NodeId) {
+        for ranking in &mut self.rankings {
+            if ranking.touch(id) {
+                refresh(&mut self.estate, ranking);
+            }
+        }
+    }
+
+    /// Takes away what a desktop holds on a node, for a thought: [`Snapshot::put_down`] undoes it.
+    pub(crate) fn lift(&mut self, key: &DesktopKey, node: &str) {
+        let manners = self.desktops.get(key).map(Known::manners).unwrap_or_default();
+        self.neighbours.go(key, &manners);
+        let id = self.estate.hold(node, key, None);
+        self.touch(id);
+    }
+
+    /// Puts a desktop on a node, for a thought or to end one.
+    pub(crate) fn put_down(&mut self, key: &DesktopKey, allocation: &Arc<Allocation>) {
+        let manners = self.desktops.get(key).map(Known::manners).unwrap_or_default();
+        let id = self.estate.hold(&allocation.node, key, Some(allocation));
+        self.touch(id);
+        self.neighbours.come(key, &Arc::from(allocation.node.as_str()), &manners);
+    }
+
+    /// Judges by what is defined now.
+    pub(crate) fn use_census(&mut self) {
+        if !std::mem::take(&mut self.census_is_new) {
+            return;
+        }
+        let mix = self.census.mix();
+        if mix != **self.estate.tables.mix() {
+            self.estate.tables.set_mix(Arc::new(mix));
+            self.rankings.clear();
+            self.ranking_of.clear();
+        }
+    }
+}
+
+/// Judges the nodes that have changed since a ranking was used.
+pub(crate) fn refresh(estate: &mut Estate, ranking: &mut Ranking) {
+    for id in ranking.take_stale() {
+        let verdict = estate.judge(&ranking.prepared, id);
+        ranking.set(id, verdict, estate.names());
     }
 }
 

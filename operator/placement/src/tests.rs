@@ -2,6 +2,7 @@
 
 mod builders;
 mod decisions;
+mod differential;
 mod geometry;
 mod oracle;
 mod properties;

@@ -105,6 +105,8 @@ pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, E
     let wanted = validate::validate(desktop, &referenced);
     let presence = node_of(desktop).map_or(Presence::Present, |node| world.presence(node));
     let keeps_disks = referenced.template.as_ref().map(|template| keeps_disks(&template.spec));
+    let bound_to = node_of(desktop).filter(|_| keeps_disks != Some(false)).map(ToOwned::to_owned);
+    world.wants(&key, wanted.as_ref().ok(), bound_to);
     let step = decide::decide(desktop, presence, keeps_disks);
     if !matches!(step, Step::Place { .. }) {
         world.not_waiting(&key);
@@ -174,6 +176,9 @@ async fn place(
         Ok(()) => {
             world.written(&key);
             tracing::info!(desktop = %key, node = %allocation.node, gpus = ?status.gpu_summary, "placed");
+            if let Some(record) = &allocation.decision {
+                tracing::debug!(desktop = %key, node = %allocation.node, ?record, "decided");
+            }
             Ok(Action::requeue(SLOWLY))
         }
         Err(error) => {

@@ -1,7 +1,7 @@
 //! What the operator says of a desktop. Pure: what is to be said in, the fields to apply out.
 
 use gpudesk_crds::{
-    Allocation, Desktop, DesktopStatus,
+    Allocation, Desktop, DesktopStatus, GpuAllocation, LastGpu, LastPlacement,
     conditions::{self, ConditionType, Reason},
     desktop::Phase,
 };
@@ -87,6 +87,7 @@ pub fn status(desktop: &Desktop, situation: Situation, now: &Time) -> DesktopSta
             }
             wanted.phase = Some(phase);
             wanted.allocation = parked;
+            wanted.last_placement = last_placement(&old);
         }
     }
     wanted
@@ -94,7 +95,43 @@ pub fn status(desktop: &Desktop, situation: Situation, now: &Time) -> DesktopSta
 
 /// What is left of an allocation while its desktop holds nothing but disks.
 pub fn parked(allocation: &Allocation) -> Allocation {
-    Allocation { compute: None, gpus: vec![], ..allocation.clone() }
+    let Allocation {
+        node,
+        desktop_generation,
+        template_generation,
+        restarted_at,
+        decided_at,
+        compute: _,
+        gpus: _,
+        host_devices: _,
+        fabric_partition: _,
+        decision: _,
+    } = allocation.clone();
+    Allocation {
+        node,
+        desktop_generation,
+        template_generation,
+        restarted_at,
+        decided_at,
+        compute: None,
+        gpus: vec![],
+        host_devices: vec![],
+        fabric_partition: None,
+        decision: None,
+    }
+}
+
+/// Where a desktop of this status runs, or ran last, and with which cards.
+pub fn last_placement(status: &DesktopStatus) -> Option<LastPlacement> {
+    let Some(held) = status.allocation.as_ref().filter(|allocation| allocation.compute.is_some()) else {
+        return status.last_placement.clone();
+    };
+    let card = |gpu: &GpuAllocation| LastGpu {
+        name: gpu.name.clone(),
+        device: gpu.device,
+        device_uuid: gpu.device_uuid.clone(),
+    };
+    Some(LastPlacement { node: held.node.clone(), gpus: held.gpus.iter().map(card).collect() })
 }
 
 /// Whether the node has not yet said anything about the machine of this allocation.
@@ -141,13 +178,18 @@ pub fn differs(old: Option<&DesktopStatus>, wanted: &DesktopStatus) -> bool {
     }
     phase
         || old.gpu_summary != wanted.gpu_summary
+        || old.last_placement != wanted.last_placement
         || ours.into_iter().any(|type_| says(old, type_) != says(wanted, type_))
         || !same_allocation(old.allocation.as_ref(), wanted.allocation.as_ref())
 }
 
+/// Whether the same is held: when and how that was decided does not matter.
 fn same_allocation(a: Option<&Allocation>, b: Option<&Allocation>) -> bool {
     match (a, b) {
-        (Some(a), Some(b)) => *a == Allocation { decided_at: a.decided_at.clone(), ..b.clone() },
+        (Some(a), Some(b)) => {
+            let (decided_at, decision) = (a.decided_at.clone(), a.decision.clone());
+            *a == Allocation { decided_at, decision, ..b.clone() }
+        }
         (a, b) => a.is_none() && b.is_none(),
     }
 }

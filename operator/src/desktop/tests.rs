@@ -2,6 +2,7 @@
 
 #![expect(clippy::needless_pass_by_value, reason = "tests hand over what they wrote in place")]
 
+mod reading;
 mod rig;
 mod rounds;
 mod steps;

@@ -5,19 +5,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use gpudesk_crds::{
-    Desktop, DesktopSpec, DesktopTemplate, GpuProfile, RESTARTED_AT_ANNOTATION,
+    AffinityRule as ApiAffinityRule, Desktop, DesktopSpec, DesktopTemplate, GpuProfile, LastGpu,
+    LastPlacement, RESTARTED_AT_ANNOTATION, Relation as ApiRelation,
     conditions::Reason,
-    desktop::{Overrides, PowerState},
-    desktop_template::{GpuRequest, MachineType, Memory, Override, Pinning},
-    desktop_template_devices::CloudInit,
+    desktop::{Overrides, PowerState, Toleration as ApiToleration},
+    desktop_template::{GpuRequest, MachineType, Memory, Override},
+    desktop_template_devices::{CloudInit, NvmeDisk, SriovNetwork},
 };
 
+use super::status;
 use crate::{
     desktop_template::validate as template_validate,
     gpu_profile::validate as profile_validate,
     invalid::Invalid,
     placement::{
-        request::{CpuRequest, MemoryRequest, Request, ShareRequest},
+        request::{
+            AffinityRule, CpuRequest, Demand, FunctionKind, FunctionRequest, MemoryRequest, Previous,
+            PreviousCard, Relation, Request, ShareRequest, Toleration,
+        },
         snapshot::key_of,
     },
 };
@@ -49,41 +54,79 @@ pub struct Wanted {
     pub secret: Option<String>,
 }
 
+/// A desktop read for a plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    /// What it is to get.
+    pub wanted: Wanted,
+    /// The fields for which a cluster would still leave it pending, each with its object:
+    /// `DesktopTemplate demo/lab: spec.disks[data].nvme`.
+    pub refused: Vec<String>,
+}
+
 /// Reads a desktop with what it names.
 ///
 /// # Errors
 /// The first thing that cannot be; all unsupported fields of one object at once.
 pub fn validate(desktop: &Desktop, referenced: &Referenced) -> Result<Wanted, Invalid> {
-    let key = key_of(desktop);
-    let of_desktop = format!("Desktop {key}");
+    if let Some(invalid) = Invalid::unsupported(&of_desktop(desktop), &unsupported(desktop)) {
+        return Err(invalid);
+    }
+    let template = template_of(desktop, referenced)?;
+    let fields = template_validate::unsupported(&template.spec);
+    if let Some(invalid) = Invalid::unsupported(&of_template(desktop), &fields) {
+        return Err(invalid);
+    }
+    read(desktop, template, referenced)
+}
+
+/// Reads a desktop for a plan: what this version does not do yet is planned for all the same, and
+/// named.
+///
+/// # Errors
+/// The first thing that cannot be, in a plan as in a cluster.
+pub fn validate_for_plan(desktop: &Desktop, referenced: &Referenced) -> Result<Planned, Invalid> {
+    let template = template_of(desktop, referenced)?;
+    let named =
+        |of: String, fields: Vec<String>| fields.into_iter().map(move |field| format!("{of}: {field}"));
+    let refused = named(of_desktop(desktop), unsupported(desktop))
+        .chain(named(of_template(desktop), template_validate::unsupported(&template.spec)))
+        .collect();
+    Ok(Planned { wanted: read(desktop, template, referenced)?, refused })
+}
+
+fn of_desktop(desktop: &Desktop) -> String {
+    format!("Desktop {}", key_of(desktop))
+}
+
+fn of_template(desktop: &Desktop) -> String {
+    format!("DesktopTemplate {}/{}", key_of(desktop).namespace, desktop.spec.template_ref.name)
+}
+
+/// The fields of a desktop that ask for what this version does not do, as paths.
+fn unsupported(desktop: &Desktop) -> Vec<String> {
+    let suspended = desktop.spec.power_state == PowerState::Suspended;
+    suspended.then(|| "spec.powerState: Suspended".to_owned()).into_iter().collect()
+}
+
+fn template_of<'a>(desktop: &Desktop, referenced: &'a Referenced) -> Result<&'a DesktopTemplate, Invalid> {
+    referenced.template.as_deref().ok_or_else(|| {
+        Invalid::new(Reason::TemplateNotFound, format!("{} does not exist", of_template(desktop)))
+    })
+}
+
+fn read(desktop: &Desktop, template: &DesktopTemplate, referenced: &Referenced) -> Result<Wanted, Invalid> {
+    let of_desktop = of_desktop(desktop);
     let DesktopSpec {
-        template_ref,
-        power_state,
+        template_ref: _,
+        power_state: _,
         overrides: _,
         owner: _,
         node_selector,
         tolerations,
+        affinity: own_affinity,
         priority: _,
     } = &desktop.spec;
-    let asked = [
-        (!tolerations.is_empty(), "spec.tolerations"),
-        (*power_state == PowerState::Suspended, "spec.powerState: Suspended"),
-    ];
-    let fields: Vec<String> =
-        asked.iter().filter(|(asked, _)| *asked).map(|(_, f)| (*f).to_owned()).collect();
-    if let Some(invalid) = Invalid::unsupported(&of_desktop, &fields) {
-        return Err(invalid);
-    }
-    let template_name = format!("{}/{}", key.namespace, template_ref.name);
-    let Some(template) = &referenced.template else {
-        let message = format!("DesktopTemplate {template_name} does not exist");
-        return Err(Invalid::new(Reason::TemplateNotFound, message));
-    };
-    let of_template = format!("DesktopTemplate {template_name}");
-    if let Some(invalid) = Invalid::unsupported(&of_template, &template_validate::unsupported(&template.spec))
-    {
-        return Err(invalid);
-    }
     let parts = parts(desktop, template)?;
     let restarted_at = restart_annotation(desktop);
     if restarted_at.as_ref().is_some_and(|value| value.chars().count() > MAX_RESTARTED_AT) {
@@ -93,24 +136,91 @@ pub fn validate(desktop: &Desktop, referenced: &Referenced) -> Result<Wanted, In
         return Err(Invalid::new(Reason::InvalidSpec, message));
     }
     check_pages(&of_desktop, parts.memory)?;
+    let demand = Demand {
+        node_selector: node_selector.clone(),
+        tolerations: tolerations.iter().map(toleration).collect(),
+        cpu: parts.cpu,
+        memory: MemoryRequest {
+            mib: parts.memory.size_mib,
+            pages: parts.memory.hugepages,
+            allow_fallback: parts.memory.allow_fallback,
+        },
+        numa: template.spec.numa,
+        shares: shares(&of_desktop, template, parts.gpus, referenced)?,
+        functions: functions(&of_desktop, template)?,
+    };
     Ok(Wanted {
         request: Request {
-            desktop: key,
-            node_selector: node_selector.clone(),
+            desktop: key_of(desktop),
+            labels: desktop.metadata.labels.clone().unwrap_or_default(),
+            affinity: affinity(&template.spec.affinity, own_affinity),
             home: None,
-            cpu: parts.cpu,
-            memory: MemoryRequest {
-                mib: parts.memory.size_mib,
-                pages: parts.memory.hugepages,
-                allow_fallback: parts.memory.allow_fallback,
-            },
-            numa: template.spec.numa,
-            shares: shares(&of_desktop, template, parts.gpus, referenced)?,
+            previous: previous(desktop),
+            demand: Arc::new(demand),
         },
         template_generation: template.metadata.generation.unwrap_or_default(),
         restarted_at,
         secret: secret_of(parts.cloud_init),
     })
+}
+
+fn toleration(toleration: &ApiToleration) -> Toleration {
+    let ApiToleration { key, value } = toleration.clone();
+    Toleration { key, value }
+}
+
+/// The rules of template and desktop together, each once; their names and their order say nothing.
+fn affinity(of_template: &[ApiAffinityRule], own: &[ApiAffinityRule]) -> Vec<AffinityRule> {
+    let rules: BTreeSet<AffinityRule> = of_template
+        .iter()
+        .chain(own)
+        .map(|rule| {
+            let ApiAffinityRule { name: _, relation, topology_key, match_labels, required } = rule.clone();
+            let relation = match relation {
+                ApiRelation::Together => Relation::Together,
+                ApiRelation::Apart => Relation::Apart,
+            };
+            AffinityRule { relation, topology_key, match_labels, required }
+        })
+        .collect();
+    rules.into_iter().collect()
+}
+
+/// Where the desktop runs, or ran last. Of one that is parked and was never noted down, only the node
+/// is known.
+fn previous(desktop: &Desktop) -> Option<Previous> {
+    let status = desktop.status.as_ref()?;
+    if let Some(LastPlacement { node, gpus }) = status::last_placement(status) {
+        let cards = gpus.into_iter().map(|gpu| {
+            let LastGpu { name, device, device_uuid } = gpu;
+            (name, PreviousCard { uuid: device_uuid, address: device })
+        });
+        return Some(Previous { node, cards: cards.collect() });
+    }
+    let parked = status.allocation.as_ref()?;
+    Some(Previous { node: parked.node.clone(), cards: BTreeMap::new() })
+}
+
+/// The functions of network cards and the drives that a template asks for, in its order.
+fn functions(of: &str, template: &DesktopTemplate) -> Result<Vec<FunctionRequest>, Invalid> {
+    let interfaces = template.spec.networks.iter().filter_map(|network| {
+        let SriovNetwork { physical_network, vlan: _ } = network.sriov.clone()?;
+        let kind = FunctionKind::NetworkFunction { physical_network };
+        Some(FunctionRequest { name: network.name.clone(), kind })
+    });
+    let drives = template.spec.disks.iter().filter_map(|disk| {
+        let NvmeDisk { minimum_size_gib } = disk.nvme.clone()?;
+        let kind = FunctionKind::Drive { minimum_gib: minimum_size_gib.into() };
+        Some(FunctionRequest { name: disk.name.clone(), kind })
+    });
+    let functions: Vec<FunctionRequest> = interfaces.chain(drives).collect();
+    if !functions.is_empty() && template.spec.machine.machine_type == MachineType::Microvm {
+        let message = format!(
+            "{of}: a microvm has no PCI bus: leave networks[].sriov and disks[].nvme of the template out or use machine.type q35"
+        );
+        return Err(Invalid::new(Reason::InvalidSpec, message));
+    }
+    Ok(functions)
 }
 
 /// The value of the restart annotation.
@@ -168,11 +278,7 @@ fn parts<'a>(desktop: &'a Desktop, template: &'a DesktopTemplate) -> Result<Part
     let own = desktop.spec.overrides.as_ref();
     let cpu = own.and_then(|o| o.cpu.as_ref()).unwrap_or(&template.spec.cpu);
     Ok(Parts {
-        cpu: CpuRequest {
-            cores: cpu.cores,
-            threads_per_core: cpu.threads_per_core,
-            dedicated: cpu.pinning == Pinning::Dedicated,
-        },
+        cpu: CpuRequest { cores: cpu.cores, threads_per_core: cpu.threads_per_core, pinning: cpu.pinning },
         memory: own.and_then(|o| o.memory.as_ref()).unwrap_or(&template.spec.memory),
         gpus: own.and_then(|o| o.gpus.as_deref()).unwrap_or(&template.spec.gpus),
         cloud_init: own.and_then(|o| o.cloud_init.as_ref()).or(template.spec.cloud_init.as_ref()),

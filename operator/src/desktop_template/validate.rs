@@ -21,6 +21,7 @@ pub fn unsupported(spec: &DesktopTemplateSpec) -> Vec<String> {
         cloud_init: _,
         guest_agent: _,
         lifecycle,
+        affinity: _,
         allow_overrides: _,
     } = spec;
     let Machine { machine_type: _, firmware: _, direct_kernel: _, tpm, hyperv: _ } = machine;

@@ -21,9 +21,11 @@ use crate::{
 /// # Errors
 /// Those of the write.
 pub async fn reconcile(profile: &GpuProfile, world: &World, writer: &Writer) -> Result<Action, WriteError> {
-    let (view, in_use) = world.estate(&profile.name_any());
     let now = Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
-    let wanted = status::status(profile, &view, in_use, world.limits(), &now);
+    let wanted = match validate::validate(profile) {
+        Ok(share) => status::status(profile, &share, &world.supply(&share), &now),
+        Err(invalid) => status::invalid(profile, &invalid, world.in_use(&profile.name_any()), &now),
+    };
     // Transition times move with the status only, so equal means that there is nothing new to say.
     if profile.status.as_ref() != Some(&wanted) {
         writer.apply_status(&Api::all(writer.client()), profile, &wanted).await?;

@@ -3,118 +3,62 @@
 use gpudesk_crds::{
     GpuProfile, GpuProfileStatus,
     conditions::{self, ConditionType, Reason},
-    desktop_template::NumaPolicy,
     gpu_profile::{AlternativeStatus, ProfileSummary},
-    types::{Isolation, PageSize},
+    types::Isolation,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::validate;
 use crate::{
     invalid::Invalid,
     placement::{
-        self,
-        compute::Limits,
         explain::Explanation,
-        gpus,
-        occupancy::NodeUse,
-        request::{
-            CpuRequest, DesktopKey, MemoryRequest, Request, Share, ShareRequest, VgpuWish, series_letter,
-        },
-        snapshot::View,
+        request::{Share, ShareRequest, VgpuWish, series_letter},
     },
+    world::Supply,
 };
 
-/// The status of a profile on these nodes, with `in_use` shares given.
-pub fn status(
-    profile: &GpuProfile,
-    view: &View,
-    in_use: i32,
-    limits: Limits,
-    now: &Time,
-) -> GpuProfileStatus {
-    let generation = profile.metadata.generation;
-    let mut conditions = profile.status.clone().unwrap_or_default().conditions;
-    conditions.retain(|c| {
-        [ConditionType::Valid.as_str(), ConditionType::Satisfiable.as_str()].contains(&&*c.type_)
-    });
-    let mut say = |type_, status, reason, message: String| {
-        conditions::set(&mut conditions, type_, status, reason, message, generation, now);
+/// The status of a profile that asks for `share`.
+pub fn status(profile: &GpuProfile, share: &ShareRequest, supply: &Supply, now: &Time) -> GpuProfileStatus {
+    let Supply { in_use, counts, why_none } = supply;
+    let satisfiable = match why_none {
+        None => (true, Reason::AsExpected, String::new()),
+        Some(Explanation { reason, message }) => (false, *reason, message.clone()),
     };
-    let share = match validate::validate(profile) {
-        Ok(share) => share,
-        Err(Invalid { reason, message }) => {
-            say(ConditionType::Valid, false, reason, message.clone());
-            say(ConditionType::Satisfiable, false, reason, message);
-            return GpuProfileStatus { in_use, conditions, ..GpuProfileStatus::default() };
-        }
-    };
-    say(ConditionType::Valid, true, Reason::AsExpected, String::new());
-    let counts = count(view, &share);
-    if counts.placeable > 0 {
-        say(ConditionType::Satisfiable, true, Reason::AsExpected, String::new());
-    } else {
-        let Explanation { reason, message } = why_none(view, &share, limits);
-        say(ConditionType::Satisfiable, false, reason, message);
-    }
+    let index = |way: usize| i32::try_from(share.ways.get(way).map_or(0, |way| way.index)).unwrap_or(0);
+    let alternatives = counts.ways.iter().enumerate();
     GpuProfileStatus {
         total: counts.total,
-        in_use,
+        in_use: *in_use,
         placeable: counts.placeable,
-        alternatives: counts.alternatives,
-        summary: Some(summary(&share)),
-        conditions,
-    }
-}
-
-#[derive(Default)]
-struct Counts {
-    total: i32,
-    placeable: i32,
-    alternatives: Vec<AlternativeStatus>,
-}
-
-fn count(view: &View, share: &ShareRequest) -> Counts {
-    let index = |way: usize| i32::try_from(share.ways.get(way).map_or(0, |way| way.index)).unwrap_or(0);
-    let mut counts = Counts {
-        alternatives: (0..share.ways.len())
-            .map(|way| AlternativeStatus { index: index(way), total: 0, placeable: 0 })
+        alternatives: alternatives
+            .map(|(way, (total, placeable))| AlternativeStatus {
+                index: index(way),
+                total: *total,
+                placeable: *placeable,
+            })
             .collect(),
-        ..Counts::default()
-    };
-    for (facts, state) in view.nodes() {
-        let (total, alone) = gpus::count(facts, &NodeUse::empty(facts), share);
-        counts.total += total;
-        for (alternative, total) in counts.alternatives.iter_mut().zip(alone) {
-            alternative.total += total;
-        }
-        if facts.cordoned || !facts.ready || view.is_silent(&facts.name) {
-            continue;
-        }
-        let (placeable, alone) = gpus::count(facts, &state.used, share);
-        counts.placeable += placeable;
-        for (alternative, placeable) in counts.alternatives.iter_mut().zip(alone) {
-            alternative.placeable += placeable;
-        }
+        summary: Some(summary(share)),
+        conditions: said(profile, (true, Reason::AsExpected, String::new()), satisfiable, now),
     }
-    counts
 }
 
-/// Why not even one more fits, were it asked for by the smallest of machines.
-fn why_none(view: &View, share: &ShareRequest, limits: Limits) -> Explanation {
-    let request = Request {
-        desktop: DesktopKey::default(),
-        node_selector: std::collections::BTreeMap::new(),
-        home: None,
-        cpu: CpuRequest { cores: 0, threads_per_core: 1, dedicated: false },
-        memory: MemoryRequest { mib: 0, pages: PageSize::None, allow_fallback: false },
-        numa: NumaPolicy::None,
-        shares: vec![share.clone()],
-    };
-    match placement::place(view, &request, limits) {
-        Err(rejections) => placement::explain(view, &request, &rejections, limits),
-        Ok(_) => Explanation { reason: Reason::Unknown, message: String::new() },
+/// The status of a profile that asks for what cannot be.
+pub fn invalid(profile: &GpuProfile, why: &Invalid, in_use: i32, now: &Time) -> GpuProfileStatus {
+    let so = || (false, why.reason, why.message.clone());
+    GpuProfileStatus { in_use, conditions: said(profile, so(), so(), now), ..GpuProfileStatus::default() }
+}
+
+/// Whether it is so, the reason, and the message.
+type Verdict = (bool, Reason, String);
+
+fn said(profile: &GpuProfile, valid: Verdict, satisfiable: Verdict, now: &Time) -> Vec<Condition> {
+    let mut conditions = profile.status.clone().unwrap_or_default().conditions;
+    let own = [ConditionType::Valid, ConditionType::Satisfiable];
+    conditions.retain(|condition| own.iter().any(|own| own.as_str() == condition.type_));
+    for (type_, (status, reason, message)) in own.into_iter().zip([valid, satisfiable]) {
+        conditions::set(&mut conditions, type_, status, reason, message, profile.metadata.generation, now);
     }
+    conditions
 }
 
 fn summary(share: &ShareRequest) -> ProfileSummary {
@@ -134,11 +78,12 @@ fn summary(share: &ShareRequest) -> ProfileSummary {
             };
             (format!("vGPU {}", series_letter(*series)), memory)
         }
-        Some(Share::Mig { profile, series: _ }) => {
+        Some(Share::Mig { profile, series: _, framebuffer_mib }) => {
             let name = profile.strip_suffix("+gfx").unwrap_or(profile);
             let digits =
                 name.split_once('.').and_then(|(_, size)| size.split_once("gb")).map(|(size, _)| size);
-            (format!("MIG {name}"), digits.map_or(String::new(), |size| format!("{size} GiB")))
+            let whole = digits.map_or(String::new(), |size| format!("{size} GiB"));
+            (format!("MIG {name}"), framebuffer_mib.map_or(whole, gib))
         }
         Some(Share::VirtualFunction { framebuffer_mib }) => {
             let memory =
@@ -146,7 +91,7 @@ fn summary(share: &ShareRequest) -> ProfileSummary {
             ("VF".to_owned(), memory)
         }
     };
-    let weakest = share.ways.iter().map(|way| way.share.mode().isolation()).min().unwrap_or_default();
+    let weakest = share.ways.iter().map(|way| way.share.isolation()).min().unwrap_or_default();
     let isolation = match weakest {
         Isolation::TimeSliced => "TimeSliced",
         Isolation::HardwarePartition => "HardwarePartition",

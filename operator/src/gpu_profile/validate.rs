@@ -39,7 +39,7 @@ pub fn validate(profile: &GpuProfile) -> Result<ShareRequest, Invalid> {
                 format!("{of}: spec.alternatives[{index}] must be exactly one of passthrough, vgpu, mig and virtualFunction"),
             )
         })?;
-        if share.mode().isolation() >= *minimum_isolation {
+        if share.isolation() >= *minimum_isolation {
             ways.push(Way { index, share });
         }
     }
@@ -92,5 +92,6 @@ fn mig_share(MigShare { profile, series, graphics }: &MigShare) -> Share {
     Share::Mig {
         profile: if *graphics { format!("{profile}+gfx") } else { profile.clone() },
         series: series.unwrap_or(default),
+        framebuffer_mib: None,
     }
 }

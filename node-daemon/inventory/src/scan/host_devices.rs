@@ -20,8 +20,8 @@ impl Scanner {
             FunctionKind::NvmeDrive => HostDeviceKind::NvmeDrive,
             FunctionKind::Card | FunctionKind::Other => return None,
         };
-        let names = match kind {
-            HostDeviceKind::NetworkCard => self.interfaces(address),
+        let (names, size_mib) = match kind {
+            HostDeviceKind::NetworkCard => (self.interfaces(address), None),
             HostDeviceKind::NvmeDrive => self.namespaces(address),
         };
         let iommu_group = self.iommu_group(&function, address);
@@ -71,6 +71,7 @@ impl Scanner {
             device_id,
             subsystem,
             names,
+            size_mib,
             usable: message.is_none(),
             message,
             numa_cell,
@@ -102,7 +103,8 @@ impl Scanner {
         names
     }
 
-    fn namespaces(&self, address: PciAddress) -> Vec<String> {
+    /// The namespaces of a drive and their size together in MiB; no size when one of them has none.
+    fn namespaces(&self, address: PciAddress) -> (Vec<String>, Option<i64>) {
         let folder = format!("{}/nvme", self.folder(address));
         let controllers = self.tree.names(&folder, |name| name.starts_with("nvme"));
         let is_namespace = |name: &str| {
@@ -111,12 +113,23 @@ impl Scanner {
             // `nvme0c0n1` is one way to a namespace, not the namespace.
             parts.is_some_and(|(controller, namespace)| digits(controller) && digits(namespace))
         };
-        let mut names: Vec<String> = controllers
+        let paths: Vec<(String, String)> = controllers
             .iter()
-            .flat_map(|name| self.tree.names(&format!("{folder}/{name}"), is_namespace))
+            .map(|name| format!("{folder}/{name}"))
+            .flat_map(|folder| {
+                let names = self.tree.names(&folder, is_namespace);
+                names.into_iter().map(move |name| (format!("{folder}/{name}/size"), name))
+            })
             .collect();
+        let sectors = paths
+            .iter()
+            .try_fold(0_u64, |sum, (size, _)| Some(sum.saturating_add(self.tree.line(size)?.parse().ok()?)));
+        let size_mib = sectors.filter(|_| !paths.is_empty());
+        // The kernel counts in sectors of 512 bytes, whatever those of the drive are.
+        let size_mib = size_mib.and_then(|sectors| i64::try_from(sectors / 2048).ok());
+        let mut names: Vec<String> = paths.into_iter().map(|(_, name)| name).collect();
         names.truncate(64);
-        names
+        (names, size_mib)
     }
 
     fn interface_in_use(&self, address: PciAddress, names: &[String]) -> Option<String> {

@@ -135,6 +135,29 @@ fn an_interface_that_comes_up_is_in_use() {
 }
 
 #[test]
+fn a_drive_is_as_large_as_its_namespaces_together_when_all_of_them_say_so() {
+    const DRIVE: &str = "sys/devices/pci0000:40/0000:40:03.0/0000:43:00.0";
+    let size_with = |sizes: &[&str]| {
+        let host = host();
+        for (file, text) in [("class", "0x010802"), ("vendor", "0x144d"), ("device", "0xa824")] {
+            write(host.path(), &format!("{DRIVE}/{file}"), text);
+        }
+        link(host.path(), "sys/bus/pci/devices/0000:43:00.0", &format!("../../../../{DRIVE}"));
+        for (number, size) in (1..).zip(sizes) {
+            write(host.path(), &format!("{DRIVE}/nvme/nvme0/nvme0n{number}/size"), size);
+        }
+        let facts = scanner(host.path()).read();
+        let drive = facts.host_devices.iter().find(|device| device.pci_address == address("0000:43:00.0"));
+        drive.unwrap().size_mib
+    };
+    assert_eq!(size_with(&["4096\n"]), Some(2));
+    assert_eq!(size_with(&["4095\n", "2049\n"]), Some(3));
+    assert_eq!(size_with(&["4096\n", "many\n"]), None);
+    assert_eq!(size_with(&["18446744073709551615\n", "1\n"]), Some(9_007_199_254_740_991));
+    assert_eq!(size_with(&[]), None, "the drive is with another driver");
+}
+
+#[test]
 fn functions_that_go_call_for_a_whole_pass() {
     let host = host();
     let mut scanner = scanner(host.path());

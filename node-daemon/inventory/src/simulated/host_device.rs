@@ -73,6 +73,7 @@ impl HostFile {
                         subsystem: None,
                         product: model.model.clone(),
                         names: vec![name],
+                        size_mib: model.size_mib,
                         usable: message.is_none(),
                         message,
                         numa_cell: Some(cell),

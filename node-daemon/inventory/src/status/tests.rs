@@ -53,8 +53,14 @@ fn findings<'a>(
     instances: Result<&'a [HeldShare], String>,
     before: Option<&'a GpuNodeStatus>,
 ) -> Findings<'a> {
-    const SPEC: &GpuNodeSpec =
-        &GpuNodeSpec { cordoned: false, drain: None, devices: vec![], housekeeping: None };
+    const SPEC: &GpuNodeSpec = &GpuNodeSpec {
+        cordoned: false,
+        drain: None,
+        devices: vec![],
+        taints: vec![],
+        physical_networks: vec![],
+        housekeeping: None,
+    };
     const NOT_ASKED: &HypervisorView = &HypervisorView::Silent(String::new());
     Findings {
         facts,

@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use gpudesk_crds::{
     Allocation, Desktop, GpuNode,
-    desktop_template::NumaPolicy,
+    desktop_template::{NumaPolicy, Pinning},
     types::{PageSize, VgpuSeries},
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
 use crate::{
     Placed,
     request::{
-        CardRequirements, CpuRequest, DesktopKey, MemoryRequest, Request, Share, ShareRequest, VgpuWish, Way,
+        CardRequirements, CpuRequest, Demand, DesktopKey, MemoryRequest, Request, Share, ShareRequest,
+        VgpuWish, Way,
     },
 };
 
@@ -149,19 +149,33 @@ pub(super) fn mixing_sizes(mut node: GpuNode) -> GpuNode {
 }
 
 pub(super) fn request(name: &str, shares: Vec<Share>) -> Request {
+    let shares =
+        shares.into_iter().enumerate().map(|(index, share)| one(&format!("gpu{index}"), vec![share]));
     Request {
         desktop: DesktopKey::new("demo", name),
-        node_selector: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        affinity: vec![],
         home: None,
-        cpu: CpuRequest { cores: 2, threads_per_core: 1, dedicated: false },
-        memory: MemoryRequest { mib: 1024, pages: PageSize::None, allow_fallback: false },
-        numa: NumaPolicy::Preferred,
-        shares: shares
-            .into_iter()
-            .enumerate()
-            .map(|(index, share)| one(&format!("gpu{index}"), vec![share]))
-            .collect(),
+        previous: None,
+        demand: Arc::new(Demand {
+            node_selector: BTreeMap::new(),
+            tolerations: vec![],
+            cpu: CpuRequest { cores: 2, threads_per_core: 1, pinning: Pinning::Shared },
+            memory: MemoryRequest { mib: 1024, pages: PageSize::None, allow_fallback: false },
+            numa: NumaPolicy::Preferred,
+            shares: shares.collect(),
+            functions: vec![],
+        }),
     }
+}
+
+/// What a request asks for, to change it.
+pub(super) fn demand(request: &mut Request) -> &mut Demand {
+    Arc::make_mut(&mut request.demand)
+}
+
+pub(super) fn dedicated(cores: i32, threads_per_core: i32) -> CpuRequest {
+    CpuRequest { cores, threads_per_core, pinning: Pinning::Dedicated }
 }
 
 pub(super) fn one(name: &str, ways: Vec<Share>) -> ShareRequest {
@@ -179,19 +193,11 @@ pub(super) fn vgpu(gib: i64) -> Share {
 }
 
 pub(super) fn mig(profile: &str, series: VgpuSeries) -> Share {
-    Share::Mig { profile: profile.into(), series }
+    Share::Mig { profile: profile.into(), series, framebuffer_mib: None }
 }
 
-pub(super) fn allocation(placed: Placed) -> Arc<Allocation> {
-    Arc::new(Allocation {
-        node: placed.node,
-        desktop_generation: 1,
-        template_generation: 1,
-        restarted_at: None,
-        decided_at: Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH),
-        compute: Some(placed.plan.compute),
-        gpus: placed.plan.gpus,
-    })
+pub(super) fn allocation(placed: &Placed) -> Arc<Allocation> {
+    Arc::new(placed.allocation(None))
 }
 
 pub(super) fn desktop(name: &str, version: u64, allocation: Option<&Allocation>) -> Desktop {

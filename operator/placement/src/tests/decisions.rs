@@ -10,8 +10,9 @@ use serde_json::json;
 
 use super::builders::*;
 use crate::{
-    Placed, compute::Limits, explain, explain::Explanation, place, request::Request, request::Share,
-    snapshot::Snapshot,
+    Placed, Snapshot,
+    explain::Explanation,
+    request::{Previous, PreviousCard, Request, Share},
 };
 
 fn snapshot(nodes: &[GpuNode]) -> Snapshot {
@@ -22,15 +23,13 @@ fn snapshot(nodes: &[GpuNode]) -> Snapshot {
     snapshot
 }
 
-fn decide(snapshot: &Snapshot, request: &Request) -> Result<Placed, Explanation> {
-    let view = snapshot.view();
-    let limits = Limits::default();
-    place(&view, request, limits).map_err(|rejections| explain(&view, request, &rejections, limits))
+fn decide(snapshot: &mut Snapshot, request: &Request) -> Result<Placed, Explanation> {
+    snapshot.place(request).map_err(|_| snapshot.explain(request))
 }
 
 fn give(snapshot: &mut Snapshot, request: &Request) -> Placed {
     let placed = decide(snapshot, request).unwrap();
-    let object = desktop(&request.desktop.name, 1, Some(&allocation(placed.clone())));
+    let object = desktop(&request.desktop.name, 1, Some(&allocation(&placed)));
     snapshot.desktop_seen(&object);
     placed
 }
@@ -42,10 +41,10 @@ fn two_cells(name: &str, devices: &[serde_json::Value]) -> GpuNode {
 #[test]
 fn dedicated_cpus_are_whole_cores_of_the_cards_cell_and_never_the_hosts() {
     let mut request = request("a", vec![vgpu(8)]);
-    request.cpu = crate::request::CpuRequest { cores: 2, threads_per_core: 2, dedicated: true };
-    request.numa = NumaPolicy::Strict;
-    let placed = decide(&snapshot(&[two_cells("n", &[l40s(1, 1)])]), &request).unwrap();
-    let compute = placed.plan.compute;
+    demand(&mut request).cpu = dedicated(2, 2);
+    demand(&mut request).numa = NumaPolicy::Strict;
+    let placed = decide(&mut snapshot(&[two_cells("n", &[l40s(1, 1)])]), &request).unwrap();
+    let compute = placed.compute;
     let pins: Vec<String> =
         compute.vcpu_pins.iter().map(|pin| format!("{}:{}", pin.vcpu, pin.cpus)).collect();
     // Cores 8 to 15 are of cell 1; core 8 is the host's.
@@ -58,14 +57,14 @@ fn dedicated_cpus_are_whole_cores_of_the_cards_cell_and_never_the_hosts() {
 #[test]
 fn a_core_that_is_half_used_is_given_to_nobody_else() {
     let mut asked = request("a", vec![]);
-    asked.cpu = crate::request::CpuRequest { cores: 1, threads_per_core: 1, dedicated: true };
+    demand(&mut asked).cpu = dedicated(1, 1);
     let mut snapshot = snapshot(&[node("n", &[cell(0, 3, 65536, 0)], &[])]);
     for name in ["a", "b"] {
         asked.desktop.name = name.into();
         give(&mut snapshot, &asked);
     }
     asked.desktop.name = "c".into();
-    let why = decide(&snapshot, &asked).unwrap_err();
+    let why = decide(&mut snapshot, &asked).unwrap_err();
     assert_eq!(why.message, "0/1 nodes: 1 not enough free cores");
 }
 
@@ -73,52 +72,52 @@ fn a_core_that_is_half_used_is_given_to_nobody_else() {
 fn dedicating_cores_leaves_enough_for_those_who_share() {
     let mut snapshot = snapshot(&[node("n", &[cell(0, 3, 65536, 0)], &[])]);
     let mut shared = request("shared", vec![]);
-    shared.cpu.cores = 20;
+    demand(&mut shared).cpu.cores = 20;
     give(&mut snapshot, &shared);
     // 6 threads x 4 = 24 vCPUs may float, 20 do; without one core it would be 16.
-    let mut dedicated = request("dedicated", vec![]);
-    dedicated.cpu = crate::request::CpuRequest { cores: 1, threads_per_core: 1, dedicated: true };
-    assert_eq!(decide(&snapshot, &dedicated).unwrap_err().reason, Reason::Unschedulable);
+    let mut pinned = request("dedicated", vec![]);
+    demand(&mut pinned).cpu = dedicated(1, 1);
+    assert_eq!(decide(&mut snapshot, &pinned).unwrap_err().reason, Reason::Unschedulable);
     shared.desktop.name = "more".into();
-    shared.cpu.cores = 5;
-    assert!(decide(&snapshot, &shared).is_err());
-    shared.cpu.cores = 4;
-    assert!(decide(&snapshot, &shared).is_ok());
+    demand(&mut shared).cpu.cores = 5;
+    assert!(decide(&mut snapshot, &shared).is_err());
+    demand(&mut shared).cpu.cores = 4;
+    assert!(decide(&mut snapshot, &shared).is_ok());
 }
 
 #[test]
 fn strict_waits_and_preferred_goes_elsewhere() {
     let mut snapshot = snapshot(&[two_cells("n", &[l40s(1, 0)])]);
     let mut large = request("large", vec![]);
-    large.memory.mib = 8 * 1024;
-    large.memory.pages = PageSize::Gi1;
-    large.numa = NumaPolicy::Strict;
-    assert_eq!(give(&mut snapshot, &large).plan.compute.numa_cells, [0]);
+    demand(&mut large).memory.mib = 8 * 1024;
+    demand(&mut large).memory.pages = PageSize::Gi1;
+    demand(&mut large).numa = NumaPolicy::Strict;
+    assert_eq!(give(&mut snapshot, &large).compute.numa_cells, [0]);
     let mut asked = request("a", vec![vgpu(8)]);
-    asked.memory.mib = 1024;
-    asked.memory.pages = PageSize::Gi1;
-    asked.numa = NumaPolicy::Strict;
-    let why = decide(&snapshot, &asked).unwrap_err();
+    demand(&mut asked).memory.mib = 1024;
+    demand(&mut asked).memory.pages = PageSize::Gi1;
+    demand(&mut asked).numa = NumaPolicy::Strict;
+    let why = decide(&mut snapshot, &asked).unwrap_err();
     assert_eq!(why.message, "0/1 nodes: 1 not enough 1Gi hugepages on the GPU's NUMA cell");
-    asked.numa = NumaPolicy::Preferred;
-    let plan = decide(&snapshot, &asked).unwrap().plan;
+    demand(&mut asked).numa = NumaPolicy::Preferred;
+    let plan = decide(&mut snapshot, &asked).unwrap();
     assert_eq!((plan.compute.numa_cells, plan.compute.numa_strict), (vec![1], false));
 }
 
 #[test]
 fn ordinary_pages_only_where_that_is_allowed() {
-    let snapshot = snapshot(&[two_cells("n", &[])]);
+    let mut snapshot = snapshot(&[two_cells("n", &[])]);
     let mut asked = request("a", vec![]);
-    asked.memory.mib = 32 * 1024;
-    asked.memory.pages = PageSize::Gi1;
-    let why = decide(&snapshot, &asked).unwrap_err();
+    demand(&mut asked).memory.mib = 32 * 1024;
+    demand(&mut asked).memory.pages = PageSize::Gi1;
+    let why = decide(&mut snapshot, &asked).unwrap_err();
     assert_eq!(why.reason, Reason::Unsatisfiable);
     assert_eq!(
         why.message,
         "needs 32768 MiB in 1Gi hugepages; the largest host, n, has 16384 MiB for desktops"
     );
-    asked.memory.allow_fallback = true;
-    assert_eq!(decide(&snapshot, &asked).unwrap().plan.compute.page_size, PageSize::None);
+    demand(&mut asked).memory.allow_fallback = true;
+    assert_eq!(decide(&mut snapshot, &asked).unwrap().compute.page_size, PageSize::None);
 }
 
 #[test]
@@ -134,7 +133,7 @@ fn the_reasons_of_all_nodes_are_counted() {
     absent.status.as_mut().unwrap().conditions.clear();
     let mut snapshot = snapshot(&[full, cordoned, absent, two_cells("plain", &[]), two_cells("silent", &[])]);
     snapshot.set_silent(["silent".to_owned()].into());
-    let why = decide(&snapshot, &request("a", vec![mig("1g.24gb+gfx", VgpuSeries::Q)])).unwrap_err();
+    let why = decide(&mut snapshot, &request("a", vec![mig("1g.24gb+gfx", VgpuSeries::Q)])).unwrap_err();
     assert_eq!(why.reason, Reason::Unschedulable);
     assert_eq!(
         why.message,
@@ -145,25 +144,25 @@ fn the_reasons_of_all_nodes_are_counted() {
 
 #[test]
 fn what_no_host_has_is_unsatisfiable_and_names_the_largest() {
-    let snapshot = snapshot(&[two_cells("small", &[]), node("x", &[cell(0, 8, 300_000, 0)], &[])]);
+    let mut snapshot = snapshot(&[two_cells("small", &[]), node("x", &[cell(0, 8, 300_000, 0)], &[])]);
     let mut asked = request("a", vec![]);
-    asked.memory.mib = 99_999_999;
-    let why = decide(&snapshot, &asked).unwrap_err();
+    demand(&mut asked).memory.mib = 99_999_999;
+    let why = decide(&mut snapshot, &asked).unwrap_err();
     assert_eq!(why.reason, Reason::Unsatisfiable);
     assert_eq!(why.message, "needs 99999999 MiB; the largest host, x, has 298976 MiB for desktops");
-    assert_eq!(decide(&Snapshot::default(), &asked).unwrap_err().message, "0/0 nodes: no GpuNode exists");
+    assert_eq!(decide(&mut Snapshot::default(), &asked).unwrap_err().message, "0/0 nodes: no GpuNode exists");
 }
 
 #[test]
 fn the_first_alternative_that_fits_somewhere_is_taken() {
     let mut asked = request("a", vec![]);
-    asked.shares = vec![one("gpu", vec![mig("4g.96gb+gfx", VgpuSeries::Q), vgpu(8)])];
+    demand(&mut asked).shares = vec![one("gpu", vec![mig("4g.96gb+gfx", VgpuSeries::Q), vgpu(8)])];
     let mut snapshot = snapshot(&[two_cells("a", &[l40s(1, 0)]), two_cells("b", &[rtx_pro_6000(1, 0)])]);
     let placed = give(&mut snapshot, &asked);
-    assert_eq!((placed.node.as_str(), placed.plan.gpus[0].type_name.as_str()), ("b", "4g.96gb+gfx"));
-    assert_eq!(placed.plan.gpus[0].vgpu_type.as_deref(), Some("DC-4-96Q"));
+    assert_eq!((placed.node.as_str(), placed.gpus[0].type_name.as_str()), ("b", "4g.96gb+gfx"));
+    assert_eq!(placed.gpus[0].vgpu_type.as_deref(), Some("DC-4-96Q"));
     asked.desktop.name = "next".into();
-    assert_eq!(decide(&snapshot, &asked).unwrap().node, "a");
+    assert_eq!(decide(&mut snapshot, &asked).unwrap().node, "a");
 }
 
 #[test]
@@ -172,15 +171,11 @@ fn pack_fills_a_card_and_spread_takes_the_emptiest() {
     for (spread, second) in [(false, ("a", "0000:01:00.0")), (true, ("a", "0000:02:00.0"))] {
         let mut snapshot = snapshot(&nodes);
         let mut asked = request("first", vec![vgpu(8)]);
-        asked.shares[0].spread = spread;
+        demand(&mut asked).shares[0].spread = spread;
         give(&mut snapshot, &asked);
         asked.desktop.name = "second".into();
-        let placed = decide(&snapshot, &asked).unwrap();
-        assert_eq!(
-            (placed.node.as_str(), placed.plan.gpus[0].device.to_string().as_str()),
-            second,
-            "{spread}"
-        );
+        let placed = decide(&mut snapshot, &asked).unwrap();
+        assert_eq!((placed.node.as_str(), placed.gpus[0].device.to_string().as_str()), second, "{spread}");
     }
 }
 
@@ -188,16 +183,46 @@ fn pack_fills_a_card_and_spread_takes_the_emptiest() {
 fn several_cards_come_from_one_cell_where_possible() {
     let nodes = [two_cells("n", &[l40s(1, 0), l40s(2, 1), l40s(3, 1)])];
     let asked = request("a", vec![Share::Passthrough, Share::Passthrough]);
-    let placed = decide(&snapshot(&nodes), &asked).unwrap();
-    let cards: Vec<String> = placed.plan.gpus.iter().map(|gpu| gpu.device.to_string()).collect();
+    let placed = decide(&mut snapshot(&nodes), &asked).unwrap();
+    let cards: Vec<String> = placed.gpus.iter().map(|gpu| gpu.device.to_string()).collect();
     assert_eq!(cards, ["0000:02:00.0", "0000:03:00.0"]);
-    assert_eq!(placed.plan.compute.numa_cells, [1]);
-    let mut three = request("b", vec![Share::Passthrough, Share::Passthrough, Share::Passthrough]);
-    assert!(decide(&snapshot(&nodes), &three).is_ok());
-    three.numa = NumaPolicy::Strict;
-    let why = decide(&snapshot(&nodes), &three).unwrap_err();
-    assert_eq!(why.reason, Reason::Unsatisfiable);
+    assert_eq!(placed.compute.numa_cells, [1]);
+    let mut two = asked.clone();
+    demand(&mut two).numa = NumaPolicy::Strict;
+    let mut snapshot = snapshot(&nodes);
+    let mut one = request("one", vec![Share::Passthrough]);
+    one.previous = Some(Previous {
+        node: "n".into(),
+        cards: [(
+            "gpu0".to_owned(),
+            PreviousCard { uuid: Some("GPU-3".into()), address: "0000:03:00.0".parse().unwrap() },
+        )]
+        .into(),
+    });
+    assert_eq!(give(&mut snapshot, &one).gpus[0].device.to_string(), "0000:03:00.0");
+    let why = decide(&mut snapshot, &two).unwrap_err();
+    assert_eq!(why.reason, Reason::Unschedulable);
     assert!(why.message.contains("1 free cards on different NUMA cells only"), "{}", why.message);
+}
+
+#[test]
+fn cards_that_no_cell_has_all_of_come_from_the_fewest_and_the_guest_sees_a_cell_for_each() {
+    let nodes = [two_cells("n", &[l40s(1, 0), l40s(2, 1), l40s(3, 1)])];
+    let mut three = request("b", vec![Share::Passthrough, Share::Passthrough, Share::Passthrough]);
+    demand(&mut three).numa = NumaPolicy::Strict;
+    demand(&mut three).cpu = dedicated(3, 2);
+    demand(&mut three).memory.mib = 5000;
+    let compute = decide(&mut snapshot(&nodes), &three).unwrap().compute;
+    assert_eq!((compute.numa_cells, compute.numa_strict), (vec![0, 1], true));
+    let guest: Vec<(i32, i32, String, i64)> = compute
+        .guest_cells
+        .iter()
+        .map(|guest| (guest.id, guest.host_cell, guest.vcpus.to_string(), guest.memory_mib))
+        .collect();
+    assert_eq!(guest, [(0, 0, "0-3".to_owned(), 2048), (1, 1, "4,5".to_owned(), 2952)]);
+    let cell_of = |cpu: &str| if cpu.parse::<i32>().unwrap() % 1000 < 8 { 0 } else { 1 };
+    let of: Vec<i32> = compute.vcpu_pins.iter().map(|pin| cell_of(&pin.cpus.to_string())).collect();
+    assert_eq!(of, [0, 0, 0, 0, 1, 1]);
 }
 
 #[test]
@@ -206,9 +231,9 @@ fn a_desktop_at_home_stays_there_and_is_not_in_its_own_way() {
     let mut asked = request("a", vec![Share::Passthrough]);
     give(&mut snapshot, &asked);
     asked.home = Some("b".into());
-    assert_eq!(decide(&snapshot, &asked).unwrap().node, "b", "its own card is free for it");
+    assert_eq!(decide(&mut snapshot, &asked).unwrap().node, "b", "its own card is free for it");
     asked.home = Some("a".into());
-    let why = decide(&snapshot, &asked).unwrap_err();
+    let why = decide(&mut snapshot, &asked).unwrap_err();
     assert!(why.message.contains("1 without the desktop's disks"), "{}", why.message);
 }
 
@@ -220,11 +245,11 @@ fn what_exists_and_nobody_explains_is_in_the_way() {
             .unwrap()
     };
     object.status.as_mut().unwrap().devices[0].instances = instance(json!(null));
-    assert!(decide(&snapshot(&[object.clone()]), &request("a", vec![Share::Passthrough])).is_err());
+    assert!(decide(&mut snapshot(&[object.clone()]), &request("a", vec![Share::Passthrough])).is_err());
     // Left from its own last run: not in its own way.
     object.status.as_mut().unwrap().devices[0].instances = instance(json!("demo/a"));
-    assert!(decide(&snapshot(&[object.clone()]), &request("a", vec![Share::Passthrough])).is_ok());
-    assert!(decide(&snapshot(&[object]), &request("b", vec![Share::Passthrough])).is_err());
+    assert!(decide(&mut snapshot(&[object.clone()]), &request("a", vec![Share::Passthrough])).is_ok());
+    assert!(decide(&mut snapshot(&[object]), &request("b", vec![Share::Passthrough])).is_err());
 }
 
 #[test]
@@ -241,7 +266,7 @@ fn an_instance_of_an_allocation_is_not_counted_twice() {
     .unwrap();
     snapshot.node_seen(&object);
     give(&mut snapshot, &request("f", vec![vgpu(8)]));
-    assert!(decide(&snapshot, &request("g", vec![vgpu(8)])).is_err());
+    assert!(decide(&mut snapshot, &request("g", vec![vgpu(8)])).is_err());
 }
 
 #[test]
@@ -249,12 +274,12 @@ fn labels_and_rules_of_the_owner_hold() {
     let mut object = two_cells("n", &[l40s(1, 0)]);
     object.metadata.labels = Some([("zone".to_owned(), "a".to_owned())].into());
     let mut asked = request("a", vec![vgpu(8)]);
-    asked.node_selector = [("zone".to_owned(), "b".to_owned())].into();
+    demand(&mut asked).node_selector = [("zone".to_owned(), "b".to_owned())].into();
     assert_eq!(
-        decide(&snapshot(&[object.clone()]), &asked).unwrap_err().message,
+        decide(&mut snapshot(&[object.clone()]), &asked).unwrap_err().message,
         "0/1 nodes: 1 without the labels of nodeSelector"
     );
-    asked.node_selector.clear();
+    demand(&mut asked).node_selector.clear();
     for (rule, text) in [
         (json!({"management": "Unmanaged"}), "1 cards for profile unmanaged"),
         (json!({"mode": "Passthrough"}), "1 mode Vgpu not allowed on cards for profile"),
@@ -267,7 +292,7 @@ fn labels_and_rules_of_the_owner_hold() {
         rule["name"] = json!("rule");
         rule["selector"] = json!({"uuid": "GPU-1"});
         object.spec.devices = vec![serde_json::from_value(rule).unwrap()];
-        let why = decide(&snapshot(&[object.clone()]), &asked).unwrap_err();
+        let why = decide(&mut snapshot(&[object.clone()]), &asked).unwrap_err();
         assert!(why.message.contains(text), "{}", why.message);
     }
 }

@@ -1,50 +1,86 @@
 //! Positions on real cards.
 
-use gpudesk_crds::{GpuNode, types::VgpuSeries};
+use gpudesk_crds::{
+    GpuNode,
+    types::{ShareMode, VgpuSeries},
+};
 use serde_json::json;
 
 use super::builders::*;
 use crate::{
-    card::{self, NoShare},
+    cards::{self, Among, Cards, Found, NoGpus},
     facts::NodeFacts,
-    gpus,
-    occupancy::{NodeUse, UsedShare},
-    request::Share,
+    fit::Prepared,
+    occupancy::NodeUse,
+    request::{Demand, Share, ShareRequest},
+    shape::{NoShare, Refused, matches},
+    state::UsedShare,
+    tables::Tables,
 };
 
+/// The first card of a node, as the tables see it.
 struct Card {
     facts: NodeFacts,
     used: NodeUse,
+    tables: Tables,
 }
 
 impl Card {
     fn of(node: &GpuNode) -> Self {
         let facts = NodeFacts::read(node);
         let used = NodeUse::empty(&facts);
-        Self { facts, used }
+        Self { facts, used, tables: Tables::default() }
     }
 
-    fn starts(&self, share: &Share) -> Result<Vec<i32>, NoShare> {
-        let mut starts: Vec<i32> = card::choices(&self.facts, &self.used, 0, share)?
-            .into_iter()
-            .map(|choice| choice.takes.start.unwrap())
-            .collect();
+    fn slots(&mut self) -> Vec<(u32, u32)> {
+        let cards = self.facts.cards.iter().zip(&self.used.cards);
+        cards
+            .map(|(card, used)| {
+                let shape = self.tables.shape(&card.shape);
+                (shape, self.tables.state(shape, used))
+            })
+            .collect()
+    }
+
+    fn found(&mut self, shares: &[ShareRequest]) -> Result<Found, NoGpus> {
+        self.found_at(shares, None)
+    }
+
+    /// Only with these cards, if any are named.
+    fn found_at(&mut self, shares: &[ShareRequest], at: Option<&[usize]>) -> Result<Found, NoGpus> {
+        let slots = self.slots();
+        let asked = Demand { shares: shares.to_vec(), ..Demand::default() };
+        let prepared = Prepared::new(&mut self.tables, &asked.into());
+        let cards = Cards { facts: &self.facts, used: &self.used, slots: &slots };
+        cards::best(&mut self.tables, cards, &prepared.sought, Among::All, at)
+    }
+
+    fn choices(&mut self, share: &Share) -> Result<Vec<UsedShare>, NoShare> {
+        self.found_at(&[one("gpu", vec![share.clone()])], Some(&[0])).map_err(|none| none.why)?;
+        let (shape, state) = self.slots()[0];
+        let wish = self.tables.wish(&one("gpu", vec![]), share);
+        let found = self.tables.outcome(shape, state, wish)?;
+        Ok(found.iter().map(|candidate| candidate.choice.takes).collect())
+    }
+
+    fn starts(&mut self, share: &Share) -> Result<Vec<i32>, NoShare> {
+        let mut starts: Vec<i32> =
+            self.choices(share)?.into_iter().map(|takes| takes.start.unwrap()).collect();
         starts.sort_unstable();
         Ok(starts)
     }
 
     fn first(&mut self, share: &Share) -> Result<Option<i32>, NoShare> {
-        let choice = card::choices(&self.facts, &self.used, 0, share)?.remove(0);
-        let start = choice.takes.start;
-        self.used.add_share(&self.facts, 0, choice.takes);
-        Ok(start)
+        let takes = self.choices(share)?[0];
+        self.used.add_share(&self.facts, 0, takes);
+        Ok(takes.start)
     }
 
     /// Puts a share at a position that something else chose.
     fn put(&mut self, share: &Share, start: i32) {
-        let found = card::choices(&self.facts, &self.used, 0, share).unwrap();
-        let choice = found.into_iter().find(|choice| choice.takes.start == Some(start)).unwrap();
-        self.used.add_share(&self.facts, 0, choice.takes);
+        let found = self.choices(share).unwrap();
+        let takes = found.into_iter().find(|takes| takes.start == Some(start)).unwrap();
+        self.used.add_share(&self.facts, 0, takes);
     }
 }
 
@@ -76,7 +112,7 @@ fn the_second_slice_stands_beside_the_first_so_that_a_half_stays_whole() {
 
 #[test]
 fn a_plain_slice_is_not_taken_for_one_with_graphics() {
-    let card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[a100(1, 0)]));
+    let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[a100(1, 0)]));
     assert_eq!(card.starts(&mig("1g.5gb+gfx", VgpuSeries::Q)), Err(NoShare::NotOffered));
     assert_eq!(
         card.starts(&mig("1g.5gb", VgpuSeries::Q)),
@@ -159,12 +195,12 @@ fn the_layouts_of_the_vendors_figure_are_found_when_asked_for_together() {
         vec![8, 12, 12, 16],
         vec![3, 3, 3, 3, 1, 1],
     ] {
-        let card = mixed_l40s();
+        let mut card = mixed_l40s();
         let shares: Vec<_> = wanted.iter().map(|gib| one(&format!("s{gib}"), vec![vgpu(*gib)])).collect();
-        let found = gpus::fit(&card.facts, &card.used, &shares, None);
-        let found = found.unwrap_or_else(|why| panic!("{wanted:?}: {why:?}"));
+        let found = card.found(&shares).unwrap_or_else(|why| panic!("{wanted:?}: {why:?}"));
+        let choices = found.picks.iter().map(|pick| pick.candidate.choice);
         let mut taken: Vec<(i32, i64)> =
-            found.gpus.iter().map(|gpu| (gpu.start.unwrap(), gpu.framebuffer_mib / 1024)).collect();
+            choices.map(|choice| (choice.takes.start.unwrap(), choice.framebuffer_mib / 1024)).collect();
         taken.sort_unstable();
         for pair in taken.windows(2) {
             assert!(i64::from(pair[0].0) + pair[0].1 <= i64::from(pair[1].0), "{taken:?}");
@@ -186,19 +222,17 @@ fn looking_ahead_keeps_room_for_the_largest() {
 
 #[test]
 fn a_vgpu_left_from_the_other_policy_keeps_the_card_until_it_goes() {
-    let left = |start: Option<i32>| UsedShare {
-        mode: gpudesk_crds::types::ShareMode::Vgpu,
-        type_name: "L40S-8Q".into(),
-        framebuffer_mib: 8192,
+    let left = |card: &Card, start: Option<i32>| UsedShare {
+        mode: ShareMode::Vgpu,
+        kind: card.facts.cards[0].shape.kind_of(ShareMode::Vgpu, "L40S-8Q"),
         start,
-        size: 8,
-        compute_slices: 0,
+        vgpu: None,
     };
     let mut card = mixed_l40s();
-    card.used.add_share(&card.facts, 0, left(None));
+    card.used.add_share(&card.facts, 0, left(&card, None));
     assert_eq!(card.first(&vgpu(8)), Err(NoShare::NoFreePlacement));
     let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[l40s(1, 0)]));
-    card.used.add_share(&card.facts, 0, left(Some(16)));
+    card.used.add_share(&card.facts, 0, left(&card, Some(16)));
     assert_eq!(card.first(&vgpu(8)), Err(NoShare::NoFreePlacement));
 }
 
@@ -207,7 +241,7 @@ fn a_card_that_its_node_calls_unavailable_is_given_to_nobody() {
     let mut held = l40s(1, 0);
     held["unavailable"] = json!("the virtual machine i-2-34-VM, which is not gpudesk's, holds it");
     let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[held]));
-    let refused = Err(NoShare::Refused(crate::facts::Refused::Unavailable));
+    let refused = Err(NoShare::Refused(Refused::Unavailable));
     assert_eq!(card.first(&vgpu(8)), refused);
     assert_eq!(card.first(&Share::Passthrough), refused);
 }
@@ -238,23 +272,25 @@ fn modes_exclude_each_other_and_a_whole_card_takes_its_group() {
     let mut card = Card::of(&object);
     assert_eq!(card.first(&Share::Passthrough), Ok(None));
     assert_eq!(card.first(&vgpu(8)), Err(NoShare::NoFreePlacement));
-    let other = |card: &Card, share: &Share| card::choices(&card.facts, &card.used, 1, share).err();
-    assert_eq!(other(&card, &vgpu(8)), Some(NoShare::NoFreePlacement));
-    assert_eq!(other(&card, &Share::Passthrough), Some(NoShare::NoFreePlacement));
+    let other = |card: &mut Card, share: &Share| {
+        card.found_at(&[one("gpu", vec![share.clone()])], Some(&[1])).err().map(|none| none.why)
+    };
+    assert_eq!(other(&mut card, &vgpu(8)), Some(NoShare::NoFreePlacement));
+    assert_eq!(other(&mut card, &Share::Passthrough), Some(NoShare::NoFreePlacement));
 
     let mut card = Card::of(&object);
     card.first(&vgpu(8)).unwrap();
-    assert_eq!(other(&card, &Share::Passthrough), Some(NoShare::NoFreePlacement), "the group is in use");
-    assert_eq!(other(&card, &vgpu(16)), None);
+    assert_eq!(other(&mut card, &Share::Passthrough), Some(NoShare::NoFreePlacement), "the group is in use");
+    assert_eq!(other(&mut card, &vgpu(16)), None);
 }
 
 #[test]
 fn product_globs_know_one_wildcard_and_no_case() {
-    assert!(card::matches("*L40S*", "NVIDIA l40s"));
-    assert!(card::matches("NVIDIA L40S", "NVIDIA L40S"));
-    assert!(card::matches("NVIDIA*Server*", "NVIDIA RTX PRO 6000 Blackwell Server Edition"));
-    assert!(!card::matches("*L40", "NVIDIA L40S"));
-    assert!(!card::matches("L40S", "NVIDIA L40S"));
-    assert!(!card::matches("*A*B*", "B then A"));
-    assert!(card::matches("*", ""));
+    assert!(matches("*L40S*", "NVIDIA l40s"));
+    assert!(matches("NVIDIA L40S", "NVIDIA L40S"));
+    assert!(matches("NVIDIA*Server*", "NVIDIA RTX PRO 6000 Blackwell Server Edition"));
+    assert!(!matches("*L40", "NVIDIA L40S"));
+    assert!(!matches("L40S", "NVIDIA L40S"));
+    assert!(!matches("*A*B*", "B then A"));
+    assert!(matches("*", ""));
 }

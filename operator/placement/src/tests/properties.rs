@@ -5,17 +5,15 @@ use std::sync::Arc;
 
 use gpudesk_crds::{
     Allocation, GpuNode,
-    desktop_template::NumaPolicy,
+    desktop_template::{NumaPolicy, Pinning},
     types::{PageSize, VgpuSeries},
 };
 use proptest::prelude::*;
 
 use super::{builders::*, oracle};
 use crate::{
-    compute::Limits,
-    place,
+    Limits, Snapshot,
     request::{CpuRequest, DesktopKey, MemoryRequest, Request, Share},
-    snapshot::Snapshot,
 };
 
 fn estate() -> Vec<GpuNode> {
@@ -43,19 +41,20 @@ fn wish() -> impl Strategy<Value = Request> {
         prop::collection::vec(share(), 0..3),
         1..6i32,
         1..3i32,
-        any::<bool>(),
+        prop::sample::select(vec![Pinning::Shared, Pinning::Dedicated, Pinning::DedicatedThreads]),
         1..12i64,
         any::<bool>(),
         prop::sample::select(vec![NumaPolicy::Strict, NumaPolicy::Preferred, NumaPolicy::None]),
         any::<bool>(),
     )
-        .prop_map(|(shares, cores, threads_per_core, dedicated, gib, huge, numa, spread)| {
+        .prop_map(|(shares, cores, threads_per_core, pinning, gib, huge, numa, spread)| {
             let mut request = request("", shares);
-            request.cpu = CpuRequest { cores, threads_per_core, dedicated };
+            let demand = demand(&mut request);
+            demand.cpu = CpuRequest { cores, threads_per_core, pinning };
             let pages = if huge { PageSize::Gi1 } else { PageSize::None };
-            request.memory = MemoryRequest { mib: gib * 1024, pages, allow_fallback: spread };
-            request.numa = numa;
-            for share in &mut request.shares {
+            demand.memory = MemoryRequest { mib: gib * 1024, pages, allow_fallback: spread };
+            demand.numa = numa;
+            for share in &mut demand.shares {
                 share.spread = spread;
             }
             request
@@ -82,7 +81,7 @@ fn limits() -> Limits {
 
 /// Plays events and returns the snapshot, and what runs.
 fn play(events: &[Event], mut each: impl FnMut(&Snapshot, &BTreeMap<String, Arc<Allocation>>)) -> Snapshot {
-    let mut snapshot = Snapshot::default();
+    let mut snapshot = Snapshot::new(limits());
     for node in estate() {
         snapshot.node_seen(&node);
     }
@@ -94,8 +93,8 @@ fn play(events: &[Event], mut each: impl FnMut(&Snapshot, &BTreeMap<String, Arc<
                 let key = DesktopKey::new("demo", &name);
                 let request = Request { desktop: key.clone(), ..request.clone() };
                 snapshot.desktop_seen(&desktop(&name, 1, None));
-                if let Ok(placed) = place(&snapshot.view(), &request, limits()) {
-                    let given = allocation(placed);
+                if let Ok(placed) = snapshot.place(&request) {
+                    let given = allocation(&placed);
                     snapshot.assume(&key, "1", &given).unwrap();
                     snapshot.desktop_seen(&desktop(&name, 2, Some(&given)));
                     running.insert(name, given);
@@ -141,7 +140,7 @@ proptest! {
                 kept.desktop_gone(&DesktopKey::new("demo", &name));
             }
         }
-        let mut built = Snapshot::default();
+        let mut built = Snapshot::new(limits());
         let mut desktops: Vec<_> = running.iter().map(|(name, given)| desktop(name, 2, Some(given))).collect();
         let mut nodes = estate();
         if backwards {
@@ -172,8 +171,8 @@ proptest! {
         let request = Request { desktop: key.clone(), ..request };
         let before = snapshot.clone();
         snapshot.desktop_seen(&desktop("last", 1, None));
-        if let Ok(placed) = place(&snapshot.view(), &request, limits()) {
-            let given = allocation(placed);
+        if let Ok(placed) = snapshot.place(&request) {
+            let given = allocation(&placed);
             snapshot.assume(&key, "1", &given).unwrap();
             prop_assert_ne!(&before, &snapshot);
             snapshot.forget(&key);
@@ -186,8 +185,8 @@ proptest! {
 
     #[test]
     fn the_same_input_gives_the_same_decision(events in events(), request in wish()) {
-        let once = place(&play(&events, |_, _| {}).view(), &request, limits());
-        let again = place(&play(&events, |_, _| {}).view(), &request, limits());
+        let once = play(&events, |_, _| {}).place(&request);
+        let again = play(&events, |_, _| {}).place(&request);
         prop_assert_eq!(once, again);
     }
 }

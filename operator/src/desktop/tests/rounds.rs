@@ -196,6 +196,7 @@ async fn a_stop_parks_after_the_node_has_reported_and_the_next_start_is_at_home(
     let (_, (_, _, body)) = round(&mut rig, &object, accept).await;
     assert_eq!(body["status"]["allocation"]["node"], "node-a");
     assert!(body["status"]["allocation"].get("compute").is_none());
+    assert_eq!(body["status"]["lastPlacement"], json!({"node": "node-a"}));
     assert_eq!(body["status"]["phase"], "Stopped");
     assert_eq!(conditions(&body)["Ready"].1, "Stopped");
     // Started again: only its home will do.
@@ -207,6 +208,7 @@ async fn a_stop_parks_after_the_node_has_reported_and_the_next_start_is_at_home(
     assert_eq!(body["status"]["allocation"]["node"], "node-a");
     assert_eq!(body["status"]["allocation"]["compute"]["cores"], 2);
     assert_eq!(body["status"]["allocation"]["desktopGeneration"], 5);
+    assert!(body["status"].get("lastPlacement").is_none(), "the allocation says it");
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The pure steps.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gpudesk_crds::{
@@ -10,12 +11,15 @@ use gpudesk_crds::{
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use serde_json::{Value, json};
 
-use super::rig::{desktop, merge, profile, template};
-use crate::desktop::{
-    decide::{Presence, Step, decide},
-    status::{self, Situation},
-    summary,
-    validate::{Referenced, validate},
+use super::rig::{desktop, merge, template};
+use crate::{
+    desktop::{
+        decide::{Presence, Step, decide},
+        status::{self, Situation},
+        summary,
+        validate::{Referenced, validate},
+    },
+    placement::request::{Previous, PreviousCard},
 };
 
 fn allocation(compute: bool) -> Value {
@@ -122,77 +126,56 @@ fn the_home_of_disks_is_kept_and_nothing_else_is() {
     );
 }
 
-fn read(template_spec: Value, more: Value) -> Result<(), (Reason, String)> {
-    let referenced = Referenced {
-        template: Some(Arc::new(template(template_spec))),
-        profiles: [("whole".to_owned(), Arc::new(profile(json!({"alternatives": [{"passthrough": {}}]}))))]
-            .into(),
-    };
-    validate(&desktop("a", 5, more), &referenced)
-        .map(|_| ())
-        .map_err(|invalid| (invalid.reason, invalid.message))
+#[test]
+fn how_it_was_decided_is_no_part_of_what_is_held() {
+    let held: Allocation = serde_json::from_value(allocation(true)).unwrap();
+    let mut object = desktop("a", 5, json!({}));
+    object.status = Some(status::status(&object, Situation::Placed(held), &at(1)));
+    let holding = Situation::Holding { template_generation: Some(7), remark: None };
+    let mut said = status::status(&object, holding, &at(2));
+    let decision = gpudesk_crds::DecisionRecord { nodes: 3, ..Default::default() };
+    said.allocation.as_mut().unwrap().decision = Some(decision);
+    assert!(!status::differs(object.status.as_ref(), &said));
+    said.allocation.as_mut().unwrap().fabric_partition = Some(1);
+    assert!(status::differs(object.status.as_ref(), &said));
 }
 
 #[test]
-fn every_field_that_is_not_yet_supported_is_named() {
-    let cases = [
-        (json!({"filesystems": [{"tag": "t", "source": "/srv"}]}), "spec.filesystems"),
-        (json!({"machine": {"tpm": true}}), "spec.machine.tpm"),
-        (json!({"consoles": {"spice": {}}}), "spec.consoles.spice"),
-        (json!({"consoles": {"onGpu": true}}), "spec.consoles.onGpu"),
-        (
-            json!({"consoles": {"vnc": {"passwordSecretRef": {"name": "s"}}}}),
-            "spec.consoles.vnc.passwordSecretRef",
-        ),
-        (json!({"lifecycle": {"releaseGpuOnStop": false}}), "spec.lifecycle.releaseGpuOnStop: false"),
-        (json!({"lifecycle": {"maximumSessionMinutes": 5}}), "spec.lifecycle.maximumSessionMinutes"),
-        (json!({"lifecycle": {"idleStopMinutes": 5}}), "spec.lifecycle.idleStopMinutes"),
-        (json!({"disks": [{"name": "d", "nfs": {"server": "s", "path": "/p"}}]}), "spec.disks[d].nfs"),
-        (json!({"disks": [{"name": "d", "nvme": {"minimumSizeGiB": 1}}]}), "spec.disks[d].nvme"),
-        (
-            json!({"disks": [{"name": "d", "image": {"url": "https://x/y", "sha256": "0"}}]}),
-            "spec.disks[d].image.url",
-        ),
-        (json!({"networks": [{"name": "n", "ovs": {"name": "b"}}]}), "spec.networks[n].ovs"),
-        (json!({"networks": [{"name": "n", "sriov": {"physicalNetwork": "p"}}]}), "spec.networks[n].sriov"),
-    ];
-    for (spec, field) in cases {
-        let (reason, message) = read(spec, json!({})).unwrap_err();
-        assert_eq!(reason, Reason::NotYetSupported);
-        assert_eq!(message, format!("DesktopTemplate demo/template: {field} is not yet supported"));
+fn a_restart_asks_for_the_cards_that_it_had() {
+    let mut held = allocation(true);
+    held["gpus"] = json!([{"name": "g", "device": "0000:41:00.0", "deviceUuid": "GPU-1", "product": "p",
+                           "mode": "Passthrough", "type": "Passthrough", "framebufferMiB": 0, "profile": "whole"}]);
+    let template = Some(Arc::new(template(json!({}))));
+    let referenced = Referenced { template, profiles: BTreeMap::new() };
+    let previous = |object: &Desktop| validate(object, &referenced).unwrap().request.previous;
+    let card = PreviousCard { uuid: Some("GPU-1".into()), address: "0000:41:00.0".parse().unwrap() };
+    let there = Previous { node: "node-a".into(), cards: BTreeMap::from([("g".to_owned(), card)]) };
+    assert_eq!(previous(&with("Running", None, json!([]), json!({}))), None);
+    let mut object = with("Running", Some(held), json!([]), json!({}));
+    assert_eq!(previous(&object), Some(there.clone()));
+    // Its shares are taken back; what they were stays known, however often that is said.
+    for seconds in [1, 2] {
+        let allocation = object.status.as_ref().unwrap().allocation.as_ref();
+        let idle = Situation::Idle {
+            parked: allocation.map(status::parked),
+            phase: gpudesk_crds::desktop::Phase::Stopped,
+            reason: Reason::Stopped,
+            message: "stopped, as asked".into(),
+        };
+        let said = status::status(&object, idle, &at(seconds));
+        assert_eq!(status::differs(object.status.as_ref(), &said), seconds == 1);
+        object.status = Some(said);
+        assert_eq!(previous(&object), Some(there.clone()));
     }
-    let two = json!({"machine": {"tpm": true}, "consoles": {"onGpu": true}});
-    let (_, message) = read(two, json!({})).unwrap_err();
-    assert!(message.ends_with("spec.machine.tpm, spec.consoles.onGpu are not yet supported"), "{message}");
-    let own = json!({"spec": {"tolerations": [{"key": "k"}], "powerState": "Suspended"}});
-    let (_, message) = read(json!({}), own).unwrap_err();
-    assert_eq!(message, "Desktop demo/a: spec.tolerations, spec.powerState: Suspended are not yet supported");
-    assert_eq!(read(json!({}), json!({})), Ok(()));
-}
-
-#[test]
-fn overrides_are_refused_by_name_unless_the_template_permits_them() {
-    let own = json!({"spec": {"overrides": {"cpu": {"cores": 4}, "memory": {"sizeMiB": 2048}}}});
-    let (reason, message) = read(json!({"allowOverrides": ["Cpu"]}), own.clone()).unwrap_err();
-    assert_eq!(reason, Reason::OverrideNotAllowed);
-    assert!(message.contains("does not permit spec.overrides.memory"), "{message}");
-    assert_eq!(read(json!({"allowOverrides": ["Cpu", "Memory"]}), own), Ok(()));
-    let odd = json!({"spec": {"overrides": {"memory": {"sizeMiB": 1000, "hugepages": "1Gi"}}}});
-    let (reason, message) = read(json!({"allowOverrides": ["Memory"]}), odd).unwrap_err();
-    assert_eq!(reason, Reason::InvalidSpec);
-    assert!(message.contains("memory.sizeMiB 1000 must be a multiple of 1024"), "{message}");
-}
-
-#[test]
-fn shares_are_counted_and_named_apart() {
-    let gpus = |list: Value| json!({"gpus": list});
-    let gpu = |name: &str, count: i32| json!({"name": name, "profileRef": {"name": "whole"}, "count": count});
-    assert_eq!(read(gpus(json!([gpu("a", 2), gpu("b", 1)])), json!({})), Ok(()));
-    assert_eq!(
-        read(gpus(json!([gpu("a", 2), gpu("a-1", 1)])), json!({})).unwrap_err().0,
-        Reason::InvalidSpec
-    );
-    assert_eq!(read(gpus(json!([gpu("a", 16), gpu("b", 1)])), json!({})).unwrap_err().0, Reason::InvalidSpec);
+    let status = object.status.as_mut().unwrap();
+    let parked = status.allocation.clone().unwrap();
+    assert!(parked.compute.is_none() && parked.gpus.is_empty());
+    status.last_placement = None;
+    let only_the_node = Previous { node: "node-a".into(), cards: BTreeMap::new() };
+    assert_eq!(previous(&object), Some(only_the_node), "parked by an operator that noted nothing down");
+    // Placed again, the allocation says it.
+    let held: Allocation = serde_json::from_value(allocation(true)).unwrap();
+    assert_eq!(status::status(&object, Situation::Placed(held), &at(3)).last_placement, None);
 }
 
 fn at(second: i64) -> Time {

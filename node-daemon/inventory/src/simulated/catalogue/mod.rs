@@ -189,6 +189,9 @@ pub struct HostDeviceModel {
     /// Virtual functions that it can have.
     #[serde(default)]
     pub virtual_functions: i32,
+    /// Size of a drive in MiB, one of those that it is sold with.
+    #[serde(rename = "sizeMiB", default)]
+    pub size_mib: Option<i64>,
 }
 
 fn one() -> i32 {

@@ -1,0 +1,329 @@
+//! The nodes: what they offer, what is taken on them, and how a request fits on one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use gpudesk_crds::Allocation;
+
+use crate::{
+    cards,
+    compute::Limits,
+    facts::NodeFacts,
+    filters::{self, Rejection},
+    fit::{self, Place, Plan, Prepared},
+    occupancy::{Claim, Held, HeldBy, NodeUse, Taken},
+    ranking::{NodeId, Verdict},
+    request::{DesktopKey, Previous},
+    state::CardUse,
+    tables::{ShapeId, StateId, Tables},
+};
+
+/// One node: what it offers and what is taken.
+#[derive(Clone, Debug, Default)]
+pub struct NodeState {
+    /// What it offers; absent when desktops hold something there and its object is gone.
+    pub facts: Option<Arc<NodeFacts>>,
+    /// Who holds what there.
+    pub held: HeldBy,
+    /// The sum of it.
+    pub used: NodeUse,
+    /// The sum over its cells.
+    pub total: Taken,
+    slots: Vec<(ShapeId, StateId)>,
+}
+
+/// Two nodes are equal when they offer the same and the same is taken, whatever was looked up.
+impl PartialEq for NodeState {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { facts, held, used, total, slots: _ } = self;
+        (facts, held, used, total) == (&other.facts, &other.held, &other.used, &other.total)
+    }
+}
+
+impl NodeState {
+    /// Shape and state of each card.
+    pub fn slots(&self) -> &[(ShapeId, StateId)] {
+        &self.slots
+    }
+}
+
+/// All nodes.
+#[derive(Clone, Debug, Default)]
+pub struct Estate {
+    /// Bounds that are the operator's.
+    pub limits: Limits,
+    /// What is the same for many cards.
+    pub tables: Tables,
+    nodes: Vec<Option<NodeState>>,
+    names: Vec<Arc<str>>,
+    free: Vec<NodeId>,
+    by_name: BTreeMap<Arc<str>, NodeId>,
+    silent: BTreeSet<String>,
+    /// Counts changes of what nodes offer.
+    pub version: u64,
+}
+
+fn at(id: NodeId) -> usize {
+    usize::try_from(id).unwrap_or(usize::MAX)
+}
+
+impl Estate {
+    /// No nodes yet.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
+    /// The number of a node, existing or not.
+    pub fn id(&self, name: &str) -> Option<NodeId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// A node by its number.
+    pub fn node(&self, id: NodeId) -> Option<&NodeState> {
+        self.nodes.get(at(id))?.as_ref()
+    }
+
+    /// Names by number; empty for numbers that are free.
+    pub fn names(&self) -> &[Arc<str>] {
+        &self.names
+    }
+
+    /// The nodes by name, those included of which only what desktops hold is left.
+    pub fn by_name(&self) -> impl Iterator<Item = (NodeId, &NodeState)> {
+        self.by_name.values().filter_map(|id| Some((*id, self.node(*id)?)))
+    }
+
+    /// The nodes that exist, by name.
+    pub fn existing(&self) -> impl Iterator<Item = (NodeId, &Arc<NodeFacts>)> {
+        self.by_name().filter_map(|(id, state)| Some((id, state.facts.as_ref()?)))
+    }
+
+    /// What a node offers.
+    pub fn facts_of(&self, name: &str) -> Option<&NodeFacts> {
+        self.node(self.id(name)?)?.facts.as_deref()
+    }
+
+    /// Whether a node has not renewed its lease.
+    pub fn is_silent(&self, name: &str) -> bool {
+        self.silent.contains(name)
+    }
+
+    /// Which nodes are silent; returns those that differ from before.
+    pub fn set_silent(&mut self, silent: BTreeSet<String>) -> Vec<NodeId> {
+        let before = std::mem::replace(&mut self.silent, silent);
+        before.symmetric_difference(&self.silent).filter_map(|name| self.id(name)).collect()
+    }
+
+    /// The silent nodes.
+    pub fn silent(&self) -> &BTreeSet<String> {
+        &self.silent
+    }
+
+    /// Sets what a node offers; nothing when its object is gone. Returns its number when that is new.
+    pub fn offer(&mut self, name: &str, facts: Option<NodeFacts>) -> Option<NodeId> {
+        let same = match self.id(name).and_then(|id| self.node(id)) {
+            Some(state) => state.facts.as_deref() == facts.as_ref(),
+            None => facts.is_none(),
+        };
+        if same {
+            return None;
+        }
+        self.version += 1;
+        let facts = facts.map(|mut facts| {
+            for card in &mut facts.cards {
+                card.shape = self.tables.kept(&card.shape);
+            }
+            Arc::new(facts)
+        });
+        Some(self.change(name, |state| {
+            state.facts = facts;
+            if let Some(facts) = &state.facts {
+                for held in state.held.values_mut() {
+                    held.claim = Claim::of(facts, &held.allocation);
+                }
+            }
+        }))
+    }
+
+    /// Sets what a desktop holds on a node.
+    pub fn hold(&mut self, name: &str, key: &DesktopKey, allocation: Option<&Arc<Allocation>>) -> NodeId {
+        self.change(name, |state| match allocation {
+            Some(allocation) => {
+                let claim =
+                    state.facts.as_ref().map(|facts| Claim::of(facts, allocation)).unwrap_or_default();
+                state.held.insert(key.clone(), Held { allocation: allocation.clone(), claim });
+            }
+            None => {
+                state.held.remove(key);
+            }
+        })
+    }
+
+    fn change(&mut self, name: &str, change: impl FnOnce(&mut NodeState)) -> NodeId {
+        let id = self.id(name).unwrap_or_else(|| self.add(name));
+        let Some(slot) = self.nodes.get_mut(at(id)) else { return id };
+        let state = slot.get_or_insert_default();
+        change(state);
+        if let Some(facts) = &state.facts {
+            let claims = state.held.iter().map(|(key, held)| (key, &held.claim));
+            state.used = NodeUse::of(facts, claims, None);
+            state.total = state.used.total();
+            state.slots = slots_of(&mut self.tables, facts, &state.used);
+        } else {
+            (state.used, state.total, state.slots) = Default::default();
+            if state.held.is_empty() {
+                *slot = None;
+                self.by_name.remove(name);
+                self.free.push(id);
+                if let Some(name) = self.names.get_mut(at(id)) {
+                    *name = Arc::default();
+                }
+            }
+        }
+        id
+    }
+
+    fn add(&mut self, name: &str) -> NodeId {
+        let name: Arc<str> = name.into();
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.nodes.push(None);
+            self.names.push(name.clone());
+            NodeId::try_from(self.nodes.len() - 1).unwrap_or(NodeId::MAX)
+        });
+        if let Some(slot) = self.names.get_mut(at(id)) {
+            *slot = name.clone();
+        }
+        self.by_name.insert(name, id);
+        id
+    }
+
+    /// Drops what the tables know of states that no card is in.
+    pub fn begin_tables_again(&mut self) {
+        let mut tables = Tables::default();
+        tables.set_mix(self.tables.mix().clone());
+        for state in self.nodes.iter_mut().flatten() {
+            if let Some(facts) = &state.facts {
+                state.slots = slots_of(&mut tables, facts, &state.used);
+            }
+        }
+        self.tables = tables;
+    }
+
+    /// What a demand finds on a node.
+    pub fn judge(&mut self, prepared: &Prepared, id: NodeId) -> Verdict {
+        if self.node(id).is_none_or(|state| state.facts.is_none()) {
+            return Verdict::Absent;
+        }
+        match self.fit(prepared, id, None, None) {
+            Ok(plan) => Verdict::Fits(plan.score),
+            Err(rejection) => Verdict::Not(rejection),
+        }
+    }
+
+    /// How a demand would stand on a node. What `without` holds there is not in the way; with
+    /// `previous`, only the cards that it had.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn fit(
+        &mut self,
+        prepared: &Prepared,
+        id: NodeId,
+        without: Option<&DesktopKey>,
+        previous: Option<&Previous>,
+    ) -> Result<Plan, Rejection> {
+        let Some(state) = self.nodes.get(at(id)).and_then(Option::as_ref) else {
+            return Err(Rejection::NotReady);
+        };
+        let Some(facts) = state.facts.clone() else { return Err(Rejection::NotReady) };
+        filters::pass(&facts, &prepared.demand, self.silent.contains(&*facts.name), false)?;
+        let cards = match previous {
+            None => None,
+            Some(previous) => {
+                let cards = cards::previous_cards(&facts, previous, &prepared.demand.shares);
+                Some(cards.ok_or(Rejection::NotHome)?)
+            }
+        };
+        let limits = self.limits;
+        match without {
+            None => {
+                let place =
+                    Place { facts: &facts, used: &state.used, total: &state.total, slots: &state.slots };
+                fit::fit(&mut self.tables, place, prepared, limits, cards.as_deref())
+            }
+            Some(key) => {
+                let apart = Apart::new(&mut self.tables, &facts, state, key);
+                fit::fit(&mut self.tables, apart.place(&facts), prepared, limits, cards.as_deref())
+            }
+        }
+        .map_err(Rejection::Misfit)
+    }
+
+    /// Whether a demand would fit on a node on which nothing is taken, were it ready.
+    ///
+    /// # Errors
+    /// Why it would not.
+    pub fn fit_empty(&mut self, prepared: &Prepared, id: NodeId) -> Result<(), Rejection> {
+        let Some(facts) = self.node(id).and_then(|state| state.facts.clone()) else {
+            return Err(Rejection::NotReady);
+        };
+        filters::pass(&facts, &prepared.demand, false, true)?;
+        let used = NodeUse::empty(&facts);
+        let slots = slots_of(&mut self.tables, &facts, &used);
+        let place = Place { facts: &facts, used: &used, total: &Taken::default(), slots: &slots };
+        fit::fit(&mut self.tables, place, prepared, self.limits, None).map(|_| ()).map_err(Rejection::Misfit)
+    }
+
+    /// What the allocation says of a plan on a node.
+    pub fn build(
+        &mut self,
+        prepared: &Prepared,
+        id: NodeId,
+        without: Option<&DesktopKey>,
+        plan: &Plan,
+    ) -> Option<crate::Built> {
+        let state = self.nodes.get(at(id))?.as_ref()?;
+        let facts = state.facts.clone()?;
+        match without {
+            None => {
+                let place =
+                    Place { facts: &facts, used: &state.used, total: &state.total, slots: &state.slots };
+                fit::build(place, prepared, self.limits, plan)
+            }
+            Some(key) => {
+                let apart = Apart::new(&mut self.tables, &facts, state, key);
+                fit::build(apart.place(&facts), prepared, self.limits, plan)
+            }
+        }
+    }
+}
+
+/// A node as it would be without one desktop.
+struct Apart {
+    used: NodeUse,
+    total: Taken,
+    slots: Vec<(ShapeId, StateId)>,
+}
+
+impl Apart {
+    fn new(tables: &mut Tables, facts: &NodeFacts, state: &NodeState, key: &DesktopKey) -> Self {
+        let claims = state.held.iter().map(|(key, held)| (key, &held.claim));
+        let used = NodeUse::of(facts, claims, Some(key));
+        let total = used.total();
+        let slots = slots_of(tables, facts, &used);
+        Self { used, total, slots }
+    }
+
+    fn place<'a>(&'a self, facts: &'a NodeFacts) -> Place<'a> {
+        Place { facts, used: &self.used, total: &self.total, slots: &self.slots }
+    }
+}
+
+fn slots_of(tables: &mut Tables, facts: &NodeFacts, used: &NodeUse) -> Vec<(ShapeId, StateId)> {
+    let none = CardUse::default();
+    let slot = |(position, card): (usize, &crate::facts::Card)| {
+        let shape = tables.shape(&card.shape);
+        (shape, tables.state(shape, used.cards.get(position).unwrap_or(&none)))
+    };
+    facts.cards.iter().enumerate().map(slot).collect()
+}

@@ -1,0 +1,294 @@
+//! What all cards of one kind have in common for placement: what their driver offers and what their
+//! owner allows. Thousands of cards share a few shapes.
+
+use gpudesk_crds::{
+    gpu_node::{DeviceMode, DevicePolicy, Management, VgpuPlacement},
+    gpu_node_status::{Device, HealthState},
+    types::{ShareMode, VgpuSeries},
+};
+
+use crate::request::{CardRequirements, Share, VgpuWish};
+
+/// Type of a whole card.
+pub const WHOLE_CARD: &str = "Passthrough";
+
+/// Everything about a card that does not depend on which one it is, nor on what is taken of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// `vendor:device`, hexadecimal in lower case.
+    pub pci_id: String,
+    /// Product name.
+    pub product: String,
+    /// Memory in MiB, where it is known.
+    pub memory_mib: Option<i64>,
+    /// Why the card is out of use, if it is.
+    pub refused: Option<Refused>,
+    /// Which modes its owner allows.
+    pub mode: DeviceMode,
+    /// Whether vGPUs of different size may stand side by side.
+    pub mixed: bool,
+    /// Which modes the host says it can do, as it says it.
+    pub supports: Vec<(ShareMode, bool)>,
+    /// MIG compute slices of the card; 0 without MIG.
+    pub mig_compute: i32,
+    /// MIG memory units of the card; 0 without MIG.
+    pub mig_memory: i32,
+    /// Units of the card's region for vGPUs of mixed size; 0 when it has none.
+    pub vgpu_region: i32,
+    /// What the driver offers, in its order.
+    pub kinds: Vec<Kind>,
+}
+
+/// A share that the driver offers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Kind {
+    /// Name as the driver prints it.
+    pub name: String,
+    /// Mode.
+    pub mode: ShareMode,
+    /// Framebuffer in MiB.
+    pub framebuffer_mib: i64,
+    /// Series of a vGPU type.
+    pub series: Option<VgpuSeries>,
+    /// Length in units; 0 when it has no position.
+    pub size: i32,
+    /// Legal starts, ascending.
+    pub starts: Vec<i32>,
+    /// MIG compute slices.
+    pub slices: i32,
+    /// How many fit on an empty card.
+    pub max_count: i32,
+    /// vGPU types that live on a GPU instance of this profile.
+    pub backed: Vec<Backed>,
+}
+
+/// A vGPU type on a GPU instance.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Backed {
+    /// Name as the driver prints it.
+    pub name: String,
+    /// Series.
+    pub series: VgpuSeries,
+    /// Framebuffer in MiB.
+    pub framebuffer_mib: i64,
+    /// How many of it one GPU instance holds.
+    pub max: i32,
+}
+
+/// Why a card gets no desktops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Refused {
+    /// Its owner keeps it.
+    Unmanaged,
+    /// Its health.
+    Failed,
+    /// A fixed layout, which is not yet supported.
+    Layout,
+    /// The node says that no desktop can have it: somebody else's machine holds it, say.
+    Unavailable,
+}
+
+/// Why a card does not give a share. The later, the nearer it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NoShare {
+    /// The node has no card that qualifies.
+    NoCard,
+    /// The card is out of use.
+    Refused(Refused),
+    /// The owner of the card does not allow the mode.
+    ModeNotAllowed,
+    /// The driver does not offer the share on this card.
+    NotOffered,
+    /// Cards of another board or series than the desktop's other vGPUs.
+    NotTogether,
+    /// No fabric partition has these cards free.
+    NoPartition,
+    /// The card has no room for it now.
+    NoFreePlacement,
+}
+
+/// What of a shape satisfies a share: positions in [`Shape::kinds`], smallest framebuffer first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// All of the card.
+    Whole,
+    /// One of these kinds, each with the vGPU type on it in mode `Mig`.
+    Kinds(Vec<(u16, Option<u16>)>),
+}
+
+impl Shape {
+    /// Reads a card with the rule that its owner set for it, if any.
+    pub fn read(device: &Device, policy: Option<&DevicePolicy>) -> Self {
+        let refused = match policy {
+            Some(p) if p.management == Some(Management::Unmanaged) || p.mode == Some(DeviceMode::Host) => {
+                Some(Refused::Unmanaged)
+            }
+            _ if device.health.state == HealthState::Failed => Some(Refused::Failed),
+            Some(p) if p.layout.is_some() => Some(Refused::Layout),
+            _ if device.unavailable.is_some() => Some(Refused::Unavailable),
+            _ => None,
+        };
+        let units = device.units.unwrap_or_default();
+        let kinds = device.placements.iter().map(|placement| {
+            let mut starts = placement.starts.clone();
+            starts.sort_unstable();
+            starts.dedup();
+            let backed = placement.vgpu_types.iter().map(|vgpu| Backed {
+                name: vgpu.type_name.clone(),
+                series: vgpu.series,
+                framebuffer_mib: vgpu.framebuffer_mib,
+                max: vgpu.max_per_instance,
+            });
+            Kind {
+                name: placement.type_name.clone(),
+                mode: placement.mode,
+                framebuffer_mib: placement.framebuffer_mib,
+                series: placement.series,
+                size: placement.size,
+                starts,
+                slices: placement.compute_slices,
+                max_count: placement.max_count,
+                backed: backed.collect(),
+            }
+        });
+        Self {
+            pci_id: format!("{}:{}", device.vendor_id, device.device_id).to_ascii_lowercase(),
+            product: device.product.clone(),
+            memory_mib: device.memory_mib,
+            refused,
+            mode: policy.and_then(|p| p.mode).unwrap_or_default(),
+            mixed: policy.and_then(|p| p.vgpu_placement) == Some(VgpuPlacement::MixedSize),
+            supports: device.supports.iter().map(|support| (support.mode, support.supported)).collect(),
+            mig_compute: units.mig_compute,
+            mig_memory: units.mig_memory,
+            vgpu_region: units.vgpu_region,
+            kinds: kinds.collect(),
+        }
+    }
+
+    /// Whether the card works in a mode: said so for whole cards, not denied for shares, which are
+    /// offered one by one.
+    pub fn supports(&self, mode: ShareMode) -> bool {
+        match self.supports.iter().find(|(said, _)| *said == mode) {
+            Some((_, supported)) => *supported,
+            None => mode != ShareMode::Passthrough,
+        }
+    }
+
+    /// The kind of a name in a mode.
+    pub fn kind_of(&self, mode: ShareMode, name: &str) -> Option<u16> {
+        let position = self.kinds.iter().position(|kind| kind.mode == mode && kind.name == name)?;
+        u16::try_from(position).ok()
+    }
+
+    /// A kind by its position.
+    pub fn kind(&self, kind: u16) -> Option<&Kind> {
+        self.kinds.get(usize::from(kind))
+    }
+
+    /// Whether the card is one of those that a profile wants.
+    pub fn qualifies(&self, wanted: &CardRequirements) -> bool {
+        let CardRequirements { vendor, pci_ids, products, minimum_memory_mib, capabilities } = wanted;
+        let of_vendor =
+            |id: &str| self.pci_id.split(':').next().is_some_and(|own| own.eq_ignore_ascii_case(id));
+        vendor.is_none_or(|vendor| of_vendor(vendor.pci_id()))
+            && (pci_ids.is_empty() || pci_ids.iter().any(|id| id.eq_ignore_ascii_case(&self.pci_id)))
+            && (products.is_empty() || products.iter().any(|glob| matches(glob, &self.product)))
+            && minimum_memory_mib.is_none_or(|least| self.memory_mib.is_some_and(|has| has >= least))
+            && capabilities.iter().all(|mode| self.supports(*mode))
+    }
+
+    /// What of the card satisfies a share, if nothing is taken of it.
+    ///
+    /// # Errors
+    /// The reason why nothing ever does.
+    pub fn offer(&self, share: &Share) -> Result<Offer, NoShare> {
+        if let Some(refused) = self.refused {
+            return Err(NoShare::Refused(refused));
+        }
+        if !self.mode.allows(share.mode()) {
+            return Err(NoShare::ModeNotAllowed);
+        }
+        if !self.supports(share.mode()) {
+            return Err(NoShare::NotOffered);
+        }
+        let mut found: Vec<(u16, Option<u16>)> = match share {
+            Share::Passthrough => return Ok(Offer::Whole),
+            Share::Vgpu(wish) => self
+                .of_mode(ShareMode::Vgpu)
+                .filter(|(_, kind)| wished(kind, wish))
+                .filter(|(_, kind)| !self.mixed || (kind.size > 0 && !kind.starts.is_empty()))
+                .map(|(position, _)| (position, None))
+                .collect(),
+            Share::Mig { profile, series, framebuffer_mib } => self
+                .of_mode(ShareMode::Mig)
+                .filter(|(_, kind)| kind.name == *profile)
+                .filter_map(|(position, kind)| {
+                    Some((position, Some(backed(kind, *series, *framebuffer_mib)?)))
+                })
+                .collect(),
+            Share::VirtualFunction { framebuffer_mib } => self
+                .of_mode(ShareMode::VirtualFunctions)
+                .filter(|(_, kind)| kind.framebuffer_mib >= *framebuffer_mib)
+                .map(|(position, _)| (position, None))
+                .collect(),
+        };
+        found
+            .sort_by_key(|(position, _)| self.kind(*position).map(|kind| (kind.framebuffer_mib, &kind.name)));
+        if found.is_empty() { Err(NoShare::NotOffered) } else { Ok(Offer::Kinds(found)) }
+    }
+
+    fn of_mode(&self, mode: ShareMode) -> impl Iterator<Item = (u16, &Kind)> {
+        let numbered = self.kinds.iter().zip(0u16..).map(|(kind, position)| (position, kind));
+        numbered.filter(move |(_, kind)| kind.mode == mode)
+    }
+
+    /// Units in use by `size` of a kind are counted of so many; 1 for cards that have no units.
+    pub fn units(&self, mode: ShareMode) -> i32 {
+        match mode {
+            ShareMode::Mig => self.mig_memory.max(1),
+            ShareMode::Vgpu if self.mixed => self.vgpu_region.max(1),
+            ShareMode::Vgpu | ShareMode::Passthrough | ShareMode::VirtualFunctions => 1,
+        }
+    }
+}
+
+fn wished(kind: &Kind, wish: &VgpuWish) -> bool {
+    match wish {
+        VgpuWish::Type(name) => kind.name == *name,
+        VgpuWish::Size { series, min, max } => {
+            kind.series == Some(*series) && (*min..=*max).contains(&kind.framebuffer_mib)
+        }
+    }
+}
+
+/// The vGPU type on a GPU instance: the one that fills it, or the one of the size asked for.
+fn backed(kind: &Kind, series: VgpuSeries, framebuffer_mib: Option<i64>) -> Option<u16> {
+    let types = kind.backed.iter().zip(0u16..).filter(|(vgpu, _)| vgpu.series == series);
+    let best = match framebuffer_mib {
+        None => types.filter(|(vgpu, _)| vgpu.max == 1).max_by(|(a, _), (b, _)| {
+            (a.framebuffer_mib, std::cmp::Reverse(&a.name))
+                .cmp(&(b.framebuffer_mib, std::cmp::Reverse(&b.name)))
+        }),
+        Some(size) => types
+            .filter(|(vgpu, _)| vgpu.framebuffer_mib == size)
+            .min_by(|(a, _), (b, _)| a.name.cmp(&b.name)),
+    };
+    best.map(|(_, position)| position)
+}
+
+/// Whether `text` matches `glob`, in which `*` stands for any text; upper and lower case alike.
+pub fn matches(glob: &str, text: &str) -> bool {
+    let (glob, text) = (glob.to_lowercase(), text.to_lowercase());
+    let mut parts = glob.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
+    let mut parts: Vec<&str> = parts.collect();
+    let Some(last) = parts.pop() else { return rest.is_empty() };
+    for part in parts {
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}

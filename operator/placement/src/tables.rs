@@ -1,0 +1,253 @@
+//! What is the same for many cards, worked out once: shapes, states of cards, and what a card of a
+//! shape in a state can give.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::{
+    mix::Mix,
+    request::{CardRequirements, Share, ShareRequest},
+    shape::{NoShare, Offer, Shape},
+    state::{self, CardUse, Choice},
+    worth::Outlook,
+};
+
+/// States that are kept before all that nobody is in are dropped. Cards with MIG have some thousand;
+/// cards that mix vGPU sizes could fill any memory.
+const MOST_STATES: usize = 1 << 16;
+
+/// Number of a shape.
+pub type ShapeId = u32;
+/// Number of a state of a shape.
+pub type StateId = u32;
+/// Number of something asked for: a share of certain cards.
+pub type WishId = u32;
+
+/// One way in which a card can give a share now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// What it takes.
+    pub choice: Choice,
+    /// What the estate loses for requests to come; see [`Outlook`].
+    pub cost: i64,
+    /// State of the card after it.
+    pub next: StateId,
+}
+
+/// What a card can give: the best first (smallest framebuffer, least cost, lowest start).
+pub type Outcome = Result<Arc<[Candidate]>, NoShare>;
+
+/// Shapes, states and what is known of them.
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    shapes: Vec<ShapeEntry>,
+    shape_ids: HashMap<Arc<Shape>, ShapeId>,
+    wishes: Vec<Arc<(Share, CardRequirements)>>,
+    wish_ids: HashMap<Arc<(Share, CardRequirements)>, WishId>,
+    mix: Arc<Mix>,
+    states: usize,
+}
+
+#[derive(Clone, Debug)]
+struct ShapeEntry {
+    shape: Arc<Shape>,
+    offers: Vec<Option<Result<Offer, NoShare>>>,
+    states: Vec<StateEntry>,
+    state_ids: HashMap<Arc<CardUse>, StateId>,
+    outlook: Option<Outlook>,
+}
+
+#[derive(Clone, Debug)]
+struct StateEntry {
+    used: Arc<CardUse>,
+    worth: Option<i64>,
+    outcomes: Vec<Option<Outcome>>,
+    counts: Vec<(Box<[WishId]>, i32)>,
+}
+
+fn number(position: usize) -> u32 {
+    u32::try_from(position).unwrap_or(u32::MAX)
+}
+
+fn at(id: u32) -> usize {
+    usize::try_from(id).unwrap_or(usize::MAX)
+}
+
+impl Tables {
+    /// The number of a shape.
+    pub fn shape(&mut self, shape: &Arc<Shape>) -> ShapeId {
+        if let Some(id) = self.shape_ids.get(shape) {
+            return *id;
+        }
+        let id = number(self.shapes.len());
+        self.shape_ids.insert(shape.clone(), id);
+        self.shapes.push(ShapeEntry {
+            shape: shape.clone(),
+            offers: vec![],
+            states: vec![],
+            state_ids: HashMap::new(),
+            outlook: None,
+        });
+        id
+    }
+
+    /// The one copy of a shape that is kept.
+    pub fn kept(&mut self, shape: &Arc<Shape>) -> Arc<Shape> {
+        let id = self.shape(shape);
+        self.shapes.get(at(id)).map_or_else(|| shape.clone(), |entry| entry.shape.clone())
+    }
+
+    /// The number of a state.
+    pub fn state(&mut self, shape: ShapeId, used: &CardUse) -> StateId {
+        let Some(entry) = self.shapes.get_mut(at(shape)) else { return StateId::MAX };
+        if let Some(id) = entry.state_ids.get(used) {
+            return *id;
+        }
+        let id = number(entry.states.len());
+        let used = Arc::new(used.clone());
+        entry.state_ids.insert(used.clone(), id);
+        entry.states.push(StateEntry { used, worth: None, outcomes: vec![], counts: vec![] });
+        self.states += 1;
+        id
+    }
+
+    /// The number of what a way of a share asks for.
+    pub fn wish(&mut self, request: &ShareRequest, share: &Share) -> WishId {
+        let wish = (share.clone(), request.cards.clone());
+        if let Some(id) = self.wish_ids.get(&wish) {
+            return *id;
+        }
+        let id = number(self.wishes.len());
+        let wish = Arc::new(wish);
+        self.wish_ids.insert(wish.clone(), id);
+        self.wishes.push(wish);
+        id
+    }
+
+    /// Whether so much is kept that it is time to begin again.
+    pub fn is_full(&self) -> bool {
+        self.states > MOST_STATES
+    }
+
+    /// Judges by another mix from now on.
+    pub fn set_mix(&mut self, mix: Arc<Mix>) {
+        self.mix = mix;
+        for entry in &mut self.shapes {
+            entry.outlook = None;
+            for state in &mut entry.states {
+                state.worth = None;
+                state.outcomes.clear();
+            }
+        }
+    }
+
+    /// The mix by which it judges.
+    pub fn mix(&self) -> &Arc<Mix> {
+        &self.mix
+    }
+
+    /// What a shape offers of a wish when nothing is taken.
+    pub fn offer(&mut self, shape: ShapeId, wish: WishId) -> Result<&Offer, NoShare> {
+        let Some(asked) = self.wishes.get(at(wish)) else { return Err(NoShare::NoCard) };
+        let Some(entry) = self.shapes.get_mut(at(shape)) else { return Err(NoShare::NoCard) };
+        if entry.offers.len() <= at(wish) {
+            entry.offers.resize(at(wish) + 1, None);
+        }
+        let Some(slot) = entry.offers.get_mut(at(wish)) else { return Err(NoShare::NoCard) };
+        let offer = slot.get_or_insert_with(|| {
+            let (share, cards) = &**asked;
+            if entry.shape.qualifies(cards) { entry.shape.offer(share) } else { Err(NoShare::NoCard) }
+        });
+        offer.as_ref().map_err(|why| *why)
+    }
+
+    /// What a card of a shape in a state gives.
+    pub fn outcome(&mut self, shape: ShapeId, state: StateId, wish: WishId) -> Outcome {
+        let known = self
+            .shapes
+            .get(at(shape))
+            .and_then(|entry| entry.states.get(at(state)))
+            .and_then(|state| state.outcomes.get(at(wish)))
+            .and_then(Option::as_ref);
+        if let Some(outcome) = known {
+            return outcome.clone();
+        }
+        let outcome = self.work_out(shape, state, wish);
+        if let Some(entry) = self.shapes.get_mut(at(shape)).and_then(|entry| entry.states.get_mut(at(state)))
+        {
+            if entry.outcomes.len() <= at(wish) {
+                entry.outcomes.resize(at(wish) + 1, None);
+            }
+            if let Some(slot) = entry.outcomes.get_mut(at(wish)) {
+                *slot = Some(outcome.clone());
+            }
+        }
+        outcome
+    }
+
+    fn work_out(&mut self, shape: ShapeId, state: StateId, wish: WishId) -> Outcome {
+        let offer = self.offer(shape, wish)?.clone();
+        let Some(entry) = self.shapes.get(at(shape)) else { return Err(NoShare::NoCard) };
+        let Some(used) = entry.states.get(at(state)).map(|state| state.used.clone()) else {
+            return Err(NoShare::NoCard);
+        };
+        let of_shape = entry.shape.clone();
+        let found = state::choices(&of_shape, &used, &offer)?;
+        let before = self.worth(shape, state);
+        let mut candidates: Vec<Candidate> = found
+            .into_iter()
+            .map(|choice| {
+                let mut after = (*used).clone();
+                after.put(choice.takes);
+                let next = self.state(shape, &after);
+                Candidate { choice, cost: before - self.worth(shape, next), next }
+            })
+            .collect();
+        // Whole cards differ in size, but none is smaller for the asker's sake.
+        let size = |candidate: &Candidate| match offer {
+            Offer::Whole => 0,
+            Offer::Kinds(_) => candidate.choice.framebuffer_mib,
+        };
+        candidates.sort_by_key(|candidate| {
+            (size(candidate), candidate.cost, candidate.choice.takes.start, candidate.choice.takes.kind)
+        });
+        Ok(candidates.into())
+    }
+
+    /// How many more of a share a card of a shape in a state gives, the ways in their order.
+    pub fn count(&mut self, shape: ShapeId, state: StateId, ways: &[WishId]) -> i32 {
+        let offers: Vec<Offer> =
+            ways.iter().filter_map(|wish| self.offer(shape, *wish).ok().cloned()).collect();
+        let Some(entry) = self.shapes.get_mut(at(shape)) else { return 0 };
+        let Some(kept) = entry.states.get_mut(at(state)) else { return 0 };
+        if let Some((_, count)) = kept.counts.iter().find(|(known, _)| **known == *ways) {
+            return *count;
+        }
+        let count = state::count_more(&entry.shape, &kept.used, &offers);
+        kept.counts.push((ways.into(), count));
+        count
+    }
+
+    /// What a card of a shape in a state is worth to the mix.
+    pub fn worth(&mut self, shape: ShapeId, state: StateId) -> i64 {
+        let Some(entry) = self.shapes.get_mut(at(shape)) else { return 0 };
+        let Some(kept) = entry.states.get_mut(at(state)) else { return 0 };
+        if let Some(worth) = kept.worth {
+            return worth;
+        }
+        let outlook = entry.outlook.get_or_insert_with(|| Outlook::new(&entry.shape, &self.mix));
+        let worth = outlook.worth(&kept.used);
+        kept.worth = Some(worth);
+        worth
+    }
+
+    /// What is taken in a state.
+    pub fn used(&self, shape: ShapeId, state: StateId) -> Option<&CardUse> {
+        Some(&*self.shapes.get(at(shape))?.states.get(at(state))?.used)
+    }
+
+    /// A shape by its number.
+    pub fn shape_of(&self, shape: ShapeId) -> Option<&Arc<Shape>> {
+        self.shapes.get(at(shape)).map(|entry| &entry.shape)
+    }
+}

@@ -1,0 +1,140 @@
+//! Reads manifests and host files.
+#![expect(clippy::disallowed_methods, reason = "adapter: reads files")]
+
+use std::{
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    estate::Estate,
+    hosts,
+    manifest::{self, Manifests},
+    schema::Schemas,
+};
+
+/// Endings of the files in a folder that are read.
+const ENDINGS: &[&str] = &["yaml", "yml", "json"];
+
+/// A file and its text.
+type Text = (String, String);
+
+/// Reads what `-f` names: files, folders (with `recursive` those in them too) or `-`.
+///
+/// # Errors
+/// What cannot be read, a sentence each.
+pub fn manifests(
+    names: &[String],
+    recursive: bool,
+    namespace: &str,
+    schemas: &Schemas,
+) -> Result<Manifests, Vec<String>> {
+    let (mut manifests, mut faults) = (Manifests::default(), vec![]);
+    for name in names {
+        match texts(name, recursive) {
+            Ok(texts) => texts.iter().for_each(|(file, text)| manifests.read(file, text, namespace, schemas)),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    if faults.is_empty() {
+        return Ok(manifests);
+    }
+    faults.append(&mut manifests.faults);
+    Err(faults)
+}
+
+/// Adds the machines that `--nodes` names: `FILE`, `FILE=COUNT` or a folder of such files; host files, or
+/// `GpuNode` manifests with status.
+///
+/// # Errors
+/// What is wrong, a sentence each.
+pub fn nodes(names: &[String], estate: &mut Estate, schemas: &Schemas) -> Result<(), Vec<String>> {
+    let mut faults = vec![];
+    for name in names {
+        // A file may well have such a name.
+        let (path, count) =
+            if Path::new(name).exists() { (name.as_str(), None) } else { hosts::file_and_count(name) };
+        if count.is_some_and(|count| count == 0 || count > hosts::MOST) {
+            faults.push(format!("--nodes {name}: write a count of 1 to {}", hosts::MOST));
+            continue;
+        }
+        match texts(path, false) {
+            Ok(texts) => {
+                for (file, text) in texts {
+                    if let Err(mut found) = machine(&file, &text, count, estate, schemas) {
+                        faults.append(&mut found);
+                    }
+                }
+            }
+            Err(fault) => faults.push(fault),
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { Err(faults) }
+}
+
+fn machine(
+    file: &str,
+    text: &str,
+    count: Option<u32>,
+    estate: &mut Estate,
+    schemas: &Schemas,
+) -> Result<(), Vec<String>> {
+    if manifest::is_manifest(text) {
+        if count.is_some() {
+            return Err(vec![format!("{file}: a GpuNode is one machine; =COUNT goes with host files")]);
+        }
+        let mut manifests = Manifests::default();
+        manifests.read(file, text, "default", schemas);
+        return estate.lay(manifests);
+    }
+    let hosts = hosts::hosts(&hosts::stem(file), text, count);
+    for host in hosts.map_err(|error| vec![format!("{file}: {error}")])? {
+        estate.add_host(file, host).map_err(|fault| vec![fault])?;
+    }
+    Ok(())
+}
+
+fn texts(name: &str, recursive: bool) -> Result<Vec<Text>, String> {
+    if name == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map_err(|error| format!("standard input: {error}"))?;
+        return Ok(vec![(name.into(), text)]);
+    }
+    if name.starts_with("http://") || name.starts_with("https://") {
+        return Err(format!("{name}: addresses are not fetched; pipe what they give to -f -"));
+    }
+    let path = Path::new(name);
+    let kind = fs::metadata(path).map_err(|error| format!("{name}: {error}"))?;
+    let mut files = vec![];
+    if kind.is_dir() {
+        in_folder(path, recursive, &mut files)?;
+        if files.is_empty() {
+            return Err(format!("{name}: no file in this folder ends in .yaml, .yml or .json"));
+        }
+        files.sort();
+    } else {
+        files.push(path.to_owned());
+    }
+    let read = |file: PathBuf| {
+        let name = file.display().to_string();
+        fs::read_to_string(&file).map_err(|error| format!("{name}: {error}")).map(|text| (name, text))
+    };
+    files.into_iter().map(read).collect()
+}
+
+fn in_folder(folder: &Path, recursive: bool, files: &mut Vec<PathBuf>) -> Result<(), String> {
+    let fault = |error: std::io::Error| format!("{}: {error}", folder.display());
+    for entry in fs::read_dir(folder).map_err(fault)? {
+        let entry = entry.map_err(fault)?;
+        let path = entry.path();
+        if entry.file_type().map_err(fault)?.is_dir() {
+            if recursive {
+                in_folder(&path, recursive, files)?;
+            }
+        } else if path.extension().and_then(|e| e.to_str()).is_some_and(|ending| ENDINGS.contains(&ending)) {
+            files.push(path);
+        }
+    }
+    Ok(())
+}

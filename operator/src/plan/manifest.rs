@@ -1,0 +1,301 @@
+//! From the text of manifests to objects, each with the place that it stands at. Pure.
+
+use std::{collections::BTreeMap, fmt};
+
+use gpudesk_crds::{Desktop, DesktopTemplate, GROUP, GpuNode, GpuProfile, VERSION};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::schema::Schemas;
+
+/// Where an object stands.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Origin {
+    /// Name of the file as it was given; `-` for standard input.
+    pub file: String,
+    /// Number of the document in it, from 1.
+    pub document: usize,
+    /// Number of the item, from 1, when the document is a list.
+    pub item: Option<usize>,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = if self.file == "-" { "standard input" } else { &self.file };
+        write!(f, "{file}, document {}", self.document)?;
+        self.item.map_or(Ok(()), |item| write!(f, ", item {item}"))
+    }
+}
+
+/// An object of ours.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    /// A machine.
+    Node(Box<GpuNode>),
+    /// A share.
+    Profile(Box<GpuProfile>),
+    /// A shape.
+    Template(Box<DesktopTemplate>),
+    /// A desktop.
+    Desktop(Box<Desktop>),
+}
+
+/// What texts say.
+#[derive(Debug, Default)]
+pub struct Manifests {
+    /// The objects in the order in which they stand.
+    pub objects: Vec<(Origin, Object)>,
+    /// How many objects of other kinds there are.
+    pub ignored: BTreeMap<String, usize>,
+    /// What is wrong: place, object, field, value and what would be right, a sentence each.
+    pub faults: Vec<String>,
+}
+
+impl Manifests {
+    /// Reads all documents of a file, YAML or JSON. An object without namespace is one of `namespace`.
+    /// After a document that cannot be read, the rest of the file is not looked at.
+    pub fn read(&mut self, file: &str, text: &str, namespace: &str, schemas: &Schemas) {
+        for (index, document) in serde_yaml::Deserializer::from_str(text).enumerate() {
+            let origin = Origin { file: file.into(), document: index + 1, item: None };
+            match value_of(document) {
+                Ok(Value::Null) => {}
+                Ok(value) => self.document(origin, value, namespace, schemas),
+                Err(error) => {
+                    self.faults.push(format!("{origin}: not YAML: {error}"));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn document(&mut self, origin: Origin, mut value: Value, namespace: &str, schemas: &Schemas) {
+        let kind = value["kind"].as_str().unwrap_or_default().to_owned();
+        let Some(items) = list_of(&kind, &mut value, schemas) else {
+            return self.object(origin, &kind, value, namespace, schemas);
+        };
+        for (index, mut item) in items.into_iter().enumerate() {
+            let origin = Origin { item: Some(index + 1), ..origin.clone() };
+            // Items of a typed list need not repeat what they are.
+            if let (Some(of), Some(fields)) = (kind.strip_suffix("List"), item.as_object_mut())
+                && !of.is_empty()
+            {
+                fields.entry("kind").or_insert_with(|| of.into());
+                fields.entry("apiVersion").or_insert_with(|| value["apiVersion"].clone());
+            }
+            let kind = item["kind"].as_str().unwrap_or_default().to_owned();
+            self.object(origin, &kind, item, namespace, schemas);
+        }
+    }
+
+    fn object(&mut self, origin: Origin, kind: &str, value: Value, namespace: &str, schemas: &Schemas) {
+        let Some(api) = value["apiVersion"].as_str() else {
+            let what = if value.get("coresPerSocket").is_some() {
+                "this is a host file: give it with --nodes"
+            } else {
+                "apiVersion is missing; a manifest has apiVersion, kind and metadata"
+            };
+            return self.faults.push(format!("{origin}: {what}"));
+        };
+        if kind.is_empty() {
+            return self.faults.push(format!("{origin}: kind is missing"));
+        }
+        let (group, version) = api.split_once('/').unwrap_or(("", api));
+        if group != GROUP {
+            return *self.ignored.entry(format!("{kind} ({api})")).or_default() += 1;
+        }
+        let of = subject(&origin, kind, &value, namespace);
+        if version != VERSION {
+            return self.faults.push(format!("{of}: apiVersion is {api:?}; write {GROUP}/{VERSION}"));
+        }
+        let faults = schemas.faults(kind, &value);
+        if !faults.is_empty() {
+            return self.faults.extend(faults.iter().map(|fault| format!("{of}: {fault}")));
+        }
+        match object(kind, value, namespace) {
+            Ok(object) => self.objects.push((origin, object)),
+            Err(error) => self.faults.push(format!("{of}: {error}")),
+        }
+    }
+}
+
+/// Whether a text is a manifest, as against a host file.
+pub fn is_manifest(text: &str) -> bool {
+    serde_yaml::Deserializer::from_str(text)
+        .filter_map(|document| value_of(document).ok())
+        .find(|document| !document.is_null())
+        .is_some_and(|document| document.get("apiVersion").is_some())
+}
+
+/// One document, with the merge keys (`<<`) of YAML carried out.
+fn value_of(document: serde_yaml::Deserializer<'_>) -> Result<Value, String> {
+    let mut value = serde_yaml::Value::deserialize(document).map_err(|error| error.to_string())?;
+    value.apply_merge().map_err(|error| error.to_string())?;
+    serde_json::to_value(value).map_err(|error| error.to_string())
+}
+
+/// The items of a list of any kind; `None` for what is no list.
+fn list_of(kind: &str, value: &mut Value, schemas: &Schemas) -> Option<Vec<Value>> {
+    let ours =
+        kind.strip_suffix("List").is_some_and(|of| of.is_empty() || schemas.kinds().any(|kind| kind == of));
+    let items = value.get_mut("items").filter(|_| ours)?;
+    match items.take() {
+        Value::Array(items) => Some(items),
+        _ => Some(vec![]),
+    }
+}
+
+fn subject(origin: &Origin, kind: &str, value: &Value, namespace: &str) -> String {
+    let Some(name) = value["metadata"]["name"].as_str() else { return format!("{origin} ({kind})") };
+    if is_namespaced(kind) {
+        let namespace = value["metadata"]["namespace"].as_str().unwrap_or(namespace);
+        format!("{origin} ({kind} {namespace}/{name})")
+    } else {
+        format!("{origin} ({kind} {name})")
+    }
+}
+
+fn is_namespaced(kind: &str) -> bool {
+    ["Desktop", "DesktopTemplate"].contains(&kind)
+}
+
+fn object(kind: &str, mut value: Value, namespace: &str) -> Result<Object, serde_json::Error> {
+    if is_namespaced(kind)
+        && let Some(metadata) = value["metadata"].as_object_mut()
+        && metadata.get("namespace").is_none_or(|has| has.is_null() || has == "")
+    {
+        metadata.insert("namespace".into(), namespace.into());
+    }
+    drop_nulls(&mut value);
+    Ok(match kind {
+        "GpuNode" => Object::Node(typed(value)?),
+        "GpuProfile" => Object::Profile(typed(value)?),
+        "DesktopTemplate" => Object::Template(typed(value)?),
+        _ => Object::Desktop(typed(value)?),
+    })
+}
+
+fn typed<T: DeserializeOwned>(value: Value) -> Result<Box<T>, serde_json::Error> {
+    serde_json::from_value(value)
+}
+
+/// A field without a value is absent, as for the API server.
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(text: &str) -> Manifests {
+        let mut manifests = Manifests::default();
+        manifests.read("room.yaml", text, "default", &Schemas::default());
+        manifests
+    }
+
+    const DESKTOP: &str = "apiVersion: gpudesk.dev/v1alpha1\nkind: Desktop\nmetadata: {name: anna}\nspec: {templateRef: {name: office}}\n";
+
+    #[test]
+    fn documents_lists_and_typed_lists_give_the_same_objects() {
+        let indented = DESKTOP.replace('\n', "\n  ");
+        let list = format!("apiVersion: v1\nkind: List\nitems:\n- {indented}");
+        let typed = "apiVersion: gpudesk.dev/v1alpha1\nkind: DesktopList\nitems:\n- metadata: {name: anna}\n  spec: {templateRef: {name: office}}\n";
+        let plain = read(&format!("---\n# nothing\n---\n{DESKTOP}"));
+        assert_eq!(plain.objects[0].0.to_string(), "room.yaml, document 2");
+        for text in [list.as_str(), typed] {
+            let other = read(text);
+            assert_eq!(other.faults, Vec::<String>::new());
+            assert_eq!(other.objects[0].1, plain.objects[0].1);
+            assert_eq!(other.objects[0].0.to_string(), "room.yaml, document 1, item 1");
+        }
+        let Object::Desktop(desktop) = &plain.objects[0].1 else { panic!("no desktop") };
+        assert_eq!(desktop.metadata.namespace.as_deref(), Some("default"));
+    }
+
+    #[test]
+    fn json_and_merge_keys_are_read() {
+        let json = r#"{"apiVersion": "gpudesk.dev/v1alpha1", "kind": "Desktop", "metadata": {"name": "anna"}, "spec": {"templateRef": {"name": "office"}}}"#;
+        assert_eq!(read(json).objects[0].1, read(DESKTOP).objects[0].1);
+        let merged = DESKTOP.replace("spec: {", "spec: {<<: {priority: 7}, ");
+        let Object::Desktop(desktop) = &read(&merged).objects[0].1 else { panic!("no desktop") };
+        assert_eq!(desktop.spec.priority, 7);
+    }
+
+    #[test]
+    fn other_kinds_are_counted_and_left_out() {
+        let manifests = read(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: b}\n",
+        );
+        assert_eq!(manifests.ignored, BTreeMap::from([("Namespace (v1)".to_owned(), 2)]));
+        assert!(manifests.objects.is_empty() && manifests.faults.is_empty());
+    }
+
+    #[test]
+    fn a_fault_names_file_document_object_field_and_value() {
+        let faults = read(&DESKTOP.replace("spec: {", "spec: {priority: high, ")).faults;
+        assert_eq!(
+            faults,
+            ["room.yaml, document 1 (Desktop default/anna): spec.priority is \"high\"; write a whole number"]
+        );
+        let faults = read(&DESKTOP.replace("v1alpha1", "v1")).faults;
+        assert!(
+            faults[0].ends_with("apiVersion is \"gpudesk.dev/v1\"; write gpudesk.dev/v1alpha1"),
+            "{faults:?}"
+        );
+        let faults = read(&DESKTOP.replace("kind: Desktop", "kind: Desktops")).faults;
+        assert!(faults[0].contains("kind is \"Desktops\"; write one of Desktop, "), "{faults:?}");
+        let faults = read("coresPerSocket: 4\nmemoryMiB: 1\n").faults;
+        assert_eq!(faults, ["room.yaml, document 1: this is a host file: give it with --nodes"]);
+        let faults = read("a: [\n").faults;
+        assert!(faults[0].starts_with("room.yaml, document 1: not YAML: "), "{faults:?}");
+        let faults = read("a: 1\na: 2\n").faults;
+        assert!(faults[0].contains("duplicate"), "{faults:?}");
+    }
+
+    #[test]
+    fn a_value_that_no_schema_can_judge_is_named_too() {
+        let node = "apiVersion: gpudesk.dev/v1alpha1\nkind: GpuNode\nmetadata: {name: n}\nspec: {}\nstatus: {devices: [{pciAddress: '41', vendorId: '10de', deviceId: '2bb5', product: x}]}\n";
+        let faults = read(node).faults;
+        assert!(faults[0].contains("\"41\" is no PCI address: write "), "{faults:?}");
+    }
+
+    #[test]
+    fn no_text_makes_reading_panic() {
+        let schemas = Schemas::default();
+        proptest!(|(text in "[-:a-z\\[\\]{}#&*!|>'\"%@ \n]{0,200}")| {
+            Manifests::default().read("x", &text, "default", &schemas);
+        });
+    }
+
+    #[test]
+    fn no_manifest_makes_reading_panic() {
+        let schemas = Schemas::default();
+        let node = || prop_oneof![Just("Desktop"), Just("GpuNode"), Just("GpuProfile"), Just("List")];
+        let value = || {
+            prop_oneof![
+                Just("{}"),
+                Just("[]"),
+                Just("null"),
+                Just("7"),
+                Just("-1.5"),
+                Just("a"),
+                Just("[{}]")
+            ]
+        };
+        proptest!(|(kind in node(), metadata in value(), field in "spec|items|status", inner in "[a-z]{1,9}", value in value())| {
+            let text = format!(
+                "apiVersion: gpudesk.dev/v1alpha1\nkind: {kind}\nmetadata: {metadata}\n{field}: {{{inner}: {value}}}\n"
+            );
+            Manifests::default().read("x", &text, "default", &schemas);
+        });
+    }
+}

@@ -1,0 +1,63 @@
+//! The answer as a document: what `-o yaml` and `-o json` print. Fields are only added within one version.
+
+use serde::{Deserialize, Serialize};
+
+use crate::plan::document::{PlannedDesktop, PlannedMove};
+
+/// Why a desktop is where it is, or why it waits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DesktopExplanation {
+    /// `gpudesk.dev/v1alpha1`.
+    pub api_version: String,
+    /// `DesktopExplanation`.
+    pub kind: String,
+    /// The desktop: what it holds, with the record of the decision; or why it waits, as this program
+    /// finds now.
+    pub desktop: PlannedDesktop,
+    /// What the operator says of it in the condition `Allocated`; absent when it has not said anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocated: Option<Said>,
+    /// Why each node was left out; of a pending desktop.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<LeftOut>,
+    /// What is nearest to a place; of a pending desktop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nearest: Option<Nearest>,
+    /// What a reader should know: what was left out or taken as read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// What a condition says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Said {
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// For programs.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+}
+
+/// A node that was left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeftOut {
+    /// Name of the node.
+    pub node: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// A place that is nearly there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Nearest {
+    /// The node that it would get.
+    pub node: String,
+    /// What would have to move first, in this order. Empty: it fits now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moves: Vec<PlannedMove>,
+}
