@@ -43,8 +43,9 @@ pub struct GpuProfileSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub devices: Option<DeviceRequirements>,
 
-    /// The weakest isolation accepted: `TimeSliced`, `HardwarePartition` (MIG) or `Exclusive` (the
-    /// whole card). An alternative below it is never chosen. Default: `TimeSliced`.
+    /// The weakest isolation accepted: `TimeSliced`, `HardwarePartition` (a MIG GPU instance that is
+    /// not shared) or `Exclusive` (the whole card). An alternative below it is never chosen. Default:
+    /// `TimeSliced`.
     #[serde(default)]
     pub minimum_isolation: Isolation,
 
@@ -132,7 +133,7 @@ pub struct FramebufferRange {
     pub max: i64,
 }
 
-/// A MIG GPU instance with one vGPU that takes all of it.
+/// A vGPU on a MIG GPU instance: one that takes all of it, or one of several that share it.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MigShare {
@@ -144,6 +145,14 @@ pub struct MigShare {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::schema::optional::<VgpuSeries>")]
     pub series: Option<VgpuSeries>,
+    /// Framebuffer of the vGPU in MiB, exactly that of a type that the driver offers on a GPU
+    /// instance of the profile; where it offers none, the alternative fits nowhere. As many desktops
+    /// share a GPU instance as the driver says, all with this framebuffer. They share its engines in
+    /// time, so the alternative counts as `TimeSliced`, also when only one fits. Default: the vGPU
+    /// that fills the GPU instance, which counts as `HardwarePartition`. 256 to 1048576.
+    #[serde(rename = "framebufferMiB", default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 256, max = 1_048_576))]
+    pub framebuffer_mib: Option<i64>,
     /// Whether the share must do graphics; takes the `+gfx` profile. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub graphics: bool,

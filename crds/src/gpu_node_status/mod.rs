@@ -64,7 +64,7 @@ pub struct GpuNodeStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub capacity: Vec<TypeCount>,
 
-    /// What is in use now, per type.
+    /// What is in use now, per type. A GPU instance that several vGPUs share counts once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 512))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

@@ -152,11 +152,12 @@ pub struct MigBackedType {
     pub max_per_instance: i32,
 }
 
-/// A share that exists.
+/// A share that exists. Of a GPU instance that several vGPUs share, each vGPU is one.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Instance {
-    /// Identity: an mdev UUID, a MIG UUID or the PCI address of a virtual function.
+    /// Identity: an mdev UUID, the PCI address of a virtual function, the UUID of a vGPU, or of a
+    /// GPU instance without a vGPU its MIG UUID.
     #[schemars(length(min = 1, max = 96))]
     pub id: String,
     /// Type, as in `placements`.
@@ -165,13 +166,19 @@ pub struct Instance {
     pub type_name: String,
     /// The mode that the share belongs to.
     pub mode: ShareMode,
+    /// The vGPU type on the GPU instance, in mode `Mig`. Absent when it is not known, and for a GPU
+    /// instance without a vGPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub vgpu_type: Option<String>,
     /// Start position, when it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<i32>,
     /// The virtual function that carries it, where one does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virtual_function: Option<PciAddress>,
-    /// Number of the GPU instance under it. The driver uses numbers again: it is no identity.
+    /// Number of the GPU instance under it, the same for all vGPUs on it. The driver uses numbers
+    /// again: it is no identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub gpu_instance: Option<i32>,

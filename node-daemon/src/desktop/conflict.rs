@@ -39,16 +39,20 @@ pub fn conflict(ours: &Allocation, others: &[Holder], cards: &[Device]) -> Optio
         let Some(card) = cards.iter().find(|card| card.pci_address == gpu.device) else {
             return Some((what("the card is not there"), first.owner.clone()));
         };
-        // One by one, so that the refusal names the one in the way.
+        // One by one, so that the refusal names the one in the way; then one more at a time, so that it
+        // names one of those who fill the card or the GPU instance.
         let wanted = share(gpu);
         for (holder, theirs) in &held {
             if let Err(refusal) = partition::admit(card, std::slice::from_ref(theirs), &wanted) {
                 return Some((what(&refusal.to_string()), holder.owner.clone()));
             }
         }
-        let all: Vec<Share> = held.iter().map(|(_, share)| share.clone()).collect();
-        if let Err(refusal) = partition::admit(card, &all, &wanted) {
-            return Some((what(&refusal.to_string()), first.owner.clone()));
+        let mut beside: Vec<Share> = vec![];
+        for (holder, theirs) in held {
+            beside.push(theirs);
+            if let Err(refusal) = partition::admit(card, &beside, &wanted) {
+                return Some((what(&refusal.to_string()), holder.owner.clone()));
+            }
         }
     }
     None
@@ -159,5 +163,27 @@ mod tests {
         assert!(conflict(&first, &holder(first.clone()), &cards).is_some());
         let second = gpu("Vgpu", "L40S-16Q", Some(32), &cards[0]);
         assert_eq!(conflict(&first, &holder(second), &cards), None);
+    }
+
+    #[test]
+    fn desktops_share_a_gpu_instance_until_it_is_full() {
+        let file = "{coresPerSocket: 4, memoryMiB: 8192, cards: [{model: RTX PRO 6000 Blackwell Server Edition, count: 1}]}";
+        let cards = HostFile::parse(file).unwrap().host("n").unwrap().facts.cards;
+        let on = |vgpu: &str, start: i32| {
+            let mut allocation = gpu("Mig", "1g.24gb+gfx", Some(start), &cards[0]);
+            allocation.gpus[0].vgpu_type = Some(vgpu.into());
+            allocation
+        };
+        let held = |allocation: Allocation, owner: &str| Holder { owner: owner.into(), allocation };
+        let small = on("DC-1-2Q", 0);
+        let mut others: Vec<Holder> = (1..12).map(|n| held(small.clone(), &format!("school/{n}"))).collect();
+        others.insert(0, held(on("DC-1-4Q", 3), "school/elsewhere"));
+        assert_eq!(conflict(&small, &others, &cards), None, "eleven are on it");
+        others.push(held(small.clone(), "school/12"));
+        let (what, who) = conflict(&small, &others, &cards).unwrap();
+        assert!(what.contains("DC-1-2Q it holds 12 at most") && who == "school/12", "{what}: {who}");
+        let (what, who) = conflict(&on("DC-1-2Q", 3), &others, &cards).unwrap();
+        assert!(what.contains("holds DC-1-4Q") && who == "school/elsewhere", "{what}: {who}");
+        assert_eq!(conflict(&on("DC-1-4Q", 6), &others, &cards), None);
     }
 }

@@ -35,6 +35,7 @@ fn xml(spec: &str, compute: &str, gpus: &str, model: &str, kind: Kind) -> Result
             vgpu_type: None,
             start: None,
             mig_uuid: None,
+            gpu_instance: None,
             handle: Handle::Mdev("c0ffee00-0000-4000-8000-000000000001".into()),
         })
         .collect();

@@ -66,9 +66,12 @@ pub struct GpuInstance {
     /// Start position.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<i32>,
-    /// UUID of the MIG instance.
+    /// UUID of the MIG instance, the same for all vGPUs on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mig_uuid: Option<String>,
+    /// Number of the GPU instance, the same for all vGPUs on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_instance: Option<i32>,
     /// What the guest is given.
     pub handle: Handle,
 }
@@ -94,22 +97,23 @@ impl GpuInstance {
         }
     }
 
-    /// As the API shows it.
+    /// As the API shows it. Its identity is that of what the guest is given, for several vGPUs can be
+    /// on one MIG instance.
     pub fn api(&self) -> Instance {
-        let handle = match &self.handle {
-            Handle::Mdev(uuid) => uuid.clone(),
-            Handle::Function(address) => address.to_string(),
-        };
         Instance {
-            id: self.mig_uuid.clone().unwrap_or(handle),
+            id: match &self.handle {
+                Handle::Mdev(uuid) => uuid.clone(),
+                Handle::Function(address) => address.to_string(),
+            },
             type_name: self.type_name.clone(),
             mode: self.mode,
+            vgpu_type: self.vgpu_type.clone(),
             start: self.start,
             virtual_function: match &self.handle {
                 Handle::Function(address) if *address != self.card => Some(*address),
                 Handle::Function(_) | Handle::Mdev(_) => None,
             },
-            gpu_instance: None,
+            gpu_instance: self.gpu_instance,
             owner: Some(self.owner.clone()),
         }
     }
@@ -175,7 +179,8 @@ pub trait GpuDriver: Send + Sync {
     /// A refusal of the card, or that it could not be noted down; then nothing was made.
     fn create(&self, wanted: &WantedInstance) -> Result<GpuInstance, GpuError>;
 
-    /// Unmakes a share; one that is not there counts as unmade.
+    /// Unmakes a share; one that is not there counts as unmade. A GPU instance goes with the last vGPU
+    /// on it.
     ///
     /// # Errors
     /// [`GpuError::State`]; the share then still exists.

@@ -90,7 +90,10 @@ impl SimulatedDriver {
                 Handle::Function(free_function(wanted.card, &here)?)
             }
         };
-        let mig = wanted.share.mode == ShareMode::Mig;
+        let (mig_uuid, gpu_instance) = match wanted.share.mode {
+            ShareMode::Mig => under(card, &here, &wanted.share),
+            ShareMode::Passthrough | ShareMode::Vgpu | ShareMode::VirtualFunctions => (None, None),
+        };
         Ok(GpuInstance {
             key: wanted.key.clone(),
             owner: wanted.owner.clone(),
@@ -99,10 +102,26 @@ impl SimulatedDriver {
             type_name: wanted.share.type_name.clone(),
             vgpu_type: wanted.share.vgpu_type.clone(),
             start: wanted.share.start,
-            mig_uuid: mig.then(|| format!("MIG-{}", uuid(&["mig", desktop_uid, request]))),
+            mig_uuid,
+            gpu_instance,
             handle,
         })
     }
+}
+
+/// UUID and number of the GPU instance on which a share will be: the one that is at its place, or a
+/// new one with the lowest number that is free, from 1 because 0 is that of a whole card's on most.
+fn under(card: &Device, here: &[&GpuInstance], wanted: &Share) -> (Option<String>, Option<i32>) {
+    if let Some(there) = here.iter().find(|other| other.share().is_on_one_instance(wanted)) {
+        return (there.mig_uuid.clone(), there.gpu_instance);
+    }
+    let number = (1..=i32::from(FUNCTIONS))
+        .find(|number| here.iter().all(|other| other.gpu_instance != Some(*number)));
+    let address = card.pci_address.to_string();
+    let start = wanted.start.unwrap_or_default().to_string();
+    let of_card = card.uuid.as_deref().unwrap_or(&address);
+    let uuid = uuid(&["mig", of_card, &wanted.type_name, &start]);
+    (Some(format!("MIG-{uuid}")), number)
 }
 
 /// The lowest virtual function of `card` that nobody has. The first is function 4, as on real cards.
@@ -278,6 +297,52 @@ mod tests {
         assert_eq!(f.driver().instances().unwrap().len(), 3);
         let no_vgpu = f.driver().create(&f.mig("d", "1g.24gb", "DC-1-24Q", 0));
         assert!(matches!(refusal(no_vgpu), Refusal::VgpuType { .. }));
+    }
+
+    #[test]
+    fn a_gpu_instance_is_there_as_long_as_one_of_its_vgpus() {
+        let f = Fixture::new("RTX PRO 6000 Blackwell Server Edition");
+        let small = |uid: &str, start| f.driver().create(&f.mig(uid, "1g.24gb+gfx", "DC-1-2Q", start));
+        let (a, b, elsewhere) = (small("a", 3).unwrap(), small("b", 3).unwrap(), small("c", 0).unwrap());
+        assert_eq!((&a.mig_uuid, a.gpu_instance), (&b.mig_uuid, b.gpu_instance));
+        assert_ne!((&a.mig_uuid, a.gpu_instance), (&elsewhere.mig_uuid, elsewhere.gpu_instance));
+        assert_eq!(small("a", 3).unwrap(), a, "the same again");
+        let shown = [a.api(), b.api()];
+        assert_ne!(shown[0].id, shown[1].id);
+        for (one, owner) in shown.iter().zip(["school/a", "school/b"]) {
+            assert_eq!((one.type_name.as_str(), one.vgpu_type.as_deref()), ("1g.24gb+gfx", Some("DC-1-2Q")));
+            assert_eq!((one.start, one.gpu_instance, one.owner.as_deref()), (Some(3), Some(1), Some(owner)));
+        }
+        let larger = || f.driver().create(&f.mig("d", "1g.24gb+gfx", "DC-1-4Q", 3));
+        let half = || f.driver().create(&f.mig("d", "2g.48gb+gfx", "DC-2-48Q", 0));
+        f.driver().destroy(&a.key).unwrap();
+        f.driver().destroy(&elsewhere.key).unwrap();
+        assert!(matches!(refusal(larger()), Refusal::OtherSizeOnInstance { .. }), "b is still on it");
+        assert!(matches!(refusal(half()), Refusal::Overlap { .. }), "and so the instance is there");
+        f.driver().destroy(&b.key).unwrap();
+        let alone = half().unwrap();
+        assert_eq!(alone.gpu_instance, Some(1), "numbers are used again");
+    }
+
+    #[test]
+    fn forty_eight_desktops_share_the_four_gpu_instances_of_a_card() {
+        let f = Fixture::new("RTX PRO 6000 Blackwell Server Edition");
+        let small =
+            |n: i32, start| f.driver().create(&f.mig(&n.to_string(), "1g.24gb+gfx", "DC-1-2Q", start));
+        for n in 0..48 {
+            small(n, n / 12 * 3).unwrap();
+        }
+        for start in [0, 3, 6, 9] {
+            assert!(matches!(refusal(small(48, start)), Refusal::InstanceFull { max: 12, .. }));
+        }
+        let made = f.driver().instances().unwrap();
+        let distinct = |of: &dyn Fn(&GpuInstance) -> String| {
+            made.iter().map(of).collect::<std::collections::BTreeSet<_>>().len()
+        };
+        assert_eq!(distinct(&|one| one.api().id), 48);
+        assert_eq!(distinct(&|one| format!("{:?}", one.handle)), 48);
+        assert_eq!(distinct(&|one| one.mig_uuid.clone().unwrap()), 4);
+        assert_eq!(distinct(&|one| one.gpu_instance.unwrap().to_string()), 4);
     }
 
     #[test]

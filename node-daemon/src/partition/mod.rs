@@ -7,13 +7,17 @@ mod mig;
 mod vgpu;
 mod virtual_functions;
 
+#[cfg(test)]
+mod tests;
+
 use gpudesk_crds::{
     gpu_node_status::{Device, Placement},
     types::ShareMode,
 };
 use thiserror::Error;
 
-/// A share on a card, existing or wanted.
+/// A share on a card, existing or wanted. Shares of mode `Mig` with equal type and start are vGPUs on
+/// one GPU instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
     /// Mode.
@@ -127,6 +131,39 @@ pub enum Refusal {
         /// What could.
         possible: String,
     },
+    /// The GPU instance holds vGPUs of another size, or of one that is not known.
+    #[error(
+        "the GPU instance {type_name} at {start} holds {other}, and all vGPUs on it must have its framebuffer size: {vgpu_type} cannot join"
+    )]
+    OtherSizeOnInstance {
+        /// Type of the GPU instance.
+        type_name: String,
+        /// Its start.
+        start: i32,
+        /// vGPU type asked for.
+        vgpu_type: String,
+        /// vGPU type on the instance.
+        other: String,
+    },
+    /// As many vGPUs as fit are on the GPU instance.
+    #[error("the GPU instance {type_name} at {start} is full: of {vgpu_type} it holds {max} at most")]
+    InstanceFull {
+        /// Type of the GPU instance.
+        type_name: String,
+        /// Its start.
+        start: i32,
+        /// vGPU type asked for.
+        vgpu_type: String,
+        /// The most that the instance holds.
+        max: i32,
+    },
+}
+
+impl Share {
+    /// Whether this and another share of the same card are vGPUs on one GPU instance.
+    pub fn is_on_one_instance(&self, other: &Self) -> bool {
+        self.mode == ShareMode::Mig && mig::is_on_one_instance(self, other)
+    }
 }
 
 /// Whether `wanted` fits on `card` beside `existing`.

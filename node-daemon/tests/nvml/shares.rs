@@ -147,10 +147,11 @@ fn vgpus_on_a_gpu_instance_are_that_instances() {
         (Some(true), Some(false), Some(false))
     );
     let card = &devices(&readings)[0];
-    assert_eq!(card.instances.len(), 1);
-    assert_eq!(
-        (card.instances[0].type_name.as_str(), card.instances[0].gpu_instance),
-        ("1g.24gb+gfx", Some(5))
-    );
+    assert_eq!(card.instances.len(), 2);
+    assert_ne!(card.instances[0].id, card.instances[1].id);
+    for vgpu in &card.instances {
+        assert_eq!((vgpu.type_name.as_str(), vgpu.vgpu_type.as_deref()), ("1g.24gb+gfx", Some("DC-1-2Q")));
+        assert_eq!((vgpu.start, vgpu.gpu_instance), (Some(3), Some(5)));
+    }
     assert_eq!(available(card, "DC-24Q"), Some(0));
 }

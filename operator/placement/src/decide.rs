@@ -341,13 +341,12 @@ impl Snapshot {
         let own = self.own_nodes(request);
         let ruling = self.ruling(request);
         let prepared = self.prepared(position);
-        let existing = self.estate.existing().count();
         let mut counts: BTreeMap<Rejection, usize> = BTreeMap::new();
         let mut apart = own;
         if let Some(home) = &request.home {
             apart =
                 self.estate.id(home).filter(|_| self.estate.facts_of(home).is_some()).into_iter().collect();
-            let others = existing - apart.len();
+            let others = self.estate.count() - apart.len();
             if others > 0 {
                 counts.insert(Rejection::NotHome, others);
             }
@@ -395,7 +394,7 @@ impl Snapshot {
         filtered.sort_by_key(|filtered| std::cmp::Reverse(filtered.nodes));
         filtered.truncate(REASONS);
         DecisionRecord {
-            nodes: number(self.estate.existing().count()),
+            nodes: number(self.estate.count()),
             filtered,
             best: contenders
                 .iter()

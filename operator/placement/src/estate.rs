@@ -11,9 +11,11 @@ use crate::{
     facts::NodeFacts,
     filters::{self, Rejection},
     fit::{self, Place, Plan, Prepared},
+    mix::Mix,
     occupancy::{Claim, Held, HeldBy, NodeUse, Taken},
     ranking::{NodeId, Verdict},
     request::{DesktopKey, Previous},
+    starving::{self, Rooms},
     state::CardUse,
     tables::{ShapeId, StateId, Tables},
 };
@@ -30,17 +32,43 @@ pub struct NodeState {
     /// The sum over its cells.
     pub total: Taken,
     slots: Vec<(ShapeId, StateId)>,
+    rooms: Rooms,
+    starved: i64,
 }
 
 /// Two nodes are equal when they offer the same and the same is taken, whatever was looked up.
 impl PartialEq for NodeState {
     fn eq(&self, other: &Self) -> bool {
-        let Self { facts, held, used, total, slots: _ } = self;
+        let Self { facts, held, used, total, slots: _, rooms: _, starved: _ } = self;
         (facts, held, used, total) == (&other.facts, &other.held, &other.used, &other.total)
     }
 }
 
 impl NodeState {
+    fn place<'a>(&'a self, facts: &'a NodeFacts) -> Place<'a> {
+        let Self { facts: _, held: _, used, total, slots, rooms, starved } = self;
+        Place { facts, used, total, slots, rooms, starved: *starved }
+    }
+
+    /// Looks up what there is to know of the cards, and sums up.
+    fn sum_up(&mut self, tables: &mut Tables, limits: Limits) {
+        let Some(facts) = &self.facts else { return };
+        self.total = self.used.total();
+        self.slots = slots_of(tables, facts, &self.used);
+        self.rooms = starving::rooms(tables, &self.slots);
+        let (dedicated, mix) = (self.used.dedicated(), tables.mix());
+        self.starved = starving::starved(facts, &self.total, dedicated, &self.rooms, mix, limits);
+    }
+
+    /// The node as it would be without one desktop.
+    fn without(&self, tables: &mut Tables, limits: Limits, facts: &Arc<NodeFacts>, key: &DesktopKey) -> Self {
+        let claims = self.held.iter().map(|(key, held)| (key, &held.claim));
+        let used = NodeUse::of(facts, claims, Some(key));
+        let mut apart = Self { used, facts: Some(facts.clone()), ..Self::default() };
+        apart.sum_up(tables, limits);
+        apart
+    }
+
     /// Shape and state of each card.
     pub fn slots(&self) -> &[(ShapeId, StateId)] {
         &self.slots
@@ -59,6 +87,7 @@ pub struct Estate {
     free: Vec<NodeId>,
     by_name: BTreeMap<Arc<str>, NodeId>,
     silent: BTreeSet<String>,
+    existing: usize,
     /// Counts changes of what nodes offer.
     pub version: u64,
 }
@@ -98,6 +127,11 @@ impl Estate {
         self.by_name().filter_map(|(id, state)| Some((id, state.facts.as_ref()?)))
     }
 
+    /// How many nodes exist.
+    pub fn count(&self) -> usize {
+        self.existing
+    }
+
     /// What a node offers.
     pub fn facts_of(&self, name: &str) -> Option<&NodeFacts> {
         self.node(self.id(name)?)?.facts.as_deref()
@@ -129,6 +163,8 @@ impl Estate {
             return None;
         }
         self.version += 1;
+        let before = self.facts_of(name).is_some();
+        self.existing = self.existing + usize::from(facts.is_some()) - usize::from(before);
         let facts = facts.map(|mut facts| {
             for card in &mut facts.cards {
                 card.shape = self.tables.kept(&card.shape);
@@ -167,10 +203,10 @@ impl Estate {
         if let Some(facts) = &state.facts {
             let claims = state.held.iter().map(|(key, held)| (key, &held.claim));
             state.used = NodeUse::of(facts, claims, None);
-            state.total = state.used.total();
-            state.slots = slots_of(&mut self.tables, facts, &state.used);
+            state.sum_up(&mut self.tables, self.limits);
         } else {
-            (state.used, state.total, state.slots) = Default::default();
+            let held = std::mem::take(&mut state.held);
+            *state = NodeState { held, ..NodeState::default() };
             if state.held.is_empty() {
                 *slot = None;
                 self.by_name.remove(name);
@@ -201,12 +237,20 @@ impl Estate {
     pub fn begin_tables_again(&mut self) {
         let mut tables = Tables::default();
         tables.set_mix(self.tables.mix().clone());
-        for state in self.nodes.iter_mut().flatten() {
-            if let Some(facts) = &state.facts {
-                state.slots = slots_of(&mut tables, facts, &state.used);
-            }
-        }
         self.tables = tables;
+        self.sum_up();
+    }
+
+    /// Judges by another mix from now on.
+    pub fn set_mix(&mut self, mix: Arc<Mix>) {
+        self.tables.set_mix(mix);
+        self.sum_up();
+    }
+
+    fn sum_up(&mut self) {
+        for state in self.nodes.iter_mut().flatten() {
+            state.sum_up(&mut self.tables, self.limits);
+        }
     }
 
     /// What a demand finds on a node.
@@ -247,12 +291,11 @@ impl Estate {
         let limits = self.limits;
         match without {
             None => {
-                let place =
-                    Place { facts: &facts, used: &state.used, total: &state.total, slots: &state.slots };
+                let place = state.place(&facts);
                 fit::fit(&mut self.tables, place, prepared, limits, cards.as_deref())
             }
             Some(key) => {
-                let apart = Apart::new(&mut self.tables, &facts, state, key);
+                let apart = state.without(&mut self.tables, limits, &facts, key);
                 fit::fit(&mut self.tables, apart.place(&facts), prepared, limits, cards.as_deref())
             }
         }
@@ -268,10 +311,12 @@ impl Estate {
             return Err(Rejection::NotReady);
         };
         filters::pass(&facts, &prepared.demand, false, true)?;
-        let used = NodeUse::empty(&facts);
-        let slots = slots_of(&mut self.tables, &facts, &used);
-        let place = Place { facts: &facts, used: &used, total: &Taken::default(), slots: &slots };
-        fit::fit(&mut self.tables, place, prepared, self.limits, None).map(|_| ()).map_err(Rejection::Misfit)
+        let mut empty =
+            NodeState { used: NodeUse::empty(&facts), facts: Some(facts.clone()), ..NodeState::default() };
+        empty.sum_up(&mut self.tables, self.limits);
+        fit::fit(&mut self.tables, empty.place(&facts), prepared, self.limits, None)
+            .map(|_| ())
+            .map_err(Rejection::Misfit)
     }
 
     /// What the allocation says of a plan on a node.
@@ -282,40 +327,19 @@ impl Estate {
         without: Option<&DesktopKey>,
         plan: &Plan,
     ) -> Option<crate::Built> {
+        let limits = self.limits;
         let state = self.nodes.get(at(id))?.as_ref()?;
         let facts = state.facts.clone()?;
         match without {
             None => {
-                let place =
-                    Place { facts: &facts, used: &state.used, total: &state.total, slots: &state.slots };
+                let place = state.place(&facts);
                 fit::build(place, prepared, self.limits, plan)
             }
             Some(key) => {
-                let apart = Apart::new(&mut self.tables, &facts, state, key);
+                let apart = state.without(&mut self.tables, limits, &facts, key);
                 fit::build(apart.place(&facts), prepared, self.limits, plan)
             }
         }
-    }
-}
-
-/// A node as it would be without one desktop.
-struct Apart {
-    used: NodeUse,
-    total: Taken,
-    slots: Vec<(ShapeId, StateId)>,
-}
-
-impl Apart {
-    fn new(tables: &mut Tables, facts: &NodeFacts, state: &NodeState, key: &DesktopKey) -> Self {
-        let claims = state.held.iter().map(|(key, held)| (key, &held.claim));
-        let used = NodeUse::of(facts, claims, Some(key));
-        let total = used.total();
-        let slots = slots_of(tables, facts, &used);
-        Self { used, total, slots }
-    }
-
-    fn place<'a>(&'a self, facts: &'a NodeFacts) -> Place<'a> {
-        Place { facts, used: &self.used, total: &self.total, slots: &self.slots }
     }
 }
 

@@ -11,7 +11,7 @@ use gpudesk_crds::{
     types::{CpuSet, PageSize, PciAddress},
 };
 
-use crate::shape::Shape;
+use crate::{shape::Shape, state::UsedShare};
 
 /// A node as placement sees it.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,7 +79,7 @@ pub struct Card {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Existing {
     /// What it takes.
-    pub takes: crate::state::UsedShare,
+    pub takes: UsedShare,
     /// The desktop that holds it, as `namespace/name`.
     pub owner: Option<String>,
 }
@@ -231,19 +231,22 @@ fn read_card(device: &Device, all: &[&Device], policies: &[DevicePolicy], cells:
     };
     let in_group = |other: &Device| members.iter().any(|member| member.pci_address == other.pci_address);
     let is_peer = |other: &Device| other.uuid.as_ref().is_some_and(|uuid| device.nvlink_peers.contains(uuid));
-    let instances = device.instances.iter().map(|instance| Existing {
-        takes: crate::state::UsedShare {
-            mode: instance.mode,
-            start: instance.start,
-            kind: shape.kind_of(instance.mode, &instance.type_name),
-            vgpu: None,
-        },
-        owner: instance.owner.clone(),
+    let instances = device.instances.iter().map(|instance| {
+        let kind = shape.kind_of(instance.mode, &instance.type_name);
+        let vgpu = instance.vgpu_type.as_ref().and_then(|name| {
+            let position = shape.kind(kind?)?.backed.iter().position(|vgpu| vgpu.name == *name)?;
+            u16::try_from(position).ok()
+        });
+        Existing {
+            takes: UsedShare { mode: instance.mode, start: instance.start, kind, vgpu },
+            owner: instance.owner.clone(),
+        }
     });
     let mut instances: Vec<Existing> = instances.collect();
-    // Those with a known position and a known owner first: the others take what is left.
+    // Those with a known position, owner and vGPU first: the others take what is left.
     instances.sort_by_key(|found| {
-        (found.takes.start.is_none(), found.owner.is_none(), found.takes, found.owner.clone())
+        let UsedShare { mode: _, start, kind: _, vgpu } = found.takes;
+        (start.is_none(), found.owner.is_none(), vgpu.is_none(), found.takes, found.owner.clone())
     });
     Card {
         address: device.pci_address,

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use gpudesk_crds::{
-    Compute, GpuAllocation, allocation::HostDeviceAllocation, desktop_template::NumaPolicy, types::PageSize,
+    Compute, GpuAllocation,
+    allocation::HostDeviceAllocation,
+    desktop_template::{NumaPolicy, Pinning},
+    types::PageSize,
 };
 
 use crate::{
@@ -15,6 +18,7 @@ use crate::{
     request::{Demand, Share, VgpuWish},
     score::Score,
     shape::WHOLE_CARD,
+    starving::{self, Rooms},
     tables::{ShapeId, StateId, Tables},
 };
 
@@ -65,6 +69,10 @@ pub struct Place<'a> {
     pub total: &'a Taken,
     /// Shape and state of each card.
     pub slots: &'a [(ShapeId, StateId)],
+    /// Room on the cards for what the mix wants.
+    pub rooms: &'a Rooms,
+    /// What is starved as it is.
+    pub starved: i64,
 }
 
 /// How a desktop would stand on a node.
@@ -205,7 +213,7 @@ impl<'a> Fitting<'a> {
     }
 
     fn asked(&self) -> Asked<'a> {
-        let Place { facts, used, total, slots: _ } = self.place;
+        let Place { facts, used, total, slots: _, rooms: _, starved: _ } = self.place;
         Asked { facts, used, total, demand: &self.prepared.demand, limits: self.limits }
     }
 
@@ -215,7 +223,7 @@ impl<'a> Fitting<'a> {
         if let Some((_, found)) = known {
             return found.clone();
         }
-        let Place { facts, used, total: _, slots } = self.place;
+        let Place { facts, used, total: _, slots, rooms: _, starved: _ } = self.place;
         let among = match cells {
             None => Among::All,
             Some([cell]) => Among::Cell(*cell),
@@ -249,10 +257,37 @@ impl<'a> Fitting<'a> {
             fallback: pages != asked.demand.memory.pages,
             distance: tier.distance,
             links: found.key.links.saturating_add(functions.far),
-            cost: found.key.cost,
+            cost: found.key.cost.saturating_add(self.starves(&found, pages)),
             left: u16::try_from(left / 256).unwrap_or(u16::MAX),
         };
         Some(Plan { score, found, functions, from: tier.from.clone(), pages })
+    }
+
+    /// What the request starves: see [`starving`].
+    fn starves(&mut self, found: &Found, pages: PageSize) -> i64 {
+        let Place { facts, used, total, slots, rooms, starved } = self.place;
+        let mix = self.tables.mix().clone();
+        if mix.wanted.is_empty() || facts.cards.is_empty() {
+            return 0;
+        }
+        let mut rooms = rooms.clone();
+        for pick in &found.picks {
+            let Some((shape, state)) = slots.get(pick.card) else { continue };
+            for (position, room) in rooms.iter_mut().enumerate() {
+                *room += self.tables.count_wanted(*shape, pick.candidate.next, position)
+                    - self.tables.count_wanted(*shape, *state, position);
+            }
+        }
+        let demand = &self.prepared.demand;
+        let (mut taken, mut dedicated) = (*total, used.dedicated());
+        match demand.cpu.pinning {
+            Pinning::Shared => taken.vcpus = taken.vcpus.saturating_add(demand.cpu.vcpus()),
+            Pinning::Dedicated | Pinning::DedicatedThreads => dedicated += demand.cpu.vcpus(),
+        }
+        let amount = pages.mib().map_or(demand.memory.mib, |page| demand.memory.mib / page);
+        taken.memory[crate::facts::page(pages)] =
+            taken.memory[crate::facts::page(pages)].saturating_add(amount);
+        starving::starved(facts, &taken, dedicated, &rooms, &mix, self.limits) - starved
     }
 
     fn cells_of(&self, found: &Found) -> Vec<usize> {
@@ -355,7 +390,7 @@ fn subsets(count: usize, size: usize) -> Box<dyn Iterator<Item = Vec<usize>>> {
 
 /// What the allocation says of a plan.
 pub fn build(place: Place<'_>, prepared: &Prepared, limits: Limits, plan: &Plan) -> Option<Built> {
-    let Place { facts, used, total, slots: _ } = place;
+    let Place { facts, used, total, slots: _, rooms: _, starved: _ } = place;
     let demand = &prepared.demand;
     let asked = Asked { facts, used, total, demand, limits };
     let compute = compute::build(asked, plan.from.scope(), plan.pages)?;

@@ -32,6 +32,7 @@ pub mod request;
 pub mod score;
 pub mod shape;
 pub mod snapshot;
+pub mod starving;
 pub mod state;
 pub mod tables;
 #[cfg(test)]

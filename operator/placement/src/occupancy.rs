@@ -217,6 +217,11 @@ impl NodeUse {
         }
     }
 
+    /// CPUs that desktops have for themselves.
+    pub fn dedicated(&self) -> i64 {
+        self.cells.iter().map(|cell| i64::try_from(cell.dedicated.len()).unwrap_or(i64::MAX)).sum()
+    }
+
     /// Taken altogether, in cells and out of them.
     pub fn total(&self) -> Taken {
         let mut total = self.floating;
@@ -267,6 +272,7 @@ fn foreign<'a>(
                     && share.kind == takes.kind
                     && instance.owner.as_ref().is_none_or(|named| named == owner)
                     && (share.start.is_none() || takes.start.is_none() || share.start == takes.start)
+                    && (share.vgpu.is_none() || takes.vgpu.is_none() || share.vgpu == takes.vgpu)
             });
             match explained {
                 Some(position) => {

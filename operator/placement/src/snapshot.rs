@@ -399,7 +399,7 @@ impl Snapshot {
         }
         let mix = self.census.mix();
         if mix != **self.estate.tables.mix() {
-            self.estate.tables.set_mix(Arc::new(mix));
+            self.estate.set_mix(Arc::new(mix));
             self.rankings.clear();
             self.ranking_of.clear();
         }

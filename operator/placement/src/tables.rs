@@ -45,6 +45,8 @@ pub struct Tables {
     wishes: Vec<Arc<(Share, CardRequirements)>>,
     wish_ids: HashMap<Arc<(Share, CardRequirements)>, WishId>,
     mix: Arc<Mix>,
+    /// Numbers of what the mix wants, way by way.
+    wanted: Vec<Box<[WishId]>>,
     states: usize,
 }
 
@@ -63,6 +65,7 @@ struct StateEntry {
     worth: Option<i64>,
     outcomes: Vec<Option<Outcome>>,
     counts: Vec<(Box<[WishId]>, i32)>,
+    wanted: Vec<Option<i32>>,
 }
 
 fn number(position: usize) -> u32 {
@@ -106,14 +109,18 @@ impl Tables {
         let id = number(entry.states.len());
         let used = Arc::new(used.clone());
         entry.state_ids.insert(used.clone(), id);
-        entry.states.push(StateEntry { used, worth: None, outcomes: vec![], counts: vec![] });
+        entry.states.push(StateEntry { used, worth: None, outcomes: vec![], counts: vec![], wanted: vec![] });
         self.states += 1;
         id
     }
 
     /// The number of what a way of a share asks for.
     pub fn wish(&mut self, request: &ShareRequest, share: &Share) -> WishId {
-        let wish = (share.clone(), request.cards.clone());
+        self.wish_of(share, &request.cards)
+    }
+
+    fn wish_of(&mut self, share: &Share, cards: &CardRequirements) -> WishId {
+        let wish = (share.clone(), cards.clone());
         if let Some(id) = self.wish_ids.get(&wish) {
             return *id;
         }
@@ -131,12 +138,18 @@ impl Tables {
 
     /// Judges by another mix from now on.
     pub fn set_mix(&mut self, mix: Arc<Mix>) {
-        self.mix = mix;
+        self.mix = mix.clone();
+        let numbers = mix
+            .wanted
+            .iter()
+            .map(|(wanted, _)| wanted.ways.iter().map(|way| self.wish_of(way, &wanted.cards)).collect());
+        self.wanted = numbers.collect();
         for entry in &mut self.shapes {
             entry.outlook = None;
             for state in &mut entry.states {
                 state.worth = None;
                 state.outcomes.clear();
+                state.wanted.clear();
             }
         }
     }
@@ -225,6 +238,25 @@ impl Tables {
         }
         let count = state::count_more(&entry.shape, &kept.used, &offers);
         kept.counts.push((ways.into(), count));
+        count
+    }
+
+    /// How many more of what the mix wants at `position` a card of a shape in a state gives.
+    pub fn count_wanted(&mut self, shape: ShapeId, state: StateId, position: usize) -> i32 {
+        let kept = self.shapes.get(at(shape)).and_then(|entry| entry.states.get(at(state)));
+        if let Some(count) = kept.and_then(|state| state.wanted.get(position)).copied().flatten() {
+            return count;
+        }
+        let ways = self.wanted.get(position).cloned().unwrap_or_default();
+        let count = self.count(shape, state, &ways);
+        if let Some(kept) = self.shapes.get_mut(at(shape)).and_then(|entry| entry.states.get_mut(at(state))) {
+            if kept.wanted.len() <= position {
+                kept.wanted.resize(position + 1, None);
+            }
+            if let Some(slot) = kept.wanted.get_mut(position) {
+                *slot = Some(count);
+            }
+        }
         count
     }
 

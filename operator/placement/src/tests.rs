@@ -4,5 +4,6 @@ mod builders;
 mod decisions;
 mod differential;
 mod geometry;
+mod model;
 mod oracle;
 mod properties;

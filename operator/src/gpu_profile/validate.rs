@@ -87,11 +87,53 @@ fn vgpu_share(share: &VgpuShare) -> Option<Share> {
     Some(Share::Vgpu(wish))
 }
 
-fn mig_share(MigShare { profile, series, graphics }: &MigShare) -> Share {
+fn mig_share(MigShare { profile, series, graphics, framebuffer_mib }: &MigShare) -> Share {
     let default = if *graphics { VgpuSeries::Q } else { VgpuSeries::C };
     Share::Mig {
         profile: if *graphics { format!("{profile}+gfx") } else { profile.clone() },
         series: series.unwrap_or(default),
-        framebuffer_mib: None,
+        framebuffer_mib: *framebuffer_mib,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gpudesk_crds::types::Isolation;
+
+    use super::*;
+    use crate::{gpu_profile::status::status, world::Supply};
+
+    fn profile(spec: &str) -> GpuProfile {
+        GpuProfile::new("p", serde_yaml::from_str(spec).unwrap())
+    }
+
+    #[test]
+    fn a_vgpu_that_shares_its_gpu_instance_is_time_sliced() {
+        let of = |mig: &str| validate(&profile(&format!("alternatives: [{{mig: {mig}}}]"))).unwrap();
+        let shared = of("{profile: 1g.24gb, graphics: true, framebufferMiB: 2048}");
+        let expected =
+            Share::Mig { profile: "1g.24gb+gfx".into(), series: VgpuSeries::Q, framebuffer_mib: Some(2048) };
+        assert_eq!(shared.ways[0].share, expected);
+        assert_eq!(shared.ways[0].share.isolation(), Isolation::TimeSliced);
+        assert_eq!(of("{profile: 1g.24gb}").ways[0].share.isolation(), Isolation::HardwarePartition);
+        let summary = |share: &ShareRequest| {
+            let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH);
+            let said = status(&GpuProfile::default(), share, &Supply::default(), &now).summary.unwrap();
+            (said.share, said.memory, said.isolation)
+        };
+        assert_eq!(summary(&shared), ("MIG 1g.24gb".into(), "2 GiB".into(), "TimeSliced".into()));
+    }
+
+    #[test]
+    fn a_profile_that_wants_hardware_of_its_own_never_shares_a_gpu_instance() {
+        let both = "[{mig: {profile: 1g.24gb, framebufferMiB: 2048}}, {mig: {profile: 1g.24gb}}]";
+        let ways = |alternatives: &str| {
+            let spec = format!("{{alternatives: {alternatives}, minimumIsolation: HardwarePartition}}");
+            validate(&profile(&spec))
+                .map(|share| share.ways.into_iter().map(|way| way.index).collect::<Vec<_>>())
+        };
+        assert_eq!(ways(both).unwrap(), [1]);
+        let why = ways("[{mig: {profile: 1g.24gb, framebufferMiB: 2048}}]").unwrap_err();
+        assert!(why.message.contains("spec.minimumIsolation HardwarePartition"), "{}", why.message);
     }
 }

@@ -1,7 +1,8 @@
 //! The shares that exist on a card, as its driver lists them.
 //!
-//! GPU instances are the driver's to tell. vGPUs are seen in sysfs first, which knows the function that
-//! carries them; the driver adds type and position to those, and those that sysfs does not show.
+//! GPU instances are the driver's to tell, and each vGPU on one is a share of its own. vGPUs are seen in
+//! sysfs first, which knows the function that carries them; the driver adds type and position to those,
+//! and those that sysfs does not show.
 
 use std::collections::BTreeSet;
 
@@ -42,30 +43,61 @@ fn gpu_instances(card: &mut Device, found: &CardReadings, mig: &MigReadings) {
     let mut listed: Vec<Instance> = vec![];
     for instance in &mig.instances {
         let Some(shown) = gpu_instance(found, mig, instance) else { continue };
-        listed.push(shown);
-    }
-    for shown in &mut listed {
-        // vGPUs that sysfs shows on this instance: it is the share, they are in it.
+        let readings = found.vgpu.iter().flat_map(|vgpu| &vgpu.instances);
+        let readings: Vec<&VgpuInstanceReading> =
+            readings.filter(|vgpu| vgpu.gpu_instance == Some(instance.id)).collect();
+        // What sysfs shows on this instance: the vGPUs in it, and what an earlier reading made of it.
         let mut inside = vec![];
         on_slices.retain(|other| {
-            let same = other.id == shown.id || other.gpu_instance == shown.gpu_instance;
+            let same = other.id == shown.id
+                || other.gpu_instance == shown.gpu_instance
+                || readings.iter().any(|vgpu| id(vgpu).as_ref() == Some(&other.id));
             if same {
                 inside.push(other.clone());
             }
             !same
         });
-        let functions: Vec<_> = inside.iter().filter_map(|other| other.virtual_function).collect();
-        shown.virtual_function = match functions[..] {
-            [one] => Some(one),
-            _ => None,
-        };
-        shown.owner = inside.into_iter().find_map(|other| other.owner);
+        listed.extend(shares_of(&shown, inside, found.vgpu.as_ref(), &readings));
     }
     card.instances = others;
     card.instances.extend(listed);
     // What sysfs shows and the driver does not place, stays as sysfs shows it; what only an earlier
     // reading showed is gone.
     card.instances.extend(on_slices.into_iter().filter(|other| other.virtual_function.is_some()));
+}
+
+/// The vGPUs on a GPU instance, or the instance itself where there is none. `inside` are those that
+/// sysfs shows; where it shows none, `readings` are those of the driver.
+fn shares_of(
+    instance: &Instance,
+    inside: Vec<Instance>,
+    vgpu: Option<&VgpuReadings>,
+    readings: &[&VgpuInstanceReading],
+) -> Vec<Instance> {
+    let type_of = |reading: &VgpuInstanceReading| name_of(vgpu?, reading.type_id);
+    let mut shares: Vec<Instance> = vec![];
+    for other in inside.into_iter().filter(|other| other.virtual_function.is_some()) {
+        let by_driver = readings.iter().find(|reading| id(reading).as_ref() == Some(&other.id));
+        let named = || vgpu_type::parse(&other.type_name).map(|name| name.name);
+        shares.push(Instance {
+            vgpu_type: by_driver.and_then(|reading| type_of(reading)).or(other.vgpu_type).or_else(named),
+            id: other.id,
+            virtual_function: other.virtual_function,
+            owner: other.owner,
+            ..instance.clone()
+        });
+    }
+    if shares.is_empty() {
+        let known = readings.iter().filter_map(|reading| {
+            Some(Instance { id: id(reading)?, vgpu_type: type_of(reading), ..instance.clone() })
+        });
+        shares = known.collect();
+    }
+    if shares.is_empty() {
+        let vgpu_type = readings.iter().find_map(|reading| type_of(reading));
+        shares.push(Instance { vgpu_type, ..instance.clone() });
+    }
+    shares
 }
 
 fn gpu_instance(found: &CardReadings, mig: &MigReadings, instance: &GpuInstanceReading) -> Option<Instance> {
@@ -85,6 +117,7 @@ fn gpu_instance(found: &CardReadings, mig: &MigReadings, instance: &GpuInstanceR
         id,
         type_name,
         mode: ShareMode::Mig,
+        vgpu_type: None,
         start: Some(instance.placement.start.clamp(0, 4096)),
         virtual_function: None,
         gpu_instance: Some(number),
@@ -118,6 +151,7 @@ fn time_sliced(card: &mut Device, vgpu: &VgpuReadings) {
                 id,
                 type_name,
                 mode: ShareMode::Vgpu,
+                vgpu_type: None,
                 start,
                 virtual_function: None,
                 gpu_instance: None,

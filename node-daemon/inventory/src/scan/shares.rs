@@ -114,6 +114,7 @@ impl Scanner {
         for (parent, virtual_function) in own.chain(functions) {
             for (uuid, type_id) in self.mdevs.get(&parent).into_iter().flatten() {
                 let placement = card.placements.iter().find(|placement| placement.driver_id == *type_id);
+                let on_slice = placement.filter(|placement| placement.mode == ShareMode::Mig);
                 found.push(Instance {
                     id: uuid.clone(),
                     type_name: placement.map_or_else(
@@ -121,6 +122,7 @@ impl Scanner {
                         |placement| placement.type_name.clone(),
                     ),
                     mode: placement.map_or(ShareMode::Vgpu, |placement| placement.mode),
+                    vgpu_type: on_slice.map(|placement| placement.type_name.clone()),
                     start: None,
                     virtual_function,
                     gpu_instance: None,
@@ -240,6 +242,7 @@ impl Scanner {
         };
         Some(Instance {
             id: address.to_string(),
+            vgpu_type: name.clone().filter(|_| is_mig),
             type_name: name.unwrap_or_else(|| id.to_string()),
             mode: if is_mig { ShareMode::Mig } else { ShareMode::Vgpu },
             start: if is_mig { None } else { number("placement_id") },

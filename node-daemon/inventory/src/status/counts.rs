@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use gpudesk_crds::{
-    gpu_node_status::{Device, NodeSummary, TypeCount},
+    gpu_node_status::{Device, Instance, NodeSummary, TypeCount},
     types::ShareMode,
 };
 
@@ -28,13 +28,30 @@ pub(super) fn capacity(cards: &[&Device]) -> Vec<TypeCount> {
     listed(counts)
 }
 
-/// What is in use on `cards`.
+/// What is in use on `cards`; a GPU instance once, however many vGPUs are on it.
 pub(super) fn allocated(cards: &[Device]) -> Vec<TypeCount> {
     let mut counts = Counts::new();
-    for instance in cards.iter().flat_map(|card| &card.instances) {
+    for instance in cards.iter().flat_map(in_use) {
         *counts.entry((instance.mode, instance.type_name.clone())).or_default() += 1;
     }
     listed(counts)
+}
+
+/// What takes units of a card: each share, but of the vGPUs on one GPU instance only the first.
+fn in_use(card: &Device) -> impl Iterator<Item = &Instance> {
+    let first = |(position, instance): &(usize, &Instance)| {
+        card.instances[..*position].iter().all(|before| !is_on_one_instance(before, instance))
+    };
+    card.instances.iter().enumerate().filter(first).map(|(_, instance)| instance)
+}
+
+/// Whether two shares are vGPUs on one GPU instance: by its number, or by its place.
+fn is_on_one_instance(one: &Instance, other: &Instance) -> bool {
+    let numbers = one.gpu_instance.zip(other.gpu_instance);
+    let same_place = one.type_name == other.type_name && one.start.is_some() && one.start == other.start;
+    one.mode == ShareMode::Mig
+        && other.mode == ShareMode::Mig
+        && numbers.map_or(same_place, |(one, other)| one == other)
 }
 
 /// The figures that people see first.
@@ -86,7 +103,7 @@ fn used_units(card: &Device, total: i32) -> i32 {
     // In parts of a unit, for the shares of equal size need not be whole ones.
     let mut used = 0_i64;
     let fine = 1_i64 << 20;
-    for instance in &card.instances {
+    for instance in in_use(card) {
         let placement = card
             .placements
             .iter()

@@ -66,6 +66,7 @@ impl HeldShare {
             id: card.to_string(),
             type_name: PASSTHROUGH.into(),
             mode: ShareMode::Passthrough,
+            vgpu_type: None,
             start: None,
             virtual_function: None,
             gpu_instance: None,

@@ -1,7 +1,8 @@
 use gpudesk_crds::{
     GpuNodeSpec, GpuNodeStatus,
     gpu_node_status::{
-        Device, Ecc, Hugepages, Instance, NumaCell, PcieLink, Placement, VirtualFunction, Xid,
+        CardUnits, Device, Ecc, Hugepages, Instance, ModeSupport, NumaCell, PcieLink, Placement,
+        VirtualFunction, Xid,
     },
     types::{PageSize, ShareMode},
 };
@@ -94,6 +95,7 @@ fn vgpu(id: &str, owner: Option<&str>) -> Instance {
         id: id.into(),
         type_name: "L40S-8Q".into(),
         mode: ShareMode::Vgpu,
+        vgpu_type: None,
         start: None,
         virtual_function: None,
         gpu_instance: None,
@@ -114,6 +116,33 @@ fn what_gpudesk_made_and_what_it_found_are_shown_once_each() {
         status.devices[0].instances.iter().map(|i| (i.id.as_str(), i.owner.as_deref())).collect();
     assert_eq!(shown, [("u1", Some("demo/a")), ("u2", None)]);
     assert_eq!(status.allocated[0].count, 2);
+}
+
+#[test]
+fn a_gpu_instance_counts_once_however_many_vgpus_share_it() {
+    let mut facts = facts();
+    let card = &mut facts.cards[0];
+    let mut profile = Placement::new("1g.24gb+gfx", ShareMode::Mig, 24_576, 4);
+    (profile.size, profile.starts, profile.compute_slices) = (3, vec![0, 3, 6, 9], 1);
+    card.placements = vec![profile];
+    card.units = Some(CardUnits { mig_memory: 12, mig_compute: 4, vgpu_region: 0 });
+    card.supports = vec![ModeSupport { mode: ShareMode::Mig, supported: true, reason: None }];
+    let on = |id: &str, start: i32, gpu_instance: Option<i32>| HeldShare {
+        card: CARD.parse().unwrap(),
+        instance: Instance {
+            type_name: "1g.24gb+gfx".into(),
+            mode: ShareMode::Mig,
+            vgpu_type: Some("DC-1-2Q".into()),
+            start: Some(start),
+            gpu_instance,
+            ..vgpu(id, Some("demo/a"))
+        },
+    };
+    let held = [on("a", 0, Some(1)), on("b", 3, None), on("c", 0, Some(1)), on("d", 3, Some(2))];
+    let status = said(&facts, Ok(&held), None);
+    assert_eq!(status.devices[0].instances.len(), 4);
+    assert_eq!((status.allocated.len(), status.allocated[0].count), (1, 2));
+    assert_eq!(status.summary.unwrap().slices, "6/12");
 }
 
 #[test]

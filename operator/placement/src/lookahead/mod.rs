@@ -3,11 +3,12 @@
 //! The worth of a card is the number of starts that each wanted kind will find on it, weighed:
 //!
 //! ```text
-//! worth = Σ over kinds  √share · fraction³ · Σ over its starts  1 / C(16 + j, j)   + a little for fullness
+//! worth = Σ over kinds  share^⅝ · fraction³ · Σ over its starts  1 / C(16 + j, j)   + a little for fullness
 //! ```
 //!
 //! - `share` is the kind's part of the mix. Demand for a kind fluctuates with the root of its volume,
-//!   so a rare kind needs more in reserve than its part.
+//!   so a rare kind needs more in reserve than its part. The exponent is between that and proportion:
+//!   with ½ a kind that is hardly wanted was protected too much, with 1 it was shut out.
 //! - `fraction` is the part of the card that one share takes: room for a large share is hard to come
 //!   by again, room for a small one is everywhere.
 //! - `j` counts the placed shares in the way. `1 / C(16 + j, j)` is the chance that all of them end
@@ -90,9 +91,12 @@ impl Values {
                 _ => (unsigned(kind.size), unsigned(mode.units)),
             };
             let fraction = u128::from(FRACTION * part / all.max(1)).pow(3);
-            // The share in 32 bits of fraction has a root of 16: with the fraction's 36 and 20 less, 32.
-            let root = ((u128::from(*count) << 32) / u128::from(total)).isqrt();
-            let weight = (root * fraction * u128::from(whole)) >> 32;
+            // 32 bits of fraction each, and 36 in the fraction's cube; 20 are left.
+            let share = (u128::from(*count) << 32) / u128::from(total);
+            let share = share.min(1 << 32);
+            let fourth_root = (share << 92).isqrt().isqrt();
+            let share = ((share * fourth_root) << 1).isqrt();
+            let weight = (share * fraction * u128::from(whole.min(1 << 40))) >> 48;
             i64::try_from(weight.min(1 << 40)).unwrap_or(i64::MAX)
         });
         let weights = weights.collect();

@@ -11,8 +11,8 @@ use crate::{
     cards::{self, Among, Cards, Found, NoGpus},
     facts::NodeFacts,
     fit::Prepared,
-    occupancy::NodeUse,
-    request::{Demand, Share, ShareRequest},
+    occupancy::{Claim, NodeUse},
+    request::{Demand, DesktopKey, Share, ShareRequest},
     shape::{NoShare, Refused, matches},
     state::UsedShare,
     tables::Tables,
@@ -293,4 +293,89 @@ fn product_globs_know_one_wildcard_and_no_case() {
     assert!(!matches("L40S", "NVIDIA L40S"));
     assert!(!matches("*A*B*", "B then A"));
     assert!(matches("*", ""));
+}
+
+/// A 2 GB vGPU on a 24 GB GPU instance.
+fn small() -> Share {
+    Share::Mig { profile: "1g.24gb+gfx".into(), series: VgpuSeries::Q, framebuffer_mib: Some(2048) }
+}
+
+#[test]
+fn forty_eight_desktops_of_2_gb_fit_on_one_card_and_no_more() {
+    let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[rtx_pro_6000(1, 0)]));
+    let mut starts: Vec<i32> = (0..48).map(|_| card.first(&small()).unwrap().unwrap()).collect();
+    assert!(starts.chunks(12).all(|one| one.iter().all(|start| *start == one[0])), "one after the other");
+    starts.dedup();
+    starts.sort_unstable();
+    assert_eq!(starts, [0, 3, 6, 9]);
+    assert_eq!(card.first(&small()), Err(NoShare::NoFreePlacement));
+}
+
+#[test]
+fn a_gpu_instance_takes_vgpus_of_its_own_size_only() {
+    let mut device = rtx_pro_6000(1, 0);
+    let four = json!({"type": "DC-1-4Q", "series": "Q", "framebufferMiB": 4096, "maxPerInstance": 6});
+    device["placements"][0]["vgpuTypes"].as_array_mut().unwrap().push(four);
+    let larger =
+        Share::Mig { profile: "1g.24gb+gfx".into(), series: VgpuSeries::Q, framebuffer_mib: Some(4096) };
+    let whole = mig("1g.24gb+gfx", VgpuSeries::Q);
+    let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[device]));
+    card.put(&small(), 3);
+    assert_eq!(card.starts(&small()), Ok(vec![3]), "the instance that is there first");
+    for other in [&larger, &whole] {
+        assert_eq!(card.starts(other), Ok(vec![0, 6, 9]));
+    }
+    card.put(&larger, 0);
+    card.put(&whole, 6);
+    card.put(&whole, 9);
+    assert_eq!((card.starts(&small()), card.starts(&larger)), (Ok(vec![3]), Ok(vec![0])));
+    assert_eq!(card.starts(&whole), Err(NoShare::NoFreePlacement));
+    for _ in 1..12 {
+        card.put(&small(), 3);
+    }
+    assert_eq!(card.starts(&small()), Err(NoShare::NoFreePlacement), "there is room for larger ones only");
+    assert_eq!(card.starts(&larger), Ok(vec![0]));
+}
+
+#[test]
+fn an_instance_that_nobody_explains_is_joined_when_its_vgpu_is_known() {
+    let on = |vgpus: serde_json::Value| {
+        let mut object = node("n", &[cell(0, 8, 65536, 0)], &[rtx_pro_6000(1, 0)]);
+        let device = &mut object.status.as_mut().unwrap().devices[0];
+        device.instances = serde_json::from_value(vgpus).unwrap();
+        let mut card = Card::of(&object);
+        card.used = NodeUse::of(&card.facts, std::iter::empty(), None);
+        card
+    };
+    let instance = |id: &str, vgpu: Option<&str>| {
+        let mut instance = json!({"id": id, "type": "1g.24gb+gfx", "mode": "Mig", "start": 3});
+        instance["vgpuType"] = json!(vgpu);
+        instance
+    };
+    let known = |count: usize| {
+        (0..count).map(|n| instance(&format!("0000:01:00.{n}"), Some("DC-1-2Q"))).collect::<Vec<_>>()
+    };
+    assert_eq!(on(json!(known(2))).starts(&small()), Ok(vec![3]));
+    assert_eq!(on(json!(known(12))).starts(&small()), Ok(vec![0, 6, 9]), "it is full");
+    assert_eq!(on(json!([instance("MIG-1", None)])).starts(&small()), Ok(vec![0, 6, 9]));
+}
+
+#[test]
+fn an_instance_is_explained_by_a_desktop_with_its_vgpu_type_only() {
+    let used = |vgpu: Option<&str>| {
+        let mut object = node("n", &[cell(0, 8, 65536, 0)], &[rtx_pro_6000(1, 0)]);
+        let device = &mut object.status.as_mut().unwrap().devices[0];
+        device.instances = serde_json::from_value(json!([
+            {"id": "a", "type": "1g.24gb+gfx", "mode": "Mig", "start": 3, "gpuInstance": 1, "vgpuType": vgpu},
+        ]))
+        .unwrap();
+        let facts = NodeFacts::read(&object);
+        let kind = facts.cards[0].shape.kind_of(ShareMode::Mig, "1g.24gb+gfx");
+        let takes = UsedShare { mode: ShareMode::Mig, start: Some(3), kind, vgpu: Some(1) };
+        let claim = Claim { shares: vec![(0, takes)], ..Claim::default() };
+        let held = [(DesktopKey::new("demo", "a"), claim)];
+        NodeUse::of(&facts, held.iter().map(|(key, claim)| (key, claim)), None).cards[0].shares().len()
+    };
+    assert_eq!((used(Some("DC-1-2Q")), used(None)), (1, 1), "it is that desktop's");
+    assert_eq!(used(Some("DC-1-24Q")), 2, "it is another's");
 }

@@ -41,7 +41,7 @@ fn types_on_a_gpu_instance_are_listed_with_their_profile_and_not_beside_it() {
 
 #[test]
 fn a_gpu_instance_is_known_by_the_uuid_of_its_first_compute_instance() {
-    let card = first(MIG);
+    let card = first(&MIG.replace("{handle: 7, uuid: vgpu-7, typeId: 901, gpuInstance: 4}", ""));
     let shown: Vec<(&str, &str, Option<i32>, Option<i32>)> = card
         .instances
         .iter()
@@ -51,26 +51,63 @@ fn a_gpu_instance_is_known_by_the_uuid_of_its_first_compute_instance() {
         shown,
         [("MIG-GPU-1/3", "1g.24gb", Some(0), Some(3)), ("MIG-a", "1g.24gb+gfx", Some(9), Some(4))]
     );
+    assert!(card.instances.iter().all(|one| one.vgpu_type.is_none()));
+}
+
+/// The vGPUs of a card, each with what is under it.
+fn on_slices(card: &Device) -> Vec<(&str, &str, Option<&str>, Option<i32>, Option<i32>)> {
+    let slices = card.instances.iter().filter(|one| one.mode == ShareMode::Mig);
+    slices
+        .map(|one| (one.id.as_str(), &*one.type_name, one.vgpu_type.as_deref(), one.start, one.gpu_instance))
+        .collect()
 }
 
 #[test]
-fn a_function_that_carries_a_vgpu_of_a_gpu_instance_belongs_to_that_instance() {
+fn a_gpu_instance_with_vgpus_is_shown_as_these() {
+    let vgpu = "{handle: 7, uuid: vgpu-7, typeId: 901, gpuInstance: 4}";
+    let more = format!("{vgpu}\n    - {}", vgpu.replace('7', "8"));
+    assert_eq!(
+        on_slices(&first(&MIG.replace(vgpu, &more))),
+        [
+            ("MIG-GPU-1/3", "1g.24gb", None, Some(0), Some(3)),
+            ("vgpu-7", "1g.24gb+gfx", Some("DC-1-2Q"), Some(9), Some(4)),
+            ("vgpu-8", "1g.24gb+gfx", Some("DC-1-2Q"), Some(9), Some(4)),
+        ]
+    );
+    let nameless = MIG.replace(vgpu, "{handle: 7, typeId: 901, gpuInstance: 4}");
+    assert_eq!(on_slices(&first(&nameless))[1], ("MIG-a", "1g.24gb+gfx", Some("DC-1-2Q"), Some(9), Some(4)));
+}
+
+#[test]
+fn functions_that_carry_vgpus_of_a_gpu_instance_are_that_instances() {
     let readings: DriverReadings = serde_yaml::from_str(MIG).unwrap();
     let mut cards = [Device::new(readings.cards[0].address, "10de", "2bb5")];
-    let function = "0000:41:00.4".parse().unwrap();
-    cards[0].instances = vec![Instance {
-        id: "0000:41:00.4".into(),
-        type_name: "DC-1-2Q".into(),
+    let carried = |function: &str, type_name: &str, owner: &str| Instance {
+        id: function.into(),
+        type_name: type_name.into(),
         mode: ShareMode::Mig,
+        vgpu_type: None,
         start: None,
-        virtual_function: Some(function),
+        virtual_function: Some(function.parse().unwrap()),
         gpu_instance: Some(4),
-        owner: Some("team-a/ada".into()),
-    }];
+        owner: Some(owner.into()),
+    };
+    // Of the second, sysfs knows the number of its type only.
+    let (ada, ben) = (carried("0000:41:00.4", "DC-1-2Q", "a/ada"), carried("0000:41:00.5", "901", "a/ben"));
+    cards[0].instances = vec![ada, ben];
     describe(&mut cards, &readings);
-    let carried: Vec<_> = cards[0].instances.iter().filter(|one| one.virtual_function.is_some()).collect();
-    assert_eq!(cards[0].instances.len(), 2);
-    assert_eq!((carried[0].id.as_str(), carried[0].owner.as_deref()), ("MIG-a", Some("team-a/ada")));
+    let shown = [
+        ("MIG-GPU-1/3", "1g.24gb", None, Some(0), Some(3)),
+        ("0000:41:00.4", "1g.24gb+gfx", Some("DC-1-2Q"), Some(9), Some(4)),
+        ("0000:41:00.5", "1g.24gb+gfx", Some("DC-1-2Q"), Some(9), Some(4)),
+    ];
+    assert_eq!(on_slices(&cards[0]), shown);
+    let owners: Vec<_> = cards[0].instances.iter().map(|one| one.owner.as_deref()).collect();
+    assert_eq!(owners, [None, Some("a/ada"), Some("a/ben")]);
+    // Once more, over what was made of it.
+    let once = cards.clone();
+    describe(&mut cards, &readings);
+    assert_eq!(cards[0].instances, once[0].instances);
 }
 
 #[test]
@@ -155,6 +192,7 @@ fn what_sysfs_says_of_a_share_is_kept_beside_what_the_driver_says() {
         id: "0000:41:00.4".into(),
         type_name: "1153".into(),
         mode: ShareMode::Vgpu,
+        vgpu_type: None,
         start: None,
         virtual_function: Some(function),
         gpu_instance: None,

@@ -200,6 +200,7 @@ fn put_instance(card: &mut Device, id: &str, type_name: &str, mode: ShareMode, f
             id: id.into(),
             type_name: type_name.into(),
             mode,
+            vgpu_type: (mode == ShareMode::Mig).then(|| type_name.into()),
             start: None,
             virtual_function: function,
             gpu_instance: None,

@@ -33,6 +33,7 @@ fn held(id: &str) -> Instance {
         id: id.into(),
         type_name: "L40S-8Q".into(),
         mode: ShareMode::Vgpu,
+        vgpu_type: None,
         start: None,
         virtual_function: None,
         gpu_instance: None,

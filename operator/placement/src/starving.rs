@@ -1,0 +1,67 @@
+//! Room on cards that a node's CPUs and memory cannot carry.
+//!
+//! A node whose memory is gone keeps its free cards from everybody. So a request also costs what it
+//! starves: for each wanted share, how many the cards of the node have room for beyond what its CPUs
+//! and memory carry, in MiB of GPU memory, weighed by how often the share is wanted. One share is
+//! looked at at a time and a node serves several, so it counts one third. (The measure follows
+//! fragmentation gradient descent, Weng et al., "Beware of Fragmentation", USENIX ATC 2023.)
+
+use crate::{
+    compute::Limits,
+    facts::NodeFacts,
+    mix::{Mix, Needs},
+    occupancy::Taken,
+    tables::{ShapeId, StateId, Tables},
+};
+
+/// Shares are looked at one at a time; a node serves about so many kinds.
+const KINDS: i64 = 3;
+
+/// How many of each wanted share the cards of a node have room for.
+pub type Rooms = Vec<i32>;
+
+/// Counts the room on some cards.
+pub fn rooms(tables: &mut Tables, slots: &[(ShapeId, StateId)]) -> Rooms {
+    let wanted = tables.mix().wanted.len();
+    (0..wanted)
+        .map(|position| {
+            slots.iter().map(|(shape, state)| tables.count_wanted(*shape, *state, position)).sum()
+        })
+        .collect()
+}
+
+/// What is starved on a node with this room when so much is taken of its CPUs and memory: MiB of GPU
+/// memory, to compare with what choices of cards cost.
+pub fn starved(
+    facts: &NodeFacts,
+    taken: &Taken,
+    dedicated: i64,
+    rooms: &Rooms,
+    mix: &Mix,
+    limits: Limits,
+) -> i64 {
+    let total: i64 = mix.wanted.iter().map(|(_, weight)| i64::from(*weight)).sum();
+    let memory = [0, 1, 2].map(|kind| {
+        let has: i64 = facts.cells.iter().map(|cell| cell.memory.get(kind).copied().unwrap_or(0)).sum();
+        has.saturating_sub(taken.memory.get(kind).copied().unwrap_or(0)).max(0)
+    });
+    let cpus = (facts.cpus() - dedicated).max(0);
+    let lost: i64 = mix
+        .wanted
+        .iter()
+        .zip(rooms)
+        .map(|((wanted, weight), room)| {
+            let Needs { vcpus, dedicated, page, memory: each, gpu_mib } = wanted.needs;
+            let left = if dedicated {
+                cpus - taken.vcpus / limits.cpu_overcommit.max(1)
+            } else {
+                cpus * limits.cpu_overcommit - taken.vcpus
+            };
+            let by_cpu = left.max(0) / vcpus.max(1);
+            let by_memory = memory.get(page).copied().unwrap_or(0) / each.max(1);
+            let room = i64::from(*room);
+            (room - by_cpu.min(by_memory)).max(0) * gpu_mib * i64::from(*weight)
+        })
+        .sum();
+    lost / total.max(1) / KINDS
+}
