@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 /// A chart of labelled bars, one below the other.
-pub fn bars(title: &str, points: &[(String, f64)]) -> String {
+pub(crate) fn bars(title: &str, points: &[(String, f64)]) -> String {
     let most = points.iter().map(|(_, value)| *value).fold(f64::MIN_POSITIVE, f64::max);
     let height = 48 + 22 * points.len();
     let mut svg = format!(

@@ -1,6 +1,7 @@
 //! An estate of many nodes, nine tenths full, on which desktops come and go.
 
 use std::{
+    alloc::System,
     collections::{BTreeMap, VecDeque},
     sync::Arc,
 };
@@ -19,9 +20,19 @@ use gpudesk_operator::{
     },
     plan::hosts,
 };
+use stats_alloc::StatsAlloc;
+
+#[global_allocator]
+static MEMORY: StatsAlloc<System> = StatsAlloc::system();
+
+/// Bytes allocated and not yet given back.
+fn allocated() -> usize {
+    let stats = MEMORY.stats();
+    stats.bytes_allocated.wrapping_sub(stats.bytes_deallocated)
+}
 
 /// Cards of a node.
-pub const CARDS: usize = 8;
+pub(crate) const CARDS: usize = 8;
 /// Desktops that are defined.
 const DEFINED: usize = 72_000;
 /// Of the cards' slices, how many are taken, in percent.
@@ -42,13 +53,13 @@ cards:
 ";
 
 /// How often each profile is asked for.
-pub struct Mix {
-    pub name: &'static str,
+pub(crate) struct Mix {
+    pub(crate) name: &'static str,
     /// Profile, memory units, weight.
     profiles: &'static [(&'static str, usize, u64)],
 }
 
-pub const MIXES: &[Mix] = &[
+pub(crate) const MIXES: &[Mix] = &[
     Mix {
         name: "uniform",
         profiles: &[("1g.10gb", 1, 1), ("1g.20gb", 2, 1), ("2g.20gb", 2, 1), ("3g.40gb", 4, 1), ("4g.40gb", 4, 1), ("7g.80gb", 8, 1)],
@@ -59,10 +70,10 @@ pub const MIXES: &[Mix] = &[
 ];
 
 /// A small generator of random numbers (splitmix64), the same on every machine.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -70,17 +81,17 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 }
 
 /// An estate and who runs on it.
-pub struct Bench {
-    pub snapshot: Snapshot,
-    pub nodes: usize,
-    /// Memory that the snapshot takes.
-    pub bytes: usize,
+pub(crate) struct Bench {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) nodes: usize,
+    /// Memory that the nodes take, and who runs on them.
+    pub(crate) bytes: usize,
     mix: &'static Mix,
     demands: Vec<Arc<Demand>>,
     running: Vec<(DesktopKey, usize)>,
@@ -89,13 +100,8 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn new(nodes: usize, mix: &'static Mix) -> Self {
-        let before = resident();
+    pub(crate) fn new(nodes: usize, mix: &'static Mix) -> Self {
         let mut snapshot = Snapshot::new(Limits::default());
-        let count = u32::try_from(nodes).unwrap();
-        for host in hosts::hosts("node", HOST, Some(count)).unwrap() {
-            snapshot.node_seen(&hosts::node(&host, None));
-        }
         let mut random = Random(42);
         let demands = mix.profiles.iter().map(|(profile, _, _)| demand(profile)).collect();
         let mut bench = Self {
@@ -114,12 +120,18 @@ impl Bench {
             bench.snapshot.wants(&request.desktop, Some(&request));
             bench.stopped.push_back(number);
         }
+        let before = allocated();
+        let mut node = hosts::node(&hosts::hosts("node", HOST, None).unwrap()[0], None);
+        for number in 0..nodes {
+            node.metadata.name = Some(format!("node-{number}"));
+            bench.snapshot.node_seen(&node);
+        }
         bench.fill();
-        bench.bytes = resident().saturating_sub(before);
+        bench.bytes = allocated().saturating_sub(before);
         bench
     }
 
-    pub fn label(&self) -> String {
+    pub(crate) fn label(&self) -> String {
         format!("{}-{}", self.mix.name, self.nodes)
     }
 
@@ -172,7 +184,7 @@ impl Bench {
     }
 
     /// The next desktop that starts.
-    pub fn next_request(&mut self) -> Request {
+    pub(crate) fn next_request(&mut self) -> Request {
         let number = self.stopped.pop_front().unwrap_or(0);
         self.stopped.push_back(number);
         let number = number + 1_000_000 * usize::try_from(1 + self.random.below(1000)).unwrap();
@@ -180,7 +192,7 @@ impl Bench {
     }
 
     /// Decides, and counts what was decided as taken: all that the placement lock is held for.
-    pub fn decide_and_take(&mut self, request: &Request) -> Option<Arc<Allocation>> {
+    pub(crate) fn decide_and_take(&mut self, request: &Request) -> Option<Arc<Allocation>> {
         let placed = self.snapshot.place(request).ok()?;
         let allocation = Arc::new(placed.allocation(None));
         self.snapshot.take(&request.desktop, &allocation);
@@ -189,7 +201,7 @@ impl Bench {
     }
 
     /// One that runs stops, at random; none when none was started.
-    pub fn release_one(&mut self, started: Option<Arc<Allocation>>) {
+    pub(crate) fn release_one(&mut self, started: Option<Arc<Allocation>>) {
         if started.is_none() && self.running.is_empty() {
             return;
         }
@@ -223,11 +235,4 @@ fn object(key: &DesktopKey) -> Desktop {
     desktop.metadata.namespace = Some(key.namespace.clone());
     desktop.metadata.resource_version = Some("1".into());
     desktop
-}
-
-/// Memory of this process in bytes.
-fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages: usize = status.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
-    pages * 4096
 }

@@ -3,25 +3,25 @@
 use std::time::Duration;
 
 /// A ratio of two figures, once per round.
-pub struct Measure {
+pub(crate) struct Measure {
     /// Name, in parts from the general to the particular.
-    pub name: String,
+    pub(crate) name: String,
     /// Floor and goal, where more is better.
-    pub at_least: Option<(f64, f64)>,
+    pub(crate) at_least: Option<(f64, f64)>,
     /// Floor and goal, where less is better.
-    pub at_most: Option<(f64, f64)>,
+    pub(crate) at_most: Option<(f64, f64)>,
     ours: &'static str,
     baseline: &'static str,
     rounds: Vec<(f64, f64)>,
 }
 
 impl Measure {
-    pub fn new(name: &str, ours: &'static str, baseline: &'static str) -> Self {
+    pub(crate) fn new(name: &str, ours: &'static str, baseline: &'static str) -> Self {
         Self { name: name.into(), at_least: None, at_most: None, ours, baseline, rounds: vec![] }
     }
 
     /// One round: numerator and denominator of the ratio.
-    pub fn add(&mut self, numerator: f64, denominator: f64) {
+    pub(crate) fn add(&mut self, numerator: f64, denominator: f64) {
         self.rounds.push((numerator, denominator));
     }
 
@@ -32,17 +32,17 @@ impl Measure {
     }
 
     /// The median ratio.
-    pub fn ratio(&self) -> f64 {
+    pub(crate) fn ratio(&self) -> f64 {
         let ratios = self.sorted();
         ratios[ratios.len() / 2]
     }
 
-    pub fn holds(&self) -> bool {
+    pub(crate) fn holds(&self) -> bool {
         self.at_least.is_none_or(|(floor, _)| self.ratio() >= floor)
             && self.at_most.is_none_or(|(floor, _)| self.ratio() <= floor)
     }
 
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         let ratios = self.sorted();
         let middle = |of: fn(&(f64, f64)) -> f64| {
             let mut all: Vec<f64> = self.rounds.iter().map(of).collect();
@@ -68,7 +68,7 @@ fn round(figure: f64) -> f64 {
 }
 
 /// A quantile in seconds.
-pub fn quantile(times: &[Duration], at: f64) -> f64 {
+pub(crate) fn quantile(times: &[Duration], at: f64) -> f64 {
     let mut times: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
     times.sort_by(f64::total_cmp);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index of a list")]

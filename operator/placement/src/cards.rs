@@ -4,8 +4,8 @@ use gpudesk_crds::types::{ShareMode, VgpuSeries};
 
 use crate::{
     facts::NodeFacts,
+    links,
     occupancy::NodeUse,
-    request::{Previous, ShareRequest},
     shape::{NoShare, Shape},
     state::UsedShare,
     tables::{Candidate, ShapeId, StateId, Tables, WishId},
@@ -384,7 +384,10 @@ impl Search<'_> {
 
     /// How far a card is from those already picked, summed.
     fn links(&self, card: usize) -> u16 {
-        self.picks.iter().map(|pick| distance(self.cards.facts, pick.card, card)).fold(0, u16::saturating_add)
+        self.picks
+            .iter()
+            .map(|pick| links::distance(self.cards.facts, pick.card, card))
+            .fold(0, u16::saturating_add)
     }
 }
 
@@ -394,21 +397,6 @@ fn series(shape: &Shape, takes: UsedShare) -> Option<VgpuSeries> {
     match takes.vgpu {
         Some(vgpu) => kind.backed.get(usize::from(vgpu)).map(|vgpu| vgpu.series),
         None => kind.series,
-    }
-}
-
-/// 0 on one card or by NVLink, 1 below one PCIe switch, 2 on one cell, 3 beyond.
-pub fn distance(facts: &NodeFacts, one: usize, other: usize) -> u16 {
-    let (Some(a), Some(b)) = (facts.cards.get(one), facts.cards.get(other)) else { return 3 };
-    if one == other || a.peers.contains(&other) || b.peers.contains(&one) {
-        return 0;
-    }
-    // The first bridge is the root port: below one of those alone there is one card, or a switch.
-    let common = a.path.iter().zip(&b.path).take_while(|(a, b)| a == b).count();
-    match (a.cell, b.cell) {
-        _ if common >= 2 => 1,
-        (Some(a), Some(b)) if a == b => 2,
-        _ => 3,
     }
 }
 
@@ -423,13 +411,4 @@ fn oversize(share: &Sought, way: usize, candidate: &Candidate) -> u16 {
         return 0;
     }
     u16::try_from((candidate.choice.framebuffer_mib - least).max(0) / 1024).unwrap_or(u16::MAX)
-}
-
-/// The cards that a desktop had, in the order of its shares; none when one of them is not there.
-pub fn previous_cards(facts: &NodeFacts, previous: &Previous, shares: &[ShareRequest]) -> Option<Vec<usize>> {
-    let card = |share: &ShareRequest| {
-        let card = previous.cards.get(&share.name)?;
-        facts.card_of(card.uuid.as_deref(), card.address)
-    };
-    shares.iter().map(card).collect()
 }

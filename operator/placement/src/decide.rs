@@ -23,6 +23,8 @@ use crate::{
 
 /// Demands whose rankings are kept; beyond, the one that was not used for the longest time goes.
 const RANKINGS: usize = 96;
+/// Decisions after which a ranking that was not used goes.
+const RETIRED_AFTER: u64 = 4096;
 /// How many of the best nodes a decision tells of.
 const TOLD: usize = 3;
 /// How many reasons a decision tells of.
@@ -195,6 +197,9 @@ impl Snapshot {
             self.ranking_of.clear();
         }
         self.decisions += 1;
+        if self.decisions.is_multiple_of(RETIRED_AFTER) {
+            self.retire();
+        }
         let position = match self.ranking_of.get(demand) {
             Some(position) => *position,
             None => self.add_ranking(demand),
@@ -204,6 +209,14 @@ impl Snapshot {
             refresh(&mut self.estate, ranking);
         }
         position
+    }
+
+    /// Drops the rankings that nobody used for long: each costs something with every event.
+    fn retire(&mut self) {
+        let now = self.decisions;
+        self.rankings.retain(|ranking| ranking.used_at + RETIRED_AFTER > now);
+        let numbered = self.rankings.iter().enumerate();
+        self.ranking_of = numbered.map(|(at, ranking)| (ranking.prepared.demand.clone(), at)).collect();
     }
 
     fn add_ranking(&mut self, demand: &Arc<Demand>) -> usize {
@@ -275,7 +288,7 @@ impl Snapshot {
         }
         // 4. All others, in the order of the ranking.
         if home.is_none() {
-            self.from_ranking(position, &own, ruling.as_ref(), &mut contenders);
+            self.add_ranked(position, &own, ruling.as_ref(), &mut contenders);
         }
         // 5. The cards that it had before.
         if let Some(previous) = &request.previous
@@ -305,7 +318,7 @@ impl Snapshot {
 
     /// The best of the ranking, as many as are told of. Affinity that is preferred can put a later
     /// one before an earlier one, as long as what weighs more is equal.
-    fn from_ranking(
+    fn add_ranked(
         &self,
         position: usize,
         own: &[NodeId],
@@ -316,8 +329,9 @@ impl Snapshot {
         let mut kept: Vec<Contender> = vec![];
         for (id, mut score) in ranking.in_order(self.estate.names()) {
             let worst = kept.get(TOLD - 1).map(|contender| contender.score);
-            // What comes now is no better than this, whatever affinity says of it.
-            if worst.is_some_and(|worst| worst < score) {
+            // What comes now is no better than this, whatever affinity says of it; of equals the
+            // first name came first.
+            if worst.is_some_and(|worst| worst <= score) {
                 break;
             }
             if own.contains(&id) {

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use gpudesk_crds::Allocation;
 
 use crate::{
-    cards,
+    build,
     compute::Limits,
     facts::NodeFacts,
     filters::{self, Rejection},
     fit::{self, Place, Plan, Prepared},
+    links,
     mix::Mix,
     occupancy::{Claim, Held, HeldBy, NodeUse, Taken},
     ranking::{NodeId, Verdict},
@@ -236,13 +237,13 @@ impl Estate {
     /// Drops what the tables know of states that no card is in.
     pub fn begin_tables_again(&mut self) {
         let mut tables = Tables::default();
-        tables.set_mix(self.tables.mix().clone());
+        tables.set_mix(self.tables.mix());
         self.tables = tables;
         self.sum_up();
     }
 
     /// Judges by another mix from now on.
-    pub fn set_mix(&mut self, mix: Arc<Mix>) {
+    pub fn set_mix(&mut self, mix: &Arc<Mix>) {
         self.tables.set_mix(mix);
         self.sum_up();
     }
@@ -284,7 +285,7 @@ impl Estate {
         let cards = match previous {
             None => None,
             Some(previous) => {
-                let cards = cards::previous_cards(&facts, previous, &prepared.demand.shares);
+                let cards = links::previous_cards(&facts, previous, &prepared.demand.shares);
                 Some(cards.ok_or(Rejection::NotHome)?)
             }
         };
@@ -333,11 +334,11 @@ impl Estate {
         match without {
             None => {
                 let place = state.place(&facts);
-                fit::build(place, prepared, self.limits, plan)
+                build::build(place, prepared, self.limits, plan)
             }
             Some(key) => {
                 let apart = state.without(&mut self.tables, limits, &facts, key);
-                fit::build(apart.place(&facts), prepared, self.limits, plan)
+                build::build(apart.place(&facts), prepared, self.limits, plan)
             }
         }
     }

@@ -44,6 +44,8 @@ pub struct Cell {
     pub id: i32,
     /// Cores that may be dedicated, each as its threads.
     pub cores: Vec<CpuSet>,
+    /// The same, counted.
+    pub whole: FreeCores,
     /// CPUs of the host, where emulator and I/O threads run.
     pub housekeeping: CpuSet,
     /// All CPUs of the cell.
@@ -51,6 +53,15 @@ pub struct Cell {
     /// Memory for desktops per size of page, as [`page`] numbers them: MiB of ordinary pages, or
     /// pages.
     pub memory: [i64; 3],
+}
+
+/// Cores of which nothing is dedicated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FreeCores {
+    /// Threads of all of them.
+    pub threads: i64,
+    /// Those with two threads or more.
+    pub pairs: i64,
 }
 
 /// A card and where it is.
@@ -129,8 +140,8 @@ impl NodeFacts {
     pub fn read(node: &GpuNode) -> Self {
         let GpuNodeSpec { cordoned, drain: _, devices: policies, housekeeping, taints, physical_networks } =
             &node.spec;
-        let none = gpudesk_crds::GpuNodeStatus::default();
-        let status = node.status.as_ref().unwrap_or(&none);
+        let nothing = gpudesk_crds::GpuNodeStatus::default();
+        let status = node.status.as_ref().unwrap_or(&nothing);
         let housekeeping = housekeeping.clone().unwrap_or_default();
         let reserved =
             status.host.as_ref().and_then(|host| host.cpus.clone()).unwrap_or_default().kubelet_reserved;
@@ -204,8 +215,13 @@ fn read_cell(cell: &NumaCell, kept: &Housekeeping, reserved: &CpuSet) -> Cell {
     }
     memory[page(PageSize::None)] =
         cell.memory_mib.saturating_sub(in_hugepages).saturating_sub(kept.memory_mib_per_numa_cell).max(0);
+    let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     Cell {
         id: cell.id,
+        whole: FreeCores {
+            threads: count(dedicable.iter().map(CpuSet::len).sum()),
+            pairs: count(dedicable.iter().filter(|core| core.len() >= 2).count()),
+        },
         cores: dedicable,
         housekeeping: cores.iter().flat_map(CpuSet::iter).collect(),
         cpus: cell.cores.iter().map(|core| i64::try_from(core.len()).unwrap_or(0)).sum(),

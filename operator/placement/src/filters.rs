@@ -72,8 +72,10 @@ pub const FILTERS: [Filter; 5] = [
 /// # Errors
 /// The first that it fails.
 pub fn pass(facts: &NodeFacts, demand: &Demand, silent: bool, ever: bool) -> Result<(), Rejection> {
-    let failed =
-        FILTERS.iter().find(|filter| !(ever && filter.passing) && !(filter.passes)(facts, demand, silent));
+    let failed = FILTERS
+        .iter()
+        .filter(|filter| !ever || !filter.passing)
+        .find(|filter| !(filter.passes)(facts, demand, silent));
     failed.map_or(Ok(()), |filter| Err(filter.rejection))
 }
 

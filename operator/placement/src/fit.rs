@@ -3,8 +3,6 @@
 use std::sync::Arc;
 
 use gpudesk_crds::{
-    Compute, GpuAllocation,
-    allocation::HostDeviceAllocation,
     desktop_template::{NumaPolicy, Pinning},
     types::PageSize,
 };
@@ -17,13 +15,9 @@ use crate::{
     occupancy::{NodeUse, Taken},
     request::{Demand, Share, VgpuWish},
     score::Score,
-    shape::WHOLE_CARD,
     starving::{self, Rooms},
     tables::{ShapeId, StateId, Tables},
 };
-
-/// CPUs and memory, shares, and functions, as an allocation names them.
-pub type Built = (Compute, Vec<GpuAllocation>, Vec<HostDeviceAllocation>);
 
 /// Something asked for, with the numbers of its parts.
 #[derive(Clone, Debug, Default)]
@@ -107,7 +101,7 @@ pub enum From {
 }
 
 impl From {
-    fn scope(&self) -> Scope<'_> {
+    pub(crate) fn scope(&self) -> Scope<'_> {
         match self {
             Self::Cell { at, strict } => Scope::Cell { at: *at, strict: *strict },
             Self::Cells(cells) => Scope::Cells(cells),
@@ -133,6 +127,9 @@ pub enum Misfit {
     Apart,
 }
 
+/// What a search for cards found.
+type Searched = Result<Found, NoGpus>;
+
 /// What is tried: how far apart, cards of which cells, CPUs and memory from where.
 struct Tier {
     distance: u8,
@@ -154,13 +151,22 @@ pub fn fit(
 ) -> Result<Plan, Misfit> {
     let mut fitting = Fitting { tables, place, prepared, limits, previous, searched: vec![] };
     let mut best: Option<Plan> = None;
-    for pages in page_sizes(&prepared.demand) {
+    'pages: for pages in page_sizes(&prepared.demand) {
+        let mut distance = 0;
         for tier in fitting.tiers() {
+            // What is further apart, or on other pages, is only worth it for better shares.
+            if tier.distance > distance && fitting.is_settled(best.as_ref()) {
+                break 'pages;
+            }
+            distance = tier.distance;
             if let Some(plan) = fitting.try_tier(&tier, pages)
                 && best.as_ref().is_none_or(|best| plan.score < best.score)
             {
                 best = Some(plan);
             }
+        }
+        if fitting.is_settled(best.as_ref()) {
+            break;
         }
     }
     if best.is_none() && prepared.demand.numa == NumaPolicy::Strict && prepared.sought.len() > 1 {
@@ -175,7 +181,7 @@ struct Fitting<'a> {
     prepared: &'a Prepared,
     limits: Limits,
     previous: Option<&'a [usize]>,
-    searched: Vec<(Option<Vec<usize>>, Result<Found, NoGpus>)>,
+    searched: Vec<(Option<Vec<usize>>, Searched)>,
 }
 
 fn page_sizes(demand: &Demand) -> impl Iterator<Item = PageSize> + use<> {
@@ -210,6 +216,13 @@ impl<'a> Fitting<'a> {
             }
             NumaPolicy::None => vec![Tier { distance: 0, cards: vec![], anywhere: true, from: From::Node }],
         }
+    }
+
+    /// Whether no cards of the node would give better alternatives than this plan.
+    fn is_settled(&mut self, best: Option<&Plan>) -> bool {
+        let Some(best) = best else { return false };
+        let wanted = (best.score.ways, best.score.oversize);
+        wanted == (0, 0) || self.cards_of(None).is_ok_and(|any| wanted <= (any.key.ways, any.key.oversize))
     }
 
     fn asked(&self) -> Asked<'a> {
@@ -386,32 +399,4 @@ fn subsets(count: usize, size: usize) -> Box<dyn Iterator<Item = Vec<usize>>> {
     let all = 0u32..1 << count;
     let of = move |bits: u32| (0..count).filter(move |at| bits & (1 << at) != 0).collect::<Vec<usize>>();
     Box::new(all.filter(move |bits| bits.count_ones() as usize == size).map(of))
-}
-
-/// What the allocation says of a plan.
-pub fn build(place: Place<'_>, prepared: &Prepared, limits: Limits, plan: &Plan) -> Option<Built> {
-    let Place { facts, used, total, slots: _, rooms: _, starved: _ } = place;
-    let demand = &prepared.demand;
-    let asked = Asked { facts, used, total, demand, limits };
-    let compute = compute::build(asked, plan.from.scope(), plan.pages)?;
-    let mut gpus = vec![];
-    for (share, pick) in demand.shares.iter().zip(&plan.found.picks) {
-        let card = facts.cards.get(pick.card)?;
-        let takes = pick.candidate.choice.takes;
-        let kind = takes.kind.and_then(|kind| card.shape.kind(kind));
-        let vgpu = takes.vgpu.and_then(|vgpu| kind?.backed.get(usize::from(vgpu)));
-        gpus.push(GpuAllocation {
-            name: share.name.clone(),
-            device: card.address,
-            device_uuid: card.uuid.clone(),
-            product: card.shape.product.clone(),
-            mode: takes.mode,
-            type_name: kind.map_or_else(|| WHOLE_CARD.to_owned(), |kind| kind.name.clone()),
-            framebuffer_mib: pick.candidate.choice.framebuffer_mib,
-            start: takes.start,
-            vgpu_type: vgpu.map(|vgpu| vgpu.name.clone()),
-            profile: share.profile.clone(),
-        });
-    }
-    Some((compute, gpus, functions::allocations(facts, &demand.functions, &plan.functions)))
 }

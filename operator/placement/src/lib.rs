@@ -13,6 +13,7 @@
 
 pub mod affinity;
 pub mod batch;
+pub mod build;
 pub mod cards;
 pub mod compute;
 pub mod decide;
@@ -23,6 +24,7 @@ pub mod filters;
 pub mod fit;
 pub mod fragments;
 pub mod functions;
+pub mod links;
 pub mod lookahead;
 pub mod mix;
 pub mod moves;
@@ -39,10 +41,10 @@ pub mod tables;
 mod tests;
 pub mod worth;
 
+pub use build::Built;
 pub use compute::Limits;
 pub use decide::{NoRoom, Placed};
 pub use explain::Explanation;
-pub use fit::Built;
 pub use moves::Move;
 pub use request::Request;
 pub use snapshot::{Change, Snapshot};

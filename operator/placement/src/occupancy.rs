@@ -10,7 +10,7 @@ use gpudesk_crds::{
 };
 
 use crate::{
-    facts::{NodeFacts, page},
+    facts::{FreeCores, NodeFacts, page},
     request::DesktopKey,
     state::{CardUse, UsedShare},
 };
@@ -42,15 +42,6 @@ pub struct CellUse {
     pub free_threads: i64,
     /// Cores with two such threads or more.
     pub free_pairs: i64,
-}
-
-/// Cores of which nothing is dedicated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FreeCores {
-    /// Threads of all of them.
-    pub threads: i64,
-    /// Those with two threads or more.
-    pub pairs: i64,
 }
 
 /// Amounts.
@@ -159,7 +150,7 @@ impl NodeUse {
         for (_, claim) in held.clone() {
             used.add(facts, claim);
         }
-        for (card, share) in foreign(facts, held, except) {
+        for (card, share) in foreign(facts, &held, except) {
             used.add_share(facts, card, share);
         }
         used.count_cores(facts);
@@ -204,6 +195,11 @@ impl NodeUse {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         for (cell, used) in facts.cells.iter().zip(&mut self.cells) {
             let CellUse { taken: _, dedicated, free_cores, free_threads, free_pairs } = used;
+            if dedicated.is_empty() {
+                (*free_cores, *free_threads, *free_pairs) =
+                    (cell.whole, cell.whole.threads, cell.whole.pairs);
+                continue;
+            }
             (*free_cores, *free_threads, *free_pairs) = (FreeCores::default(), 0, 0);
             for core in &cell.cores {
                 let free = core.iter().filter(|cpu| !dedicated.contains(*cpu)).count();
@@ -246,7 +242,7 @@ impl Taken {
 /// the card all the same. Those of the desktop `except` are its own and not in its way.
 fn foreign<'a>(
     facts: &NodeFacts,
-    held: impl Iterator<Item = (&'a DesktopKey, &'a Claim)> + Clone,
+    held: &(impl Iterator<Item = (&'a DesktopKey, &'a Claim)> + Clone),
     except: Option<&DesktopKey>,
 ) -> Vec<(usize, UsedShare)> {
     let mut found = vec![];

@@ -10,9 +10,6 @@ use std::sync::Arc;
 
 use crate::{filters::Rejection, fit::Prepared, score::Score};
 
-/// Verdicts that may wait for their next use; so many nodes are judged at most when it comes.
-pub const BACKLOG: usize = 8;
-
 /// Number of a node in the snapshot.
 pub type NodeId = u32;
 
@@ -73,8 +70,8 @@ impl Ranking {
         ranking
     }
 
-    /// A node has changed. Returns whether so many have that they should be judged now.
-    pub fn touch(&mut self, id: NodeId) -> bool {
+    /// A node has changed: it is to be judged before the ranking is used.
+    pub fn touch(&mut self, id: NodeId) {
         if self.is_stale.len() <= at(id) {
             self.is_stale.resize(at(id) + 1, false);
         }
@@ -83,7 +80,6 @@ impl Ranking {
         {
             self.stale.push(id);
         }
-        self.stale.len() >= BACKLOG
     }
 
     /// The nodes to judge; they count as judged from now on.

@@ -367,12 +367,18 @@ impl Snapshot {
         }
     }
 
-    /// A node has changed: every ranking judges it anew, now or when it is next used.
+    /// A node has changed: every ranking judges it anew, while what is known of it is at hand.
     fn touch(&mut self, id: NodeId) {
         for ranking in &mut self.rankings {
-            if ranking.touch(id) {
-                refresh(&mut self.estate, ranking);
-            }
+            ranking.touch(id);
+            refresh(&mut self.estate, ranking);
+        }
+    }
+
+    /// A node has changed for a thought: who uses a ranking next judges it.
+    fn mark(&mut self, id: NodeId) {
+        for ranking in &mut self.rankings {
+            ranking.touch(id);
         }
     }
 
@@ -381,14 +387,14 @@ impl Snapshot {
         let manners = self.desktops.get(key).map(Known::manners).unwrap_or_default();
         self.neighbours.go(key, &manners);
         let id = self.estate.hold(node, key, None);
-        self.touch(id);
+        self.mark(id);
     }
 
     /// Puts a desktop on a node, for a thought or to end one.
     pub(crate) fn put_down(&mut self, key: &DesktopKey, allocation: &Arc<Allocation>) {
         let manners = self.desktops.get(key).map(Known::manners).unwrap_or_default();
         let id = self.estate.hold(&allocation.node, key, Some(allocation));
-        self.touch(id);
+        self.mark(id);
         self.neighbours.come(key, &Arc::from(allocation.node.as_str()), &manners);
     }
 
@@ -399,7 +405,7 @@ impl Snapshot {
         }
         let mix = self.census.mix();
         if mix != **self.estate.tables.mix() {
-            self.estate.set_mix(Arc::new(mix));
+            self.estate.set_mix(&Arc::new(mix));
             self.rankings.clear();
             self.ranking_of.clear();
         }

@@ -100,8 +100,8 @@ pub fn choices(shape: &Shape, taken: &CardUse, offer: &Offer) -> Result<Vec<Choi
     }
     let found = match offer {
         Offer::Whole if taken.shares.is_empty() => {
-            let takes = UsedShare { mode: ShareMode::Passthrough, start: None, kind: None, vgpu: None };
-            vec![Choice { takes, framebuffer_mib: shape.memory_mib.unwrap_or(0) }]
+            let whole = UsedShare { mode: ShareMode::Passthrough, start: None, kind: None, vgpu: None };
+            vec![Choice { takes: whole, framebuffer_mib: shape.memory_mib.unwrap_or(0) }]
         }
         Offer::Whole => vec![],
         Offer::Kinds(kinds) => {
@@ -175,8 +175,11 @@ fn with_room(kind: &Kind, taken: &CardUse, position: u16, vgpu: Option<u16>) -> 
             other.kind == Some(position)
                 && size.is_some_and(|size| size.framebuffer_mib == backed.framebuffer_mib)
         });
+        // The least that any type on the instance allows, as the node sees it.
+        let of = |other: &UsedShare| other.vgpu.and_then(|other| kind.backed.get(usize::from(other)));
+        let most = here(*start).filter_map(of).map(|other| other.max).fold(backed.max, i32::min);
         let there = here(*start).count();
-        same_size && there > 0 && i32::try_from(there).is_ok_and(|there| there < backed.max)
+        same_size && there > 0 && i32::try_from(there).is_ok_and(|there| there < most)
     };
     kind.starts.iter().copied().filter(fits).collect()
 }

@@ -137,7 +137,7 @@ impl Tables {
     }
 
     /// Judges by another mix from now on.
-    pub fn set_mix(&mut self, mix: Arc<Mix>) {
+    pub fn set_mix(&mut self, mix: &Arc<Mix>) {
         self.mix = mix.clone();
         let numbers = mix
             .wanted
@@ -168,8 +168,8 @@ impl Tables {
         }
         let Some(slot) = entry.offers.get_mut(at(wish)) else { return Err(NoShare::NoCard) };
         let offer = slot.get_or_insert_with(|| {
-            let (share, cards) = &**asked;
-            if entry.shape.qualifies(cards) { entry.shape.offer(share) } else { Err(NoShare::NoCard) }
+            let (way, cards) = &**asked;
+            if entry.shape.qualifies(cards) { entry.shape.offer(way) } else { Err(NoShare::NoCard) }
         });
         offer.as_ref().map_err(|why| *why)
     }

@@ -29,17 +29,15 @@ fn geometry(shape: &Shape) -> Geometry {
     for kind in &shape.kinds {
         let positioned = kind.mode == ShareMode::Mig || (kind.mode == ShareMode::Vgpu && shape.mixed);
         let key = (kind.mode, if positioned { 0 } else { kind.framebuffer_mib });
-        let mode = match known.iter().find(|(other, _)| *other == key) {
-            Some((_, mode)) => *mode,
-            None => {
-                let mode = u16::try_from(modes.len()).unwrap_or(u16::MAX);
-                let slices =
-                    (kind.mode == ShareMode::Mig && shape.mig_compute > 0).then_some(shape.mig_compute);
-                let units = if positioned { shape.units(kind.mode) } else { kind.max_count };
-                modes.push(Mode { units, slices });
-                known.push((key, mode));
-                mode
-            }
+        let mode = if let Some((_, mode)) = known.iter().find(|(other, _)| *other == key) {
+            *mode
+        } else {
+            let mode = u16::try_from(modes.len()).unwrap_or(u16::MAX);
+            let slices = (kind.mode == ShareMode::Mig && shape.mig_compute > 0).then_some(shape.mig_compute);
+            let units = if positioned { shape.units(kind.mode) } else { kind.max_count };
+            modes.push(Mode { units, slices });
+            known.push((key, mode));
+            mode
         };
         kinds.push(Kind {
             mode,

@@ -220,7 +220,7 @@ fn cards_that_no_cell_has_all_of_come_from_the_fewest_and_the_guest_sees_a_cell_
         .map(|guest| (guest.id, guest.host_cell, guest.vcpus.to_string(), guest.memory_mib))
         .collect();
     assert_eq!(guest, [(0, 0, "0-3".to_owned(), 2048), (1, 1, "4,5".to_owned(), 2952)]);
-    let cell_of = |cpu: &str| if cpu.parse::<i32>().unwrap() % 1000 < 8 { 0 } else { 1 };
+    let cell_of = |cpu: &str| i32::from(cpu.parse::<i32>().unwrap() % 1000 >= 8);
     let of: Vec<i32> = compute.vcpu_pins.iter().map(|pin| cell_of(&pin.cpus.to_string())).collect();
     assert_eq!(of, [0, 0, 0, 0, 1, 1]);
 }

@@ -193,7 +193,9 @@ proptest! {
     #[test]
     fn a_decision_is_the_best_of_all_nodes(asks in asks()) {
         let mut snapshot = Snapshot::new(Limits { cpu_overcommit: 1000 });
-        nodes().iter().for_each(|node| { snapshot.node_seen(node); });
+        for node in nodes() {
+            snapshot.node_seen(&node);
+        }
         let mut running: Vec<String> = vec![];
         for (number, (shares, stop)) in asks.into_iter().enumerate() {
             if stop && !running.is_empty() {

@@ -57,9 +57,9 @@ impl Card {
 
     fn choices(&mut self, share: &Share) -> Result<Vec<UsedShare>, NoShare> {
         self.found_at(&[one("gpu", vec![share.clone()])], Some(&[0])).map_err(|none| none.why)?;
-        let (shape, state) = self.slots()[0];
+        let (of, state) = self.slots()[0];
         let wish = self.tables.wish(&one("gpu", vec![]), share);
-        let found = self.tables.outcome(shape, state, wish)?;
+        let found = self.tables.outcome(of, state, wish)?;
         Ok(found.iter().map(|candidate| candidate.choice.takes).collect())
     }
 

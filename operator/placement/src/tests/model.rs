@@ -142,15 +142,12 @@ impl Model {
 
     fn watch(&mut self) -> bool {
         let Some((at, object)) = self.events.pop_front() else { return false };
-        match object {
-            Some(object) => {
-                self.snapshot.desktop_seen(&desktop(&name(at), object.version, object.allocation.as_deref()));
-                self.shown[at] = object;
-            }
-            None => {
-                self.snapshot.desktop_gone(&key(at));
-                self.shown[at] = Object::default();
-            }
+        if let Some(object) = object {
+            self.snapshot.desktop_seen(&desktop(&name(at), object.version, object.allocation.as_deref()));
+            self.shown[at] = object;
+        } else {
+            self.snapshot.desktop_gone(&key(at));
+            self.shown[at] = Object::default();
         }
         true
     }
@@ -269,7 +266,9 @@ proptest! {
         }
         while model.watch() {}
         let mut built = Snapshot::new(Limits::default());
-        model.nodes.iter().for_each(|node| { built.node_seen(node); });
+        for node in &model.nodes {
+            built.node_seen(node);
+        }
         let mut held = BTreeMap::new();
         for (at, object) in model.objects.iter().enumerate() {
             built.desktop_seen(&desktop(&name(at), object.version, object.allocation.as_deref()));
