@@ -113,7 +113,7 @@ pub fn best(
         best: None,
         tries: TRIES,
         every_start: false,
-        together: NoShare::NoFreePlacement,
+        together: NoShare::NoCard,
     };
     match sought {
         [] => return Ok(Found::default()),
@@ -132,7 +132,8 @@ pub fn best(
         (search.every_start, search.tries) = (true, TRIES);
         search.descend(sought, Key::default());
     }
-    search.best.ok_or(NoGpus { share: None, why: search.together })
+    let why = if search.together == NoShare::NoCard { NoShare::NoFreePlacement } else { search.together };
+    search.best.ok_or(NoGpus { share: None, why })
 }
 
 struct Search<'a> {
@@ -275,6 +276,7 @@ impl Search<'_> {
                 let Ok(found) = self.outcome(card, state, *wish) else { continue };
                 let fit = found.iter().filter(|candidate| self.goes_together(sought.len(), card, candidate));
                 let mut seen: Option<Option<u16>> = None;
+                let before = choices.len();
                 for candidate in fit {
                     if !self.every_start && seen == Some(candidate.choice.takes.kind) {
                         continue;
@@ -287,6 +289,9 @@ impl Search<'_> {
                         cost: key.cost.saturating_add(self.cost(card, share.spread, candidate)),
                     };
                     choices.push((next, Pick { card, way, candidate: *candidate }));
+                }
+                if choices.len() == before {
+                    self.together = self.together.max(NoShare::NotTogether);
                 }
             }
         }

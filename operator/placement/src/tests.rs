@@ -6,4 +6,5 @@ mod differential;
 mod geometry;
 mod model;
 mod oracle;
+mod policies;
 mod properties;
