@@ -291,40 +291,36 @@ impl World {
         if cluster.waiting.must_yield(&key, priority, started) {
             return Decision::Yield;
         }
-        match cluster.snapshot.place(&request) {
-            Ok(placed) => {
-                let allocation = Arc::new(Allocation {
-                    node: placed.node,
-                    desktop_generation: desktop.metadata.generation.unwrap_or_default(),
-                    template_generation: wanted.template_generation,
-                    restarted_at: wanted.restarted_at.clone(),
-                    decided_at: now.clone(),
-                    compute: Some(placed.compute),
-                    gpus: placed.gpus,
-                    host_devices: placed.host_devices,
-                    fabric_partition: placed.fabric_partition,
-                    decision: Some(placed.record),
-                });
-                let Ok(change) = cluster.snapshot.assume(&key, &version, &allocation) else {
-                    return Decision::Stale;
-                };
-                cluster.waiting.forget(&key);
-                self.changed(&mut cluster, change);
-                drop(cluster);
-                self.metrics.placed("placed");
-                self.metrics.decided_in(started.elapsed().as_secs_f64());
-                Decision::Assumed { allocation, fresh: true }
-            }
-            Err(_) => {
-                let created = desktop.creation_timestamp().map_or(0, |time| time.0.as_second());
-                cluster.waiting.insert(&key, priority, created);
-                let explanation = cluster.snapshot.explain(&request);
-                drop(cluster);
-                self.metrics.placed(explanation.reason.as_str());
-                self.metrics.decided_in(started.elapsed().as_secs_f64());
-                Decision::NoRoom(explanation)
-            }
-        }
+        let Ok(placed) = cluster.snapshot.place(&request) else {
+            let created = desktop.creation_timestamp().map_or(0, |time| time.0.as_second());
+            cluster.waiting.insert(&key, priority, created);
+            let explanation = cluster.snapshot.explain(&request);
+            drop(cluster);
+            self.metrics.placed(explanation.reason.as_str());
+            self.metrics.decided_in(started.elapsed().as_secs_f64());
+            return Decision::NoRoom(explanation);
+        };
+        let allocation = Arc::new(Allocation {
+            node: placed.node,
+            desktop_generation: desktop.metadata.generation.unwrap_or_default(),
+            template_generation: wanted.template_generation,
+            restarted_at: wanted.restarted_at.clone(),
+            decided_at: now.clone(),
+            compute: Some(placed.compute),
+            gpus: placed.gpus,
+            host_devices: placed.host_devices,
+            fabric_partition: placed.fabric_partition,
+            decision: Some(placed.record),
+        });
+        let Ok(change) = cluster.snapshot.assume(&key, &version, &allocation) else {
+            return Decision::Stale;
+        };
+        cluster.waiting.forget(&key);
+        self.changed(&mut cluster, change);
+        drop(cluster);
+        self.metrics.placed("placed");
+        self.metrics.decided_in(started.elapsed().as_secs_f64());
+        Decision::Assumed { allocation, fresh: true }
     }
 
     /// What a desktop is defined to ask for, running or not; nothing when it says nothing that can

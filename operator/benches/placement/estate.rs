@@ -101,7 +101,7 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new(nodes: usize, mix: &'static Mix) -> Self {
-        let mut snapshot = Snapshot::new(Limits::default());
+        let snapshot = Snapshot::new(Limits::default());
         let mut random = Random(42);
         let demands = mix.profiles.iter().map(|(profile, _, _)| demand(profile)).collect();
         let mut bench = Self {
@@ -201,7 +201,7 @@ impl Bench {
     }
 
     /// One that runs stops, at random; none when none was started.
-    pub(crate) fn release_one(&mut self, started: Option<Arc<Allocation>>) {
+    pub(crate) fn release_one(&mut self, started: Option<&Arc<Allocation>>) {
         if started.is_none() && self.running.is_empty() {
             return;
         }

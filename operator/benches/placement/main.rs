@@ -94,7 +94,7 @@ fn run(bench: &mut Bench, rounds: usize, measures: &mut Vec<Measure>) -> Vec<f64
             let started = Instant::now();
             let placed = bench.decide_and_take(&request);
             ours.push(started.elapsed());
-            bench.release_one(placed);
+            bench.release_one(placed.as_ref());
         }
         let (p50, p99) = (quantile(&ours, 0.5), quantile(&ours, 0.99));
         // The same statistic on both sides: the mean, which a slow tail cannot hide in.

@@ -295,7 +295,7 @@ mod tests {
 
     use super::*;
 
-    fn desktop(spec: Value) -> Value {
+    fn desktop(spec: &Value) -> Value {
         json!({"apiVersion": "gpudesk.dev/v1alpha1", "kind": "Desktop", "metadata": {"name": "anna"}, "spec": spec})
     }
 
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_good_object_has_no_fault() {
-        let object = desktop(json!({"templateRef": {"name": "office"}, "priority": 5, "owner": null}));
+        let object = desktop(&json!({"templateRef": {"name": "office"}, "priority": 5, "owner": null}));
         assert_eq!(Schemas::default().faults("Desktop", &object), Vec::<String>::new());
     }
 
@@ -316,7 +316,7 @@ mod tests {
         let with = |field: &str, value: Value| {
             let mut spec = json!({"templateRef": {"name": "office"}});
             spec[field] = value;
-            only_fault(&desktop(spec))
+            only_fault(&desktop(&spec))
         };
         assert_eq!(
             with("powerstate", json!("Running")),
@@ -333,13 +333,13 @@ mod tests {
         assert!(
             with("nodeSelector", json!({"a": true})).starts_with("spec.nodeSelector.a is true; write a text")
         );
-        assert_eq!(only_fault(&desktop(json!({}))), "spec.templateRef is missing");
+        assert_eq!(only_fault(&desktop(&json!({}))), "spec.templateRef is missing");
     }
 
     #[test]
     fn rules_of_the_definitions_are_asked() {
         let gpus = json!([{"name": "GPU", "profileRef": {"name": "p"}}]);
-        let fault = only_fault(&desktop(json!({"templateRef": {"name": "a"}, "overrides": {"gpus": gpus}})));
+        let fault = only_fault(&desktop(&json!({"templateRef": {"name": "a"}, "overrides": {"gpus": gpus}})));
         assert!(fault.starts_with("spec.overrides.gpus[0].name is \"GPU\"; write lower-case"), "{fault}");
     }
 
@@ -347,13 +347,13 @@ mod tests {
     fn names_in_a_keyed_list_must_differ() {
         let gpu = json!({"name": "a", "profileRef": {"name": "p"}});
         let overrides = json!({"gpus": [gpu, gpu]});
-        let fault = only_fault(&desktop(json!({"templateRef": {"name": "a"}, "overrides": overrides})));
+        let fault = only_fault(&desktop(&json!({"templateRef": {"name": "a"}, "overrides": overrides})));
         assert_eq!(fault, "spec.overrides.gpus[1].name is \"a\", as of an earlier entry; each must differ");
     }
 
     #[test]
     fn metadata_is_checked_too() {
-        let mut object = desktop(json!({"templateRef": {"name": "a"}}));
+        let mut object = desktop(&json!({"templateRef": {"name": "a"}}));
         object["metadata"] = json!({"name": "Anna", "lables": {}});
         let faults = Schemas::default().faults("Desktop", &object);
         assert_eq!(faults[0], "metadata.lables is not a known field; did you mean labels?");
