@@ -10,10 +10,10 @@ export KUBECONFIG
 export GPUDESK_USE_KUBECONFIG := 1
 endif
 
-.PHONY: bench-discovery help setup generate build lint advisories test fuzz demo demo-down
+.PHONY: bench-discovery bench-placement help setup generate build lint advisories test fuzz demo demo-down
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what building, testing and the demo need (Debian 12 and 13, Ubuntu 24.04 and later)
 	@e2e/install.sh
@@ -43,6 +43,16 @@ test: build ## Every test, the end-to-end ones included
 SECONDS ?= 30
 bench-discovery: ## What discovery costs, as ratios: one JSON line each
 	@cargo bench -q -p gpudesk-node-daemon --bench discovery
+
+# OPENB names a folder with the openb trace (cluster-trace-gpu-v2023): it is not part of this project.
+bench-placement: ## What a decision costs and how well cards are packed; OPENB=DIR for the openb trace, CHARTS=DIR for SVG
+	@cargo bench -q -p gpudesk-operator --bench placement -- $(if $(CHARTS),--chart $(CHARTS)/placement.svg)
+	@cargo bench -q -p gpudesk-operator --bench mig
+	@cargo bench -q -p gpudesk-operator --bench estate
+	@if [ -n "$(OPENB)" ]; then for trace in default multigpu50; do \
+		cargo bench -q -p gpudesk-operator --bench openb -- --nodes "$(OPENB)/openb_node_list_gpu_node.csv" \
+			--pods "$(OPENB)/openb_pod_list_$$trace.csv"; \
+	done; fi
 
 fuzz: ## Hostile input for every parser of discovery, SECONDS=30 each; FUZZ_TARGETS="pci tree" for some
 	@command -v cargo-fuzz > /dev/null || cargo install --locked cargo-fuzz

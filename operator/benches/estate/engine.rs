@@ -234,7 +234,9 @@ impl Estate {
             let (node, share) = (node.context("no such node")?, placed.gpus.first().context("no share")?);
             let card = self.addresses[node].iter().position(|address| *address == share.device);
             let wish = &share.profile;
-            ledger.put(node, card.context("no such card")?, wish, share.start).context(instance.mix.clone())?;
+            ledger
+                .put(node, card.context("no such card")?, wish, share.start)
+                .context(instance.mix.clone())?;
             outcome.worth += fixtures.wishes.get(wish).map_or(0, |wish| wish.worth);
             outcome.placed += 1;
             outcome.local += u32::from(placed.score.distance == 0);

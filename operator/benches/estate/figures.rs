@@ -12,7 +12,12 @@ pub(crate) struct Measure {
 
 impl Measure {
     /// Without rounds yet.
-    pub(crate) fn new(name: String, of: [&'static str; 2], at_least: Option<(f64, f64)>, rounds: usize) -> Self {
+    pub(crate) fn new(
+        name: String,
+        of: [&'static str; 2],
+        at_least: Option<(f64, f64)>,
+        rounds: usize,
+    ) -> Self {
         Self { name, at_least, of, rounds: vec![(0, 0); rounds] }
     }
 
@@ -27,7 +32,8 @@ impl Measure {
     /// Takes a round of another measure when it is worse.
     pub(crate) fn take_worse(&mut self, other: &Self) {
         for (own, other) in self.rounds.iter_mut().zip(&other.rounds) {
-            if own.1 == 0 || i128::from(other.0) * i128::from(own.1) < i128::from(own.0) * i128::from(other.1) {
+            if own.1 == 0 || i128::from(other.0) * i128::from(own.1) < i128::from(own.0) * i128::from(other.1)
+            {
                 *own = *other;
             }
         }

@@ -14,7 +14,11 @@ use crate::{
 ///
 /// # Errors
 /// A name that the fixtures lack.
-pub(crate) fn placed(fixtures: &Fixtures, rules: &BTreeMap<String, Rules>, instance: &Instance) -> Result<i64> {
+pub(crate) fn placed(
+    fixtures: &Fixtures,
+    rules: &BTreeMap<String, Rules>,
+    instance: &Instance,
+) -> Result<i64> {
     let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
     for of in &instance.arrivals {
         let of = instance.types.get(*of).context("no such type")?;
@@ -28,8 +32,7 @@ pub(crate) fn placed(fixtures: &Fixtures, rules: &BTreeMap<String, Rules>, insta
     let mut parts = vec![];
     for (name, count) in cards {
         let rules = rules.get(name).with_context(|| format!("no card {name}"))?;
-        let serves: Vec<Option<u16>> =
-            counts.keys().map(|wish| rules.kinds.get(*wish).copied()).collect();
+        let serves: Vec<Option<u16>> = counts.keys().map(|wish| rules.kinds.get(*wish).copied()).collect();
         parts.push((rules, count, serves));
     }
     let class = |(rules, count, serves)| {
@@ -37,7 +40,8 @@ pub(crate) fn placed(fixtures: &Fixtures, rules: &BTreeMap<String, Rules>, insta
         let serves: &Vec<Option<u16>> = serves;
         Class { geometry: &rules.geometry, placed: &[], count: *count, cost: 1, serves }
     };
-    let classes: Vec<Class<'_>> = parts.iter().map(|(rules, count, serves)| class((rules, count, serves))).collect();
+    let classes: Vec<Class<'_>> =
+        parts.iter().map(|(rules, count, serves)| class((rules, count, serves))).collect();
     let want = |(wish, count): (&&str, &u32)| Ok(Want { count: *count, worth: u32::try_from(worth(wish))? });
     let wants: Vec<Want> = counts.iter().map(want).collect::<Result<_>>()?;
     let plan = batch::plan(&classes, &wants);

@@ -110,15 +110,20 @@ impl Measures {
     ) -> Result<()> {
         let Self { ours, best_fit, planner, light, local, light_local } = self;
         let estate = Estate::new(fixtures, instance)?;
-        let (ours, local) =
-            if instance.load < LIGHT { (light, light_local) } else { (ours, local) };
+        let (ours, local) = if instance.load < LIGHT { (light, light_local) } else { (ours, local) };
         let known = (instance.load > LIGHT && !instance.mix.starts_with("few-"))
             .then(|| known::placed(fixtures, rules, instance))
             .transpose()?;
         for round in 0..rounds {
             let order = order(instance.arrivals.len(), round)?;
             let found = estate.run(fixtures, rules, instance, &order)?;
-            ensure!(found.worth <= instance.bound, "{} of {} in {}", found.worth, instance.bound, instance.mix);
+            ensure!(
+                found.worth <= instance.bound,
+                "{} of {} in {}",
+                found.worth,
+                instance.bound,
+                instance.mix
+            );
             ours.add(round, found.worth, instance.bound);
             if instance.local {
                 local.add(round, i64::from(found.local), i64::from(found.placed));
@@ -129,7 +134,9 @@ impl Measures {
             if instance.load > LIGHT {
                 let mut ledger = Ledger::new(rules, &instance.nodes)?;
                 let mut worth = 0;
-                for of in order.iter().filter_map(|number| instance.types.get(*instance.arrivals.get(*number)?)) {
+                for of in
+                    order.iter().filter_map(|number| instance.types.get(*instance.arrivals.get(*number)?))
+                {
                     if ledger.best_fit(of) {
                         worth += fixtures.wishes.get(&of.wish).map_or(0, |wish| wish.worth);
                     }

@@ -18,8 +18,7 @@ pub(crate) struct Rules {
 impl Rules {
     /// Of a card.
     fn new(card: &Card) -> Result<Self> {
-        let mut rules =
-            Self { geometry: Geometry { modes: vec![], kinds: vec![] }, kinds: BTreeMap::new() };
+        let mut rules = Self { geometry: Geometry { modes: vec![], kinds: vec![] }, kinds: BTreeMap::new() };
         let mut modes: Vec<&str> = vec![];
         for (wish, kind) in &card.kinds {
             let mode = modes.iter().position(|mode| *mode == kind.mode).unwrap_or_else(|| {

@@ -15,7 +15,8 @@ use gpudesk_operator::{
     placement::{
         Limits, Snapshot,
         request::{
-            CardRequirements, CpuRequest, Demand, DesktopKey, MemoryRequest, Request, Share, ShareRequest, Way,
+            CardRequirements, CpuRequest, Demand, DesktopKey, MemoryRequest, Request, Share, ShareRequest,
+            Way,
         },
     },
     plan::hosts,
@@ -62,10 +63,23 @@ pub(crate) struct Mix {
 pub(crate) const MIXES: &[Mix] = &[
     Mix {
         name: "uniform",
-        profiles: &[("1g.10gb", 1, 1), ("1g.20gb", 2, 1), ("2g.20gb", 2, 1), ("3g.40gb", 4, 1), ("4g.40gb", 4, 1), ("7g.80gb", 8, 1)],
+        profiles: &[
+            ("1g.10gb", 1, 1),
+            ("1g.20gb", 2, 1),
+            ("2g.20gb", 2, 1),
+            ("3g.40gb", 4, 1),
+            ("4g.40gb", 4, 1),
+            ("7g.80gb", 8, 1),
+        ],
     },
-    Mix { name: "small", profiles: &[("1g.10gb", 1, 8), ("1g.20gb", 2, 3), ("2g.20gb", 2, 3), ("3g.40gb", 4, 1)] },
-    Mix { name: "large", profiles: &[("2g.20gb", 2, 1), ("3g.40gb", 4, 4), ("4g.40gb", 4, 3), ("7g.80gb", 8, 4)] },
+    Mix {
+        name: "small",
+        profiles: &[("1g.10gb", 1, 8), ("1g.20gb", 2, 3), ("2g.20gb", 2, 3), ("3g.40gb", 4, 1)],
+    },
+    Mix {
+        name: "large",
+        profiles: &[("2g.20gb", 2, 1), ("3g.40gb", 4, 4), ("4g.40gb", 4, 3), ("7g.80gb", 8, 4)],
+    },
     Mix { name: "bimodal", profiles: &[("1g.10gb", 1, 6), ("7g.80gb", 8, 1)] },
 ];
 

@@ -33,7 +33,8 @@ fn main() {
         println!("Usage: placement [--rounds N (5)] [--nodes 10,100,1000,5000] [--chart FILE.svg]");
         return;
     }
-    let rounds: usize = after("--rounds").map_or(5, |rounds| rounds.parse().expect("--rounds takes a number"));
+    let rounds: usize =
+        after("--rounds").map_or(5, |rounds| rounds.parse().expect("--rounds takes a number"));
     let sizes: Vec<usize> = after("--nodes")
         .unwrap_or_else(|| "10,100,1000,5000".into())
         .split(',')
@@ -60,8 +61,11 @@ fn main() {
             .filter(|measure| measure.name.starts_with("placement.exhaustive-over-decision"))
             .map(|measure| (measure.name.rsplit('.').next().unwrap_or_default().to_owned(), measure.ratio()))
             .collect();
-        std::fs::write(&file, chart::bars("Looking at every node, over a decision (higher is better)", &points))
-            .expect("the chart can be written");
+        std::fs::write(
+            &file,
+            chart::bars("Looking at every node, over a decision (higher is better)", &points),
+        )
+        .expect("the chart can be written");
     }
     if measures.iter().any(|measure| !measure.holds()) {
         eprintln!("a floor is missed");
@@ -72,7 +76,8 @@ fn main() {
 /// One size and one mix. Returns the median decision of each round, in seconds.
 fn run(bench: &mut Bench, rounds: usize, measures: &mut Vec<Measure>) -> Vec<f64> {
     let label = bench.label();
-    let mut ratios = Measure::new(&format!("placement.exhaustive-over-decision.{label}"), "ours", "every node looked at");
+    let mut ratios =
+        Measure::new(&format!("placement.exhaustive-over-decision.{label}"), "ours", "every node looked at");
     if bench.nodes >= 5000 {
         ratios.at_least = Some((10.0, 50.0));
     }
@@ -98,7 +103,8 @@ fn run(bench: &mut Bench, rounds: usize, measures: &mut Vec<Measure>) -> Vec<f64
         }
         let (p50, p99) = (quantile(&ours, 0.5), quantile(&ours, 0.99));
         // The same statistic on both sides: the mean, which a slow tail cannot hide in.
-        let mean = |times: &[Duration]| times.iter().map(Duration::as_secs_f64).sum::<f64>() / times.len() as f64;
+        let mean =
+            |times: &[Duration]| times.iter().map(Duration::as_secs_f64).sum::<f64>() / times.len() as f64;
         ratios.add(mean(&all), mean(&ours));
         tails.add(p99, p50);
         medians.push(p50);
@@ -119,7 +125,8 @@ fn growth(sizes: &[usize], medians: &[Vec<Vec<f64>>], measures: &mut Vec<Measure
         return;
     };
     for (position, mix) in MIXES.iter().enumerate() {
-        let mut measure = Measure::new(&format!("placement.p50-5000-over-100.{}", mix.name), "5,000 nodes", "100 nodes");
+        let mut measure =
+            Measure::new(&format!("placement.p50-5000-over-100.{}", mix.name), "5,000 nodes", "100 nodes");
         measure.at_most = Some((4.0, 1.5));
         for (large, small) in medians[large][position].iter().zip(&medians[small][position]) {
             measure.add(*large, *small);

@@ -28,6 +28,7 @@ pub mod links;
 pub mod lookahead;
 pub mod mix;
 pub mod moves;
+pub mod need;
 pub mod occupancy;
 pub mod ranking;
 pub mod request;

@@ -22,7 +22,7 @@ pub struct Outlook {
 
 /// The shape as a geometry: the whole card first, then the shape's kinds in their order. vGPUs of
 /// equal size exclude those of other sizes, so each size is a mode of its own.
-fn geometry(shape: &Shape) -> Geometry {
+pub(crate) fn geometry(shape: &Shape) -> Geometry {
     let mut modes = vec![Mode { units: 1, slices: None }];
     let mut kinds = vec![Kind { mode: 0, size: 1, slices: 0, starts: vec![], max_count: 1 }];
     let mut known: Vec<((ShareMode, i64), u16)> = vec![];

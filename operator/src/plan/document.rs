@@ -25,6 +25,10 @@ pub struct DesktopPlan {
     pub nodes: Vec<NodeUsage>,
     /// How many more would fit then.
     pub room: Vec<Room>,
+    /// How few cards would do for all desktops here that should run, packed as tightly as can be. CPUs,
+    /// memory and which node a card is in do not count.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fewest_cards: Vec<FewestCards>,
     /// What a reader should know: what was left out or taken as read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -211,6 +215,18 @@ pub struct CardUsage {
     /// Why no desktop can have the card.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unavailable: Option<String>,
+}
+
+/// How few cards of a product would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FewestCards {
+    /// The product.
+    pub product: String,
+    /// How many there are that desktops may have something of.
+    pub cards: u32,
+    /// How many would do.
+    pub needed: u32,
 }
 
 /// How many more of something would fit.

@@ -7,14 +7,14 @@ use gpudesk_crds::{Allocation, Desktop, GROUP, VERSION, types::PciAddress};
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
 use super::{
-    document::{Defragmentation, DesktopPlan, PlannedDesktop, PlannedMove, State, Summary},
+    document::{Defragmentation, DesktopPlan, FewestCards, PlannedDesktop, PlannedMove, State, Summary},
     estate::Estate,
     order::{Candidate, Intent, candidates},
     room, usage,
 };
 use crate::{
     desktop::validate::Wanted,
-    placement::{Placed, compute::Limits, snapshot::Snapshot},
+    placement::{Placed, compute::Limits, need::CardsNeeded, snapshot::Snapshot},
 };
 
 /// Which plan is wanted.
@@ -53,6 +53,15 @@ pub fn plan(estate: &Estate, options: Options, progress: Progress<'_>) -> Result
     }
     let room = room::room(&round, &candidates, progress);
     let stranded = stranded(&mut round.snapshot);
+    let demands = candidates.iter().zip(&round.desktops).filter_map(|(candidate, planned)| {
+        let runs = planned.state != State::Stopped;
+        candidate.wanted.as_ref().filter(|_| runs).map(|wanted| &wanted.request.demand)
+    });
+    let fewest_cards = round.snapshot.cards_needed(demands).products.into_iter().map(|product| {
+        let CardsNeeded { product, cards, needed } = product;
+        FewestCards { product, cards, needed }
+    });
+    let fewest_cards = fewest_cards.collect();
     let defragmentation = match options.most_moves {
         Some(most) => round.clone().defragment(&candidates, most, progress),
         None => vec![],
@@ -73,6 +82,7 @@ pub fn plan(estate: &Estate, options: Options, progress: Progress<'_>) -> Result
         desktops,
         defragmentation,
         room,
+        fewest_cards,
         notes: estate.notes.clone(),
     })
 }

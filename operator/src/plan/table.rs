@@ -6,7 +6,9 @@ use comfy_table::{Table, presets::NOTHING};
 use gpudesk_crds::{Compute, GpuAllocation, types::ShareMode};
 
 use super::{
-    document::{Defragmentation, DesktopPlan, NodeUsage, PlannedDesktop, PlannedMove, Room, State},
+    document::{
+        Defragmentation, DesktopPlan, FewestCards, NodeUsage, PlannedDesktop, PlannedMove, Room, State,
+    },
     usage::share_text,
 };
 
@@ -23,6 +25,7 @@ pub fn print(plan: &DesktopPlan) -> String {
         defragmentation,
         nodes,
         room,
+        fewest_cards,
         // Said on standard error.
         notes: _,
     } = plan;
@@ -40,6 +43,13 @@ pub fn print(plan: &DesktopPlan) -> String {
     }
     if !room.is_empty() {
         text += &part(&of_room(room));
+    }
+    if !fewest_cards.is_empty() {
+        let mut cards = table(&["PRODUCT", "CARDS", "WOULD DO WITH"]);
+        for FewestCards { product, cards: all, needed } in fewest_cards {
+            cards.add_row([product.clone(), all.to_string(), needed.to_string()]);
+        }
+        text += &part(&cards);
     }
     let held = if summary.held > 0 { format!("{} held, ", summary.held) } else { String::new() };
     let stopped = if summary.stopped > 0 { format!(", {} stopped", summary.stopped) } else { String::new() };

@@ -398,3 +398,23 @@ fn what_is_left_is_counted() {
         left.iter().map(|card| (card.product.clone(), card.used, card.units)).collect();
     assert_eq!(used.iter().filter(|(_, used, _)| *used > 0).count(), 2, "{used:?}");
 }
+
+#[test]
+fn the_fewest_cards_for_a_set_are_those_of_the_tightest_layouts() {
+    let snapshot = snapshot(&[plain("a", &[a100(1, 0), a100(2, 0), a100(3, 0)]), plain("b", &[l40s(1, 0)])]);
+    let slices = |profile: &str, count: usize| vec![mig(profile, VgpuSeries::C); count];
+    // 3g + 2g + 1g + 1g on each of two cards; spread as they came they would take three.
+    let shares =
+        [slices("3g.20gb", 2), slices("2g.10gb", 2), slices("1g.5gb", 4), vec![vgpu(24); 2]].concat();
+    let demands: Vec<_> = shares.into_iter().map(|share| request("d", vec![share]).demand).collect();
+    let need = snapshot.cards_needed(demands.iter());
+    let told: Vec<(&str, u32, u32)> = need
+        .products
+        .iter()
+        .map(|product| (product.product.as_str(), product.cards, product.needed))
+        .collect();
+    assert_eq!(told, [("NVIDIA A100-SXM4-40GB", 3, 2), ("NVIDIA L40S", 1, 1)]);
+    assert_eq!(need.unmet, 0);
+    let many = vec![request("d", vec![Share::Passthrough]).demand; 6];
+    assert_eq!(snapshot.cards_needed(many.iter()).unmet, 2);
+}
