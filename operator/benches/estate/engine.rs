@@ -33,7 +33,7 @@ pub(crate) struct Outcome {
     pub(crate) worth: i64,
     /// Desktops.
     pub(crate) placed: u32,
-    /// Of those who may be elsewhere, how many are on the cell of their card.
+    /// How many of them are on the cell of their card.
     pub(crate) local: u32,
 }
 

@@ -19,6 +19,7 @@ use crate::{
     starving::{self, Rooms},
     state::CardUse,
     tables::{ShapeId, StateId, Tables},
+    worth::Supply,
 };
 
 /// One node: what it offers and what is taken.
@@ -89,6 +90,7 @@ pub struct Estate {
     by_name: BTreeMap<Arc<str>, NodeId>,
     silent: BTreeSet<String>,
     existing: usize,
+    cards: BTreeMap<ShapeId, u64>,
     /// Counts changes of what nodes offer.
     pub version: u64,
 }
@@ -126,6 +128,13 @@ impl Estate {
     /// The nodes that exist, by name.
     pub fn existing(&self) -> impl Iterator<Item = (NodeId, &Arc<NodeFacts>)> {
         self.by_name().filter_map(|(id, state)| Some((id, state.facts.as_ref()?)))
+    }
+
+    /// The cards that desktops may have something of, by shape.
+    pub fn supply(&self) -> Supply {
+        let usable =
+            self.cards.iter().filter_map(|(shape, count)| Some((self.tables.shape_of(*shape)?, *count)));
+        Supply::new(usable.filter(|(shape, _)| shape.refused.is_none()))
     }
 
     /// How many nodes exist.
@@ -166,6 +175,15 @@ impl Estate {
         self.version += 1;
         let before = self.facts_of(name).is_some();
         self.existing = self.existing + usize::from(facts.is_some()) - usize::from(before);
+        let gone = self.id(name).and_then(|id| self.node(id)).and_then(|state| state.facts.clone());
+        for card in gone.iter().flat_map(|facts| &facts.cards) {
+            let shape = self.tables.shape(&card.shape);
+            self.cards.entry(shape).and_modify(|count| *count -= 1);
+        }
+        for card in facts.iter().flat_map(|facts| &facts.cards) {
+            let shape = self.tables.shape(&card.shape);
+            *self.cards.entry(shape).or_default() += 1;
+        }
         let facts = facts.map(|mut facts| {
             for card in &mut facts.cards {
                 card.shape = self.tables.kept(&card.shape);
@@ -237,14 +255,21 @@ impl Estate {
     /// Drops what the tables know of states that no card is in.
     pub fn begin_tables_again(&mut self) {
         let mut tables = Tables::default();
-        tables.set_mix(self.tables.mix());
+        tables.set_mix(self.tables.mix(), self.tables.supply());
+        let cards = std::mem::take(&mut self.cards);
+        for (shape, count) in cards {
+            if let Some(shape) = self.tables.shape_of(shape) {
+                let shape = tables.shape(&shape.clone());
+                self.cards.insert(shape, count);
+            }
+        }
         self.tables = tables;
         self.sum_up();
     }
 
     /// Judges by another mix from now on.
-    pub fn set_mix(&mut self, mix: &Arc<Mix>) {
-        self.tables.set_mix(mix);
+    pub fn set_mix(&mut self, mix: &Arc<Mix>, supply: &Arc<Supply>) {
+        self.tables.set_mix(mix, supply);
         self.sum_up();
     }
 

@@ -120,7 +120,7 @@ impl Snapshot {
     /// Every card that desktops may use, with what is left of it.
     pub fn fragmentation(&mut self) -> Vec<Fragment> {
         self.use_census();
-        let mix = self.estate.tables.mix().clone();
+        let (mix, supply) = (self.estate.tables.mix().clone(), self.estate.tables.supply().clone());
         let mut found = vec![];
         for (_, state) in self.estate.by_name() {
             let Some(facts) = &state.facts else { continue };
@@ -130,7 +130,7 @@ impl Snapshot {
                 }
                 let mode = used.shares().first().map(|share| share.mode);
                 let units = mode.map_or(card.shape.mig_memory.max(1), |mode| card.shape.units(mode));
-                let outlook = crate::worth::Outlook::new(&card.shape, &mix);
+                let outlook = crate::worth::Outlook::new(&card.shape, &mix, &supply);
                 found.push(Fragment {
                     node: facts.name.to_string(),
                     card: card.address,

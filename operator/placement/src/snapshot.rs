@@ -30,6 +30,8 @@ pub struct Snapshot {
     demands: HashMap<Arc<Demand>, usize>,
     census: Census,
     census_is_new: bool,
+    /// Version of the nodes whose cards were counted last.
+    judged_by: u64,
     in_use: BTreeMap<String, i32>,
 }
 
@@ -398,14 +400,16 @@ impl Snapshot {
         self.neighbours.come(key, &Arc::from(allocation.node.as_str()), &manners);
     }
 
-    /// Judges by what is defined now.
+    /// Judges by what is defined and by the cards that there are now.
     pub(crate) fn use_census(&mut self) {
-        if !std::mem::take(&mut self.census_is_new) {
+        let version = self.estate.version;
+        if !std::mem::take(&mut self.census_is_new) && self.judged_by == version {
             return;
         }
-        let mix = self.census.mix();
-        if mix != **self.estate.tables.mix() {
-            self.estate.set_mix(&Arc::new(mix));
+        self.judged_by = version;
+        let (mix, supply) = (self.census.mix(), self.estate.supply());
+        if mix != **self.estate.tables.mix() || supply != **self.estate.tables.supply() {
+            self.estate.set_mix(&Arc::new(mix), &Arc::new(supply));
             self.rankings.clear();
             self.ranking_of.clear();
         }

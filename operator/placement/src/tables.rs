@@ -9,7 +9,7 @@ use crate::{
     request::{CardRequirements, Share, ShareRequest},
     shape::{NoShare, Offer, Shape},
     state::{self, CardUse, Choice},
-    worth::Outlook,
+    worth::{Outlook, Supply},
 };
 
 /// States that are kept before all that nobody is in are dropped. Cards with MIG have some thousand;
@@ -45,6 +45,7 @@ pub struct Tables {
     wishes: Vec<Arc<(Share, CardRequirements)>>,
     wish_ids: HashMap<Arc<(Share, CardRequirements)>, WishId>,
     mix: Arc<Mix>,
+    supply: Arc<Supply>,
     /// Numbers of what the mix wants, way by way.
     wanted: Vec<Box<[WishId]>>,
     states: usize,
@@ -136,9 +137,10 @@ impl Tables {
         self.states > MOST_STATES
     }
 
-    /// Judges by another mix from now on.
-    pub fn set_mix(&mut self, mix: &Arc<Mix>) {
+    /// Judges by another mix, or another supply of cards, from now on.
+    pub fn set_mix(&mut self, mix: &Arc<Mix>, supply: &Arc<Supply>) {
         self.mix = mix.clone();
+        self.supply = supply.clone();
         let numbers = mix
             .wanted
             .iter()
@@ -152,6 +154,11 @@ impl Tables {
                 state.wanted.clear();
             }
         }
+    }
+
+    /// The supply of cards by which it judges.
+    pub fn supply(&self) -> &Arc<Supply> {
+        &self.supply
     }
 
     /// The mix by which it judges.
@@ -267,7 +274,8 @@ impl Tables {
         if let Some(worth) = kept.worth {
             return worth;
         }
-        let outlook = entry.outlook.get_or_insert_with(|| Outlook::new(&entry.shape, &self.mix));
+        let outlook =
+            entry.outlook.get_or_insert_with(|| Outlook::new(&entry.shape, &self.mix, &self.supply));
         let worth = outlook.worth(&kept.used);
         kept.worth = Some(worth);
         worth

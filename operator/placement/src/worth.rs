@@ -1,17 +1,49 @@
 //! What a card in a state is worth to the requests to come: the card's shape and the mix, in the
 //! terms of [`crate::lookahead`].
 
+use std::sync::Arc;
+
 use gpudesk_crds::types::ShareMode;
 
 use crate::{
-    lookahead::{Geometry, Kind, Mode, Placed, Values},
-    mix::Mix,
+    lookahead::{ALL_CARDS, Geometry, Kind, Mode, Placed, Values},
+    mix::{Mix, Wanted},
     shape::{Offer, Shape},
     state::{self, CardUse, UsedShare},
 };
 
 /// Memory that a card counts for when nobody says how much it has, in MiB.
 const UNKNOWN_MEMORY_MIB: u64 = 16 * 1024;
+
+/// The cards of an estate by shape: which part of all cards each is, in [`ALL_CARDS`]ths, rounded to
+/// three binary digits so that one card more seldom changes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Supply {
+    shapes: Vec<(Arc<Shape>, u64)>,
+}
+
+impl Supply {
+    /// From how many cards there are of each shape.
+    pub fn new<'a>(counts: impl Iterator<Item = (&'a Arc<Shape>, u64)> + Clone) -> Self {
+        let total: u64 = counts.clone().map(|(_, count)| count).sum();
+        let part = |count: u64| {
+            let part = (count * ALL_CARDS).checked_div(total).unwrap_or(0).max(1);
+            let step = 1u64 << part.ilog2().saturating_sub(2);
+            (part + step / 2) / step * step
+        };
+        let shapes = counts.filter(|(_, count)| *count > 0);
+        Self { shapes: shapes.map(|(shape, count)| (shape.clone(), part(count))).collect() }
+    }
+
+    /// On which part of all cards a request can go.
+    fn of(&self, wanted: &Wanted) -> u64 {
+        let offers = |shape: &Shape| {
+            shape.qualifies(&wanted.cards) && wanted.ways.iter().any(|way| shape.offer(way).is_ok())
+        };
+        let parts = self.shapes.iter().filter(|(shape, _)| offers(shape)).map(|(_, part)| *part);
+        parts.sum::<u64>().clamp(1, ALL_CARDS)
+    }
+}
 
 /// The mix as it concerns one shape.
 #[derive(Clone, Debug)]
@@ -60,9 +92,10 @@ fn placed(share: &UsedShare) -> Option<Placed> {
 
 impl Outlook {
     /// What the mix wants of cards of this shape: of each request, the first way that they offer.
-    pub fn new(shape: &Shape, mix: &Mix) -> Self {
+    pub fn new(shape: &Shape, mix: &Mix, supply: &Supply) -> Self {
         let geometry = geometry(shape);
         let mut counts = vec![0; geometry.kinds.len()];
+        let mut served = vec![0; geometry.kinds.len()];
         let mut total = 0;
         let mut offers: Vec<(Offer, i64)> = vec![];
         for (wanted, weight) in &mix.wanted {
@@ -75,8 +108,10 @@ impl Outlook {
                 Offer::Whole => 0,
                 Offer::Kinds(kinds) => kinds.first().map_or(0, |(kind, _)| usize::from(*kind) + 1),
             };
-            if let Some(count) = counts.get_mut(kind) {
+            if let (Some(count), Some(served)) = (counts.get_mut(kind), served.get_mut(kind)) {
                 *count += u64::from(*weight);
+                // Of several requests for a kind, the one that has the most other cards to go to.
+                *served = supply.of(wanted).max(*served);
             }
             match offers.iter_mut().find(|(other, _)| *other == offer) {
                 Some((_, sum)) => *sum += i64::from(*weight),
@@ -84,7 +119,10 @@ impl Outlook {
             }
         }
         let memory = shape.memory_mib.and_then(|mib| u64::try_from(mib).ok()).unwrap_or(UNKNOWN_MEMORY_MIB);
-        Self { values: Values::new(geometry, &counts, total, memory), offers }
+        for served in served.iter_mut().filter(|served| **served == 0) {
+            *served = ALL_CARDS;
+        }
+        Self { values: Values::scarce(geometry, &counts, total, memory, &served), offers }
     }
 
     /// What a card is worth; the cost of a choice is what it takes away.

@@ -39,6 +39,9 @@ const FRACTION: u64 = 1 << 12;
 /// What a full card gains, in thousandths of what an empty one is worth.
 const FULLNESS: i128 = 200;
 
+/// All cards of the estate, as [`Values::scarce`] counts them.
+pub const ALL_CARDS: u64 = 1 << 10;
+
 /// How card states of one geometry are valued under one mix.
 #[derive(Clone, Debug)]
 pub struct Values {
@@ -79,6 +82,13 @@ impl Values {
     /// that the estate shares, MiB say. Kinds past the end of `wanted` are not wanted. When nothing is
     /// wanted of such cards every kind is, equally.
     pub fn new(geometry: Geometry, wanted: &[u64], total: u64, whole: u64) -> Self {
+        Self::scarce(geometry, wanted, total, whole, &[])
+    }
+
+    /// As [`Values::new`], where not every card of the estate serves each kind: `served` says for each
+    /// on which part of them its requests can go, in [`ALL_CARDS`]ths. What few cards can serve
+    /// weighs more on those.
+    pub fn scarce(geometry: Geometry, wanted: &[u64], total: u64, whole: u64, served: &[u64]) -> Self {
         let known = geometry.kinds.iter().zip(wanted).any(|(_, count)| *count > 0);
         let (nothing, one) = (0, 1);
         let weights = geometry.kinds.iter().enumerate().map(|(position, kind)| {
@@ -96,7 +106,8 @@ impl Values {
             let share = share.min(1 << 32);
             let fourth_root = (share << 92).isqrt().isqrt();
             let share = ((share * fourth_root) << 1).isqrt();
-            let weight = (share * fraction * u128::from(whole.min(1 << 40))) >> 48;
+            let served = u128::from(served.get(position).copied().unwrap_or(ALL_CARDS).max(1));
+            let weight = ((share * fraction * u128::from(whole.min(1 << 40))) >> 38) / served;
             i64::try_from(weight.min(1 << 40)).unwrap_or(i64::MAX)
         });
         let weights = weights.collect();
