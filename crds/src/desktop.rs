@@ -252,7 +252,8 @@ pub struct PreparedGpu {
     /// PCI address of the function that the guest got.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pci_address: Option<PciAddress>,
-    /// UUID of the MIG instance.
+    /// UUID of the MIG instance. Desktops whose vGPUs share an
+    /// instance have the same one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 96))]
     pub mig_uuid: Option<String>,

@@ -84,14 +84,19 @@ impl Waiting {
     /// How long a desktop must wait until it may change its message; zero when it may now, which
     /// counts as having said it.
     pub fn may_say(&mut self, key: &DesktopKey, now: Instant) -> Duration {
-        let Some(entry) = self.desktops.get_mut(key) else { return Duration::ZERO };
-        let rest = entry
-            .said_at
-            .map_or(Duration::ZERO, |at| SAY_AGAIN.saturating_sub(now.saturating_duration_since(at)));
-        if rest.is_zero() {
+        let rest = self.rest(key, now);
+        if rest.is_zero()
+            && let Some(entry) = self.desktops.get_mut(key)
+        {
             entry.said_at = Some(now);
         }
         rest
+    }
+
+    /// The same, without counting as having said it.
+    pub fn rest(&self, key: &DesktopKey, now: Instant) -> Duration {
+        let said_at = self.desktops.get(key).and_then(|entry| entry.said_at);
+        said_at.map_or(Duration::ZERO, |at| SAY_AGAIN.saturating_sub(now.saturating_duration_since(at)))
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
     node_liveness::Liveness,
     placement::{
         compute::Limits,
-        explain::Explanation,
+        explain::{Explanation, MOST_MOVES},
         fragments::Counts,
         request::{DesktopKey, Request, ShareRequest},
         snapshot::{Change, Snapshot, key_of},
@@ -294,7 +294,9 @@ impl World {
         let Ok(placed) = cluster.snapshot.place(&request) else {
             let created = desktop.creation_timestamp().map_or(0, |time| time.0.as_second());
             cluster.waiting.insert(&key, priority, created);
-            let explanation = cluster.snapshot.explain(&request);
+            // Who may not say anything new yet need not know what would have to move.
+            let speaks = cluster.waiting.rest(&key, started).is_zero();
+            let explanation = cluster.snapshot.explain_with(&request, if speaks { MOST_MOVES } else { 0 });
             drop(cluster);
             self.metrics.placed(explanation.reason.as_str());
             self.metrics.decided_in(started.elapsed().as_secs_f64());

@@ -193,6 +193,7 @@ impl Snapshot {
         self.use_census();
         if self.estate.tables.is_full() {
             self.estate.begin_tables_again();
+            self.totals.clear();
             self.rankings.clear();
             self.ranking_of.clear();
         }

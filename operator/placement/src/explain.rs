@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Moves that are thought of to find the nearest fit.
-const MOST_MOVES: usize = 3;
+pub const MOST_MOVES: usize = 3;
 
 /// Why a desktop waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +32,12 @@ impl Snapshot {
     /// Why a desktop waits: whether for room that others have, or for a host that is not there.
     /// Names the nearest fit, where moving a few desktops would make one.
     pub fn explain(&mut self, request: &Request) -> Explanation {
+        self.explain_with(request, MOST_MOVES)
+    }
+
+    /// The same, thinking of at most `most_moves` moves; with 0 it names the nearest fit only where
+    /// that is known. Thinking of moves takes as long as some hundred decisions.
+    pub fn explain_with(&mut self, request: &Request, most_moves: usize) -> Explanation {
         let account = match self.place(request) {
             Ok(placed) => {
                 let message = format!("fits on {} now", placed.node);
@@ -40,7 +46,7 @@ impl Snapshot {
             Err(no_room) => no_room.rejections,
         };
         if self.fits_when_empty(request) {
-            let nearest = self.nearest(request);
+            let nearest = self.nearest(request, most_moves);
             return Explanation {
                 reason: Reason::Unschedulable,
                 message: summary(request, &account, nearest.as_ref()),
@@ -120,14 +126,15 @@ impl Snapshot {
 
     /// How many desktops would have to move, and why the node rejects the request today; remembered
     /// until something is freed.
-    fn nearest(&mut self, request: &Request) -> Option<(usize, Rejection)> {
+    fn nearest(&mut self, request: &Request, most_moves: usize) -> Option<(usize, Rejection)> {
         let position = self.ranking_for(&request.demand);
         let freed = self.freed;
         let known = self.rankings.get(position).and_then(|ranking| ranking.nearest);
         let nearest = match known {
             Some((version, nearest)) if version == freed && request.home.is_none() => nearest,
+            _ if most_moves == 0 => None,
             _ => {
-                let moves = self.fits_after_moving(request, MOST_MOVES);
+                let moves = self.fits_after_moving(request, most_moves);
                 let nearest = moves.map(|(node, moves)| (moves.len(), node));
                 if let Some(ranking) = self.rankings.get_mut(position) {
                     ranking.nearest = request.home.is_none().then_some((freed, nearest));

@@ -1,13 +1,12 @@
 //! What is left: how many more of a share fit, and what of the free room nobody can use.
 
-use gpudesk_crds::types::{PciAddress, ShareMode};
+use gpudesk_crds::types::PciAddress;
 
 use crate::{
     cards::Sought,
-    facts::NodeFacts,
     fit::Prepared,
     ranking::NodeId,
-    request::{CpuRequest, Demand, MemoryRequest, ShareRequest},
+    request::{CpuRequest, Demand, MemoryRequest, Share, ShareRequest},
     snapshot::Snapshot,
     state::CardUse,
     tables::WishId,
@@ -58,60 +57,62 @@ impl Snapshot {
             .iter()
             .flat_map(|Sought { ways, .. }| ways.iter().map(|(_, wish)| *wish))
             .collect();
+        let whole = share.ways.iter().any(|way| way.share == Share::Passthrough);
         let ids: Vec<NodeId> = self.estate.existing().map(|(id, _)| id).collect();
-        let mut counts = Counts { ways: vec![(0, 0); wishes.len()], ..Counts::default() };
-        for id in ids {
-            let Some(facts) = self.estate.node(id).and_then(|state| state.facts.clone()) else { continue };
-            counts.total += self.count_on(id, &facts, &wishes, true);
-            let taking = !facts.cordoned && facts.ready && !self.estate.is_silent(&facts.name);
-            if taking {
-                counts.placeable += self.count_on(id, &facts, &wishes, false);
-            }
-            for (position, wish) in wishes.iter().enumerate() {
-                let total = self.count_on(id, &facts, &[*wish], true);
-                let placeable = if taking { self.count_on(id, &facts, &[*wish], false) } else { 0 };
-                if let Some(way) = counts.ways.get_mut(position) {
-                    *way = (way.0 + total, way.1 + placeable);
+        let mut of = |wishes: &[WishId]| {
+            let version = self.estate.version;
+            let known =
+                self.totals.get(wishes).filter(|(known, _)| *known == version).map(|(_, total)| *total);
+            let (mut total, mut placeable) = (0, 0);
+            for id in &ids {
+                if known.is_none() {
+                    total += self.count_on(*id, wishes, whole, true);
+                }
+                if self.takes_desktops(*id) {
+                    placeable += self.count_on(*id, wishes, whole, false);
                 }
             }
-        }
-        counts
+            let total = known.unwrap_or(total);
+            self.totals.insert(wishes.into(), (version, total));
+            (total, placeable)
+        };
+        let (total, placeable) = of(&wishes);
+        let ways = match wishes.as_slice() {
+            [_] => vec![(total, placeable)],
+            several => several.iter().map(|wish| of(&[*wish])).collect(),
+        };
+        Counts { total, placeable, ways }
     }
 
-    fn count_on(&mut self, id: NodeId, facts: &NodeFacts, wishes: &[WishId], empty: bool) -> i32 {
-        let Some(state) = self.estate.node(id) else { return 0 };
-        let slots = state.slots().to_vec();
-        let free: Vec<bool> = state.used.cards.iter().map(|card| empty || card.is_free()).collect();
-        let mut along = vec![false; slots.len()];
+    fn takes_desktops(&self, id: NodeId) -> bool {
+        let facts = self.estate.node(id).and_then(|state| state.facts.as_ref());
+        facts.is_some_and(|facts| !facts.cordoned && facts.ready && !self.estate.is_silent(&facts.name))
+    }
+
+    fn count_on(&mut self, id: NodeId, wishes: &[WishId], whole: bool, empty: bool) -> i32 {
+        let Some(facts) = self.estate.node(id).and_then(|state| state.facts.clone()) else { return 0 };
+        let mut along: Vec<usize> = vec![];
         let mut count = 0;
-        for (position, (shape, state)) in slots.into_iter().enumerate() {
-            let Some(card) = facts.cards.get(position) else { continue };
-            if along.get(position) == Some(&true) {
-                continue;
-            }
-            let state = if empty { self.estate.tables.state(shape, &CardUse::default()) } else { state };
-            let tables = &mut self.estate.tables;
+        for (position, card) in facts.cards.iter().enumerate() {
+            let Some(state) = self.estate.node(id) else { continue };
+            let Some((shape, state)) = state.slots().get(position).copied() else { continue };
             // A whole card takes its IOMMU group along, which must be free and ours to give.
-            let whole = wishes.iter().any(|wish| {
-                let outcome = tables.outcome(shape, state, *wish);
-                outcome.is_ok_and(|found| {
-                    found.first().is_some_and(|first| first.choice.takes.mode == ShareMode::Passthrough)
-                })
-            });
             if whole && !card.group.is_empty() {
+                if along.contains(&position) {
+                    continue;
+                }
+                let used = self.estate.node(id).map(|state| state.used.cards.as_slice()).unwrap_or_default();
                 let ours = |member: &usize| {
-                    free.get(*member) == Some(&true)
+                    (empty || used.get(*member).is_some_and(CardUse::is_free))
                         && facts.cards.get(*member).is_some_and(|card| card.shape.refused.is_none())
                 };
                 if !card.group.iter().all(ours) {
                     continue;
                 }
-                for member in &card.group {
-                    if let Some(flag) = along.get_mut(*member) {
-                        *flag = true;
-                    }
-                }
+                along.extend(&card.group);
             }
+            let tables = &mut self.estate.tables;
+            let state = if empty { tables.state(shape, &CardUse::default()) } else { state };
             count += tables.count(shape, state, wishes);
         }
         count

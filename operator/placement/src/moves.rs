@@ -12,9 +12,9 @@ use crate::{
 };
 
 /// Nodes that are looked at, those first on which the least is in the way.
-const NODES: usize = 8;
+const NODES: usize = 6;
 /// Sets of desktops that are tried altogether.
-const TRIES: usize = 192;
+const TRIES: usize = 96;
 
 /// A desktop that would move.
 #[derive(Clone, Debug, PartialEq)]

@@ -14,6 +14,7 @@ use crate::{
     occupancy,
     ranking::{NodeId, Ranking},
     request::{AffinityRule, Demand, DesktopKey, Request},
+    tables::WishId,
 };
 
 /// Nodes, what is taken on them, and what was decided but not yet seen (*assumed*).
@@ -32,6 +33,8 @@ pub struct Snapshot {
     census_is_new: bool,
     /// Version of the nodes whose cards were counted last.
     judged_by: u64,
+    /// How many of certain wishes fit on empty nodes, by the version of the nodes.
+    pub(crate) totals: HashMap<Box<[WishId]>, (u64, i32)>,
     in_use: BTreeMap<String, i32>,
 }
 
