@@ -54,8 +54,11 @@ fn a_gpu_instance_is_known_by_the_uuid_of_its_first_compute_instance() {
     assert!(card.instances.iter().all(|one| one.vgpu_type.is_none()));
 }
 
+/// Id, type, vGPU type, start and GPU instance of a share.
+type OnSlice<'a> = (&'a str, &'a str, Option<&'a str>, Option<i32>, Option<i32>);
+
 /// The vGPUs of a card, each with what is under it.
-fn on_slices(card: &Device) -> Vec<(&str, &str, Option<&str>, Option<i32>, Option<i32>)> {
+fn on_slices(card: &Device) -> Vec<OnSlice<'_>> {
     let slices = card.instances.iter().filter(|one| one.mode == ShareMode::Mig);
     slices
         .map(|one| (one.id.as_str(), &*one.type_name, one.vgpu_type.as_deref(), one.start, one.gpu_instance))
