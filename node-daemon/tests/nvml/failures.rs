@@ -183,7 +183,11 @@ fn a_card_that_hangs_keeps_nobody_waiting_and_is_not_asked_twice() {
         assert!(Instant::now() < until, "it does not come back");
         thread::sleep(Duration::from_millis(100));
     }
-    assert_eq!(threads(), 0);
+    // Its answer comes a moment before the thread that asked has ended.
+    while threads() > 0 {
+        assert!(Instant::now() < until, "the thread that hung is still there");
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]
