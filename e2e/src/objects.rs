@@ -99,6 +99,15 @@ impl Objects {
         .await
     }
 
+    /// Waits until a condition of a desktop is there, whatever it says.
+    pub async fn has(&self, name: &str, type_: ConditionType, limit: Duration) -> Result<Condition> {
+        let desktop = until(&self.desktops(), name, &format!("{type_} is there"), limit, |desktop| {
+            condition(desktop, type_).is_some()
+        })
+        .await?;
+        condition(&desktop, type_).cloned().context("the condition that was waited for")
+    }
+
     /// Waits until a condition of a desktop has this reason.
     pub async fn says(
         &self,
