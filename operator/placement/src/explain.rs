@@ -36,7 +36,7 @@ impl Snapshot {
     }
 
     /// The same, thinking of at most `most_moves` moves; with 0 it names the nearest fit only where
-    /// that is known. Thinking of moves takes as long as some hundred decisions.
+    /// that is known. Thinking of moves tries up to some dozens of sets, each of several decisions.
     pub fn explain_with(&mut self, request: &Request, most_moves: usize) -> Explanation {
         let account = match self.place(request) {
             Ok(placed) => {

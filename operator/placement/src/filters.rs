@@ -29,7 +29,7 @@ pub enum Rejection {
 
 /// A rule that a node must pass.
 pub struct Filter {
-    /// What it is called where decisions are told.
+    /// What the rule is called, for who reads the list.
     pub name: &'static str,
     /// What a node that fails it is rejected for.
     pub rejection: Rejection,
