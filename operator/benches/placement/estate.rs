@@ -8,6 +8,7 @@ use std::{
 
 use gpudesk_crds::{
     Allocation, Desktop,
+    desktop::PowerState,
     desktop_template::{NumaPolicy, Pinning},
     types::{PageSize, VgpuSeries},
 };
@@ -245,7 +246,9 @@ fn demand(profile: &str) -> Arc<Demand> {
 }
 
 fn object(key: &DesktopKey) -> Desktop {
-    let mut desktop = Desktop::new(&key.name, gpudesk_crds::DesktopSpec::default());
+    // Who is defined to run and has no place waits, and is looked ahead for.
+    let spec = gpudesk_crds::DesktopSpec { power_state: PowerState::Stopped, ..Default::default() };
+    let mut desktop = Desktop::new(&key.name, spec);
     desktop.metadata.namespace = Some(key.namespace.clone());
     desktop.metadata.resource_version = Some("1".into());
     desktop

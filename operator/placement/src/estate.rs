@@ -14,6 +14,7 @@ use crate::{
     links,
     mix::Mix,
     occupancy::{Claim, Held, HeldBy, NodeUse, Taken},
+    prices::Alike,
     ranking::{NodeId, Verdict},
     request::{DesktopKey, Previous},
     starving::{self, Rooms},
@@ -137,6 +138,29 @@ impl Estate {
         Supply::new(usable.filter(|(shape, _)| shape.refused.is_none()))
     }
 
+    /// How many cards there are.
+    pub fn cards(&self) -> u64 {
+        self.cards.values().sum()
+    }
+
+    /// The cards of nodes that take desktops, those together that are alike.
+    pub fn alike(&self) -> Vec<Alike> {
+        let mut counts: BTreeMap<(ShapeId, StateId), u32> = BTreeMap::new();
+        for (_, state) in self.by_name() {
+            let takes = |facts: &&Arc<NodeFacts>| !facts.cordoned && !self.silent.contains(&*facts.name);
+            if state.facts.as_ref().is_some_and(|facts| takes(&facts)) {
+                for slot in &state.slots {
+                    *counts.entry(*slot).or_default() += 1;
+                }
+            }
+        }
+        let cards = counts.into_iter().filter_map(|((shape, state), count)| {
+            let used = self.tables.used(shape, state)?.clone();
+            Some(Alike { shape: self.tables.shape_of(shape)?.clone(), used, count })
+        });
+        cards.filter(|cards| cards.shape.refused.is_none()).collect()
+    }
+
     /// How many nodes exist.
     pub fn count(&self) -> usize {
         self.existing
@@ -256,6 +280,7 @@ impl Estate {
     pub fn begin_tables_again(&mut self) {
         let mut tables = Tables::default();
         tables.set_mix(self.tables.mix(), self.tables.supply());
+        tables.set_waiting(self.tables.waiting().cloned());
         let cards = std::mem::take(&mut self.cards);
         for (shape, count) in cards {
             if let Some(shape) = self.tables.shape_of(shape) {

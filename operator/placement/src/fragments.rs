@@ -5,6 +5,7 @@ use gpudesk_crds::types::PciAddress;
 use crate::{
     cards::Sought,
     fit::Prepared,
+    prices::Prices,
     ranking::NodeId,
     request::{CpuRequest, Demand, MemoryRequest, Share, ShareRequest},
     snapshot::Snapshot,
@@ -131,7 +132,8 @@ impl Snapshot {
                 }
                 let mode = used.shares().first().map(|share| share.mode);
                 let units = mode.map_or(card.shape.mig_memory.max(1), |mode| card.shape.units(mode));
-                let outlook = crate::worth::Outlook::new(&card.shape, &mix, &supply);
+                let outlook =
+                    crate::worth::Outlook::new(&card.shape, &mix, &supply, &Prices::default(), None);
                 found.push(Fragment {
                     node: facts.name.to_string(),
                     card: card.address,

@@ -6,7 +6,9 @@
 //!  demands ─▶ mix ────┘          └─▶ fit on a node = filters, cards, functions, CPUs and memory
 //! ```
 //!
-//! The same snapshot and the same request give the same decision, in whatever order the events came.
+//! The same snapshot and the same request give the same decision, in whatever order the events came;
+//! while desktops wait, what they are worth to look-ahead ([`prices`]) is up to as many changes old as
+//! there are thirty-seconds of the cards.
 //! [`score::Score`] is the policy, [`filters::FILTERS`] and [`fit`] are what must hold,
 //! [`Snapshot::explain`] says why a desktop waits.
 #![forbid(unsafe_code)]
@@ -30,6 +32,7 @@ pub mod mix;
 pub mod moves;
 pub mod need;
 pub mod occupancy;
+pub mod prices;
 pub mod ranking;
 pub mod request;
 pub mod score;

@@ -34,6 +34,14 @@ pub struct Wanted {
     pub needs: Needs,
 }
 
+impl Wanted {
+    /// Whether the same is asked of cards, whatever CPUs and memory come with it.
+    pub fn is_the_same_share(&self, other: &Self) -> bool {
+        let Self { ways, cards, needs: _ } = self;
+        (ways, cards) == (&other.ways, &other.cards)
+    }
+}
+
 /// CPUs and memory that come with one share, and its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Needs {
@@ -110,6 +118,16 @@ impl Census {
                 self.counts.remove(&key);
             }
         }
+    }
+
+    /// What is asked for, and how often.
+    pub fn counts(&self) -> impl Iterator<Item = (&Wanted, u64)> {
+        self.counts.values().map(|(wanted, count)| (wanted, *count))
+    }
+
+    /// Whether nobody asks for anything.
+    pub fn is_empty(&self) -> bool {
+        self.counts.is_empty()
     }
 
     /// The mix: every weight rounded to three binary digits, so that it changes only when a count

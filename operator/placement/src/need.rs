@@ -98,23 +98,14 @@ impl Snapshot {
 
 /// The kind of the geometry that serves a share: the whole card is the first, then the shape's own.
 fn kind_for(shape: &Shape, asked: &ShareRequest) -> Option<u16> {
-    match first_offer(shape, asked)? {
-        Offer::Whole => Some(0),
-        Offer::Kinds(kinds) => kinds.first().map(|(kind, _)| kind + 1),
-    }
+    worth::kind_of(&first_offer(shape, asked)?)
 }
 
 /// How many of a share live on one GPU instance.
 fn on_one_instance(shape: &Shape, asked: &ShareRequest) -> Option<u32> {
-    let Offer::Kinds(kinds) = first_offer(shape, asked)? else { return None };
-    let (kind, vgpu) = kinds.first()?;
-    let backed = shape.kind(*kind)?.backed.get(usize::from((*vgpu)?))?;
-    u32::try_from(backed.max.max(1)).ok()
+    worth::on_one_instance(shape, &first_offer(shape, asked)?)
 }
 
 fn first_offer(shape: &Shape, asked: &ShareRequest) -> Option<Offer> {
-    if !shape.qualifies(&asked.cards) {
-        return None;
-    }
-    asked.ways.iter().find_map(|way| shape.offer(&way.share).ok())
+    shape.first_offer(&asked.cards, asked.ways.iter().map(|way| &way.share))
 }

@@ -198,6 +198,15 @@ impl Shape {
             && capabilities.iter().all(|mode| self.supports(*mode))
     }
 
+    /// What it offers when nothing is taken, of the first of these ways that it offers at all.
+    pub fn first_offer<'a>(
+        &self,
+        cards: &CardRequirements,
+        mut ways: impl Iterator<Item = &'a Share>,
+    ) -> Option<Offer> {
+        if self.qualifies(cards) { ways.find_map(|way| self.offer(way).ok()) } else { None }
+    }
+
     /// What of the card satisfies a share, if nothing is taken of it.
     ///
     /// # Errors

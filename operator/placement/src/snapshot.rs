@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use gpudesk_crds::{Allocation, Desktop, GpuNode};
+use gpudesk_crds::{Allocation, Desktop, GpuNode, desktop::PowerState};
 
 use crate::{
     affinity::{Manners, Neighbours},
@@ -12,10 +12,14 @@ use crate::{
     facts::NodeFacts,
     mix::Census,
     occupancy,
+    prices::Prices,
     ranking::{NodeId, Ranking},
     request::{AffinityRule, Demand, DesktopKey, Request},
     tables::WishId,
 };
+
+/// The prices of who waits are worked out again when more has changed than one in so many cards.
+const CARDS_PER_CHANGE: u64 = 32;
 
 /// Nodes, what is taken on them, and what was decided but not yet seen (*assumed*).
 #[derive(Clone, Debug, Default)]
@@ -31,6 +35,11 @@ pub struct Snapshot {
     demands: HashMap<Arc<Demand>, usize>,
     census: Census,
     census_is_new: bool,
+    /// What those ask for who are to run and have no place.
+    waiting: Census,
+    /// Places taken and given back, and desktops that began or ceased to wait, since the prices of who
+    /// waits were worked out.
+    changes: u64,
     /// Version of the nodes whose cards were counted last.
     judged_by: u64,
     /// How many of certain wishes fit on empty nodes, by the version of the nodes.
@@ -47,6 +56,7 @@ impl PartialEq for Snapshot {
             && self.desktops == other.desktops
             && self.neighbours == other.neighbours
             && self.census == other.census
+            && self.waiting == other.waiting
             && self.in_use == other.in_use
             && self.owners_by_name() == other.owners_by_name()
     }
@@ -61,6 +71,8 @@ struct Known {
     seen: Option<Arc<Allocation>>,
     /// What was decided on top of that version.
     assumed: Option<Assumed>,
+    /// It is to run.
+    on: bool,
     /// Its labels.
     labels: BTreeMap<String, String>,
     /// What it is defined to ask for.
@@ -91,6 +103,11 @@ impl Known {
     /// What counts: the assumption until the watch shows a newer version.
     fn counts(&self) -> Option<&Arc<Allocation>> {
         self.assumed.as_ref().map(|assumed| &assumed.allocation).or(self.seen.as_ref())
+    }
+
+    /// What it waits for.
+    fn waits(&self) -> Option<&Arc<Demand>> {
+        self.wish.as_ref().filter(|_| self.on && self.counts().is_none()).map(|wish| &wish.demand)
     }
 
     fn manners(&self) -> Manners {
@@ -196,7 +213,9 @@ impl Snapshot {
             _ => seen.map(|allocation| Arc::new(allocation.clone())),
         };
         let labels = desktop.metadata.labels.clone().unwrap_or_default();
-        self.replace(&key, Some(Known { resource_version, seen, assumed, labels, wish: old.wish }))
+        let on =
+            desktop.spec.power_state == PowerState::Running && desktop.metadata.deletion_timestamp.is_none();
+        self.replace(&key, Some(Known { resource_version, seen, assumed, on, labels, wish: old.wish }))
     }
 
     /// A desktop is gone.
@@ -246,6 +265,11 @@ impl Snapshot {
         *self.demands.entry(kept.clone()).or_default() += 1;
         self.census.count(&kept, true);
         kept
+    }
+
+    /// Whether a desktop that is to run, and of which it is known what it asks for, has no place.
+    pub fn waits_for_something(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     /// What a desktop is known to ask for.
@@ -330,12 +354,14 @@ impl Snapshot {
     fn replace(&mut self, key: &DesktopKey, known: Option<Known>) -> Change {
         let after = known.as_ref().and_then(Known::counts).cloned();
         let manners = known.as_ref().map(Known::manners).unwrap_or_default();
+        let waits = known.as_ref().and_then(Known::waits).cloned();
         let old = match known {
             Some(known) => self.desktops.insert(key.clone(), known),
             None => self.desktops.remove(key),
         };
         let before = old.as_ref().and_then(Known::counts).cloned();
         let old_manners = old.as_ref().map(Known::manners).unwrap_or_default();
+        self.count_waiting(old.as_ref().and_then(Known::waits).cloned(), waits);
         if before.is_some() && (before != after || manners != old_manners) {
             self.neighbours.go(key, &old_manners);
         }
@@ -347,6 +373,7 @@ impl Snapshot {
             }
             return Change::default();
         }
+        self.changes += 1;
         if let Some(before) = &before {
             self.count_profiles(before, -1);
             let id = self.estate.hold(&before.node, key, None);
@@ -360,6 +387,19 @@ impl Snapshot {
         }
         self.freed += u64::from(before.is_some());
         Change { freed: before.is_some(), any: true }
+    }
+
+    fn count_waiting(&mut self, before: Option<Arc<Demand>>, after: Option<Arc<Demand>>) {
+        if before == after {
+            return;
+        }
+        self.changes += 1;
+        if let Some(before) = before {
+            self.waiting.count(&before, false);
+        }
+        if let Some(after) = after {
+            self.waiting.count(&after, true);
+        }
     }
 
     fn count_profiles(&mut self, allocation: &Allocation, more: i32) {
@@ -403,20 +443,41 @@ impl Snapshot {
         self.neighbours.come(key, &Arc::from(allocation.node.as_str()), &manners);
     }
 
-    /// Judges by what is defined and by the cards that there are now.
+    /// Judges by what is defined, by the cards that there are now, and by who waits.
     pub(crate) fn use_census(&mut self) {
         let version = self.estate.version;
-        if !std::mem::take(&mut self.census_is_new) && self.judged_by == version {
-            return;
+        if std::mem::take(&mut self.census_is_new) || self.judged_by != version {
+            self.judged_by = version;
+            self.changes += 1;
+            let (mix, supply) = (self.census.mix(), self.estate.supply());
+            if mix != **self.estate.tables.mix() || supply != **self.estate.tables.supply() {
+                self.estate.set_mix(&Arc::new(mix), &Arc::new(supply));
+                self.forget_rankings();
+            }
         }
-        self.judged_by = version;
-        let (mix, supply) = (self.census.mix(), self.estate.supply());
-        if mix != **self.estate.tables.mix() || supply != **self.estate.tables.supply() {
-            self.estate.set_mix(&Arc::new(mix), &Arc::new(supply));
-            self.rankings.clear();
-            self.ranking_of.clear();
+        if !self.waits_for_something() {
+            if self.estate.tables.set_waiting(None) {
+                self.forget_rankings();
+            }
+        } else if self.changes > self.estate.cards() / CARDS_PER_CHANGE {
+            self.changes = 0;
+            let requests = self.waiting.counts();
+            let requests: Vec<_> = requests.map(|(wanted, count)| (wanted.clone(), number(count))).collect();
+            if self.estate.tables.set_waiting(Some(Prices::new(&self.estate.alike(), &requests))) {
+                self.forget_rankings();
+            }
         }
     }
+
+    fn forget_rankings(&mut self) {
+        self.rankings.clear();
+        self.ranking_of.clear();
+    }
+}
+
+/// A count as a number to reckon with.
+fn number(count: u64) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
 /// Judges the nodes that have changed since a ranking was used.

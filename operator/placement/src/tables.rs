@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::{
     mix::Mix,
+    prices::Prices,
     request::{CardRequirements, Share, ShareRequest},
     shape::{NoShare, Offer, Shape},
     state::{self, CardUse, Choice},
@@ -46,6 +47,8 @@ pub struct Tables {
     wish_ids: HashMap<Arc<(Share, CardRequirements)>, WishId>,
     mix: Arc<Mix>,
     supply: Arc<Supply>,
+    defined: Prices,
+    waiting: Option<Prices>,
     /// Numbers of what the mix wants, way by way.
     wanted: Vec<Box<[WishId]>>,
     states: usize,
@@ -146,12 +149,35 @@ impl Tables {
             .iter()
             .map(|(wanted, _)| wanted.ways.iter().map(|way| self.wish_of(way, &wanted.cards)).collect());
         self.wanted = numbers.collect();
+        self.defined = Prices::of_mix(mix, supply);
+        for state in self.shapes.iter_mut().flat_map(|entry| &mut entry.states) {
+            state.wanted.clear();
+        }
+        self.forget_worth();
+    }
+
+    /// Judges by what those ask for who wait, from now on; says whether that changes anything.
+    pub fn set_waiting(&mut self, waiting: Option<Prices>) -> bool {
+        let waiting = waiting.filter(Prices::any);
+        let changes = self.waiting != waiting;
+        if changes {
+            self.waiting = waiting;
+            self.forget_worth();
+        }
+        changes
+    }
+
+    /// The prices of who waits.
+    pub fn waiting(&self) -> Option<&Prices> {
+        self.waiting.as_ref()
+    }
+
+    fn forget_worth(&mut self) {
         for entry in &mut self.shapes {
             entry.outlook = None;
             for state in &mut entry.states {
                 state.worth = None;
                 state.outcomes.clear();
-                state.wanted.clear();
             }
         }
     }
@@ -220,7 +246,9 @@ impl Tables {
                 let mut after = (*used).clone();
                 after.put(choice.takes);
                 let next = self.state(shape, &after);
-                Candidate { choice, cost: before - self.worth(shape, next), next }
+                let waiting = self.outlook(shape).map(|of| of.waiting_lose(&used, &after, choice.takes));
+                let cost = before - self.worth(shape, next) + waiting.unwrap_or(0);
+                Candidate { choice, cost, next }
             })
             .collect();
         // Whole cards differ in size, but none is smaller for the asker's sake.
@@ -269,21 +297,30 @@ impl Tables {
 
     /// What a card of a shape in a state is worth to the mix.
     pub fn worth(&mut self, shape: ShapeId, state: StateId) -> i64 {
-        let Some(entry) = self.shapes.get_mut(at(shape)) else { return 0 };
-        let Some(kept) = entry.states.get_mut(at(state)) else { return 0 };
+        let Some(kept) = self.shapes.get(at(shape)).and_then(|entry| entry.states.get(at(state))) else {
+            return 0;
+        };
         if let Some(worth) = kept.worth {
             return worth;
         }
-        let outlook =
-            entry.outlook.get_or_insert_with(|| Outlook::new(&entry.shape, &self.mix, &self.supply));
-        let worth = outlook.worth(&kept.used);
-        kept.worth = Some(worth);
+        let used = kept.used.clone();
+        let worth = self.outlook(shape).map_or(0, |outlook| outlook.worth(&used));
+        if let Some(kept) = self.shapes.get_mut(at(shape)).and_then(|entry| entry.states.get_mut(at(state))) {
+            kept.worth = Some(worth);
+        }
         worth
     }
 
+    fn outlook(&mut self, shape: ShapeId) -> Option<&Outlook> {
+        let Self { shapes, mix, supply, defined, waiting, .. } = self;
+        let entry = shapes.get_mut(at(shape))?;
+        let of = &entry.shape;
+        Some(entry.outlook.get_or_insert_with(|| Outlook::new(of, mix, supply, defined, waiting.as_ref())))
+    }
+
     /// What is taken in a state.
-    pub fn used(&self, shape: ShapeId, state: StateId) -> Option<&CardUse> {
-        Some(&*self.shapes.get(at(shape))?.states.get(at(state))?.used)
+    pub fn used(&self, shape: ShapeId, state: StateId) -> Option<&Arc<CardUse>> {
+        Some(&self.shapes.get(at(shape))?.states.get(at(state))?.used)
     }
 
     /// A shape by its number.

@@ -8,3 +8,4 @@ mod model;
 mod oracle;
 mod policies;
 mod properties;
+mod waiting;

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use gpudesk_crds::types::ShareMode;
 
 use crate::{
-    lookahead::{ALL_CARDS, Geometry, Kind, Mode, Placed, Values},
+    lookahead::{ALL_CARDS, Asked, Geometry, Kind, Mode, Placed, Values, fill},
     mix::{Mix, Wanted},
+    prices::{self, Prices},
     shape::{Offer, Shape},
     state::{self, CardUse, UsedShare},
 };
@@ -35,21 +36,59 @@ impl Supply {
         Self { shapes: shapes.map(|(shape, count)| (shape.clone(), part(count))).collect() }
     }
 
+    /// The shapes, and which part of [`ALL`] each is.
+    pub(crate) fn shapes(&self) -> impl Iterator<Item = (&Arc<Shape>, u64)> {
+        self.shapes.iter().map(|(shape, part)| (shape, *part))
+    }
+
     /// On which part of all cards a request can go.
     fn of(&self, wanted: &Wanted) -> u64 {
-        let offers = |shape: &Shape| {
-            shape.qualifies(&wanted.cards) && wanted.ways.iter().any(|way| shape.offer(way).is_ok())
-        };
-        let parts = self.shapes.iter().filter(|(shape, _)| offers(shape)).map(|(_, part)| *part);
+        let offers = |shape: &Shape| offer_of(shape, wanted).is_some();
+        let parts = self.shapes().filter(|(shape, _)| offers(shape)).map(|(_, part)| part);
         parts.sum::<u64>().clamp(1, ALL_CARDS)
     }
 }
+
+/// All cards, as a [`Supply`] counts them.
+pub(crate) const ALL: u64 = ALL_CARDS;
+
+/// What weighs more while desktops wait: a loss for them over a loss for those who may come.
+const WAITING: i64 = 1 << 20;
+/// A loss for those who wait is told in steps of 16 MiB.
+const TELLING: i64 = 16 * prices::MIB;
 
 /// The mix as it concerns one shape.
 #[derive(Clone, Debug)]
 pub struct Outlook {
     values: Values,
+    /// MiB.
+    memory: u64,
+    /// What the mix asks for, by kind.
+    defined: Vec<Asked>,
+    /// What those ask for who wait; nothing while nobody does.
+    waiting: Vec<Asked>,
     offers: Vec<(Offer, i64)>,
+}
+
+/// What a shape offers of a wanted share when nothing is taken: of the first way that it offers.
+pub(crate) fn offer_of(shape: &Shape, wanted: &Wanted) -> Option<Offer> {
+    shape.first_offer(&wanted.cards, wanted.ways.iter())
+}
+
+/// The kind of the geometry that serves an offer.
+pub(crate) fn kind_of(offer: &Offer) -> Option<u16> {
+    match offer {
+        Offer::Whole => Some(0),
+        Offer::Kinds(kinds) => kinds.first().map(|(kind, _)| kind + 1),
+    }
+}
+
+/// How many of an offer live on one GPU instance.
+pub(crate) fn on_one_instance(shape: &Shape, offer: &Offer) -> Option<u32> {
+    let Offer::Kinds(kinds) = offer else { return None };
+    let (kind, vgpu) = kinds.first()?;
+    let backed = shape.kind(*kind)?.backed.get(usize::from((*vgpu)?))?;
+    u32::try_from(backed.max.max(1)).ok()
 }
 
 /// The shape as a geometry: the whole card first, then the shape's kinds in their order. vGPUs of
@@ -90,9 +129,21 @@ fn placed(share: &UsedShare) -> Option<Placed> {
     }
 }
 
+/// What is on a card in the terms of the geometry.
+pub(crate) fn placed_on(used: &CardUse) -> Vec<Placed> {
+    used.placed().filter_map(placed).collect()
+}
+
 impl Outlook {
     /// What the mix wants of cards of this shape: of each request, the first way that they offer.
-    pub fn new(shape: &Shape, mix: &Mix, supply: &Supply) -> Self {
+    /// `defined` are the prices of the mix, `waiting` those of who waits, if anybody does.
+    pub fn new(
+        shape: &Shape,
+        mix: &Mix,
+        supply: &Supply,
+        defined: &Prices,
+        waiting: Option<&Prices>,
+    ) -> Self {
         let geometry = geometry(shape);
         let mut counts = vec![0; geometry.kinds.len()];
         let mut served = vec![0; geometry.kinds.len()];
@@ -100,14 +151,8 @@ impl Outlook {
         let mut offers: Vec<(Offer, i64)> = vec![];
         for (wanted, weight) in &mix.wanted {
             total += u64::from(*weight);
-            if !shape.qualifies(&wanted.cards) {
-                continue;
-            }
-            let Some(offer) = wanted.ways.iter().find_map(|way| shape.offer(way).ok()) else { continue };
-            let kind = match &offer {
-                Offer::Whole => 0,
-                Offer::Kinds(kinds) => kinds.first().map_or(0, |(kind, _)| usize::from(*kind) + 1),
-            };
+            let Some(offer) = offer_of(shape, wanted) else { continue };
+            let kind = kind_of(&offer).map_or(0, usize::from);
             if let (Some(count), Some(served)) = (counts.get_mut(kind), served.get_mut(kind)) {
                 *count += u64::from(*weight);
                 // Of several requests for a kind, the one that has the most other cards to go to.
@@ -122,13 +167,41 @@ impl Outlook {
         for served in served.iter_mut().filter(|served| **served == 0) {
             *served = ALL_CARDS;
         }
-        Self { values: Values::scarce(geometry, &counts, total, memory, &served), offers }
+        let defined = defined.asked(shape, &geometry);
+        let waiting = waiting.map(|waiting| waiting.asked(shape, &geometry)).unwrap_or_default();
+        Self {
+            values: Values::scarce(geometry, &counts, total, memory, &served),
+            memory,
+            defined,
+            waiting,
+            offers,
+        }
     }
 
-    /// What a card is worth; the cost of a choice is what it takes away.
+    /// What a card is worth, in MiB of GPU memory; the cost of a choice is what it takes away. The starts
+    /// that it still has count as much as what still fits at the prices of the mix.
     pub fn worth(&self, used: &CardUse) -> i64 {
-        let shares: Vec<Placed> = used.placed().filter_map(placed).collect();
-        self.values.value(&shares)
+        let placed = placed_on(used);
+        let geometry = self.values.geometry();
+        let starts = i128::from(self.values.value(&placed)) * i128::from(self.memory)
+            / i128::from(self.values.empty().max(1));
+        i64::try_from(starts).unwrap_or(i64::MAX) + fill(geometry, &placed, &self.defined) / prices::MIB
+    }
+
+    /// What those who wait lose when one of them takes a share of a card, weighed against
+    /// [`Outlook::worth`]: what still fits for the others, before and after.
+    pub fn waiting_lose(&self, before: &CardUse, after: &CardUse, takes: UsedShare) -> i64 {
+        if self.waiting.is_empty() {
+            return 0;
+        }
+        let mut others = self.waiting.clone();
+        let kind = placed(&takes).map(|share| usize::from(share.kind));
+        if let Some(asked) = kind.and_then(|kind| others.get_mut(kind)) {
+            asked.limit = asked.limit.saturating_sub(1);
+        }
+        let worth = |used: &CardUse| fill(self.values.geometry(), &placed_on(used), &others);
+        // What differs by rounding only is equal.
+        WAITING * (worth(before) - worth(after) + TELLING / 2).div_euclid(TELLING)
     }
 
     /// Of the free units, how many in a thousand the mix cannot use.

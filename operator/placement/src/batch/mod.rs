@@ -75,3 +75,10 @@ pub struct Plan {
 pub fn plan(classes: &[Class<'_>], want: &[Want]) -> Plan {
     rounding::plan(classes, want)
 }
+
+/// What one request more of each shape would cost where these cards are all that there is: what others
+/// lose by it, its own `worth` at most, and nothing where there is room for all. The mean over several
+/// demands, each by shape.
+pub(crate) fn prices(classes: &[Class<'_>], worth: &[f64], demands: &[Vec<u32>]) -> Vec<f64> {
+    program::mean_prices(classes, worth, demands)
+}

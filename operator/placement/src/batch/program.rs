@@ -3,7 +3,7 @@
 use super::{
     Class,
     pricing::{self, Layout},
-    simplex::{self, TINY},
+    simplex::{self, Simplex, TINY},
 };
 
 /// Rounds of new layouts before the program is taken as it is.
@@ -43,35 +43,64 @@ impl Column {
     }
 }
 
+/// What the dual gains by a price: for each request shape, then for each class.
+fn gain(rest: &Rest) -> Vec<f64> {
+    let want = rest.want.iter().map(|want| f64::from(*want));
+    want.chain(rest.cards.iter().map(|count| -f64::from(*count))).collect()
+}
+
+/// What bounds prices: no layout is worth more than its card, no request more than its penalty.
+fn rows(classes: &[Class<'_>], penalty: &[f64], columns: &[Column]) -> Vec<(Vec<f64>, f64)> {
+    let width = penalty.len() + classes.len();
+    let layouts = columns.iter().map(|column| {
+        let mut row = vec![0.0; width];
+        for (cell, count) in row.iter_mut().zip(&column.counts) {
+            *cell = f64::from(*count);
+        }
+        row[penalty.len() + column.class] = -1.0;
+        (row, f64::from(classes[column.class].cost))
+    });
+    let unmet = penalty.iter().enumerate().map(|(shape, penalty)| {
+        let mut row = vec![0.0; width];
+        row[shape] = 1.0;
+        (row, *penalty)
+    });
+    layouts.chain(unmet).collect()
+}
+
+/// The mean price of a request of each shape over several demands, `worth` at most.
+pub(super) fn mean_prices(classes: &[Class<'_>], worth: &[f64], demands: &[Vec<u32>]) -> Vec<f64> {
+    let mut sums = vec![0.0; worth.len()];
+    let cards: Vec<u32> = classes.iter().map(|class| class.count).collect();
+    let mut pool = vec![];
+    let mut simplex = Simplex::new(&rows(classes, worth, &pool), worth.len() + classes.len());
+    for want in demands {
+        let rest = Rest { want: want.clone(), cards: cards.clone() };
+        let gain = gain(&rest);
+        for round in 0..=ROUNDS {
+            let solved = simplex.solve(&gain);
+            let before = pool.len();
+            if round < ROUNDS {
+                price(classes, &rest, &solved.prices, &mut pool);
+            }
+            if pool.len() == before {
+                sums.iter_mut().zip(&solved.prices).for_each(|(sum, price)| *sum += price);
+                break;
+            }
+            simplex = Simplex::new(&rows(classes, worth, &pool), gain.len());
+        }
+    }
+    let count = f64::from(u32::try_from(demands.len().max(1)).unwrap_or(u32::MAX));
+    sums.into_iter().map(|sum| sum / count).collect()
+}
+
 /// Solves it for the rest. `penalty` is what one unmet request of each shape costs; `pool` keeps the
 /// layouts found so far.
 pub(super) fn relax(classes: &[Class<'_>], rest: &Rest, penalty: &[f64], pool: &mut Vec<Column>) -> Relaxed {
-    let shapes = rest.want.len();
-    let width = shapes + classes.len();
-    let gain: Vec<f64> = rest
-        .want
-        .iter()
-        .map(|want| f64::from(*want))
-        .chain(rest.cards.iter().map(|count| -f64::from(*count)))
-        .collect();
+    let gain = gain(rest);
     for round in 0..=ROUNDS {
         let columns: Vec<Column> = pool.iter().filter(|column| column.fits(rest)).cloned().collect();
-        let mut rows: Vec<(Vec<f64>, f64)> = columns
-            .iter()
-            .map(|column| {
-                let mut row = vec![0.0; width];
-                for (cell, count) in row.iter_mut().zip(&column.counts) {
-                    *cell = f64::from(*count);
-                }
-                row[shapes + column.class] = -1.0;
-                (row, f64::from(classes[column.class].cost))
-            })
-            .collect();
-        rows.extend(penalty.iter().enumerate().map(|(shape, penalty)| {
-            let mut row = vec![0.0; width];
-            row[shape] = 1.0;
-            (row, *penalty)
-        }));
+        let rows = rows(classes, penalty, &columns);
         let solved = simplex::solve(&rows, &gain);
         let before = pool.len();
         if round < ROUNDS {

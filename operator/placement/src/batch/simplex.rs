@@ -16,45 +16,86 @@ pub(super) struct Solved {
     pub(super) amounts: Vec<f64>,
 }
 
-/// Solves by the primal simplex method. `y = 0` is feasible, so there is no first phase. The steepest
-/// column enters; after a while the first (Bland's rule), which cannot cycle.
+/// Solves one program.
 pub(super) fn solve(rows: &[(Vec<f64>, f64)], gain: &[f64]) -> Solved {
-    let (m, n) = (rows.len(), gain.len());
-    // Rows end with their bound; the last row is the objective.
-    let mut table: Vec<Vec<f64>> =
-        rows.iter().map(|(row, bound)| [row.as_slice(), &[*bound]].concat()).collect();
-    table.push(gain.iter().map(|g| -g).chain([0.0]).collect());
-    // What stands at each column and in each row: below n a variable, from n on the slack of a row.
-    let mut outside: Vec<usize> = (0..n).collect();
-    let mut inside: Vec<usize> = (n..n + m).collect();
-    for pivots in 0..PIVOTS {
-        let negative = (0..n).filter(|column| table[m][*column] < -TINY);
-        let entering = if pivots < PIVOTS / 10 {
-            negative.min_by(|a, b| table[m][*a].total_cmp(&table[m][*b]).then(outside[*a].cmp(&outside[*b])))
-        } else {
-            negative.min_by_key(|column| outside[*column])
-        };
-        let Some(column) = entering else { break };
-        let leaving = (0..m).filter(|row| table[*row][column] > TINY).min_by(|a, b| {
-            let ratio = |row: usize| table[row][n] / table[row][column];
-            ratio(*a).total_cmp(&ratio(*b)).then(inside[*a].cmp(&inside[*b]))
-        });
-        let Some(row) = leaving else { break };
-        pivot(&mut table, row, column);
-        std::mem::swap(&mut inside[row], &mut outside[column]);
+    Simplex::new(rows, gain.len()).solve(gain)
+}
+
+/// Programs over the same rows, each solved from where the last one ended.
+pub(super) struct Simplex {
+    /// Rows end with their bound; the last row is the objective.
+    table: Vec<Vec<f64>>,
+    /// What stands at each column: below the number of variables one of them, from there on the slack of
+    /// a row.
+    outside: Vec<usize>,
+    /// What stands in each row.
+    inside: Vec<usize>,
+}
+
+impl Simplex {
+    /// `y = 0` is feasible, so there is no first phase.
+    pub(super) fn new(rows: &[(Vec<f64>, f64)], variables: usize) -> Self {
+        let mut table: Vec<Vec<f64>> =
+            rows.iter().map(|(row, bound)| [row.as_slice(), &[*bound]].concat()).collect();
+        table.push(vec![0.0; variables + 1]);
+        let inside = (variables..variables + rows.len()).collect();
+        Self { table, outside: (0..variables).collect(), inside }
     }
-    let mut solved = Solved { objective: table[m][n], prices: vec![0.0; n], amounts: vec![0.0; m] };
-    for (row, variable) in inside.iter().enumerate() {
-        if *variable < n {
-            solved.prices[*variable] = table[row][n].max(0.0);
+
+    /// Solves by the primal simplex method. The steepest column enters; after a while the first (Bland's
+    /// rule), which cannot cycle.
+    pub(super) fn solve(&mut self, gain: &[f64]) -> Solved {
+        let (m, n) = (self.inside.len(), self.outside.len());
+        self.set_objective(gain);
+        let Self { table, outside, inside } = self;
+        for pivots in 0..PIVOTS {
+            let negative = (0..n).filter(|column| table[m][*column] < -TINY);
+            let entering = if pivots < PIVOTS / 10 {
+                negative
+                    .min_by(|a, b| table[m][*a].total_cmp(&table[m][*b]).then(outside[*a].cmp(&outside[*b])))
+            } else {
+                negative.min_by_key(|column| outside[*column])
+            };
+            let Some(column) = entering else { break };
+            let leaving = (0..m).filter(|row| table[*row][column] > TINY).min_by(|a, b| {
+                let ratio = |row: usize| table[row][n] / table[row][column];
+                ratio(*a).total_cmp(&ratio(*b)).then(inside[*a].cmp(&inside[*b]))
+            });
+            let Some(row) = leaving else { break };
+            pivot(table, row, column);
+            std::mem::swap(&mut inside[row], &mut outside[column]);
         }
-    }
-    for (column, variable) in outside.iter().enumerate() {
-        if *variable >= n {
-            solved.amounts[*variable - n] = table[m][column].max(0.0);
+        let mut solved = Solved { objective: table[m][n], prices: vec![0.0; n], amounts: vec![0.0; m] };
+        for (row, variable) in inside.iter().enumerate() {
+            if *variable < n {
+                solved.prices[*variable] = table[row][n].max(0.0);
+            }
         }
+        for (column, variable) in outside.iter().enumerate() {
+            if *variable >= n {
+                solved.amounts[*variable - n] = table[m][column].max(0.0);
+            }
+        }
+        solved
     }
-    solved
+
+    /// The objective in terms of what stands outside now.
+    fn set_objective(&mut self, gain: &[f64]) {
+        let Some(mut objective) = self.table.pop() else { return };
+        for (cell, variable) in objective.iter_mut().zip(&self.outside) {
+            *cell = -gain.get(*variable).copied().unwrap_or(0.0);
+        }
+        if let Some(last) = objective.last_mut() {
+            *last = 0.0;
+        }
+        for (row, variable) in self.table.iter().zip(&self.inside) {
+            let gain = gain.get(*variable).copied().unwrap_or(0.0);
+            if gain != 0.0 {
+                objective.iter_mut().zip(row).for_each(|(cell, of)| *cell += gain * of);
+            }
+        }
+        self.table.push(objective);
+    }
 }
 
 fn pivot(table: &mut [Vec<f64>], row: usize, column: usize) {

@@ -193,3 +193,28 @@ proptest! {
         prop_assert!(plan.cost >= plan.least || plan.unmet.iter().any(|unmet| *unmet > 0));
     }
 }
+
+#[test]
+fn a_request_costs_what_it_takes_from_others_and_nothing_where_there_is_room() {
+    let geometry = Geometry {
+        modes: vec![Mode { units: 4, slices: None }],
+        kinds: vec![
+            Kind { mode: 0, size: 1, slices: 0, starts: vec![0, 1, 2, 3], max_count: 4 },
+            Kind { mode: 0, size: 4, slices: 0, starts: vec![0], max_count: 1 },
+        ],
+    };
+    let serves = [Some(0), Some(1)];
+    let class = |count| Class { geometry: &geometry, placed: &[], count, cost: 0, serves: &serves };
+    // One card for four small ones and a large one: one unit is worth what the best use pays for it.
+    let scarce = prices(&[class(1)], &[1.0, 3.0], &[vec![4, 1]]);
+    assert!((scarce[0] - 0.75).abs() < 1e-6 || (scarce[0] - 1.0).abs() < 1e-6, "{scarce:?}");
+    assert!((scarce[1] - 3.0).abs() < 1e-6, "{scarce:?}");
+    // Room for all.
+    let enough = prices(&[class(3)], &[1.0, 3.0], &[vec![4, 1]]);
+    assert_eq!(enough, [0.0, 0.0]);
+    // No card at all.
+    let nothing = prices(&[class(0)], &[1.0, 3.0], &[vec![4, 1]]);
+    assert_eq!(nothing, [1.0, 3.0]);
+    let mean = prices(&[class(1)], &[1.0, 3.0], &[vec![4, 1], vec![0, 0]]);
+    assert!((mean[1] - scarce[1] / 2.0).abs() < 1e-6, "{mean:?}");
+}

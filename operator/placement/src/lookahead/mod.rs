@@ -24,10 +24,12 @@
 //!
 //! Integers throughout: the same card and the same mix give the same worth everywhere.
 
+mod fill;
 mod geometry;
 #[cfg(test)]
 mod tests;
 
+pub use fill::{Asked, fill};
 pub use geometry::{Geometry, Kind, Mode, Placed};
 
 /// An exponential time of this rate, in lifetimes of a share, passes before a start is wanted.
@@ -37,7 +39,7 @@ const CHANCE: i64 = 1 << 20;
 /// Fixed point of fractions of a card.
 const FRACTION: u64 = 1 << 12;
 /// What a full card gains, in thousandths of what an empty one is worth.
-const FULLNESS: i128 = 200;
+const FULLNESS: i128 = 400;
 
 /// All cards of the estate, as [`Values::scarce`] counts them.
 pub const ALL_CARDS: u64 = 1 << 10;
@@ -119,6 +121,11 @@ impl Values {
     /// The geometry.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
+    }
+
+    /// What an empty card is worth.
+    pub fn empty(&self) -> i64 {
+        self.empty
     }
 
     /// What a card with these shares is worth.

@@ -132,6 +132,33 @@ fn compute_slices_limit_as_units_do() {
     assert_eq!(geometry.choices(&[], 4), vec![]);
 }
 
+/// What [`fill`] finds, by trying every share at every start, one after the other.
+fn fill_by_trying(geometry: &Geometry, placed: &[Placed], asked: &[Asked]) -> i64 {
+    let mut best = 0;
+    for (kind, of) in (0u16..).zip(asked).filter(|(_, of)| of.limit > 0 && of.price > 0) {
+        let mut less = asked.to_vec();
+        less[usize::from(kind)].limit -= 1;
+        for share in geometry.choices(placed, kind) {
+            let after: Vec<Placed> = placed.iter().copied().chain([share]).collect();
+            best = best.max(of.price + fill_by_trying(geometry, &after, &less));
+        }
+    }
+    best
+}
+
+/// A30 and a card that divides in two ways: few enough shares to try all.
+fn few_shares() -> [Geometry; 2] {
+    let a30 = Geometry {
+        modes: vec![Mode { units: 4, slices: Some(4) }],
+        kinds: vec![kind(0, 1, 1, 4, &[0, 1, 2, 3]), kind(0, 2, 2, 2, &[0, 2]), kind(0, 4, 4, 1, &[0])],
+    };
+    let two_ways = Geometry {
+        modes: vec![Mode { units: 3, slices: None }, Mode { units: 6, slices: None }],
+        kinds: vec![kind(0, 1, 0, 3, &[]), kind(1, 2, 0, 2, &[0, 4]), kind(1, 3, 0, 2, &[0, 3])],
+    };
+    [a30, two_ways]
+}
+
 /// A card as a sequence of requests left it, each at some legal start.
 fn filled(geometry: &Geometry, asked: &[(u16, usize)]) -> Vec<Placed> {
     let mut placed = vec![];
@@ -174,6 +201,18 @@ proptest! {
     }
 
     #[test]
+    fn what_fits_at_prices_is_what_trying_all_finds(
+        filled_with in prop::collection::vec((0u16..3, 0usize..4), 0..3),
+        asked in prop::collection::vec((0i64..9, 0u32..4), 3),
+    ) {
+        let asked: Vec<Asked> = asked.into_iter().map(|(price, limit)| Asked { price, limit }).collect();
+        for geometry in few_shares() {
+            let placed = filled(&geometry, &filled_with);
+            prop_assert_eq!(fill(&geometry, &placed, &asked), fill_by_trying(&geometry, &placed, &asked));
+        }
+    }
+
+    #[test]
     fn any_numbers_are_survived(
         wanted in prop::collection::vec(any::<u64>(), 0..8),
         total in any::<u64>(),
@@ -184,5 +223,7 @@ proptest! {
         let geometry = Geometry { modes: vec![Mode { units: 48, slices: Some(7) }], kinds };
         let values = Values::new(geometry, &wanted, total, whole >> 24);
         let _ = values.value(&[at(0, 0), at(1, 3)]);
+        let asked = vec![Asked { price: 1, limit: u32::MAX }; 7];
+        prop_assert!(fill(values.geometry(), &[at(0, 0), at(1, 3)], &asked) >= 0);
     }
 }

@@ -174,6 +174,8 @@ proptest! {
             let base = Allocation { gpus: vec![], ..empty_allocation(&node) };
             let now: Vec<&Allocation> = running.values().map(|given| &**given).collect();
             let oracle = least_ways(&node, &now, &asked.demand, &base);
+            snapshot.desktop_seen(&desktop(&asked.desktop.name, 1, None));
+            snapshot.wants(&asked.desktop, Some(&asked));
             let placed = snapshot.place(&asked).ok();
             let ways = placed.as_ref().map(|placed| {
                 (0..asked.demand.shares.len())
@@ -204,6 +206,8 @@ proptest! {
             let mut asked: Request = request(&format!("d{number}"), vec![]);
             demand(&mut asked).shares =
                 shares.into_iter().enumerate().map(|(index, ways)| one(&format!("gpu{index}"), ways)).collect();
+            snapshot.desktop_seen(&desktop(&asked.desktop.name, 1, None));
+            snapshot.wants(&asked.desktop, Some(&asked));
             let best = snapshot.best_score_of_all(&asked);
             let placed = snapshot.place(&asked).ok();
             prop_assert_eq!(placed.as_ref().map(|placed| (placed.score, placed.node.clone())), best);
