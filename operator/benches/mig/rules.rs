@@ -2,7 +2,11 @@
 
 use std::collections::HashMap;
 
-use gpudesk_placement::lookahead::{Geometry, Placed, Values};
+use gpudesk_placement::{
+    batch::Class,
+    lookahead::{Asked, Geometry, Placed, Values},
+    prices::{self, NOMINAL_CARDS, NOMINAL_LOAD},
+};
 
 use crate::cards::{Card, Mix};
 
@@ -108,7 +112,27 @@ impl States {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small, not negative")]
         let wanted: Vec<u64> = mix.shares.iter().map(|share| (share * 1e6).round() as u64).collect();
         let values = Values::new(card.geometry.clone(), &wanted, wanted.iter().sum(), 80 << 10);
-        let worth: Vec<i64> = self.placed.iter().map(|placed| values.value(placed)).collect();
+        let asked = asked(card, mix);
+        let units = card.geometry.modes.first().map_or(1, |mode| mode.units.unsigned_abs());
+        let worth: Vec<i64> =
+            self.placed.iter().map(|placed| values.worth(placed, u64::from(units) << 10, &asked)).collect();
         self.rule(|state, _, next| worth[state] - worth[next])
     }
+}
+
+/// Prices of the kinds, in 1024ths of a unit, as placement has them of a mix.
+fn asked(card: &Card, mix: &Mix) -> Vec<Asked> {
+    let kinds = &card.geometry.kinds;
+    let serves: Vec<Option<u16>> = (0u16..).take(kinds.len()).map(Some).collect();
+    let class =
+        Class { geometry: &card.geometry, placed: &[], count: NOMINAL_CARDS, cost: 0, serves: &serves };
+    let worth: Vec<f64> = kinds.iter().map(|kind| f64::from(kind.size)).collect();
+    let units = card.geometry.modes.first().map_or(1, |mode| mode.units);
+    let all = f64::from(NOMINAL_CARDS) * f64::from(units) * NOMINAL_LOAD / 100.0;
+    let one: f64 = mix.shares.iter().zip(&worth).map(|(share, worth)| share * worth).sum();
+    let expected: Vec<f64> = mix.shares.iter().map(|share| share * all / one).collect();
+    #[expect(clippy::cast_possible_truncation, reason = "small")]
+    let price = |price: f64| (price * 1024.0).round() as i64;
+    let prices = prices::mean(&[class], &worth, &expected).into_iter();
+    prices.map(|of| Asked { price: price(of), limit: u32::MAX }).collect()
 }

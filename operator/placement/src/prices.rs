@@ -30,9 +30,9 @@ pub const MIB: i64 = 1 << 10;
 /// Kinds of cards and of requests that a program has at most: the largest of them.
 const MOST: usize = 32;
 /// Cards in the program of what is defined; how many there really are does not count.
-const NOMINAL_CARDS: u64 = 128;
+pub const NOMINAL_CARDS: u32 = 128;
 /// What is defined is taken to ask for so much of the memory of all cards, in percent.
-const NOMINAL_LOAD: f64 = 110.0;
+pub const NOMINAL_LOAD: f64 = 110.0;
 
 /// Cards that are alike.
 #[derive(Clone, Debug)]
@@ -184,6 +184,19 @@ fn whole(number: f64) -> u32 {
     number.round().clamp(0.0, 1e9) as u32
 }
 
+/// The mean price of a request of each shape, `worth` at most, where so many of each are `expected`, a
+/// little more or less.
+pub fn mean(classes: &[Class<'_>], worth: &[f64], expected: &[f64]) -> Vec<f64> {
+    let quantiles: Vec<Vec<f64>> = (0..expected.len()).map(quantiles).collect();
+    let demand = |sample: usize| -> Vec<u32> {
+        let shapes = expected.iter().zip(&quantiles);
+        let off = |quantiles: &Vec<f64>| quantiles.get(sample).copied().unwrap_or(0.0);
+        shapes.map(|(expected, of)| whole(expected + off(of) * expected.sqrt())).collect()
+    };
+    let demands: Vec<Vec<u32>> = (0..quantiles.first().map_or(0, Vec::len)).map(demand).collect();
+    batch::prices(classes, worth, &demands)
+}
+
 impl Prices {
     /// Prices where these cards are all that there is; `requests` says how many there are of each.
     pub fn new(cards: &[Alike], requests: &[(Wanted, f64)]) -> Self {
@@ -205,10 +218,10 @@ impl Prices {
         sought
             .sort_by(|a, b| (b.expected * f64::from(b.worth)).total_cmp(&(a.expected * f64::from(a.worth))));
         sought.truncate(MOST);
-        Self::mean(&cards, &shapes, &sought)
+        Self::of_sought(&cards, &shapes, &sought)
     }
 
-    fn mean(cards: &[&Alike], shapes: &Shapes<'_>, sought: &[Sought<'_>]) -> Self {
+    fn of_sought(cards: &[&Alike], shapes: &Shapes<'_>, sought: &[Sought<'_>]) -> Self {
         let placed: Vec<Vec<Placed>> = cards.iter().map(|cards| worth::placed_on(&cards.used)).collect();
         let serves: Vec<Vec<Option<u16>>> = (0..shapes.of.len())
             .map(|shape| sought.iter().map(|sought| sought.kinds.get(shape).copied().flatten()).collect())
@@ -219,20 +232,9 @@ impl Prices {
             Some(Class { geometry, placed, count: cards.count, cost: 0, serves })
         });
         let classes: Vec<Class<'_>> = classes.collect();
-        let quantiles: Vec<Vec<f64>> = (0..sought.len()).map(quantiles).collect();
-        let off = |shape: usize, sample: usize| quantiles.get(shape)?.get(sample).copied();
-        let demand = |sample: usize| {
-            let sought = sought.iter().enumerate();
-            sought
-                .map(|(shape, sought)| {
-                    let off = off(shape, sample).unwrap_or(0.0);
-                    whole(sought.expected + off * sought.expected.sqrt())
-                })
-                .collect()
-        };
-        let demands: Vec<Vec<u32>> = (0..quantiles.first().map_or(0, Vec::len)).map(demand).collect();
+        let expected: Vec<f64> = sought.iter().map(|sought| sought.expected).collect();
         let worth: Vec<f64> = sought.iter().map(|sought| f64::from(sought.worth)).collect();
-        let prices = batch::prices(&classes, &worth, &demands);
+        let prices = mean(&classes, &worth, &expected);
         let of = sought.iter().zip(prices).map(|(sought, price)| Priced {
             wanted: sought.wanted.clone(),
             price: i64::from(whole(price * 1024.0)),
@@ -249,7 +251,7 @@ impl Prices {
             .map(|(shape, part)| Alike {
                 shape: shape.clone(),
                 used: Arc::default(),
-                count: u32::try_from((part * NOMINAL_CARDS / worth::ALL).max(1)).unwrap_or(1),
+                count: u32::try_from((part * u64::from(NOMINAL_CARDS) / worth::ALL).max(1)).unwrap_or(1),
             })
             .collect();
         let requests = |(wanted, weight): &(Wanted, u32)| (wanted.clone(), f64::from(*weight));

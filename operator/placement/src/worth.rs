@@ -181,11 +181,8 @@ impl Outlook {
     /// What a card is worth, in MiB of GPU memory; the cost of a choice is what it takes away. The starts
     /// that it still has count as much as what still fits at the prices of the mix.
     pub fn worth(&self, used: &CardUse) -> i64 {
-        let placed = placed_on(used);
-        let geometry = self.values.geometry();
-        let starts = i128::from(self.values.value(&placed)) * i128::from(self.memory)
-            / i128::from(self.values.empty().max(1));
-        i64::try_from(starts).unwrap_or(i64::MAX) + fill(geometry, &placed, &self.defined) / prices::MIB
+        let whole = self.memory.saturating_mul(prices::MIB.unsigned_abs());
+        self.values.worth(&placed_on(used), whole, &self.defined) / prices::MIB
     }
 
     /// What those who wait lose when one of them takes a share of a card, weighed against

@@ -17,6 +17,10 @@
 //!   is nearly empty is left to drain.
 //! - Fullness, `(units in use / units)^1.5`, decides where the starts do not: the fuller card.
 //!
+//! Beside that counts what still fits on the card at prices of the kinds ([`Values::worth`]): both weigh
+//! the same on an empty card. The starts alone do not see that some layouts fill a card and others leave
+//! a unit over, the prices alone not that a share in the way will go.
+//!
 //! A choice costs what the card is worth before, less what it is worth after. The idea of charging a
 //! choice with the requests that it shuts out is that of fragmentation gradient descent (Weng et al.,
 //! "Beware of Fragmentation", USENIX ATC 2023) and of separable routing in loss networks (Krishnan and
@@ -123,11 +127,6 @@ impl Values {
         &self.geometry
     }
 
-    /// What an empty card is worth.
-    pub fn empty(&self) -> i64 {
-        self.empty
-    }
-
     /// What a card with these shares is worth.
     pub fn value(&self, placed: &[Placed]) -> i64 {
         let room = self.geometry.room(placed);
@@ -154,6 +153,13 @@ impl Values {
         }
         let open = i64::try_from(sum / i128::from(CHANCE)).unwrap_or(i64::MAX);
         open + self.fullness(room)
+    }
+
+    /// The value, in a unit in which that of an empty card is `whole`, and what still fits at these
+    /// prices by kind, which are in the same unit.
+    pub fn worth(&self, placed: &[Placed], whole: u64, asked: &[Asked]) -> i64 {
+        let starts = i128::from(self.value(placed)) * i128::from(whole) / i128::from(self.empty.max(1));
+        i64::try_from(starts).unwrap_or(i64::MAX).saturating_add(fill(&self.geometry, placed, asked))
     }
 
     /// What it costs to put a share on a card with these: never compare across mixes.
