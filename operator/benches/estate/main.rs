@@ -3,8 +3,8 @@
 //!
 //! Nodes have two cells and cards that do MIG, time-sliced vGPUs of one size or of several, and are given
 //! away whole; cores and hugepages are dedicated, and scarce in some mixes. More is asked for than fits.
-//! All desktops are declared, then arrive one by one in random order, and none leaves or is refused while
-//! it fits. What is counted is GiB of GPU memory: the framebuffer that a share is named after.
+//! All desktops are switched on at once and decided one by one in random order, and none leaves or is
+//! refused while it fits. What is counted is GiB of GPU memory: the framebuffer that a share is named after.
 //!
 //! - `estate/MIX`: over the optimum, which may choose whom to leave out; `fixtures.json` holds it,
 //!   `optimum.py` wrote it. `estate/worst` is the worst mix of each round.
