@@ -120,14 +120,16 @@ pub fn best(
         [one] if cards.facts.partitions.is_empty() => return search.single(one),
         _ => {}
     }
+    let mut least = 0;
     for (position, share) in sought.iter().enumerate() {
-        if let Err((way, why)) = search.alone(share) {
-            return Err(NoGpus { share: Some((position, way)), why });
+        match search.alone(share) {
+            Ok(index) => least |= nibble(index, position),
+            Err((way, why)) => return Err(NoGpus { share: Some((position, way)), why }),
         }
     }
     search.states = cards.slots.iter().map(|(_, state)| *state).collect();
     search.descend(sought, Key::default());
-    if search.best.is_none() {
+    if search.best.as_ref().is_none_or(|best| best.key.ways > least) {
         // The best start for one may be the only one for another.
         (search.every_start, search.tries) = (true, TRIES);
         search.descend(sought, Key::default());
@@ -235,17 +237,17 @@ impl Search<'_> {
         Err(NoGpus { share: Some((0, nearest.1)), why: nearest.0 })
     }
 
-    /// Whether some card gives a share if nothing else is asked for.
-    fn alone(&mut self, share: &Sought) -> Result<(), (usize, NoShare)> {
+    /// The first alternative of a share that some card gives if nothing else is asked for.
+    fn alone(&mut self, share: &Sought) -> Result<usize, (usize, NoShare)> {
         let mut nearest = (0, NoShare::NoCard);
-        for (way, (_, wish)) in share.ways.iter().enumerate() {
+        for (way, (index, wish)) in share.ways.iter().enumerate() {
             for card in 0..self.cards.slots.len() {
                 if self.previous.is_none() && !self.is_near(usize::MAX, card) {
                     continue;
                 }
                 let state = self.cards.slots.get(card).map_or(StateId::MAX, |(_, state)| *state);
                 match self.outcome(card, state, *wish) {
-                    Ok(_) => return Ok(()),
+                    Ok(_) => return Ok(*index),
                     Err(why) if why > nearest.1 => nearest = (way, why),
                     Err(_) => {}
                 }

@@ -193,6 +193,13 @@ pub fn mean(classes: &[Class<'_>], worth: &[f64], expected: &[f64]) -> Vec<f64> 
         let off = |quantiles: &Vec<f64>| quantiles.get(sample).copied().unwrap_or(0.0);
         shapes.map(|(expected, of)| whole(expected + off(of) * expected.sqrt())).collect()
     };
+    // Where the most that may come finds room, so does whatever is less.
+    let most = quantiles.first().map_or(0.0, |of| of.iter().copied().fold(0.0, f64::max));
+    let most = expected.iter().map(|expected| whole(expected + most * expected.sqrt())).collect();
+    let prices = batch::prices(classes, worth, &[most]);
+    if prices.iter().all(|price| *price <= 0.0) {
+        return prices;
+    }
     let demands: Vec<Vec<u32>> = (0..quantiles.first().map_or(0, Vec::len)).map(demand).collect();
     batch::prices(classes, worth, &demands)
 }

@@ -1,10 +1,11 @@
 //! Look-ahead for desktops that wait.
 
-use gpudesk_crds::{desktop::PowerState, types::VgpuSeries};
+use gpudesk_crds::{desktop::PowerState, desktop_template::NumaPolicy, types::VgpuSeries};
 
 use super::builders::*;
 use crate::{
     Limits, Snapshot,
+    prices::Prices,
     request::{DesktopKey, Request, Share},
 };
 
@@ -66,4 +67,44 @@ fn who_has_a_place_does_not_wait_and_waits_again_without_it() {
     assert_eq!(snapshot, before);
     snapshot.desktop_gone(&key);
     assert!(!snapshot.waits_for_something());
+}
+
+#[test]
+fn where_all_who_wait_find_room_they_take_nothing_from_each_other() {
+    let prices = |count: f64| {
+        let mut snapshot = estate(&slices(), 1, true);
+        snapshot.use_census();
+        let wanted = snapshot.estate.tables.mix().wanted[0].0.clone();
+        Prices::new(&snapshot.estate.alike(), &[(wanted, count)])
+    };
+    // Eight slices are all that there are.
+    assert!(!prices(1.0).any());
+    assert!(prices(40.0).any());
+}
+
+#[test]
+fn the_best_start_for_one_share_gives_way_to_the_first_alternative_of_another() {
+    let mut asked = request("asks", vec![]);
+    demand(&mut asked).numa = NumaPolicy::None;
+    demand(&mut asked).shares = vec![
+        one("first", vec![mig("2g.10gb", VgpuSeries::C)]),
+        one("second", vec![mig("4g.20gb", VgpuSeries::C), Share::VirtualFunction { framebuffer_mib: 1000 }]),
+    ];
+    let cells = [cell(0, 60, 400_000, 60), cell(1, 60, 400_000, 60)];
+    // Four slices must start at 0. Who waits for what decides where two would start if they were alone.
+    for waits in ["1g.5gb", "1g.5gb+me", "1g.10gb", "2g.10gb", "3g.20gb", "4g.20gb"] {
+        for count in 1..6 {
+            let mut snapshot = Snapshot::new(Limits { cpu_overcommit: 1000 });
+            snapshot.node_seen(&node("a", &cells, &[flex(1, 0), a100(2, 1)]));
+            for number in 0..count {
+                let name = format!("waits-{number}");
+                snapshot.desktop_seen(&desktop(&name, 1, None));
+                let key = DesktopKey::new("demo", &name);
+                let request = request(&name, vec![mig(waits, VgpuSeries::C)]);
+                snapshot.wants(&key, Some(&request));
+            }
+            let ways = snapshot.place(&asked).unwrap().score.ways;
+            assert_eq!(ways, 0, "while {count} wait for {waits}");
+        }
+    }
 }
