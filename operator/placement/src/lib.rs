@@ -6,9 +6,9 @@
 //!  demands ─▶ mix ────┘          └─▶ fit on a node = filters, cards, functions, CPUs and memory
 //! ```
 //!
-//! The same snapshot and the same request give the same decision, in whatever order the events came;
-//! while desktops wait, what they are worth to look-ahead ([`prices`]) is up to as many changes old as
-//! there are thirty-seconds of the cards.
+//! The same events and the same request give the same decision. Among places that are equally legal the
+//! order of events may tell: [`prices`] take cards in the order in which they were first seen, and while
+//! desktops wait they are up to one change in 32 cards old.
 //! [`score::Score`] is the policy, [`filters::FILTERS`] and [`fit`] are what must hold,
 //! [`Snapshot::explain`] says why a desktop waits.
 #![forbid(unsafe_code)]
