@@ -105,13 +105,15 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
             } else {
                 ImageStore::folders(&options.node_name, absolute(&options.image_roots))
             },
-            roots: AllowedRoots::new(absolute(&options.allowed_roots)),
+            roots: AllowedRoots::new(absolute(&options.allowed_roots))
+                .besides(&state_dir, &absolute(&options.image_roots)),
             folders: DesktopFolders::new(&state_dir),
             secrets,
             kind,
             boot: boot_id(),
             latency: source.latency(),
         };
+        report_given_away(&node.images);
         let desktops = Arc::new(Desktops::new(node, client.clone(), metrics.clone(), changed));
         desktops.settle().await;
         let (watched, store) = watch::channel(None);
@@ -150,6 +152,17 @@ fn source(options: &Run, state_dir: &Path) -> Result<HostSource, SourceError> {
     }
     let Look { host_root, nvml, hook: _, hook_timeout: _ } = options.look.clone();
     HostSource::machine(Place { root: host_root, nvml, state_dir: Some(state_dir.into()) }, false)
+}
+
+/// Says which golden images are not root's, on a thread that nobody waits for.
+fn report_given_away(images: &ImageStore) {
+    let images = images.clone();
+    std::thread::spawn(move || {
+        for file in images.given_away() {
+            let path = file.path.display();
+            tracing::warn!(%path, owner = file.owner, "an image is not root's, perhaps given to QEMU's user by an earlier version: run `chown root:root` on it");
+        }
+    });
 }
 
 /// Connects to libvirt, however long it takes, and finds out how guests run.

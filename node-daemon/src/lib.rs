@@ -10,7 +10,7 @@
 //! ```
 //!
 //! `topology`, `partition`, `domain`, `inventory` and the files named `decide`, `desired`, `conflict`,
-//! `machine`, `record`, `status` and `tuning` are pure; `host` touches the machine.
+//! `machine`, `record`, `status`, `tuning` and `qcow2` are pure; `host` touches the machine.
 
 pub mod cli;
 pub mod crash_point;
@@ -24,5 +24,6 @@ pub mod lease;
 pub mod metrics;
 pub mod orphans;
 pub mod partition;
+pub mod qcow2;
 pub mod secrets;
 pub mod watch;

@@ -91,7 +91,7 @@ impl Orphans {
     async fn owners(&self) -> Result<Vec<Owner>, OrphanError> {
         let node = self.desktops.node();
         let mut owners: HashMap<Uuid, Owner> = HashMap::new();
-        for (uid, owner) in node.folders.list().map_err(Problem::from)? {
+        for (uid, owner) in node.folders.list().await.map_err(Problem::from)? {
             owners.extend(owner.filter(|owner| owner.uid == uid).map(|owner| (uid, owner)));
         }
         for instance in self.desktops.all_instances().await? {

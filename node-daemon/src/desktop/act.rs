@@ -26,7 +26,6 @@ use crate::{
     host::{
         gpu_driver::{GpuError, InstanceKey, WantedInstance},
         hypervisor::{GuestState, HypervisorError},
-        paths::exists,
         seed::Seed,
     },
 };
@@ -51,20 +50,17 @@ impl Desktops {
 
     async fn prepare(&self, round: &Round<'_>, sight: &Sight) -> Result<(), Problem> {
         let materials = found(sight)?;
-        round.folder.create(&round.owner)?;
+        round.folder.create(&round.owner).await?;
         self.make_shares(round).await?;
         if !self.node.images.is_pretended() {
-            for disk in &materials.disks {
-                let path = round.folder.disk(&disk.name);
+            for disk in materials.disks.iter().filter(|disk| !disk.made) {
                 let (golden, size) = match &disk.origin {
-                    Origin::Overlay { golden, size_gib } => (Some(golden.as_path()), *size_gib),
+                    Origin::Overlay { golden, size_gib } => (Some(golden.clone()), *size_gib),
                     Origin::Blank { size_gib } => (None, Some(*size_gib)),
                     Origin::Scratch { .. } | Origin::HostFile { .. } => continue,
                 };
-                if !exists(&path) {
-                    round.folder.make_disk(&path, golden, size).await?;
-                    crash_point::done(Step::OverlayWritten);
-                }
+                round.folder.make_disk(&disk.name, golden, size).await?;
+                crash_point::done(Step::OverlayWritten);
             }
             crash_point::done(Step::DisksWritten);
         }
@@ -121,8 +117,7 @@ impl Desktops {
 
     async fn make_seed(&self, round: &Round<'_>, materials: &Materials) -> Result<(), Problem> {
         let Some(cloud_init) = &materials.cloud_init else { return Ok(()) };
-        let path = round.folder.seed();
-        if exists(&path) {
+        if materials.has_seed && !self.node.images.is_pretended() {
             return Ok(());
         }
         let CloudInit { inline, secret_ref } = cloud_init;
@@ -139,7 +134,8 @@ impl Desktops {
             }
         };
         if !self.node.images.is_pretended() {
-            round.folder.write(&path, &seed.image(round.owner.uid, &round.owner.name)?)?;
+            let image = seed.image(round.owner.uid, &round.owner.name)?;
+            round.folder.write(round.folder.seed(), image).await?;
             crash_point::done(Step::SeedWritten);
         }
         Ok(())
@@ -197,27 +193,22 @@ impl Desktops {
     }
 
     async fn start(&self, round: &Round<'_>, sight: &Sight) -> Result<(), Problem> {
-        if !self.node.images.is_pretended() {
-            for disk in &found(sight)?.disks {
-                if let Origin::Scratch { size_gib } = disk.origin {
-                    round.folder.make_disk(&round.folder.scratch(&disk.name), None, Some(size_gib)).await?;
-                }
-            }
-        }
+        let materials = found(sight)?;
+        let _claim = self.make_ready(round, materials).await?;
         pause(self.node.latency.start).await;
         let floats = round.allocation.is_some_and(conflict::floats);
         // Others make room before CPUs that are this desktop's own are used.
         if !floats {
             self.share_cpus(round.owner.uid, false).await?;
         }
-        self.node.hypervisor.start(round.owner.uid).await?;
+        self.node.hypervisor.start(round.owner.uid).await.map_err(|error| explained(error, materials))?;
         if floats {
             self.share_cpus(round.owner.uid, false).await?;
         }
         crash_point::done(Step::Started);
         let before = sight.observed.record.as_ref();
         let record = RunRecord::started(Timestamp::now(), &self.node.boot, before);
-        round.folder.write_json(RECORD, &record)?;
+        round.folder.write_json(RECORD, record).await?;
         self.metrics.started();
         Ok(())
     }
@@ -261,13 +252,13 @@ impl Desktops {
             Err(error @ HypervisorError::Refused { .. }) => tracing::warn!(%error, "it will be powered off"),
             Err(error) => return Err(error.into()),
         }
-        self.note_shutdown(round, sight)?;
+        self.note_shutdown(round, sight).await?;
         crash_point::done(Step::ShutdownSent);
         Ok(())
     }
 
     async fn destroy(&self, round: &Round<'_>, sight: &Sight) -> Result<(), Problem> {
-        self.note_shutdown(round, sight)?;
+        self.note_shutdown(round, sight).await?;
         pause(self.node.latency.stop).await;
         match self.node.hypervisor.destroy(round.owner.uid).await {
             Ok(()) | Err(HypervisorError::NotFound { .. }) => {}
@@ -278,15 +269,15 @@ impl Desktops {
     }
 
     /// Notes down that the end that follows was asked for.
-    fn note_shutdown(&self, round: &Round<'_>, sight: &Sight) -> Result<(), Problem> {
+    async fn note_shutdown(&self, round: &Round<'_>, sight: &Sight) -> Result<(), Problem> {
         let now = Timestamp::now();
         let record = sight.observed.record.clone();
         let mut record = record.unwrap_or_else(|| RunRecord::started(now, &self.node.boot, None));
         record.shutdown_sent_at.get_or_insert(now);
-        if !round.folder.exists() {
-            round.folder.create(&round.owner)?;
+        if !round.folder.exists().await? {
+            round.folder.create(&round.owner).await?;
         }
-        round.folder.write_json(RECORD, &record)?;
+        round.folder.write_json(RECORD, record).await?;
         Ok(())
     }
 
@@ -306,7 +297,7 @@ impl Desktops {
         for instance in self.instances(uid).await? {
             self.drive(move |gpus| gpus.destroy(&instance.key)).await?;
         }
-        self.node.folders.of(uid).remove()?;
+        self.node.folders.of(uid).remove().await?;
         self.changed().notify_one();
         Ok(())
     }
@@ -330,10 +321,10 @@ impl Desktops {
         }
         crash_point::done(Step::GpusDestroyed);
         let gone = if remove {
-            round.folder.remove()?;
+            round.folder.remove().await?;
             true
         } else {
-            round.folder.remove_run()?
+            round.folder.remove_run().await?
         };
         if gone {
             crash_point::done(Step::FolderRemoved);
@@ -347,6 +338,19 @@ fn found(sight: &Sight) -> Result<&Materials, Problem> {
         .materials
         .as_ref()
         .ok_or_else(|| Problem::Internal("the parts of the machine were not looked for".into()))
+}
+
+/// What libvirt refused, with the file that is most likely why.
+fn explained(error: HypervisorError, materials: &Materials) -> Problem {
+    match (error, materials.closed()) {
+        (refused @ HypervisorError::Refused { .. }, Some(closed)) => Problem::ClosedFile {
+            path: closed.path.display().to_string(),
+            mode: closed.mode,
+            remedy: closed.remedy,
+            refused,
+        },
+        (error, _) => error.into(),
+    }
 }
 
 async fn pause(latency: Option<SignedDuration>) {

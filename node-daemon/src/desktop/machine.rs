@@ -83,7 +83,7 @@ pub fn metadata(parts: &Parts<'_>) -> Result<DomainMetadata, Problem> {
 pub fn domain(parts: &Parts<'_>) -> Result<DomainSpec, Problem> {
     let uuid = parts.owner.uid;
     let spec = &parts.template.spec;
-    let kernel = direct_kernel(&spec.machine, parts.materials);
+    let kernel = direct_kernel(&spec.machine, parts);
     let cells = cells::shown(parts.compute, spec.machine.machine_type)?;
     let platform = match spec.machine.machine_type {
         MachineType::Q35 => Platform::Q35(Box::new(Q35 {
@@ -153,10 +153,13 @@ fn cpu(parts: &Parts<'_>) -> Result<Cpu, Problem> {
     })
 }
 
-fn direct_kernel(machine: &Machine, materials: &Materials) -> Option<DirectKernel> {
-    let (kernel, initrd) = materials.kernel.clone()?;
+/// The copies in the desktop's folder: libvirt gives them to QEMU's user, and the node's own are read by
+/// other desktops.
+fn direct_kernel(machine: &Machine, parts: &Parts<'_>) -> Option<DirectKernel> {
+    let (_, initrd) = parts.materials.kernel.as_ref()?;
     let cmdline = machine.direct_kernel.as_ref().and_then(|direct| direct.command_line.clone());
-    Some(DirectKernel { kernel, initrd, cmdline })
+    let initrd = initrd.as_ref().map(|_| parts.folder.initrd());
+    Some(DirectKernel { kernel: parts.folder.kernel(), initrd, cmdline })
 }
 
 fn firmware(parts: &Parts<'_>, kernel: Option<DirectKernel>) -> Result<Firmware, Problem> {
@@ -195,6 +198,10 @@ fn disks(parts: &Parts<'_>) -> Vec<Disk> {
     };
     let mut disks: Vec<Disk> = vec![];
     for (order, disk) in (1..).zip(&parts.materials.disks) {
+        let backing = match &disk.origin {
+            Origin::Overlay { golden, .. } => Some(golden.path.clone()),
+            Origin::Blank { .. } | Origin::Scratch { .. } | Origin::HostFile { .. } => None,
+        };
         let (path, format, read_only, cache) = match &disk.origin {
             Origin::Overlay { .. } | Origin::Blank { .. } => {
                 (parts.folder.disk(&disk.name), ImageFormat::Qcow2, false, Cache::Writeback)
@@ -202,7 +209,7 @@ fn disks(parts: &Parts<'_>) -> Vec<Disk> {
             Origin::Scratch { .. } => {
                 (parts.folder.scratch(&disk.name), ImageFormat::Qcow2, false, Cache::Unsafe)
             }
-            Origin::HostFile { path, format, read_only } => {
+            Origin::HostFile { path, file: _, format, read_only } => {
                 let format = match format {
                     DiskFormat::Raw => ImageFormat::Raw,
                     DiskFormat::Qcow2 => ImageFormat::Qcow2,
@@ -213,6 +220,9 @@ fn disks(parts: &Parts<'_>) -> Vec<Disk> {
         let image = Image {
             boot: NonZeroU32::new(order),
             serial: (disk.name.len() <= 20).then(|| disk.name.clone()),
+            backing,
+            // What the guest only reads stays its owner's; libvirt would not give it back.
+            keeps_owner: read_only,
             ..image(path, format, read_only, cache)
         };
         disks.push(Disk { image, slot: slot(disk.bus) });
@@ -227,7 +237,8 @@ fn disks(parts: &Parts<'_>) -> Vec<Disk> {
 }
 
 fn image(path: PathBuf, format: ImageFormat, read_only: bool, cache: Cache) -> Image {
-    Image { source: ImageSource::File(path), format, read_only, serial: None, cache, boot: None }
+    let source = ImageSource::File(path);
+    Image { source, format, backing: None, read_only, keeps_owner: false, serial: None, cache, boot: None }
 }
 
 fn interfaces(uuid: Uuid, networks: &[Network]) -> Result<Vec<Interface>, Problem> {

@@ -40,7 +40,9 @@ fn xml(spec: &str, compute: &str, gpus: &str, model: &str, kind: Kind) -> Result
         })
         .collect();
     let images = ImageStore::pretended("n", vec![]);
-    let materials = Materials::find(&desktop, &template, &images, &AllowedRoots::new(vec!["/srv".into()]))?;
+    let folder = DesktopFolders::new(std::path::Path::new("/state")).of(owner.uid);
+    let roots = AllowedRoots::new(vec!["/srv".into()]);
+    let materials = Materials::find(&desktop, &template, &images, &roots, folder.files())?;
     let spec = domain(&Parts {
         owner: &owner,
         allocation,
@@ -48,7 +50,7 @@ fn xml(spec: &str, compute: &str, gpus: &str, model: &str, kind: Kind) -> Result
         template: &template,
         cpu: materials::cpu(&desktop, &template.spec),
         materials: &materials,
-        folder: &DesktopFolders::new(std::path::Path::new("/state")).of(owner.uid),
+        folder: &folder,
         instances: &instances,
         cards: &cards,
         kind,
@@ -96,13 +98,29 @@ fn disks_stand_in_boot_order_with_the_seed_on_the_bus_of_the_first() {
             &format!("{folder}/disk-system.qcow2"),
             &format!("{folder}/disk-data.qcow2"),
             &format!("{folder}/scratch-tmp.qcow2"),
-            "<source file=\"/srv/old.img\"/>",
+            "<source file=\"/srv/old.img\">",
             &format!("{folder}/seed.img"),
             "<boot order=\"1\"/>",
             &format!("{folder}/serial.log"),
             "<serial>system</serial>",
         ],
     );
+    let disk = |path: &str| {
+        let rest = &xml[xml.find(path).unwrap()..];
+        let lines = rest[..rest.find("<target").unwrap()].lines().skip(1).map(str::trim);
+        lines.collect::<Vec<_>>().join("")
+    };
+    // Each chain is written down to its end; what is not the desktop's own is not given away.
+    let kept = "<seclabel model=\"dac\" relabel=\"no\"/></source>";
+    let golden = format!(
+        "<backingStore type=\"file\"><format type=\"qcow2\"/><source file=\"/simulated/images/win.qcow2\">{kept}\
+         <backingStore/></backingStore>"
+    );
+    assert_eq!(disk("disk-system.qcow2"), golden);
+    assert_eq!(disk("disk-data.qcow2"), "<backingStore/>");
+    assert_eq!(disk("scratch-tmp.qcow2"), "<backingStore/>");
+    assert_eq!(disk("/srv/old.img"), format!("{kept}<backingStore/>"));
+    assert_eq!(disk("seed.img"), "<backingStore/>");
     let seed = &xml[xml.find("seed.img").unwrap()..];
     assert!(seed[..seed.find("</disk>").unwrap()].contains("bus=\"sata\""), "{seed}");
     assert!(seed[..seed.find("</disk>").unwrap()].contains("<readonly/>"), "{seed}");
@@ -139,7 +157,7 @@ fn a_microvm_boots_its_kernel_and_takes_no_gpu() {
         &microvm,
         &[
             "machine=\"microvm\"",
-            "<kernel>/simulated/images/vmlinuz</kernel>",
+            &format!("<kernel>/state/desktops/{UID}/kernel</kernel>"),
             "<cmdline>console=ttyS0</cmdline>",
         ],
     );
@@ -211,7 +229,7 @@ fn how_it_was_decided_stays_out_of_what_the_domain_carries() {
             compute: allocation.compute.as_ref().unwrap(),
             template: &template,
             cpu: &template.spec.cpu,
-            materials: &Materials { disks: vec![], kernel: None, cloud_init: None },
+            materials: &Materials { disks: vec![], kernel: None, cloud_init: None, has_seed: false },
             folder: &DesktopFolders::new(std::path::Path::new("/state")).of(UID.parse().unwrap()),
             instances: &[],
             cards: &[],
@@ -232,7 +250,9 @@ fn a_desktop_with_a_drive_or_a_network_function_is_not_made_without_it() {
         {name: data, kind: NvmeDrive, device: '0000:64:00.0'}]";
     allocation.host_devices = serde_yaml::from_str(devices).unwrap();
     let images = ImageStore::pretended("n", vec![]);
-    let error = Materials::find(&desktop, &spec, &images, &AllowedRoots::new(vec![])).unwrap_err();
+    let folder = DesktopFolders::new(std::path::Path::new("/state")).of(UID.parse().unwrap());
+    let error =
+        Materials::find(&desktop, &spec, &images, &AllowedRoots::new(vec![]), folder.files()).unwrap_err();
     assert_eq!(error.reason(), gpudesk_crds::conditions::Reason::NotYetSupported);
     assert_eq!(
         error.to_string(),

@@ -6,11 +6,18 @@ use std::path::PathBuf;
 use gpudesk_crds::{
     Allocation, Desktop, DesktopTemplate,
     desktop_template::{Cpu, DesktopTemplateSpec, Firmware, Override},
-    desktop_template_devices::{CloudInit, Disk, DiskBus, DiskFormat},
+    desktop_template_devices::{CloudInit, Disk, DiskBus, DiskFormat, HostFileDisk, ImageDisk, SizedDisk},
 };
+use rustix::io::Errno;
 
 use super::{desired, problem::Problem};
-use crate::host::{images::ImageStore, paths::AllowedRoots};
+use crate::host::{
+    folder::{FolderFiles, bytes},
+    image_file::{Closed, Found, ImageFile},
+    images::{Golden, Identity, ImageError, ImageStore},
+    paths::AllowedRoots,
+};
+use crate::qcow2::HeaderError;
 
 /// What a machine is put together from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +28,8 @@ pub struct Materials {
     pub kernel: Option<(PathBuf, Option<PathBuf>)>,
     /// First-boot configuration.
     pub cloud_init: Option<CloudInit>,
+    /// The seed disk is made.
+    pub has_seed: bool,
 }
 
 /// A disk.
@@ -32,6 +41,8 @@ pub struct DiskMaterial {
     pub bus: DiskBus,
     /// What it is made from.
     pub origin: Origin,
+    /// There is nothing to make before the machine is described to libvirt.
+    pub made: bool,
 }
 
 /// What a disk is made from.
@@ -39,8 +50,8 @@ pub struct DiskMaterial {
 pub enum Origin {
     /// An overlay of a golden image, as large as that or larger.
     Overlay {
-        /// The image.
-        golden: PathBuf,
+        /// The image. Of a disk that is there, the one that its header names.
+        golden: Golden,
         /// Size in GiB, when larger.
         size_gib: Option<i32>,
     },
@@ -58,6 +69,8 @@ pub enum Origin {
     HostFile {
         /// The file.
         path: PathBuf,
+        /// As it is at this moment; `None` on a simulated host.
+        file: Option<ImageFile>,
         /// Its format.
         format: DiskFormat,
         /// The guest may only read.
@@ -77,7 +90,8 @@ fn cloud_init<'a>(desktop: &'a Desktop, template: &'a DesktopTemplateSpec) -> Op
 }
 
 impl Materials {
-    /// Finds everything that `template` names on this node.
+    /// Finds everything that `template` names on this node, and looks at the header of every image: what
+    /// a guest could have written since the last start counts, not what was there then. May block.
     ///
     /// # Errors
     /// What is not there, may not be used, or is not done by this version.
@@ -86,10 +100,12 @@ impl Materials {
         template: &DesktopTemplate,
         images: &ImageStore,
         roots: &AllowedRoots,
+        folder: &FolderFiles,
     ) -> Result<Self, Problem> {
         let spec = &template.spec;
         refuse_unsupported(spec, desired::allocation(desktop))?;
-        let disks = spec.disks.iter().map(|disk| material(disk, images, roots)).collect::<Result<_, _>>()?;
+        let place = Place { images, roots, folder };
+        let disks = spec.disks.iter().map(|disk| place.material(disk)).collect::<Result<_, _>>()?;
         let kernel = match (&spec.machine.firmware, &spec.machine.direct_kernel) {
             (Firmware::DirectKernel, Some(direct)) => {
                 let initrd = direct.initrd.as_ref().map(|initrd| images.kernel(initrd)).transpose()?;
@@ -102,32 +118,123 @@ impl Materials {
             }
             (Firmware::Uefi | Firmware::UefiSecureBoot | Firmware::Bios, _) => None,
         };
-        Ok(Self { disks, kernel, cloud_init: cloud_init(desktop, spec).cloned() })
+        let has_seed = images.is_pretended() || FolderFiles::exists(&folder.file("seed.img"))?;
+        Ok(Self { disks, kernel, cloud_init: cloud_init(desktop, spec).cloned(), has_seed })
+    }
+
+    /// Every image that is not the desktop's own, and whether the guest writes to it.
+    pub fn shared_files(&self) -> impl Iterator<Item = (&ImageFile, bool)> {
+        self.disks.iter().filter_map(|disk| match &disk.origin {
+            Origin::Overlay { golden, .. } => Some((golden.file.as_ref()?, false)),
+            Origin::HostFile { file, read_only, .. } => Some((file.as_ref()?, !read_only)),
+            Origin::Blank { .. } | Origin::Scratch { .. } => None,
+        })
+    }
+
+    /// What QEMU's user reads as everybody else may, and perhaps may not.
+    pub fn closed(&self) -> Option<&Closed> {
+        self.shared_files().filter(|(_, writes)| !writes).find_map(|(file, _)| file.closed.as_ref())
     }
 }
 
-fn material(disk: &Disk, images: &ImageStore, roots: &AllowedRoots) -> Result<DiskMaterial, Problem> {
-    let Disk { name, bus, image, blank, host_file, nfs: _, scratch, nvme: _ } = disk;
-    let origin = match (image, blank, host_file, scratch) {
-        (Some(image), None, None, None) => match &image.name {
-            Some(image_name) => {
-                Origin::Overlay { golden: images.image(image_name)?, size_gib: image.size_gib }
+/// Where disks are found.
+struct Place<'a> {
+    images: &'a ImageStore,
+    roots: &'a AllowedRoots,
+    folder: &'a FolderFiles,
+}
+
+impl Place<'_> {
+    fn material(&self, disk: &Disk) -> Result<DiskMaterial, Problem> {
+        let Disk { name, bus, image, blank, host_file, nfs: _, scratch, nvme: _ } = disk;
+        let (origin, made) = match (image, blank, host_file, scratch) {
+            (Some(ImageDisk { size_gib, .. }), None, None, None) => match self.own(name, *size_gib)? {
+                Some(origin) => (origin, true),
+                None => (self.overlay(name, image.as_ref())?, false),
+            },
+            (None, Some(SizedDisk { size_gib }), None, None) => match self.own(name, Some(*size_gib))? {
+                Some(origin) => (origin, true),
+                None => (Origin::Blank { size_gib: *size_gib }, false),
+            },
+            (None, None, None, Some(SizedDisk { size_gib })) => {
+                (Origin::Scratch { size_gib: *size_gib }, true)
             }
-            None => return Err(Problem::Invalid(format!("disks[{name}].image names no image"))),
-        },
-        (None, Some(blank), None, None) => Origin::Blank { size_gib: blank.size_gib },
-        (None, None, None, Some(scratch)) => Origin::Scratch { size_gib: scratch.size_gib },
-        (None, None, Some(file), None) => {
-            let path = if images.is_pretended() {
-                roots.pretend_file(&file.path)?
-            } else {
-                roots.file(&file.path)?
-            };
-            Origin::HostFile { path, format: file.format, read_only: file.read_only }
+            (None, None, Some(file), None) => (self.host_file(name, file)?, true),
+            _ => return Err(Problem::Invalid(format!("disks[{name}] must have exactly one source"))),
+        };
+        Ok(DiskMaterial { name: name.clone(), bus: *bus, origin, made })
+    }
+
+    /// The disk that this desktop has already, when it has. It stays what it is, whatever image the
+    /// template names by now: an overlay cannot change what is below it.
+    fn own(&self, name: &str, size_gib: Option<i32>) -> Result<Option<Origin>, Problem> {
+        if self.images.is_pretended() {
+            return Ok(None);
         }
-        _ => return Err(Problem::Invalid(format!("disks[{name}] must have exactly one source"))),
-    };
-    Ok(DiskMaterial { name: name.clone(), bus: *bus, origin })
+        let path = self.folder.disk(name);
+        let unreadable = |source| ImageError::Unreadable { path: path.clone(), source };
+        let no_image = |source| ImageError::Header { path: path.clone(), source };
+        let found = match Found::at(&path) {
+            Ok(found) => found.ok_or(HeaderError::NotQcow2).map_err(no_image)?,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            Err(error) => return Err(unreadable(error).into()),
+        };
+        let header = found.header().map_err(unreadable)?.map_err(no_image)?;
+        let Some(golden) = self.images.below(&path, &header)? else {
+            return Ok(Some(Origin::Blank { size_gib: size_gib.unwrap_or_default() }));
+        };
+        // A disk of an earlier version has no record; it gets one at its next start.
+        let was: Option<Identity> = self.folder.read_json(&FolderFiles::golden_record(name))?;
+        match (was, golden.identity()) {
+            (Some(was), Some(is)) if was != is => Err(ImageError::Changed {
+                path,
+                golden: golden.path,
+                was: was.to_string(),
+                is: is.to_string(),
+            }
+            .into()),
+            _ => Ok(Some(Origin::Overlay { golden, size_gib })),
+        }
+    }
+
+    /// A new overlay.
+    fn overlay(&self, disk: &str, image: Option<&ImageDisk>) -> Result<Origin, Problem> {
+        let Some(ImageDisk { name: Some(name), size_gib, .. }) = image else {
+            return Err(Problem::Invalid(format!("disks[{disk}].image names no image")));
+        };
+        let (golden, size_gib) = (self.images.image(name)?, *size_gib);
+        match size_gib {
+            Some(size_gib) if bytes(size_gib) < golden.virtual_size => Err(ImageError::LargerThanDisk {
+                disk: disk.into(),
+                size_gib,
+                image: golden.path,
+                bytes: golden.virtual_size,
+            }
+            .into()),
+            _ => Ok(Origin::Overlay { golden, size_gib }),
+        }
+    }
+
+    fn host_file(&self, disk: &str, named: &HostFileDisk) -> Result<Origin, Problem> {
+        let HostFileDisk { path, format, read_only } = named;
+        let (format, read_only) = (*format, *read_only);
+        if self.images.is_pretended() {
+            return Ok(Origin::HostFile {
+                path: self.roots.pretend_file(path)?,
+                file: None,
+                format,
+                read_only,
+            });
+        }
+        let found = self.roots.file(path, !read_only)?;
+        if format == DiskFormat::Qcow2 {
+            let refused = |why| ImageError::HostFile { disk: disk.into(), path: path.into(), why };
+            let unreadable = |source: Errno| refused(format!("it could not be read: {source}"));
+            let header = found.header().map_err(unreadable)?.map_err(|error| refused(error.to_string()))?;
+            header.check_alone().map_err(|error| refused(error.to_string()))?;
+        }
+        Ok(Origin::HostFile { path: found.file.path.clone(), file: Some(found.file), format, read_only })
+    }
 }
 
 /// The operator does not place desktops that ask for these; a node that is asked all the same must
@@ -159,3 +266,7 @@ fn refuse_unsupported(spec: &DesktopTemplateSpec, allocation: Option<&Allocation
     }
     if fields.is_empty() { Ok(()) } else { Err(Problem::NotYetSupported { fields: fields.join(", ") }) }
 }
+
+#[cfg(test)]
+#[path = "materials_tests.rs"]
+mod tests;

@@ -25,6 +25,7 @@ pub mod materials;
 mod observe;
 pub mod problem;
 pub mod record;
+mod shared_files;
 pub mod status;
 mod status_writer;
 pub mod tuning;
@@ -128,6 +129,8 @@ pub struct Desktops {
     failures: Mutex<HashMap<Uuid, u32>>,
     /// Held while domains are moved between CPUs, so that the last word is the newest.
     moving: tokio::sync::Mutex<()>,
+    /// Files that desktops take which are about to run.
+    starting: shared_files::Starting,
 }
 
 /// One desktop in one round.
@@ -174,6 +177,7 @@ impl Desktops {
             changed,
             failures: Mutex::default(),
             moving: tokio::sync::Mutex::default(),
+            starting: shared_files::Starting::default(),
         }
     }
 

@@ -12,7 +12,7 @@ use super::{
     decide::{DomainView, Observed},
     desired::Wanted,
     guest,
-    materials::{self, Materials, Origin},
+    materials::{self, Materials},
     problem::Problem,
     record::RunRecord,
     status::{Guest, Machine},
@@ -23,7 +23,6 @@ use crate::{
     host::{
         gpu_driver::{GpuDriver, GpuError, GpuInstance, Handle},
         hypervisor::{DomainState, DomainSummary, HypervisorError},
-        paths::exists,
     },
 };
 
@@ -76,24 +75,34 @@ impl Desktops {
         let (summary, metadata) = self.domain(uid).await?;
         let active = summary.as_ref().is_some_and(|summary| summary.state.is_active());
         sight.observed.domain = summary.as_ref().map(|_| DomainView { active, current: round.defined });
-        sight.observed.folder = round.folder.exists();
-        sight.observed.record = Self::record(round, summary.as_ref(), &self.node.boot)?;
+        sight.observed.folder = round.folder.exists().await?;
+        sight.observed.record = Self::record(round, summary.as_ref(), &self.node.boot).await?;
         sight.instances = self.instances(uid).await?;
         sight.observed.instances = !sight.instances.is_empty();
         sight.machine = None;
         if let (true, Some(summary), Some(metadata)) = (active, summary, metadata) {
             sight.observed.prepared = true;
             sight.machine = Some(self.machine(round, sight, &summary, &metadata).await?);
+            round.folder.bound_serial_log().await?;
         } else if round.wanted == Wanted::Run {
             sight.observed.prepared = false;
-            let template = round.template()?;
-            let materials = Materials::find(round.desktop, template, &self.node.images, &self.node.roots)?;
+            let materials = self.materials(round).await?;
             sight.observed.prepared = sight.observed.folder && self.is_prepared(round, sight, &materials);
             sight.materials = Some(materials);
         } else {
             sight.observed.prepared = false;
         }
         Ok(())
+    }
+
+    /// What the machine is put together from, as it is now.
+    async fn materials(&self, round: &Round<'_>) -> Result<Materials, Problem> {
+        let (desktop, template) = (round.desktop.clone(), Arc::clone(round.template()?));
+        let (images, roots) = (self.node.images.clone(), self.node.roots.clone());
+        round
+            .folder
+            .on_thread(move |files| Materials::find(&desktop, &template, &images, &roots, files))
+            .await
     }
 
     /// The domain with what it says of its desktop. One that is not of this desktop is a problem.
@@ -111,12 +120,12 @@ impl Desktops {
 
     /// The record of the last run, with what is noticed now: an end, or a start that a daemon did not
     /// live to note down.
-    fn record(
+    async fn record(
         round: &Round<'_>,
         summary: Option<&DomainSummary>,
         boot: &str,
     ) -> Result<Option<RunRecord>, Problem> {
-        let record: Option<RunRecord> = round.folder.read_json(RECORD)?;
+        let record: Option<RunRecord> = round.folder.read_json(RECORD).await?;
         let Some(summary) = summary else { return Ok(record) };
         let now = Timestamp::now();
         let noticed = match record {
@@ -125,7 +134,7 @@ impl Desktops {
                 if record.shutdown_sent_at.is_some() {
                     // The end that was asked for; what is wanted now begins anew.
                     if round.wanted == Wanted::Run {
-                        round.folder.remove_file(&round.folder.file(RECORD))?;
+                        round.folder.remove_file(RECORD).await?;
                         return Ok(None);
                     }
                     return Ok(Some(record));
@@ -134,10 +143,10 @@ impl Desktops {
             }
             record => return Ok(record),
         };
-        if !round.folder.exists() {
-            round.folder.create(&round.owner)?;
+        if !round.folder.exists().await? {
+            round.folder.create(&round.owner).await?;
         }
-        round.folder.write_json(RECORD, &noticed)?;
+        round.folder.write_json(RECORD, noticed.clone()).await?;
         Ok(Some(noticed))
     }
 
@@ -177,12 +186,8 @@ impl Desktops {
         if self.node.images.is_pretended() {
             return shares;
         }
-        let disks = materials.disks.iter().all(|disk| match &disk.origin {
-            Origin::Overlay { .. } | Origin::Blank { .. } => exists(&round.folder.disk(&disk.name)),
-            // Made at each start, and there already.
-            Origin::Scratch { .. } | Origin::HostFile { .. } => true,
-        });
-        shares && disks && (materials.cloud_init.is_none() || exists(&round.folder.seed()))
+        let disks = materials.disks.iter().all(|disk| disk.made);
+        shares && disks && (materials.cloud_init.is_none() || materials.has_seed)
     }
 
     async fn machine(

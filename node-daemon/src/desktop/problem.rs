@@ -6,8 +6,8 @@ use thiserror::Error;
 use crate::{
     domain::DomainError,
     host::{
-        folder::FolderError, gpu_driver::GpuError, hypervisor::HypervisorError, images::ImageError,
-        paths::PathError, seed::SeedError,
+        file_threads::ThreadError, folder::FolderError, gpu_driver::GpuError, hypervisor::HypervisorError,
+        images::ImageError, paths::PathError, seed::SeedError,
     },
     secrets::SecretError,
 };
@@ -66,6 +66,29 @@ pub enum Problem {
         /// The other desktops, as `namespace/name`.
         holder: String,
     },
+    /// A file that another desktop uses.
+    #[error("{path} is in use by {holder}: two desktops share a file only when both only read it")]
+    FileInUse {
+        /// The file.
+        path: String,
+        /// The other desktop, as `namespace/name`.
+        holder: String,
+    },
+    /// libvirt refused, and this is most likely why.
+    #[error(
+        "QEMU's user cannot read {path} (mode {mode:04o}), which belongs to its owner and is not given away: run \
+         `{remedy} {path}`, and `chmod o+x` on the folders above. ({refused})"
+    )]
+    ClosedFile {
+        /// The file or its folder.
+        path: String,
+        /// Its permissions.
+        mode: u32,
+        /// The command that opens it.
+        remedy: &'static str,
+        /// The words of libvirt.
+        refused: HypervisorError,
+    },
     /// The domain cannot be written.
     #[error("the machine cannot be described to libvirt: {0}")]
     Domain(#[from] DomainError),
@@ -85,6 +108,12 @@ pub enum Problem {
     Internal(String),
 }
 
+impl From<ThreadError> for Problem {
+    fn from(error: ThreadError) -> Self {
+        Self::Folder(error.into())
+    }
+}
+
 /// Which condition a problem belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
@@ -101,7 +130,10 @@ impl Problem {
             Self::TemplateNotFound { .. } | Self::TemplateOutdated { .. } => Reason::TemplateNotFound,
             Self::NotYetSupported { .. } => Reason::NotYetSupported,
             Self::Invalid(_) | Self::Domain(_) => Reason::InvalidSpec,
-            Self::Image(_) => Reason::ImageNotFound,
+            Self::Image(ImageError::NotFound { .. } | ImageError::NotAName { .. }) => Reason::ImageNotFound,
+            Self::Image(ImageError::LargerThanDisk { .. }) => Reason::InvalidSpec,
+            Self::Image(_) | Self::ClosedFile { .. } => Reason::ImageInvalid,
+            Self::FileInUse { .. } => Reason::HostPathNotAllowed,
             Self::Path(PathError::NotFound { .. }) => Reason::HostPathNotFound,
             Self::Path(PathError::NotAllowed { .. } | PathError::Unreadable { .. }) => {
                 Reason::HostPathNotAllowed
@@ -123,6 +155,8 @@ impl Problem {
     pub fn stage(&self) -> Stage {
         match self {
             Self::Conflict { .. }
+            | Self::FileInUse { .. }
+            | Self::ClosedFile { .. }
             | Self::Domain(_)
             | Self::Hypervisor(_)
             | Self::ForeignDomain { .. }
@@ -146,6 +180,7 @@ impl Problem {
             Self::TemplateOutdated { .. }
             | Self::Hypervisor(HypervisorError::Transient { .. } | HypervisorError::NotFound { .. })
             | Self::Secret(SecretError::Api { .. })
+            | Self::Folder(FolderError::Thread(_))
             | Self::Internal(_) => true,
             Self::TemplateNotFound { .. }
             | Self::NotYetSupported { .. }
@@ -157,6 +192,8 @@ impl Problem {
             | Self::Folder(_)
             | Self::Gpu(_)
             | Self::Conflict { .. }
+            | Self::FileInUse { .. }
+            | Self::ClosedFile { .. }
             | Self::Domain(_)
             | Self::Hypervisor(HypervisorError::Denied { .. } | HypervisorError::Refused { .. })
             | Self::ForeignDomain { .. } => false,

@@ -265,7 +265,7 @@ async fn a_deleted_desktop_leaves_nothing_and_says_so() {
     desktops.round(&deleted, None).await.unwrap();
     let status = written.recv().await.unwrap();
     assert_eq!(reason(&status, "Running"), ("False", "Released"));
-    assert!(!desktops.node.folders.of(uid).exists());
+    assert!(!desktops.node.folders.of(uid).exists().await.unwrap());
     assert_eq!(desktops.all_instances().await.unwrap(), []);
     desktops.round(&seen(&deleted, &status), None).await.unwrap();
     assert!(written.try_recv().is_err());

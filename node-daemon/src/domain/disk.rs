@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::xml::Xml;
 use super::{DomainError, Transport, path_text};
@@ -12,10 +12,16 @@ use super::{DomainError, Transport, path_text};
 pub struct Image {
     /// Where it is: a file or a block device of the host, an absolute path.
     pub source: ImageSource,
-    /// How it is laid out. A qcow2 overlay names its backing file itself.
+    /// How it is laid out.
     pub format: ImageFormat,
+    /// The golden image, all in one qcow2 file, that this qcow2 image is an overlay of. What the image's
+    /// header names is not asked: the chain ends where it ends here.
+    pub backing: Option<PathBuf>,
     /// The guest cannot write.
     pub read_only: bool,
+    /// The file stays its owner's, who lets QEMU's user read it. Otherwise libvirt gives it to QEMU's
+    /// user, and takes back only what the guest can write.
+    pub keeps_owner: bool,
     /// What the guest reads as the serial number: 1 to 20 of `A-Z a-z 0-9 _ . + -`.
     pub serial: Option<String>,
     /// How writes reach the host's storage.
@@ -150,6 +156,12 @@ impl Image {
     fn check(&self) -> Result<(), DomainError> {
         let (ImageSource::File(path) | ImageSource::Block(path)) = &self.source;
         path_text(path)?;
+        if let Some(backing) = &self.backing {
+            path_text(backing)?;
+            if self.format != ImageFormat::Qcow2 {
+                return Err(DomainError::RawOverlay { path: path.clone() });
+            }
+        }
         let legal = |c: char| c.is_ascii_alphanumeric() || "_.+-".contains(c);
         match &self.serial {
             Some(serial) if serial.is_empty() || serial.len() > 20 || !serial.chars().all(legal) => {
@@ -181,7 +193,8 @@ impl Image {
         let target = placer.target(slot);
         xml.nest("disk", &[("type", &kind), ("device", &device)], |xml| {
             self.write_driver(xml, slot, transport, placer);
-            xml.empty("source", &[(key, &path.display())]);
+            write_source(xml, key, path, self.keeps_owner);
+            self.write_backing(xml);
             xml.empty("target", &[("dev", &target), ("bus", &slot.bus())]);
             if self.read_only || slot.is_cdrom() {
                 xml.empty("readonly", &[]);
@@ -193,6 +206,16 @@ impl Image {
                 xml.empty("boot", &[("order", &boot)]);
             }
             transport.write_address(xml);
+        });
+    }
+
+    /// The whole chain, so that neither libvirt nor QEMU looks for one in a header.
+    fn write_backing(&self, xml: &mut Xml) {
+        let Some(golden) = &self.backing else { return xml.empty("backingStore", &[]) };
+        xml.nest("backingStore", &[("type", &"file")], |xml| {
+            xml.empty("format", &[("type", &"qcow2")]);
+            write_source(xml, "file", golden, true);
+            xml.empty("backingStore", &[]);
         });
     }
 
@@ -224,6 +247,16 @@ impl Image {
         }
         xml.empty("driver", &attributes);
     }
+}
+
+/// libvirt gives the images of a chain to QEMU's user and takes back only the first.
+fn write_source(xml: &mut Xml, key: &'static str, path: &Path, keeps_owner: bool) {
+    if !keeps_owner {
+        return xml.empty("source", &[(key, &path.display())]);
+    }
+    xml.nest("source", &[(key, &path.display())], |xml| {
+        xml.empty("seclabel", &[("model", &"dac"), ("relabel", &"no")]);
+    });
 }
 
 /// The one virtio-scsi controller of a machine that has SCSI disks.

@@ -80,6 +80,12 @@ pub enum DomainError {
         /// The path.
         path: PathBuf,
     },
+    /// A raw image with another below it.
+    #[error("{} is raw and cannot be an overlay", path.display())]
+    RawOverlay {
+        /// The path.
+        path: PathBuf,
+    },
     /// A disk's serial number is not one, or is another disk's too.
     #[error("{serial:?} is not a disk serial: 1 to 20 of A-Z a-z 0-9 _ . + -, different for each disk")]
     Serial {

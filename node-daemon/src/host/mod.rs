@@ -1,10 +1,12 @@
 //! What touches the machine: libvirt, sysfs, GPU drivers, files. And the simulated host beside it.
 
 pub mod changes;
+pub mod file_threads;
 pub mod folder;
 pub mod gpu_driver;
 pub mod hook;
 pub mod hypervisor;
+pub mod image_file;
 pub mod images;
 pub mod kvm_probe;
 pub mod libvirt;

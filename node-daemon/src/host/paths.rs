@@ -1,5 +1,8 @@
-//! Files that a tenant names by path: only regular files below the folders that the node's owner
-//! allows, and never by way of `..` or a symbolic link.
+//! Files that a tenant names by path: only regular files with one name below the folders that the
+//! node's owner allows, never by way of `..` or a symbolic link, and nothing that is the daemon's own.
+//!
+//! A file with several names (hard links) may be one of somebody else's: a guest or a user who can write
+//! to an allowed folder can link to it, and libvirt gives what a machine writes to QEMU's user.
 
 use std::{
     os::fd::OwnedFd,
@@ -7,17 +10,19 @@ use std::{
 };
 
 use rustix::{
-    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2},
+    fs::{Mode, OFlags, ResolveFlags, open, openat2},
     io::Errno,
 };
 use thiserror::Error;
+
+use super::image_file::Found;
 
 /// Why a file may not be used.
 #[derive(Debug, Error)]
 pub enum PathError {
     /// It is not below an allowed folder.
     #[error(
-        "{path:?} may not be used: it must be a regular file below {roots}, without .. and symbolic links ({why})"
+        "{path:?} may not be used: it must be a regular file below {roots}, without .. and links ({why})"
     )]
     NotAllowed {
         /// The path asked for.
@@ -47,29 +52,55 @@ pub enum PathError {
 #[derive(Clone, Debug, Default)]
 pub struct AllowedRoots {
     roots: Vec<PathBuf>,
+    /// Folders of the daemon that nobody may name files in.
+    closed: Vec<PathBuf>,
+    /// Folders that files may be read from and not written to.
+    read_only: Vec<PathBuf>,
 }
 
 impl AllowedRoots {
     /// These folders. One that is itself a symbolic link is followed: its owner is the node's.
     pub fn new(roots: Vec<PathBuf>) -> Self {
-        Self { roots }
+        Self { roots, ..Self::default() }
     }
 
-    /// The file at `path`, when it may be used.
+    /// The same, where an allowed folder contains the daemon's own: nothing in the folder `state` may be
+    /// named, and what is in `images` may be read and not written.
+    #[must_use]
+    pub fn besides(self, state: &Path, images: &[PathBuf]) -> Self {
+        Self { closed: vec![state.to_owned()], read_only: images.to_vec(), ..self }
+    }
+
+    /// The file at `path`, when it may be used: for reading alone, or for writing too.
     ///
     /// # Errors
     /// [`PathError`], which names the path and the folders.
-    pub fn file(&self, path: &str) -> Result<PathBuf, PathError> {
+    pub fn file(&self, path: &str, writes: bool) -> Result<Found, PathError> {
         let (root, below) = self.split(path)?;
         let unreadable = |source| PathError::Unreadable { path: path.into(), source };
         let folder = open(&root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let folder = folder.map_err(|errno| self.explain(path, errno))?;
         let file = self.open_below(&folder, &below, path)?;
-        let stat = fstat(&file).map_err(unreadable)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(self.not_allowed(path, "it is not a regular file"));
+        let found = Found::opened(root.join(below), file).map_err(unreadable)?;
+        let found = found.ok_or_else(|| self.not_allowed(path, "it is not a regular file"))?;
+        if found.file.links > 1 {
+            return Err(self.not_allowed(path, "it has more than one name: hard links"));
         }
-        Ok(root.join(below))
+        let real = found.real_path().map_err(unreadable)?;
+        let within = |folders: &[PathBuf]| {
+            let is_below = |folder: &PathBuf| match folder.canonicalize() {
+                Ok(folder) => real.starts_with(folder),
+                Err(_) => real.starts_with(folder),
+            };
+            folders.iter().any(is_below)
+        };
+        if within(&self.closed) {
+            return Err(self.not_allowed(path, "it is in the state folder of gpudesk"));
+        }
+        if writes && within(&self.read_only) {
+            return Err(self.not_allowed(path, "it is in a folder of golden images: set readOnly"));
+        }
+        Ok(found)
     }
 
     /// Like [`AllowedRoots::file`] by the text of the path alone, for a host that has no files.
@@ -124,11 +155,6 @@ impl AllowedRoots {
     }
 }
 
-/// Whether `path` is there, whatever it is.
-pub fn exists(path: &Path) -> bool {
-    rustix::fs::statat(CWD, path, rustix::fs::AtFlags::empty()).is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,7 +180,7 @@ mod tests {
     fn a_regular_file_below_an_allowed_folder_may_be_used() {
         let (dir, roots) = fixture();
         let path = dir.path().join("allowed/sub/disk.raw");
-        assert_eq!(roots.file(path.to_str().unwrap()).unwrap(), path);
+        assert_eq!(roots.file(path.to_str().unwrap(), true).unwrap().file.path, path);
     }
 
     #[test]
@@ -172,23 +198,58 @@ mod tests {
             "allowedness/disk.raw",
         ] {
             let path = dir.path().join(way);
-            let error = roots.file(path.to_str().unwrap()).unwrap_err();
+            let error = roots.file(path.to_str().unwrap(), true).unwrap_err();
             assert!(matches!(error, PathError::NotAllowed { .. }), "{way}: {error}");
             assert!(error.to_string().contains("allowed"), "{error}");
         }
-        assert!(matches!(roots.file("disk.raw").unwrap_err(), PathError::NotAllowed { .. }));
+        assert!(matches!(roots.file("disk.raw", true).unwrap_err(), PathError::NotAllowed { .. }));
     }
 
     #[test]
     fn a_file_that_is_not_there_is_another_matter() {
         let (dir, roots) = fixture();
         let path = dir.path().join("allowed/none.raw");
-        assert!(matches!(roots.file(path.to_str().unwrap()).unwrap_err(), PathError::NotFound { .. }));
+        assert!(matches!(roots.file(path.to_str().unwrap(), true).unwrap_err(), PathError::NotFound { .. }));
+    }
+
+    #[test]
+    fn a_file_with_another_name_is_refused() {
+        let (dir, roots) = fixture();
+        let path = dir.path().join("allowed/second.raw");
+        std::fs::hard_link(dir.path().join("outside/secret"), &path).unwrap();
+        let error = roots.file(path.to_str().unwrap(), false).unwrap_err().to_string();
+        assert!(error.contains("hard links"), "{error}");
+    }
+
+    #[test]
+    fn devices_and_pipes_that_a_guest_could_make_are_refused_and_not_opened() {
+        let (dir, roots) = fixture();
+        let pipe = dir.path().join("allowed/pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let socket = dir.path().join("allowed/socket");
+        let _listening = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for path in [pipe, socket] {
+            let error = roots.file(path.to_str().unwrap(), true).unwrap_err().to_string();
+            assert!(error.contains("not a regular file"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_the_daemons_own_is_refused_below_an_allowed_folder_too() {
+        let (dir, _) = fixture();
+        let (allowed, inner) = (dir.path().join("allowed"), dir.path().join("allowed/sub/disk.raw"));
+        let file = |roots: &AllowedRoots, writes| roots.file(inner.to_str().unwrap(), writes);
+        let above = AllowedRoots::new(vec![allowed.clone()]);
+        let state = above.clone().besides(&allowed.join("sub"), &[]);
+        assert!(file(&state, false).unwrap_err().to_string().contains("state folder"));
+        let images = above.besides(&dir.path().join("outside"), &[allowed.join("inner")]);
+        assert!(file(&images, true).unwrap_err().to_string().contains("readOnly"));
+        assert_eq!(file(&images, false).unwrap().file.path, inner);
     }
 
     #[test]
     fn a_node_that_allows_no_folder_says_so() {
-        let error = AllowedRoots::default().file("/etc/passwd").unwrap_err().to_string();
+        let error = AllowedRoots::default().file("/etc/passwd", false).unwrap_err().to_string();
         assert!(error.contains("this node allows none"), "{error}");
     }
 

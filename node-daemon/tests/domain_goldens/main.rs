@@ -159,6 +159,11 @@ fn what_libvirt_would_refuse_or_change_is_an_error_before() {
             "8191 MiB of memory are not a whole number of 2 MiB pages",
         ),
         (refused_q35(|q| q.disks[1].image.serial = Some("root".into())), "\"root\" is not a disk serial"),
+        (refused_q35(|q| q.disks[0].image.backing = Some("a.qcow2".into())), "not an absolute path"),
+        (
+            refused_q35(|q| q.disks[1].image.backing = Some("/a.qcow2".into())),
+            "is raw and cannot be an overlay",
+        ),
         (refused_q35(|q| q.disks[0].image.serial = Some("a b".into())), "\"a b\" is not a disk serial"),
         (
             refused_q35(|q| {

@@ -26,7 +26,16 @@ pub(crate) fn count(count: u32) -> NonZeroU32 {
 
 pub(crate) fn image(path: &str, format: ImageFormat) -> Image {
     let source = ImageSource::File(path.into());
-    Image { source, format, read_only: false, serial: None, cache: Cache::None, boot: None }
+    Image {
+        source,
+        format,
+        backing: None,
+        read_only: false,
+        keeps_owner: false,
+        serial: None,
+        cache: Cache::None,
+        boot: None,
+    }
 }
 
 pub(crate) fn interface(index: u8, link: Link) -> Interface {
@@ -83,6 +92,7 @@ pub(crate) fn spec(kind: Kind, platform: Platform) -> DomainSpec {
 /// The quickstart: an overlay and a seed on an emulated PC.
 pub(crate) fn quickstart() -> DomainSpec {
     let overlay = Image {
+        backing: Some("/var/lib/gpudesk/images/debian & co.qcow2".into()),
         serial: Some("root".into()),
         cache: Cache::Unsafe,
         boot: Some(count(1)),
@@ -135,7 +145,10 @@ pub(crate) fn pinned_card() -> DomainSpec {
             disks: vec![
                 Disk { image: image("/images/win.qcow2", ImageFormat::Qcow2), slot: Slot::Virtio },
                 Disk { image: scsi, slot: Slot::Scsi },
-                Disk { image: image("/images/tools.iso", ImageFormat::Raw), slot: Slot::ScsiCdrom },
+                Disk {
+                    image: Image { keeps_owner: true, ..image("/images/tools.iso", ImageFormat::Raw) },
+                    slot: Slot::ScsiCdrom,
+                },
             ],
             hostdevs: vec![card(0).into(), card(1).into()],
             screen: Some(vnc(Video::Bochs)),

@@ -1,0 +1,206 @@
+//! What is done in a desktop's folder, where it may block.
+
+use std::{
+    fs,
+    io::{self, Read as _},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use rustix::fs::OFlags;
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{FolderError, Owner};
+use crate::host::images::Golden;
+
+/// Bytes of the serial log on the host's disk from which on it begins anew.
+const SERIAL_LOG_LIMIT: u64 = 16 << 20;
+/// A record is a few hundred bytes.
+const RECORD_LIMIT: u64 = 1 << 20;
+
+/// The files of one desktop.
+#[derive(Clone, Debug)]
+pub struct FolderFiles {
+    pub(super) path: PathBuf,
+}
+
+pub(super) fn failed(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> FolderError {
+    let what = format!("{doing} {}", path.display());
+    move |source| FolderError::Io { what, source }
+}
+
+impl FolderFiles {
+    /// A file in the folder.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The disk of this name that lives as long as the desktop.
+    pub fn disk(&self, name: &str) -> PathBuf {
+        self.file(&format!("disk-{name}.qcow2"))
+    }
+
+    /// The name of the record of the golden image below the disk `name`.
+    pub fn golden_record(name: &str) -> String {
+        format!("golden-{name}.json")
+    }
+
+    /// Whether `path` is there, whatever it is.
+    ///
+    /// # Errors
+    /// When that cannot be told; that is not "no".
+    pub fn exists(path: &Path) -> Result<bool, FolderError> {
+        path.try_exists().map_err(failed("looking for", path))
+    }
+
+    pub(super) fn create(&self, owner: &Owner) -> Result<(), FolderError> {
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o711).create(&self.path).map_err(failed("making", &self.path))?;
+        self.write_json("owner.json", owner)
+    }
+
+    /// A record in it; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`FolderError::Io`], also for one that cannot be understood.
+    pub fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, FolderError> {
+        let path = self.file(name);
+        let file = match fs::File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("reading", &path)(error)),
+        };
+        let mut bytes = vec![];
+        file.take(RECORD_LIMIT).read_to_end(&mut bytes).map_err(failed("reading", &path))?;
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| failed("reading", &path)(error.into()))
+    }
+
+    pub(super) fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), FolderError> {
+        let path = self.file(name);
+        let bytes = serde_json::to_vec(value).map_err(|error| failed("writing", &path)(error.into()))?;
+        Self::write(&path, &mut bytes.as_slice())
+    }
+
+    pub(super) fn write(path: &Path, content: &mut dyn io::Read) -> Result<(), FolderError> {
+        let new = temporary(path);
+        let mut written = || {
+            let mut file = replacing(&new)?;
+            io::copy(content, &mut file)?;
+            file.sync_data()?;
+            fs::rename(&new, path)
+        };
+        written().map_err(failed("writing", path))
+    }
+
+    /// Copies `source`, a file of the node's owner, to the file `name`: libvirt gives what a machine
+    /// starts from to QEMU's user for the time it runs.
+    pub(super) fn copy(&self, source: &Path, name: &str) -> Result<(), FolderError> {
+        let (to, new) = (self.file(name), temporary(&self.file(name)));
+        let copied = || {
+            let mut from = fs::File::open(source)?;
+            // What starts the machine this once needs no safety from a loss of power.
+            io::copy(&mut from, &mut replacing(&new)?)?;
+            fs::rename(&new, &to)
+        };
+        copied().map_err(failed("copying", source))
+    }
+
+    pub(super) fn remove_file(path: &Path) -> Result<(), FolderError> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn remove_run(&self) -> Result<bool, FolderError> {
+        let entries = match fs::read_dir(&self.path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            Err(error) => return Err(failed("listing", &self.path)(error)),
+        };
+        let mut keeps_disks = false;
+        for entry in entries {
+            let path = entry.map_err(failed("listing", &self.path))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            // Not one that was begun and never finished.
+            keeps_disks |= name.starts_with("disk-") && path.extension().is_some_and(|end| end != "new");
+            if name.starts_with("scratch-") || ["run.json", "files.json", "kernel", "initrd"].contains(&name)
+            {
+                Self::remove_file(&path)?;
+            }
+        }
+        if !keeps_disks {
+            self.remove()?;
+        }
+        Ok(!keeps_disks)
+    }
+
+    pub(super) fn remove(&self) -> Result<(), FolderError> {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed("removing", &self.path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the disk `path` of `bytes`. `qemu-img` opens nothing but the new file: what it writes into
+    /// the header was looked at before, and is not followed.
+    pub(crate) fn make_image(path: &Path, golden: Option<&Path>, bytes: u64) -> Result<(), FolderError> {
+        let new = temporary(path);
+        let mut command = Command::new("qemu-img");
+        command.args(["create", "-q", "-f", "qcow2"]);
+        if let Some(golden) = golden {
+            command.args(["-u", "-F", "qcow2", "-b"]).arg(golden);
+        }
+        command.arg(&new).arg(bytes.to_string());
+        let output = command.stdin(Stdio::null()).output();
+        let output = output.map_err(failed("starting qemu-img for", path))?;
+        if !output.status.success() {
+            let message: String = String::from_utf8_lossy(&output.stderr).trim().chars().take(512).collect();
+            return Err(FolderError::Image { what: format!("making {}", path.display()), message });
+        }
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).map_err(failed("protecting", &new))?;
+        fs::rename(&new, path).map_err(failed("writing", path))
+    }
+
+    /// Notes down what the golden image below the disk `name` is, before the disk is there.
+    pub(super) fn note_golden(&self, name: &str, golden: &Golden) -> Result<(), FolderError> {
+        let record = Self::golden_record(name);
+        match golden.identity() {
+            Some(identity) => self.write_json(&record, &identity),
+            None => Ok(()),
+        }
+    }
+
+    /// Begins the serial log anew when it has grown large: where libvirt has no virtlogd, nothing else
+    /// keeps a guest that prints for ever from filling the host's disk. QEMU only ever appends to it.
+    pub(super) fn bound_serial_log(&self) -> Result<(), FolderError> {
+        let path = self.file("serial.log");
+        let bound = || {
+            let mut options = fs::OpenOptions::new();
+            let file = options.write(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&path)?;
+            if file.metadata()?.blocks().saturating_mul(512) > SERIAL_LOG_LIMIT {
+                file.set_len(0)
+            } else {
+                Ok(())
+            }
+        };
+        match bound() {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("bounding", &path)(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A file for its owner alone, empty, whatever was there.
+fn replacing(path: &Path) -> io::Result<fs::File> {
+    fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+pub(super) fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
