@@ -118,7 +118,7 @@ as_text!(
     CpuSet,
     "CpuSet",
     "^([0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*)?$",
-    4096,
+    20_480,
     "CPU numbers in the kernel's list format, for example 0-3,8. Empty for none."
 );
 

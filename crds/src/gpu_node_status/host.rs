@@ -63,16 +63,18 @@ pub struct Host {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HostCpus {
-    /// CPUs that run; those of `numaCells`, together.
+    /// CPUs that run; those of `numaCells` together, unless `status.missing` says why not.
     #[serde(default, skip_serializing_if = "CpuSet::is_empty")]
     pub online: CpuSet,
     /// CPUs that are there and switched off.
     #[serde(default, skip_serializing_if = "CpuSet::is_empty")]
     pub offline: CpuSet,
-    /// CPUs that the kernel's scheduler leaves alone (`isolcpus`).
+    /// CPUs that the kernel's scheduler leaves alone (`isolcpus`, isolated partitions of cpusets). Only
+    /// desktops with CPUs of their own run on them, and on them first.
     #[serde(default, skip_serializing_if = "CpuSet::is_empty")]
     pub isolated: CpuSet,
-    /// CPUs that the kubelet's configuration reserves for the system (`reservedSystemCPUs`).
+    /// CPUs that the kubelet reserves for the system: `reservedSystemCPUs` of its configuration with its
+    /// drop-in files, or its flag `--reserved-cpus`.
     #[serde(default, skip_serializing_if = "CpuSet::is_empty")]
     pub kubelet_reserved: CpuSet,
 }

@@ -46,9 +46,13 @@ pub struct HostDevice {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub message: Option<String>,
-    /// NUMA cell; absent when the firmware does not say.
+    /// NUMA cell; absent when the firmware does not say, or names one that the host does not have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub numa_cell: Option<i32>,
+    /// The NUMA cell that the firmware names although the host does not have it: the device's cell is then
+    /// not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub absent_numa_cell: Option<i32>,
     /// The IOMMU group and who else is in it; absent without an IOMMU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iommu_group: Option<IommuGroup>,

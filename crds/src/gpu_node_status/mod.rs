@@ -74,7 +74,8 @@ pub struct GpuNodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<NodeSummary>,
 
-    /// What could not be read, one sentence each. The rest of the status is as found.
+    /// What could not be read or cannot be as it was read, one sentence each. The rest of the status is
+    /// as found.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 512)))]
     pub missing: Vec<String>,

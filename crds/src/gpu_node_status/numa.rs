@@ -19,9 +19,10 @@ pub struct NumaCell {
     pub cores: Vec<CpuSet>,
     /// Sockets to which these cores belong, as the kernel numbers them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 1024))]
     pub sockets: Vec<i32>,
-    /// Last-level caches of these cores; a core complex of an AMD EPYC is one.
+    /// Last-level caches of these cores; a core complex of an AMD EPYC is one. Cores can have last-level
+    /// caches of different levels.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["cpus".into()]))]
@@ -30,15 +31,30 @@ pub struct NumaCell {
     #[serde(rename = "memoryMiB", default)]
     #[schemars(range(min = 0))]
     pub memory_mib: i64,
+    /// True for a cell that is the memory of a device, such as the GPU of a Grace Hopper superchip: it is
+    /// shown, and no desktop gets memory from it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub device_memory: bool,
     /// Hugepages reserved on the cell, per size.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["size".into()]))]
     pub hugepages: Vec<Hugepages>,
-    /// Distance to each cell in the order of their numbers; 10 is the cell itself.
+    /// Memory in MiB that is reserved in hugepages of other sizes, such as 16 GiB: no desktop gets it.
+    /// Absent without.
+    #[serde(rename = "otherHugepagesMiB", default, skip_serializing_if = "is_zero")]
+    #[schemars(range(min = 0))]
+    pub other_hugepages_mib: i64,
+    /// Distance to each cell in the order of their numbers; 10 is the cell itself. Absent when the kernel
+    /// does not tell one for each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub distances: Vec<i32>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 /// A cache that some CPUs share.

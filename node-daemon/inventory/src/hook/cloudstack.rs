@@ -146,7 +146,9 @@ pub(super) fn over(said: &Card, found: Option<Device>) -> Result<Device, String>
     name(&mut card.product, &said.product);
     name(&mut card.class, &said.class);
     card.driver = said.driver.clone().or(card.driver);
-    card.numa_cell = said.numa_cell.or(card.numa_cell);
+    if said.numa_cell.is_some() {
+        (card.numa_cell, card.absent_numa_cell) = (said.numa_cell, None);
+    }
     card.sriov = said.sriov.or(card.sriov);
     card.memory_mib = said.memory_mib.or(card.memory_mib);
     if let Some(id) = said.iommu_group

@@ -3,23 +3,26 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use gpudesk_crds::{
-    gpu_node_status::{CacheDomain, HostCpus, NumaCell},
+    gpu_node_status::{HostCpus, NumaCell},
     types::CpuSet,
 };
 
-use super::memory;
+use super::{caches, kubelet, memory};
 use crate::{
     topology::{HostFacts, cpu},
     tree::{LARGE, Tree},
 };
 
-const CPUS: &str = "sys/devices/system/cpu";
-const NODES: &str = "sys/devices/system/node";
-const KUBELET: [&str; 2] = ["var/lib/kubelet/config.yaml", "etc/kubernetes/kubelet/kubelet-config.json"];
+pub(super) const CPUS: &str = "sys/devices/system/cpu";
+pub(super) const NODES: &str = "sys/devices/system/node";
+/// Where cpusets list the CPUs of their isolated partitions (Linux 6.8).
+const ISOLATED_PARTITIONS: &str = "sys/fs/cgroup/cpuset.cpus.isolated";
+/// Most cells, and most sockets of one, as the API has them.
+const CELLS: usize = 64;
+const SOCKETS: usize = 1024;
 
 pub(super) fn read(tree: &Tree, facts: &mut HostFacts) {
-    let set =
-        |name: &str| tree.text(&format!("{CPUS}/{name}")).and_then(|text| text.trim().parse::<CpuSet>().ok());
+    let set = |name: &str| tree.text(&format!("{CPUS}/{name}")).and_then(|text| cpu::list(&text));
     let listed = set("online");
     let (online, cores) = match listed.or_else(|| by_folders(tree)) {
         Some(online) => (online, None),
@@ -28,48 +31,85 @@ pub(super) fn read(tree: &Tree, facts: &mut HostFacts) {
     if online.is_empty() {
         facts.incomplete.push(format!("CPUs: {CPUS} is missing"));
     }
-    facts.cpus = HostCpus {
-        offline: set("offline").unwrap_or_default(),
-        isolated: set("isolated").unwrap_or_default(),
-        kubelet_reserved: KUBELET
-            .iter()
-            .find_map(|path| tree.text(path))
-            .and_then(|config| cpu::kubelet_reserved(&config))
-            .unwrap_or_default(),
-        online: online.clone(),
-    };
-    let mut topology =
-        Topology { tree, given: cores, sockets: BTreeMap::new(), last_level: LastLevel::NotAsked };
-    let is_node = |name: &str| name.strip_prefix("node").is_some_and(|id| id.parse::<u16>().is_ok());
-    let mut cells: Vec<i32> = tree
-        .names(NODES, is_node)
-        .iter()
-        .filter_map(|name| name.strip_prefix("node")?.parse().ok())
-        .collect();
-    cells.sort_unstable();
-    for id in cells.into_iter().take(64) {
+    // The kernel lists as offline what it could have, up to the largest number that it was built for.
+    let present = set("present").or_else(|| folders(tree));
+    let is_there =
+        |cpu: &u32| online.contains(*cpu) || present.as_ref().is_none_or(|present| present.contains(*cpu));
+    let there = |cpus: Option<CpuSet>| cpus.unwrap_or_default().iter().filter(is_there).collect::<CpuSet>();
+    let mut isolated = there(set("isolated"));
+    isolated.extend(there(tree.text(ISOLATED_PARTITIONS).and_then(|text| cpu::list(&text))).iter());
+    let offline = there(set("offline")).iter().filter(|cpu| !online.contains(*cpu)).collect();
+    let kubelet_reserved = kubelet::reserved(tree, facts);
+    facts.cpus = HostCpus { offline, isolated, kubelet_reserved, online: online.clone() };
+    let mut topology = Topology { tree, given: cores, silent: CpuSet::default() };
+    if !cells(tree, facts, &mut topology, &online) {
+        whole_machine(tree, facts, &mut topology, &online);
+    }
+    if !topology.silent.is_empty() && topology.given.is_none() {
+        facts.incomplete.push(format!(
+            "the cores of CPUs {}: {CPUS}/cpu*/topology/thread_siblings_list is missing there, each is shown as a core",
+            topology.silent
+        ));
+    }
+}
+
+/// The NUMA cells that the kernel shows; whether there are any.
+fn cells(tree: &Tree, facts: &mut HostFacts, topology: &mut Topology<'_>, online: &CpuSet) -> bool {
+    let number = |name: &str| name.strip_prefix("node").and_then(|id| id.parse::<u16>().ok());
+    let up = tree.text(&format!("{NODES}/online")).and_then(|text| cpu::list(&text));
+    let is_up = |id: &u16| up.as_ref().is_none_or(|up| up.contains(u32::from(*id)));
+    let names = tree.names(NODES, |name| number(name).is_some());
+    let mut ids: Vec<u16> = names.iter().filter_map(|name| number(name)).filter(is_up).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let count = ids.len();
+    if count > CELLS {
+        facts.incomplete.push(format!("{count} NUMA cells: the first {CELLS} are shown"));
+        ids.truncate(CELLS);
+    }
+    let mut placed = CpuSet::default();
+    let mut twice = CpuSet::default();
+    let mut all_told = count <= CELLS;
+    for id in ids {
         let folder = format!("{NODES}/node{id}");
-        let list =
-            tree.text(&format!("{folder}/cpulist")).and_then(|text| text.trim().parse::<CpuSet>().ok());
+        let list = tree.text(&format!("{folder}/cpulist")).and_then(|text| cpu::list(&text));
         let cpus = list.or_else(|| cpu::mask(&tree.text(&format!("{folder}/cpumap"))?));
         if cpus.is_none() {
             facts.incomplete.push(format!("the CPUs of NUMA cell {id}: {folder}/cpulist is missing"));
         }
-        let cpus = cpus.unwrap_or_default().iter().filter(|cpu| online.contains(*cpu)).collect();
-        let memory_kib = memory::total_kib(tree, &format!("{folder}/meminfo"));
-        if memory_kib.is_none() {
-            facts.incomplete.push(format!("the memory of NUMA cell {id}: {folder}/meminfo is missing"));
-        }
-        let distances = tree.text(&format!("{folder}/distance")).and_then(|text| cpu::distances(&text));
-        let mut cell = topology.cell(id, &cpus);
-        cell.memory_mib = memory_kib.unwrap_or_default() / 1024;
-        cell.hugepages = memory::hugepages(tree, &format!("{folder}/hugepages"));
-        cell.distances = distances.unwrap_or_default();
+        all_told &= cpus.is_some();
+        let cpus: CpuSet = cpus.unwrap_or_default().iter().filter(|cpu| online.contains(*cpu)).collect();
+        twice.extend(cpus.iter().filter(|cpu| placed.contains(*cpu)));
+        let cpus = cpus.iter().filter(|cpu| !placed.contains(*cpu)).collect();
+        let mut cell = topology.cell(i32::from(id), &cpus, facts);
+        placed.extend(cpus.iter());
+        let whole = (count == 1).then_some("proc/meminfo");
+        memory::describe(tree, &folder, whole, &mut cell, facts);
+        cell.distances = distances(tree, &folder, count, facts);
         facts.numa_cells.push(cell);
     }
-    if facts.numa_cells.is_empty() {
-        whole_machine(tree, facts, &mut topology, &online);
+    let cellless: CpuSet = online.iter().filter(|cpu| !placed.contains(*cpu)).collect();
+    if !twice.is_empty() {
+        facts.odd.push(format!(
+            "CPUs {twice} are in several NUMA cells at once: each counts in the first that lists it"
+        ));
     }
+    if count > 0 && all_told && !cellless.is_empty() {
+        facts.odd.push(format!("CPUs {cellless} are online and in no NUMA cell: no desktop gets them"));
+    }
+    memory::compare(facts);
+    count > 0
+}
+
+/// The distances of a cell to each of `count` cells; none where the kernel tells another number of them.
+fn distances(tree: &Tree, folder: &str, count: usize, facts: &mut HostFacts) -> Vec<i32> {
+    let Some(text) = tree.text(&format!("{folder}/distance")) else { return vec![] };
+    let Some(mut distances) = cpu::distances(&text).filter(|distances| distances.len() == count) else {
+        facts.odd.push(format!("the distances in {folder}/distance are not those of {count} NUMA cells"));
+        return vec![];
+    };
+    distances.truncate(CELLS);
+    distances
 }
 
 /// A kernel without NUMA, or a tree without its folders: one cell with everything.
@@ -81,27 +121,33 @@ fn whole_machine(tree: &Tree, facts: &mut HostFacts, topology: &mut Topology<'_>
     if online.is_empty() && memory_kib.is_none() {
         return;
     }
-    let mut cell = topology.cell(0, online);
+    let mut cell = topology.cell(0, online, facts);
     cell.memory_mib = memory_kib.unwrap_or_default() / 1024;
-    cell.hugepages = memory::hugepages(tree, "sys/kernel/mm/hugepages");
+    memory::hugepages(tree, "sys/kernel/mm/hugepages", &mut cell, facts);
     cell.distances = vec![10];
     facts.numa_cells.push(cell);
 }
 
+fn cpu_number(name: &str) -> Option<u32> {
+    name.strip_prefix("cpu")?.parse::<u32>().ok().filter(|cpu| *cpu < CpuSet::LIMIT)
+}
+
+/// The CPUs that have a folder; `None` when none has.
+fn folders(tree: &Tree) -> Option<CpuSet> {
+    let names = tree.names(CPUS, |name| cpu_number(name).is_some());
+    let cpus: CpuSet = names.iter().filter_map(|name| cpu_number(name)).collect();
+    (!cpus.is_empty()).then_some(cpus)
+}
+
 /// Very old kernels, and some captures, have no list: the folders are the list.
 fn by_folders(tree: &Tree) -> Option<CpuSet> {
-    let number =
-        |name: &str| name.strip_prefix("cpu")?.parse::<u32>().ok().filter(|cpu| *cpu < CpuSet::LIMIT);
-    let names = tree.names(CPUS, |name| number(name).is_some());
     // A CPU that is switched off has no topology.
-    let online: CpuSet = names
-        .iter()
-        .filter(|name| {
-            tree.exists(&format!("{CPUS}/{name}/topology"))
-                || tree.line(&format!("{CPUS}/{name}/online")).as_deref() == Some("1")
-        })
-        .filter_map(|name| number(name))
-        .collect();
+    let is_online = |cpu: &u32| {
+        let folder = format!("{CPUS}/cpu{cpu}");
+        tree.exists(&format!("{folder}/topology"))
+            || tree.line(&format!("{folder}/online")).as_deref() == Some("1")
+    };
+    let online: CpuSet = folders(tree)?.iter().filter(is_online).collect();
     (!online.is_empty()).then_some(online)
 }
 
@@ -119,27 +165,32 @@ struct Topology<'a> {
     tree: &'a Tree,
     /// Where sysfs says nothing.
     given: Option<Cores>,
-    /// The socket of each CPU that was asked for, with those beside it.
-    sockets: BTreeMap<u32, i32>,
-    /// Which cache folder is the last level.
-    last_level: LastLevel,
-}
-
-/// What is known of the caches of the last level.
-#[derive(Clone, Copy)]
-enum LastLevel {
-    NotAsked,
-    /// Number of the cache folder, and the level.
-    Known(Option<(i32, i32)>),
+    /// CPUs of which nothing tells with whom they share a core.
+    silent: CpuSet,
 }
 
 impl Topology<'_> {
-    fn cell(&mut self, id: i32, cpus: &CpuSet) -> NumaCell {
-        let cores = cpu::cores(cpus, |cpu| self.siblings(cpu));
+    fn cell(&mut self, id: i32, cpus: &CpuSet, facts: &mut HostFacts) -> NumaCell {
+        let siblings: BTreeMap<u32, CpuSet> =
+            cpus.iter().filter_map(|cpu| Some((cpu, self.siblings(cpu)?))).collect();
+        let cores = cpu::cores(cpus, |cpu| siblings.get(&cpu).cloned());
+        let is_told = |cpu: &u32| siblings.values().any(|siblings| siblings.contains(*cpu));
+        self.silent.extend(cpus.iter().filter(|cpu| !siblings.contains_key(cpu) && !is_told(cpu)));
         let firsts: Vec<u32> = cores.iter().filter_map(|core| core.iter().next()).collect();
         let sockets: BTreeSet<i32> = firsts.iter().filter_map(|cpu| self.socket(*cpu)).collect();
-        let caches = self.caches(&firsts, cpus);
-        NumaCell { id, cores, sockets: sockets.into_iter().collect(), caches, ..NumaCell::default() }
+        if sockets.len() > SOCKETS {
+            facts
+                .incomplete
+                .push(format!("{} sockets of NUMA cell {id}: the first {SOCKETS} are shown", sockets.len()));
+        }
+        let (caches, count) = caches::of_cell(self.tree, &firsts, cpus);
+        if caches.len() < count {
+            facts
+                .incomplete
+                .push(format!("{count} caches of NUMA cell {id}: the first {} are shown", caches.len()));
+        }
+        let sockets = sockets.into_iter().take(SOCKETS).collect();
+        NumaCell { id, cores, sockets, caches, ..NumaCell::default() }
     }
 
     fn siblings(&self, cpu: u32) -> Option<CpuSet> {
@@ -148,65 +199,18 @@ impl Topology<'_> {
             return Some(cores.iter().filter(|(_, other)| *other == core).map(|(cpu, _)| *cpu).collect());
         }
         let file = |name: &str| self.tree.text(&format!("{CPUS}/cpu{cpu}/topology/{name}"));
-        let list = file("thread_siblings_list").or_else(|| file("core_cpus_list"));
-        match list {
-            Some(list) => list.trim().parse().ok(),
-            None => cpu::mask(&file("thread_siblings")?),
-        }
+        let list = |name: &str| file(name).and_then(|text| cpu::list(&text)).filter(|cpus| !cpus.is_empty());
+        let mask = |name: &str| file(name).and_then(|text| cpu::mask(&text)).filter(|cpus| !cpus.is_empty());
+        list("thread_siblings_list")
+            .or_else(|| list("core_cpus_list"))
+            .or_else(|| mask("thread_siblings"))
+            .or_else(|| mask("core_cpus"))
     }
 
-    fn socket(&mut self, cpu: u32) -> Option<i32> {
+    fn socket(&self, cpu: u32) -> Option<i32> {
         if let Some(cores) = &self.given {
             return cores.get(&cpu).map(|(socket, _)| *socket);
         }
-        if let Some(socket) = self.sockets.get(&cpu) {
-            return Some(*socket);
-        }
-        let file = |name: &str| self.tree.line(&format!("{CPUS}/cpu{cpu}/topology/{name}"));
-        let socket: i32 =
-            file("physical_package_id")?.parse().ok().filter(|socket| (0..1024).contains(socket))?;
-        // One file tells all CPUs of the socket; it can be longer than a line of ours.
-        let text = |name: &str| self.tree.text(&format!("{CPUS}/cpu{cpu}/topology/{name}"));
-        let beside = text("package_cpus_list").or_else(|| text("core_siblings_list"));
-        let beside: CpuSet = beside.and_then(|text| text.trim().parse().ok()).unwrap_or_default();
-        self.sockets.extend(beside.iter().map(|cpu| (cpu, socket)));
-        self.sockets.insert(cpu, socket);
-        Some(socket)
-    }
-
-    /// The caches of the last level, by the first CPU of each core.
-    fn caches(&mut self, firsts: &[u32], cpus: &CpuSet) -> Vec<CacheDomain> {
-        let mut seen = CpuSet::default();
-        let mut caches = vec![];
-        for cpu in firsts {
-            if seen.contains(*cpu) {
-                continue;
-            }
-            let Some((index, level)) = self.last_level(*cpu) else { continue };
-            let Some(dir) = self.tree.dir(&format!("{CPUS}/cpu{cpu}/cache/index{index}")) else { continue };
-            let shared = dir.text("shared_cpu_list").and_then(|text| text.trim().parse::<CpuSet>().ok());
-            let Some(shared) = shared.or_else(|| cpu::mask(&dir.text("shared_cpu_map")?)) else { continue };
-            seen.extend(shared.iter());
-            let shared: CpuSet = shared.iter().filter(|cpu| cpus.contains(*cpu)).collect();
-            let size_kib = dir.text("size").and_then(|text| cpu::cache_kib(&text));
-            caches.push(CacheDomain { level, cpus: shared, size_kib });
-        }
-        caches.truncate(256);
-        caches
-    }
-
-    /// Number of the cache folder with the highest level, and that level. The same on every CPU.
-    fn last_level(&mut self, cpu: u32) -> Option<(i32, i32)> {
-        if let LastLevel::Known(known) = self.last_level {
-            return known;
-        }
-        let level = |index: i32| {
-            let line = self.tree.line(&format!("{CPUS}/cpu{cpu}/cache/index{index}/level"))?;
-            line.parse::<i32>().ok().filter(|level| (1..=9).contains(level))
-        };
-        let levels = (0..10).map_while(|index| Some((index, level(index)?)));
-        let found = levels.max_by_key(|(index, level)| (*level, *index));
-        self.last_level = LastLevel::Known(found);
-        found
+        cpu::socket(&self.tree.text(&format!("{CPUS}/cpu{cpu}/topology/physical_package_id"))?)
     }
 }

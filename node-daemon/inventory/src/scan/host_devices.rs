@@ -75,6 +75,7 @@ impl Scanner {
             usable: message.is_none(),
             message,
             numa_cell,
+            absent_numa_cell: None,
             iommu_group,
             root_complex,
             pcie_path,

@@ -5,6 +5,8 @@ use crate::{
     tree::Tree,
 };
 
+/// Where the kernel lists the IOMMU groups.
+const GROUPS: &str = "sys/kernel/iommu_groups";
 /// Enough of `/proc/cpuinfo` for one CPU: reading it whole asks every CPU for its clock.
 const ONE_CPU: usize = 8 << 10;
 
@@ -18,8 +20,8 @@ pub(super) fn read(tree: &Tree, facts: &mut HostFacts) {
     facts.board = ["board_name", "product_name"]
         .iter()
         .find_map(|name| tree.line(&format!("sys/class/dmi/id/{name}")))
-        .or_else(|| tree.line("proc/device-tree/model").map(|model| model.trim_end_matches('\0').into()));
-    facts.iommu = iommu(tree);
+        .or_else(|| tree.line("proc/device-tree/model"));
+    facts.iommu = iommu(tree, facts.kernel.as_deref());
     if facts.iommu.groups.is_none() {
         facts.incomplete.push("the IOMMU: sys/kernel/iommu_groups is missing".into());
     }
@@ -44,13 +46,20 @@ pub(super) fn read(tree: &Tree, facts: &mut HostFacts) {
     };
 }
 
-fn iommu(tree: &Tree) -> Iommu {
-    // Without sys/kernel the tree holds a part of a host, and says nothing of its IOMMU.
-    let groups = if tree.exists("sys/kernel/iommu_groups") {
+/// Whether a kernel of this release is older than IOMMU groups, which came with Linux 3.6.
+fn has_no_groups(release: &str) -> bool {
+    let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);
+    let major_and_minor = numbers.next().and_then(Result::ok).zip(numbers.next().and_then(Result::ok));
+    major_and_minor.is_some_and(|version| version < (3, 6))
+}
+
+fn iommu(tree: &Tree, kernel: Option<&str>) -> Iommu {
+    // A tree that does not hold the folder may be a part of a host, and says nothing of its IOMMU.
+    let groups = if tree.exists(GROUPS) {
         let is_number = |name: &str| name.bytes().all(|b| b.is_ascii_digit());
-        Some(tree.names("sys/kernel/iommu_groups", is_number).len())
+        Some(tree.names(GROUPS, is_number).len())
     } else {
-        tree.exists("sys/kernel/mm").then_some(0)
+        (tree.is_absent(GROUPS) || kernel.is_some_and(has_no_groups)).then_some(0)
     };
     // `dmar0`, `ivhd1`, `smmu3.0x…`: the kind is the name without its number.
     let units = tree.names("sys/class/iommu", |_| true);
@@ -121,13 +130,15 @@ mod tests {
     fn versions_are_found_in_their_sentences() {
         let nvrm = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.133.10  Release Build\nGCC version: 12\n";
         assert_eq!(nvidia_version(nvrm).as_deref(), Some("570.133.10"));
+        assert!(has_no_groups("2.6.32-754.el6.x86_64") && has_no_groups("3.5.0"));
+        assert!(!has_no_groups("3.10.0-1160.el7") && !has_no_groups("6.1") && !has_no_groups("odd"));
         assert_eq!(release("Linux version 6.1.0-18-amd64 (x) #1").as_deref(), Some("6.1.0-18-amd64"));
     }
 
     proptest! {
         #[test]
         fn no_text_panics(text in "\\PC{0,200}") {
-            let _ = (release(&text), nvidia_version(&text));
+            let _ = (release(&text), nvidia_version(&text), has_no_groups(&text));
         }
     }
 }

@@ -3,11 +3,14 @@
 //! A whole pass opens each file that is needed once and nothing else; a change is answered by reading
 //! what changed. What cannot be read is named in the facts and left out; nothing fails.
 
+mod caches;
 mod cards;
+mod cells;
 mod cpus;
 mod functions;
 mod host_devices;
 mod kernel;
+mod kubelet;
 mod memory;
 mod shares;
 
@@ -87,6 +90,7 @@ impl Scanner {
         kernel::read(&self.tree, &mut facts);
         cpus::read(&self.tree, &mut facts);
         self.functions(&mut facts);
+        cells::judge(&self.tree, &mut facts);
         facts.denied = self.tree.denied();
         facts
     }
@@ -96,6 +100,14 @@ impl Scanner {
     ///
     /// Functions that came or went need a whole pass; `false` says so, and then nothing was changed.
     pub fn refresh(&mut self, facts: &mut HostFacts, address: PciAddress) -> bool {
+        let known = self.refresh_one(facts, address);
+        if known {
+            cells::judge(&self.tree, facts);
+        }
+        known
+    }
+
+    fn refresh_one(&mut self, facts: &mut HostFacts, address: PciAddress) -> bool {
         let position =
             |functions: &[VirtualFunction]| functions.iter().position(|vf| vf.pci_address == address);
         for card in &mut facts.cards {
@@ -159,6 +171,7 @@ impl Scanner {
         if !fresh.numa_cells.is_empty() {
             facts.numa_cells = fresh.numa_cells;
             facts.cpus = fresh.cpus;
+            cells::judge(&self.tree, facts);
         }
     }
 
@@ -211,5 +224,7 @@ pub fn judge_modes(facts: &mut HostFacts) {
     }
 }
 
+#[cfg(test)]
+mod odd_tests;
 #[cfg(test)]
 mod tests;

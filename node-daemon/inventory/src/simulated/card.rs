@@ -126,7 +126,9 @@ impl Seat<'_> {
             };
             let members = device.companions.iter().map(member).collect();
             device.iommu_group =
-                Some(iommu::judge(FIRST_GROUP + self.index, pci_address, members, |_| false));
+                Some(iommu::judge(FIRST_GROUP + self.index, pci_address, members, |address| {
+                    address == pci_address
+                }));
         }
         Ok(device)
     }

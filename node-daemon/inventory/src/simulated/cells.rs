@@ -38,6 +38,7 @@ impl HostFile {
             distances: (0..self.sockets).map(|other| if other == socket { 10 } else { 21 }).collect(),
             sockets: vec![socket],
             caches: self.caches(socket),
+            ..NumaCell::default()
         }
     }
 

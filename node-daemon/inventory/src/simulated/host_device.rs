@@ -77,6 +77,7 @@ impl HostFile {
                         usable: message.is_none(),
                         message,
                         numa_cell: Some(cell),
+                        absent_numa_cell: None,
                         iommu_group: self.iommu.then(|| iommu::judge(group, pci_address, vec![], |_| false)),
                         root_complex: Some(root_complex(root)),
                         pcie_path: vec![address(root, 31, if bus == 6 { 6 } else { 7 })],

@@ -2,6 +2,7 @@
 
 mod conditions;
 mod counts;
+mod schema;
 
 #[cfg(test)]
 mod tests;
@@ -114,15 +115,25 @@ const MISSING: (usize, usize) = (64, 512);
 /// Where it cannot be told which shares exist, those of the last good status stand, and the condition
 /// `TopologyComplete` says so. A card of which a desktop holds something stays in the status when the
 /// host does not show it any more, as it was last seen and marked unavailable: what is not seen is not
-/// free.
+/// free. What the API server would refuse is left out and named in `missing`, so that the rest is shown.
 pub fn status(findings: &Findings<'_>) -> GpuNodeStatus {
     let facts = findings.facts;
     let mut devices: Vec<Device> = facts.cards.iter().map(|card| device(findings, card)).collect();
     devices.extend(lost(findings));
     devices.sort_by_key(|card| card.pci_address);
+    let shown = GpuNodeStatus {
+        host: Some(host(findings)),
+        numa_cells: facts.numa_cells.clone(),
+        devices,
+        host_devices: facts.host_devices.clone(),
+        fabric: fabric(facts),
+        ..GpuNodeStatus::default()
+    };
+    let (shown, refused) = schema::mended(shown);
+    let mut devices = shown.devices;
     let conditions = {
         let managed: Vec<&Device> = devices.iter().filter(|card| is_managed(findings.spec, card)).collect();
-        conditions::conditions(findings, &managed)
+        conditions::conditions(findings, &managed, &refused)
     };
     if let Some(why) = findings.withheld {
         // After the conditions: what a machine could do is judged whoever may use it.
@@ -131,19 +142,23 @@ pub fn status(findings: &Findings<'_>) -> GpuNodeStatus {
         }
     }
     let managed: Vec<&Device> = devices.iter().filter(|card| is_managed(findings.spec, card)).collect();
-    let missing = facts.incomplete.iter().filter(|sentence| !sentence.is_empty());
-    GpuNodeStatus {
-        host: Some(host(findings)),
-        numa_cells: facts.numa_cells.clone(),
-        host_devices: facts.host_devices.clone(),
-        fabric: fabric(facts),
+    let missing = facts.odd.iter().chain(&refused).chain(&facts.incomplete);
+    let missing = missing.filter(|sentence| !sentence.is_empty());
+    let status = GpuNodeStatus {
         capacity: counts::capacity(&managed),
         allocated: counts::allocated(&devices),
-        summary: Some(counts::summary(&managed, facts.numa_cells.len())),
+        summary: Some(counts::summary(&managed, shown.numa_cells.len())),
         missing: missing.take(MISSING.0).map(|text| text.chars().take(MISSING.1).collect()).collect(),
         conditions,
         devices,
-    }
+        ..shown
+    };
+    schema::mended(status).0
+}
+
+/// What the API server would refuse of a status, a sentence each: nothing, of one that [`status`] made.
+pub fn faults(status: &GpuNodeStatus) -> Vec<String> {
+    schema::mended(status.clone()).1
 }
 
 /// Whether a new status says anything new. Figures that change all the time do not: free hugepages,

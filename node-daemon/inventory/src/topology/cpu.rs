@@ -4,26 +4,60 @@ use std::collections::BTreeSet;
 
 use gpudesk_crds::types::CpuSet;
 
+use super::kernel_text;
+
 /// The cores among `cpus`, each as the set of its threads that are in `cpus`, lowest CPU first.
 ///
-/// `siblings` gives the threads of a CPU's core; a CPU for which it knows nothing is a core alone.
+/// `siblings` gives the threads of a CPU's core. A CPU for which it knows nothing is in the core of those
+/// that name it, and a core alone where none does.
 pub fn cores(cpus: &CpuSet, siblings: impl Fn(u32) -> Option<CpuSet>) -> Vec<CpuSet> {
     let mut seen = BTreeSet::new();
     let mut cores = vec![];
-    for cpu in cpus.iter() {
+    let mut silent = vec![];
+    let mut add = |cpu: u32, siblings: &CpuSet| {
         if seen.contains(&cpu) {
-            continue;
+            return;
         }
-        let mut core: CpuSet = siblings(cpu)
-            .unwrap_or_default()
-            .iter()
-            .filter(|sibling| cpus.contains(*sibling) && !seen.contains(sibling))
-            .collect();
+        let is_new = |sibling: &u32| cpus.contains(*sibling) && !seen.contains(sibling);
+        let mut core: CpuSet = siblings.iter().filter(is_new).collect();
         core.insert(cpu);
         seen.extend(core.iter());
         cores.push(core);
+    };
+    for cpu in cpus.iter() {
+        match siblings(cpu) {
+            Some(siblings) => add(cpu, &siblings),
+            None => silent.push(cpu),
+        }
     }
+    for cpu in silent {
+        add(cpu, &CpuSet::default());
+    }
+    cores.sort_by_key(|core| core.iter().next());
     cores
+}
+
+/// A list of CPUs as the kernel writes it: `0-3,8`. Numbers that are higher than any CPU can have here
+/// are left out. `None` for what is no list.
+pub fn list(text: &str) -> Option<CpuSet> {
+    let line = kernel_text::line(text);
+    if line.is_empty() {
+        return Some(CpuSet::default());
+    }
+    let number = |digits: &str| -> Option<u32> {
+        let is_number = !digits.is_empty() && digits.len() <= 9 && digits.bytes().all(|b| b.is_ascii_digit());
+        is_number.then(|| digits.parse().ok()).flatten()
+    };
+    let mut cpus = CpuSet::default();
+    for part in line.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return None;
+        }
+        cpus.extend(first..=last.min(CpuSet::LIMIT - 1));
+    }
+    Some(cpus)
 }
 
 /// The value of the first line `key : value` in `/proc/cpuinfo`.
@@ -57,11 +91,9 @@ pub fn from_cpuinfo(cpuinfo: &str) -> Vec<(u32, Option<(i32, i32)>)> {
     cpuinfo.split("\n\n").filter_map(block).collect()
 }
 
-/// A set of CPUs as a list (`0-3,8`) or as the older mask of 32-bit words (`00000000,0000000f`).
-///
-/// A text that could be both, such as `10`, is a list: files that hold masks have names of their own.
+/// A set of CPUs as the older mask of 32-bit words: `00000000,0000000f`.
 pub fn mask(text: &str) -> Option<CpuSet> {
-    let words: Vec<&str> = text.trim().split(',').collect();
+    let words: Vec<&str> = kernel_text::line(text).split(',').collect();
     if words.len() > 256 {
         return None;
     }
@@ -79,7 +111,7 @@ pub fn mask(text: &str) -> Option<CpuSet> {
 
 /// A cache size in KiB: `32768K`, `32M`.
 pub fn cache_kib(text: &str) -> Option<i64> {
-    let text = text.trim();
+    let text = kernel_text::line(text);
     let (digits, factor) = match text.strip_suffix(['K', 'k']) {
         Some(digits) => (digits, 1),
         None => (text.strip_suffix('M')?, 1024),
@@ -87,18 +119,17 @@ pub fn cache_kib(text: &str) -> Option<i64> {
     digits.parse().ok().filter(|size| (0..=1 << 24).contains(size)).map(|size: i64| size * factor)
 }
 
-/// `reservedSystemCPUs` of a kubelet's configuration; `None` when it says nothing of it.
-pub fn kubelet_reserved(config: &str) -> Option<CpuSet> {
-    let value: serde_yaml::Value = serde_yaml::from_str(config).ok()?;
-    let text = value.get("reservedSystemCPUs")?;
-    let text =
-        text.as_str().map_or_else(|| text.as_u64().map(|cpu| cpu.to_string()), |text| Some(text.into()))?;
-    text.trim().parse().ok()
+/// The number of a socket. The firmware's own numbers can be high: 3180 on a Kunpeng 920. -1 is none.
+pub fn socket(text: &str) -> Option<i32> {
+    kernel_text::number(text).filter(|socket: &i32| *socket >= 0)
 }
 
 /// NUMA distances: `10 21`.
 pub fn distances(text: &str) -> Option<Vec<i32>> {
-    text.split_whitespace().map(|part| part.parse().ok().filter(|d| (0..=255).contains(d))).collect()
+    kernel_text::line(text)
+        .split_whitespace()
+        .map(|part| part.parse().ok().filter(|d| (0..=255).contains(d)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -140,16 +171,29 @@ mod tests {
     }
 
     #[test]
-    fn a_kubelet_says_which_cpus_it_keeps() {
-        let config = "kind: KubeletConfiguration\nreservedSystemCPUs: 0-1,64-65\n";
-        assert_eq!(kubelet_reserved(config), Some(set("0-1,64-65")));
-        assert_eq!(kubelet_reserved("reservedSystemCPUs: 3\n"), Some(set("3")));
-        assert_eq!(kubelet_reserved("reservedSystemCPUs: banana\n"), None);
-        assert_eq!(kubelet_reserved("kind: KubeletConfiguration\n"), None);
+    fn cache_sizes_have_units() {
         assert_eq!(
             (cache_kib("32768K\n"), cache_kib("32M"), cache_kib("x")),
             (Some(32768), Some(32768), None)
         );
+    }
+
+    #[test]
+    fn lists_end_with_their_line() {
+        assert_eq!(list("0-1\n\0"), Some(set("0,1")));
+        assert_eq!(list("\n"), Some(CpuSet::default()));
+        assert_eq!(list("2,16384-20000,8190-9000\n"), Some(set("2,8190-8191")));
+        for wrong in ["3-1", "a", "1,,2", "-1", "(null)", "0-"] {
+            assert_eq!(list(wrong), None, "{wrong}");
+        }
+        assert_eq!((socket("3180\n"), socket("-1\n"), socket("\n")), (Some(3180), None, None));
+    }
+
+    #[test]
+    fn a_cpu_that_says_nothing_is_where_others_say_that_it_is() {
+        let siblings = |cpu: u32| (cpu != 0).then(|| [cpu % 2, cpu % 2 + 2].into_iter().collect());
+        assert_eq!(cores(&set("0-3"), siblings), [set("0,2"), set("1,3")]);
+        assert_eq!(cores(&set("0-1"), |_| None), [set("0"), set("1")]);
     }
 
     proptest! {
@@ -164,10 +208,15 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text in "\\PC{0,200}") {
-            let _ = model(&text);
+        fn no_text_panics(text in "\\PC{0,200}|[0-9,\\-\\x00\n ]{0,40}") {
+            let _ = (model(&text), list(&text), socket(&text));
             let _ = (distances(&text), virtualization(&text), from_cpuinfo(&text), mask(&text), cache_kib(&text));
-            let _ = kubelet_reserved(&text);
+        }
+
+        #[test]
+        fn what_is_printed_is_read(cpus in proptest::collection::btree_set(0_u32..8192, 0..64)) {
+            let cpus: CpuSet = cpus.into_iter().collect();
+            prop_assert_eq!(list(&format!("{cpus}\n\0x")), Some(cpus));
         }
     }
 }

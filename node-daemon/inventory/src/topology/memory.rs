@@ -2,6 +2,8 @@
 
 use gpudesk_crds::types::PageSize;
 
+use super::kernel_text;
+
 /// A figure of `/proc/meminfo` or of a NUMA cell's `meminfo` in KiB.
 pub fn meminfo_kib(text: &str, key: &str) -> Option<i64> {
     text.lines().find_map(|line| {
@@ -25,9 +27,15 @@ pub fn hugepage_size(folder: &str) -> Option<PageSize> {
     }
 }
 
+/// The size in KiB of the pages that a folder `hugepages-2048kB` stands for.
+pub fn page_kib(folder: &str) -> Option<i64> {
+    let kib = folder.strip_prefix("hugepages-")?.strip_suffix("kB")?;
+    kib.parse().ok().filter(|kib| (1..=1 << 40).contains(kib))
+}
+
 /// A count as the kernel writes it.
 pub fn count(text: &str) -> Option<i64> {
-    text.trim().parse().ok().filter(|count| *count >= 0)
+    kernel_text::number(text).filter(|count| *count >= 0)
 }
 
 #[cfg(test)]
@@ -48,13 +56,15 @@ mod tests {
         assert_eq!(hugepage_size("hugepages-2048kB"), Some(PageSize::Mi2));
         assert_eq!(hugepage_size("hugepages-1048576kB"), Some(PageSize::Gi1));
         assert_eq!(hugepage_size("hugepages-64kB"), None);
+        assert_eq!(page_kib("hugepages-16777216kB"), Some(16_777_216));
+        assert_eq!((page_kib("hugepages-0kB"), page_kib("hugepages-2MB")), (None, None));
     }
 
     proptest! {
         #[test]
         fn no_text_panics(text in "\\PC{0,200}", key in "\\PC{0,20}") {
             let _ = meminfo_kib(&text, &key);
-            let _ = hugepage_size(&text);
+            let _ = (hugepage_size(&text), page_kib(&text));
             let _ = count(&text);
         }
     }

@@ -2,6 +2,8 @@
 
 pub mod cpu;
 pub mod iommu;
+pub mod kernel_text;
+pub mod kubelet;
 pub mod mdev;
 pub mod memory;
 pub mod nvidia;
@@ -44,6 +46,8 @@ pub struct HostFacts {
     pub kernel_state: KernelState,
     /// What could not be read, one sentence each.
     pub incomplete: Vec<String>,
+    /// What kernel or firmware say that cannot be, or does not tell a card's place; one sentence each.
+    pub odd: Vec<String>,
     /// Files that are there and may not be read, by path below the root.
     pub denied: Vec<String>,
 }

@@ -24,10 +24,24 @@ pub fn information(text: &str) -> Information {
     Information { model: value("Model"), uuid: value("GPU UUID") }
 }
 
+/// The NUMA cell of a card's memory, in `/proc/driver/nvidia/gpus/ADDRESS/numa_status`; `None` for a
+/// card of which the CPU does not see the memory as its own (-1).
+pub fn memory_cell(text: &str) -> Option<i32> {
+    let value = text.lines().find_map(|line| line.trim_start().strip_prefix("Node:"))?;
+    value.trim().parse().ok().filter(|cell| *cell >= 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_card_tells_the_cell_of_its_memory() {
+        assert_eq!(memory_cell("Node:\t\t1\nStatus:\t\tonline\n"), Some(1));
+        assert_eq!(memory_cell("Node:\t\t-1\n"), None);
+        assert_eq!(memory_cell(""), None);
+    }
 
     #[test]
     fn a_card_has_a_name_and_an_identity() {
@@ -47,7 +61,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_panics(text in "\\PC{0,200}") {
-            let _ = information(&text);
+            let _ = (information(&text), memory_cell(&text));
         }
     }
 }

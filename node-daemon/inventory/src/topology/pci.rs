@@ -5,6 +5,8 @@ use gpudesk_crds::{
     types::PciAddress,
 };
 
+use super::kernel_text;
+
 /// What gpudesk looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FunctionKind {
@@ -43,8 +45,10 @@ pub fn class_words(class: &str) -> String {
         "0200" | "0207" | "0280" => "network card",
         "0300" | "0302" | "0380" => "display controller",
         "0403" => "sound device",
+        "0600" => "host bridge",
         "0601" => "ISA bridge",
         "0604" => "PCI bridge",
+        "0680" => "bridge or switch",
         "0c03" => "USB controller",
         "0c05" => "SMBus",
         "1200" => "accelerator",
@@ -83,7 +87,7 @@ pub fn uevent(text: &str) -> Uevent {
 
 /// Megatransfers per second in a speed as the kernel writes it: `16.0 GT/s PCIe`, `8 GT/s`.
 pub fn speed(text: &str) -> Option<i32> {
-    let (number, unit) = text.trim().split_once(' ')?;
+    let (number, unit) = kernel_text::line(text).split_once(' ')?;
     if !unit.starts_with("GT/s") {
         return None;
     }
@@ -95,7 +99,7 @@ pub fn speed(text: &str) -> Option<i32> {
 
 /// Lanes; the kernel writes 0 for a function without link, and 63 or 255 for one that does not answer.
 pub fn lanes(text: &str) -> Option<i32> {
-    text.trim().parse().ok().filter(|lanes| [1, 2, 4, 8, 12, 16, 32].contains(lanes))
+    kernel_text::number(text).filter(|lanes| [1, 2, 4, 8, 12, 16, 32].contains(lanes))
 }
 
 /// A link of which anything is known.
@@ -126,12 +130,16 @@ pub fn id(text: &str) -> Option<String> {
 
 /// A NUMA cell; the kernel's -1 means "not known", which is not cell 0.
 pub fn numa_cell(text: &str) -> Option<i32> {
-    text.trim().parse().ok().filter(|cell: &i32| (0..1024).contains(cell))
+    kernel_text::number(text).filter(|cell: &i32| *cell >= 0)
 }
 
 /// Reset methods in the kernel's order: `flr bus`.
 pub fn reset_methods(text: &str) -> Vec<String> {
-    text.split_whitespace().take(8).map(|method| method.chars().take(32).collect()).collect()
+    kernel_text::line(text)
+        .split_whitespace()
+        .take(8)
+        .map(|method| method.chars().take(32).collect())
+        .collect()
 }
 
 /// The memory regions in a function's `resource` file: one line per region, `start end flags`.
@@ -227,7 +235,7 @@ pub fn path(link: &str) -> Vec<PciAddress> {
 }
 
 fn hex(text: &str, most_digits: usize) -> Option<u32> {
-    let digits = text.trim().strip_prefix("0x")?;
+    let digits = kernel_text::line(text).strip_prefix("0x")?;
     (!digits.is_empty() && digits.len() <= most_digits && digits.bytes().all(|b| b.is_ascii_hexdigit()))
         .then(|| u32::from_str_radix(digits, 16).ok())
         .flatten()

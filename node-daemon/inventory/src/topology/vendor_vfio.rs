@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use super::kernel_text;
+
 /// Most types taken of one list.
 const TYPES: usize = 512;
 
@@ -24,14 +26,14 @@ pub fn creatable_types(text: &str) -> BTreeMap<u32, String> {
 
 /// The type that a function has now: `Some(None)` when it is free (0), `None` when the text says neither.
 pub fn current_type(text: &str) -> Option<Option<u32>> {
-    let id: u32 = text.trim().parse().ok()?;
+    let id: u32 = kernel_text::number(text)?;
     Some((id != 0).then_some(id))
 }
 
 /// A number that the driver tells once a vGPU is there: `gpu_instance_id`, `placement_id`. It writes
 /// the largest number, or nothing, where there is none.
 pub fn number(text: &str) -> Option<i32> {
-    text.trim().parse().ok().filter(|id| (0..4096).contains(id))
+    kernel_text::number(text).filter(|id| (0..4096).contains(id))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::{
 
 use tar::EntryType;
 
-use super::{Kind, LARGE, NAMES, TreeError, clean, without_links};
+use super::{Kind, LARGE, NAMES, TreeError, capture::ABSENT, clean, without_links};
 
 /// Most bytes of all files together, uncompressed.
 const TOTAL: u64 = 256 << 20;
@@ -21,6 +21,8 @@ const ENTRIES: usize = 1 << 19;
 pub(super) struct Archive {
     /// Without a slash at either end.
     entries: BTreeMap<String, Entry>,
+    /// What its host did not have, as far as the capture says so.
+    absent: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -28,6 +30,10 @@ enum Entry {
     File(Vec<u8>),
     Link(String),
     Folder,
+    /// A file or device that is there and whose content was not taken.
+    Unread,
+    /// A file or folder that could not be read on its host.
+    Denied,
 }
 
 impl Archive {
@@ -73,6 +79,9 @@ impl Archive {
                 EntryType::Directory => Entry::Folder,
                 EntryType::Symlink => Entry::Link(target().unwrap_or_default()),
                 EntryType::Link => Entry::Link(format!("/{}", target().unwrap_or_default())),
+                EntryType::Regular if entry.header().mode().is_ok_and(|mode| mode.trailing_zeros() >= 9) => {
+                    Entry::Denied
+                }
                 EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                     let mut bytes = vec![];
                     entry.by_ref().take(LARGE as u64).read_to_end(&mut bytes)?;
@@ -85,7 +94,7 @@ impl Archive {
                     }
                     Entry::File(bytes)
                 }
-                EntryType::Char | EntryType::Block | EntryType::Fifo => Entry::File(vec![]),
+                EntryType::Char | EntryType::Block | EntryType::Fifo => Entry::Unread,
                 _ => continue,
             };
             entries.insert(path, found);
@@ -93,33 +102,55 @@ impl Archive {
         if entries.is_empty() {
             return Err(io::Error::other("it is empty"));
         }
-        Ok(Self { entries: without_wrapper(entries) })
+        let mut entries = without_wrapper(entries);
+        let absent = match entries.remove(ABSENT) {
+            Some(Entry::File(bytes)) => String::from_utf8_lossy(&bytes).lines().map(Into::into).collect(),
+            _ => BTreeSet::new(),
+        };
+        Ok(Self { entries, absent })
+    }
+
+    /// Whether the host did not have it, by its own word.
+    pub(super) fn is_absent(&self, path: &str) -> bool {
+        self.absent.contains(&clean(path).join("/"))
     }
 
     /// The path without links, following one in the last part when `follow`.
     fn resolve(&self, path: &str, follow: bool) -> Option<String> {
         without_links(path, follow, |path| match self.entries.get(path) {
             Some(Entry::Link(target)) => Some(target.clone()),
-            Some(Entry::File(_) | Entry::Folder) | None => None,
+            Some(Entry::File(_) | Entry::Folder | Entry::Unread | Entry::Denied) | None => None,
         })
     }
 
     pub(super) fn read(&self, path: &str, limit: usize) -> io::Result<Vec<u8>> {
         match self.resolve(path, true).and_then(|path| self.entries.get(&path)) {
             Some(Entry::File(bytes)) => Ok(bytes[..bytes.len().min(limit)].to_vec()),
-            Some(Entry::Link(_) | Entry::Folder) | None => Err(io::ErrorKind::NotFound.into()),
+            Some(Entry::Denied) => Err(io::ErrorKind::PermissionDenied.into()),
+            Some(Entry::Link(_) | Entry::Folder | Entry::Unread) | None => {
+                Err(io::ErrorKind::NotFound.into())
+            }
         }
     }
 
     pub(super) fn link(&self, path: &str) -> io::Result<String> {
         match self.resolve(path, false).and_then(|path| self.entries.get(&path)) {
             Some(Entry::Link(target)) => Ok(target.clone()),
-            Some(Entry::File(_) | Entry::Folder) | None => Err(io::ErrorKind::NotFound.into()),
+            Some(Entry::File(_) | Entry::Folder | Entry::Unread | Entry::Denied) | None => {
+                Err(io::ErrorKind::NotFound.into())
+            }
         }
     }
 
     pub(super) fn names(&self, path: &str) -> io::Result<Vec<String>> {
         let path = self.resolve(path, true).ok_or(io::ErrorKind::NotFound)?;
+        match self.entries.get(&path) {
+            Some(Entry::Folder) => {}
+            Some(Entry::Denied) => return Err(io::ErrorKind::PermissionDenied.into()),
+            // What is not in the archive is another thing than an empty folder.
+            _ if !self.has_children(&path) => return Err(io::ErrorKind::NotFound.into()),
+            _ => {}
+        }
         let head = format!("{path}/");
         let mut names: Vec<String> = vec![];
         for key in
@@ -152,7 +183,7 @@ impl Archive {
     pub(super) fn kind(&self, path: &str) -> Option<Kind> {
         let path = self.resolve(path, false)?;
         match self.entries.get(&path) {
-            Some(Entry::File(_)) => Some(Kind::File),
+            Some(Entry::File(_) | Entry::Unread | Entry::Denied) => Some(Kind::File),
             Some(Entry::Link(_)) => Some(Kind::Link),
             Some(Entry::Folder) => Some(Kind::Folder),
             None => self.has_children(&path).then_some(Kind::Folder),

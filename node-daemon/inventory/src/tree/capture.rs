@@ -1,7 +1,7 @@
 //! What was read of a tree, and how it becomes an archive that reads the same.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Write},
 };
 
@@ -9,6 +9,11 @@ use tar::{EntryType, Header};
 use thiserror::Error;
 
 use super::{Kind, Source, clean, without_links};
+
+/// Where a capture lists what its host did not have: a path a line.
+pub(super) const ABSENT: &str = "gpudesk/absent";
+/// Most paths listed there.
+const ABSENCES: usize = 4096;
 
 /// Why a capture could not be written.
 #[derive(Debug, Error)]
@@ -23,6 +28,8 @@ pub enum CaptureError {
 pub struct Recording {
     /// By path without links.
     entries: BTreeMap<String, Recorded>,
+    /// What was looked for and is not there.
+    absent: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +37,10 @@ enum Recorded {
     File(Vec<u8>),
     Link(String),
     Folder,
+    /// There, and its content was not asked for: another thing than an empty file.
+    Unread,
+    /// There, and may not be read.
+    Denied,
 }
 
 impl Recording {
@@ -66,7 +77,11 @@ impl Recording {
     /// [`CaptureError::Write`].
     pub fn write(&self, to: impl Write) -> Result<(), CaptureError> {
         let mut builder = tar::Builder::new(zstd::Encoder::new(to, 9)?);
-        for (path, entry) in &self.entries {
+        let absent: String = self.absent.iter().flat_map(|path| [path.as_str(), "\n"]).collect();
+        let absent = Recorded::File(absent.into_bytes());
+        let absences = (!self.absent.is_empty()).then_some((ABSENT, &absent));
+        let entries = self.entries.iter().map(|(path, entry)| (path.as_str(), entry));
+        for (path, entry) in absences.into_iter().chain(entries) {
             let mut header = Header::new_gnu();
             header.set_mtime(0);
             match entry {
@@ -87,6 +102,17 @@ impl Recording {
                     header.set_size(0);
                     builder.append_data(&mut header, path, io::empty())?;
                 }
+                Recorded::Unread => {
+                    header.set_entry_type(EntryType::Fifo);
+                    header.set_mode(0o644);
+                    header.set_size(0);
+                    builder.append_data(&mut header, path, io::empty())?;
+                }
+                Recorded::Denied => {
+                    header.set_mode(0);
+                    header.set_size(0);
+                    builder.append_data(&mut header, path, io::empty())?;
+                }
             }
         }
         builder.into_inner()?.finish()?;
@@ -96,6 +122,17 @@ impl Recording {
     pub(super) fn add_file(&mut self, source: &Source, path: &str, bytes: &[u8]) {
         let path = self.way(source, path, true);
         self.entries.insert(path, Recorded::File(bytes.into()));
+    }
+
+    pub(super) fn add_denial(&mut self, source: &Source, path: &str) {
+        let path = self.way(source, path, true);
+        self.entries.insert(path, Recorded::Denied);
+    }
+
+    pub(super) fn add_absence(&mut self, path: &str) {
+        if self.absent.len() < ABSENCES {
+            self.absent.insert(clean(path).join("/"));
+        }
     }
 
     pub(super) fn add_link(&mut self, source: &Source, path: &str) {
@@ -123,7 +160,7 @@ impl Recording {
         let entry = match source.kind(&path) {
             Some(Kind::Link) => source.link(&path).map_or(Recorded::Folder, Recorded::Link),
             Some(Kind::Folder) => Recorded::Folder,
-            Some(Kind::File) => Recorded::File(vec![]),
+            Some(Kind::File) => Recorded::Unread,
             None => return,
         };
         self.entries.entry(path).or_insert(entry);
@@ -135,7 +172,9 @@ impl Recording {
             let target = match self.entries.get(path) {
                 Some(Recorded::Link(target)) => return Some(target.clone()),
                 None if source.kind(path) == Some(Kind::Link) => source.link(path).ok()?,
-                Some(Recorded::File(_) | Recorded::Folder) | None => return None,
+                Some(Recorded::File(_) | Recorded::Folder | Recorded::Unread | Recorded::Denied) | None => {
+                    return None;
+                }
             };
             self.entries.insert(path.into(), Recorded::Link(target.clone()));
             Some(target)

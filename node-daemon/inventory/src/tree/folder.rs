@@ -117,6 +117,11 @@ impl Folder {
         Ok(names)
     }
 
+    /// Whether it is the root of this machine.
+    pub(super) fn is_root(&self) -> bool {
+        self.is_root
+    }
+
     pub(super) fn exists(&self, path: &str) -> bool {
         if self.is_root {
             return rustix::fs::accessat(&self.root, path, Access::EXISTS, AtFlags::empty()).is_ok();

@@ -19,6 +19,7 @@ use thiserror::Error;
 
 pub use self::capture::{CaptureError, Recording};
 use self::{archive::Archive, folder::Folder};
+use crate::topology::kernel_text;
 
 /// Most bytes taken of a file of sysfs or procfs.
 pub const ATTRIBUTE: usize = 64 << 10;
@@ -143,13 +144,37 @@ impl Tree {
         self.denied.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    /// At most `limit` bytes of a file as text; `None` when it is not there or cannot be read.
+    /// Whether it is known that there is no such thing on the host. What a folder like one or an archive
+    /// does not hold may be there on the host: only this machine, and a capture that says so, tell.
+    pub fn is_absent(&self, path: &str) -> bool {
+        let absent = match &self.source {
+            Source::Folder(folder) => folder.is_root() && !folder.exists(path),
+            Source::Archive(archive) => archive.is_absent(path),
+        };
+        if absent {
+            self.record(|recording, _| recording.add_absence(path));
+        }
+        absent
+    }
+
+    /// At most `limit` bytes of a file as text, up to the first NUL; `None` when it is not there or cannot be read.
     pub fn head(&self, path: &str, limit: usize) -> Option<String> {
         let bytes = match &self.source {
             Source::Folder(folder) => folder.read(None, path, limit),
             Source::Archive(archive) => archive.read(path, limit),
         };
         self.note(path, bytes)
+    }
+
+    /// At most `limit` bytes of a file as they are; `None` when it is not there or cannot be read.
+    pub fn bytes(&self, path: &str, limit: usize) -> Option<Vec<u8>> {
+        let bytes = match &self.source {
+            Source::Folder(folder) => folder.read(None, path, limit),
+            Source::Archive(archive) => archive.read(path, limit),
+        };
+        let bytes = self.known(path, bytes)?;
+        self.record(|recording, source| recording.add_file(source, path, &bytes));
+        Some(bytes)
     }
 
     /// A file of sysfs or procfs as text.
@@ -211,7 +236,7 @@ impl Tree {
     fn note(&self, path: &str, bytes: io::Result<Vec<u8>>) -> Option<String> {
         let bytes = self.known(path, bytes)?;
         self.record(|recording, source| recording.add_file(source, path, &bytes));
-        Some(String::from_utf8(bytes).unwrap_or_else(|bad| String::from_utf8_lossy(bad.as_bytes()).into()))
+        Some(as_text(bytes))
     }
 
     fn known<T>(&self, path: &str, result: io::Result<T>) -> Option<T> {
@@ -224,6 +249,7 @@ impl Tree {
             if denied.len() < DENIED {
                 denied.insert(path.into());
             }
+            self.record(|recording, source| recording.add_denial(source, path));
         }
         None
     }
@@ -262,10 +288,7 @@ impl Dir<'_> {
         };
         // The path is put together only where somebody wants it.
         if self.tree.recording.is_none() && bytes.is_ok() {
-            let bytes = bytes.ok()?;
-            return Some(
-                String::from_utf8(bytes).unwrap_or_else(|bad| String::from_utf8_lossy(bad.as_bytes()).into()),
-            );
+            return bytes.ok().map(as_text);
         }
         self.tree.note(&format!("{}/{name}", self.path), bytes)
     }
@@ -299,11 +322,16 @@ impl Dir<'_> {
     }
 }
 
+fn as_text(mut bytes: Vec<u8>) -> String {
+    bytes.truncate(bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len()));
+    String::from_utf8(bytes).unwrap_or_else(|bad| String::from_utf8_lossy(bad.as_bytes()).into())
+}
+
 /// Most characters of a line that are kept; names in the API are no longer.
 const LINE: usize = 128;
 
 fn one_line(text: &str) -> Option<String> {
-    let line = text.lines().next()?.trim();
+    let line = kernel_text::line(text);
     (!line.is_empty()).then(|| line.chars().take(LINE).collect())
 }
 

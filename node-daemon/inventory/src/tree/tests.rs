@@ -88,6 +88,71 @@ fn what_is_no_capture_is_refused_with_its_path() {
 }
 
 #[test]
+fn what_an_archive_does_not_hold_is_not_empty() {
+    let root = host();
+    let look = |tree: &Tree| {
+        assert!(tree.names("sys/kernel/iommu_groups", |_| true).is_empty());
+        assert!(!tree.is_absent("sys/kernel/iommu_groups"), "a part of a host may lack what the host has");
+        assert_eq!(
+            tree.names("sys/devices/pci0000:00/0000:00:01.0", |_| true),
+            ["class", "driver", "unread"]
+        );
+    };
+    let file = root.path().join("capture.tar.zst");
+    let tree = Tree::open(root.path()).unwrap().recording();
+    look(&tree);
+    // A capture of a capture, where what is missing is asked for once more.
+    tree.recorded().unwrap().write(fs::File::create(&file).unwrap()).unwrap();
+    let first = Tree::open(&file).unwrap().recording();
+    look(&first);
+    assert_eq!(first.recorded(), tree.recorded());
+    let second = root.path().join("second.tar.zst");
+    first.recorded().unwrap().write(fs::File::create(&second).unwrap()).unwrap();
+    let capture = Tree::open(&second).unwrap();
+    look(&capture);
+    assert!(!capture.exists("sys/kernel/iommu_groups"));
+    assert!(capture.exists("sys/devices/pci0000:00/0000:00:01.0/unread"));
+    assert_eq!(capture.text("sys/devices/pci0000:00/0000:00:01.0/unread"), None, "it was never read");
+}
+
+#[test]
+fn what_this_machine_does_not_have_is_told_in_its_capture() {
+    let tree = Tree::open(Path::new("/")).unwrap().recording();
+    assert!(tree.is_absent("sys/no/such/file") && !tree.is_absent("proc"));
+    tree.text("proc/version");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("capture.tar.zst");
+    tree.recorded().unwrap().write(fs::File::create(&file).unwrap()).unwrap();
+    let capture = Tree::open(&file).unwrap();
+    assert!(capture.is_absent("sys/no/such/file"));
+    assert!(!capture.is_absent("sys/another"), "nobody looked");
+}
+
+#[test]
+fn what_could_not_be_read_stays_so_in_a_capture() {
+    let mut recording = Recording::default();
+    let root = host();
+    let tree = Tree::open(root.path()).unwrap();
+    recording.add_denial(&tree.source, "sys/devices/pci0000:00/0000:00:01.0/class");
+    let file = root.path().join("capture.tar.zst");
+    recording.write(fs::File::create(&file).unwrap()).unwrap();
+    let capture = Tree::open(&file).unwrap();
+    assert!(capture.exists("sys/devices/pci0000:00/0000:00:01.0/class"));
+    assert_eq!(capture.text("sys/devices/pci0000:00/0000:00:01.0/class"), None);
+    assert_eq!(capture.denied(), ["sys/devices/pci0000:00/0000:00:01.0/class"]);
+}
+
+#[test]
+fn text_ends_at_its_first_nul() {
+    let root = host();
+    fs::write(root.path().join("sys/odd"), b"0-1\n\0before").unwrap();
+    let tree = Tree::open(root.path()).unwrap();
+    assert_eq!(tree.text("sys/odd").as_deref(), Some("0-1\n"));
+    assert_eq!(tree.dir("sys").unwrap().text("odd").as_deref(), Some("0-1\n"));
+    assert_eq!(tree.bytes("sys/odd", 64).unwrap().len(), 11);
+}
+
+#[test]
 fn what_may_not_be_read_is_told_apart_from_what_is_not_there() {
     let tree = Tree::open(Path::new("/")).unwrap();
     assert_eq!(tree.text("sys/no/such/file"), None);

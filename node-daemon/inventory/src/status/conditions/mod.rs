@@ -76,20 +76,21 @@ impl Say {
     }
 }
 
-pub(super) fn conditions(findings: &Findings<'_>, managed: &[&Device]) -> Vec<Condition> {
+/// `refused` names what of the inventory the API would not take.
+pub(super) fn conditions(findings: &Findings<'_>, managed: &[&Device], refused: &[String]) -> Vec<Condition> {
     let old = findings.before.map_or(&[][..], |status| &status.conditions);
     let now = Time(Timestamp::from_second(findings.now.as_second()).unwrap_or(findings.now));
     let mut said = vec![];
-    for (type_, say) in all(findings, managed) {
+    for (type_, say) in all(findings, managed, refused) {
         said.extend(conditions::find(old, type_).cloned());
         conditions::set(&mut said, type_, say.holds, say.reason, say.message, findings.generation, &now);
     }
     said
 }
 
-fn all(findings: &Findings<'_>, managed: &[&Device]) -> [(ConditionType, Say); 16] {
+fn all(findings: &Findings<'_>, managed: &[&Device], refused: &[String]) -> [(ConditionType, Say); 16] {
     let hypervisor = hypervisor::ready(findings.hypervisor);
-    let topology = node::topology_complete(findings);
+    let topology = node::topology_complete(findings, refused);
     let ready = node::ready(findings, &hypervisor, &topology);
     let machine = |say: fn(&Findings<'_>, &[&Device]) -> Say| {
         if findings.simulated { Say::simulated() } else { say(findings, managed) }

@@ -31,24 +31,33 @@ pub(super) fn ready(findings: &Findings<'_>, hypervisor: &Say, topology: &Say) -
     }
 }
 
-/// Everything could be read.
-pub(super) fn topology_complete(findings: &Findings<'_>) -> Say {
+/// Everything could be read, and can be as it was read. `refused` is what the API would not take.
+pub(super) fn topology_complete(findings: &Findings<'_>, refused: &[String]) -> Say {
     let mut missing = vec![];
     if let Err(why) = &findings.instances {
         missing
             .push(format!("which shares of GPUs exist could not be told, the last known are shown: {why}"));
     }
-    missing.extend(findings.facts.incomplete.iter().cloned());
+    let (odd, incomplete) = (&findings.facts.odd, &findings.facts.incomplete);
+    let is_remark = |sentence: &String| sentence.starts_with(REMARK);
+    let mut fixes = vec![];
+    if !missing.is_empty() || !incomplete.iter().all(is_remark) {
+        fixes.push("the daemon needs to read /sys and /proc of the host, and its state folder");
+    } else if !incomplete.is_empty() {
+        fixes.push("mend what the hook prints");
+    }
+    if !odd.is_empty() {
+        fixes.push("see the NUMA settings of the firmware and the kernel's command line, and update them");
+    }
+    if !refused.is_empty() {
+        fixes.push("what does not fit into the API is left out, please report it");
+    }
+    missing.extend(odd.iter().chain(refused).chain(incomplete).cloned());
     if missing.is_empty() {
         return Say::expected();
     }
     let see = if missing.len() > 3 { ", see status.missing" } else { "" };
-    let fix = if missing.iter().all(|sentence| sentence.starts_with(REMARK)) {
-        "mend what the hook prints"
-    } else {
-        "the daemon needs to read /sys and /proc of the host, and its state folder"
-    };
-    let message = format!("{}{see}; {fix}", message::clauses(&missing));
+    let message = format!("{}{see}; {}", message::clauses(&missing), fixes.join("; "));
     Say::no(Reason::TopologyIncomplete, message)
 }
 
