@@ -154,7 +154,7 @@ pub fn build(asked: Asked<'_>, scope: Scope<'_>, pages: PageSize) -> Option<Comp
         threads_per_core: cpu.threads_per_core,
         numa_cells: match scope {
             Scope::Cell { .. } | Scope::Cells(_) => cells.iter().filter_map(|at| id(*at)).collect(),
-            Scope::Node => vec![],
+            Scope::Node => facts.ordinary(),
         },
         vcpu_pins: (0..)
             .zip(cpus)
@@ -163,7 +163,11 @@ pub fn build(asked: Asked<'_>, scope: Scope<'_>, pages: PageSize) -> Option<Comp
         emulator_cpus,
         memory_mib: demand.memory.mib,
         page_size: pages,
-        numa_strict: matches!(scope, Scope::Cell { at: _, strict: true } | Scope::Cells(_)),
+        numa_strict: match scope {
+            Scope::Cell { at: _, strict } => strict,
+            Scope::Cells(_) => true,
+            Scope::Node => !facts.ordinary().is_empty(),
+        },
         guest_cells,
         threads_only: cpu.pinning == Pinning::DedicatedThreads,
     })
@@ -300,23 +304,27 @@ fn of_cell(facts: &NodeFacts, at: usize, cpu: CpuRequest, wanted: usize, taken: 
 /// Whether those who share CPUs still have enough when `taken` are dedicated.
 fn shared_still_fit(asked: Asked<'_>, taken: &[CpuSet]) -> bool {
     let Asked { facts, used, total, limits, .. } = asked;
-    let dedicated: i64 = taken.iter().map(size).sum();
-    (facts.cpus() - dedicated) * limits.cpu_overcommit >= total.vcpus
-        && facts.cells.iter().zip(&used.cells).zip(taken).all(|((cell, used), taken)| {
-            (cell.cpus - size(taken)) * limits.cpu_overcommit >= used.taken.vcpus
-        })
+    let left: i64 = facts.cells.iter().zip(taken).map(|(cell, taken)| cell.shared(taken)).sum();
+    left * limits.cpu_overcommit >= total.vcpus
+        && facts
+            .cells
+            .iter()
+            .zip(&used.cells)
+            .zip(taken)
+            .all(|((cell, used), taken)| cell.shared(taken) * limits.cpu_overcommit >= used.taken.vcpus)
 }
 
 fn shares(asked: Asked<'_>, scope: Scope<'_>) -> bool {
     let Asked { facts, used, total, demand, limits } = asked;
-    let dedicated: i64 = used.cells.iter().map(|cell| size(&cell.dedicated)).sum();
+    let cells = facts.cells.iter().zip(&used.cells);
+    let left: i64 = cells.map(|(cell, used)| cell.shared(&used.dedicated)).sum();
     let fits_cell = |at: usize, vcpus: i64| match (facts.cells.get(at), used.cells.get(at)) {
         (Some(cell), Some(used)) => {
-            used.taken.vcpus + vcpus <= (cell.cpus - size(&used.dedicated)) * limits.cpu_overcommit
+            used.taken.vcpus + vcpus <= cell.shared(&used.dedicated) * limits.cpu_overcommit
         }
         _ => false,
     };
-    total.vcpus + demand.cpu.vcpus() <= (facts.cpus() - dedicated) * limits.cpu_overcommit
+    total.vcpus + demand.cpu.vcpus() <= left * limits.cpu_overcommit
         && match scope {
             Scope::Node => true,
             Scope::Cell { at, strict: _ } => fits_cell(at, demand.cpu.vcpus()),
@@ -325,10 +333,6 @@ fn shares(asked: Asked<'_>, scope: Scope<'_>) -> bool {
                 .zip(cells)
                 .all(|(part, at)| fits_cell(*at, part.cores * i64::from(demand.cpu.threads_per_core))),
         }
-}
-
-fn size(cpus: &CpuSet) -> i64 {
-    i64::try_from(cpus.len()).unwrap_or(i64::MAX)
 }
 
 fn housekeeping(facts: &NodeFacts, cells: &[usize]) -> Option<CpuSet> {

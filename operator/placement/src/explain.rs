@@ -64,7 +64,8 @@ impl Snapshot {
                 | Misfit::Function(_)
                 | Misfit::FunctionOnCell(_),
             ) => true,
-            Rejection::NotHome
+            Rejection::Misfit(Misfit::CellUnknown)
+            | Rejection::NotHome
             | Rejection::Selector
             | Rejection::Taint
             | Rejection::Cordoned
@@ -74,6 +75,7 @@ impl Snapshot {
         };
         let may_come_back = |rejection: &Rejection| match rejection {
             Rejection::Misfit(Misfit::Gpus(gpus)) => is_refused(gpus.why),
+            Rejection::Misfit(Misfit::CellUnknown) => true,
             _ => false,
         };
         let unknown = self.estate.existing().any(|(_, facts)| facts.cells.is_empty());
@@ -202,6 +204,9 @@ fn misfit_text(request: &Request, misfit: Misfit) -> String {
         Misfit::Compute(reason) => compute_text(request, reason),
         Misfit::OnCell(reason) => format!("{} {on}", compute_text(request, reason)),
         Misfit::Apart => "free cards on different NUMA cells only".into(),
+        Misfit::CellUnknown => {
+            "where the cell of the card is not known (see status.missing of the GpuNode)".into()
+        }
     }
 }
 

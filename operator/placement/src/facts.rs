@@ -7,7 +7,7 @@ use gpudesk_crds::{
     GpuNode,
     conditions::{self, ConditionType},
     gpu_node::{DevicePolicy, GpuNodeSpec, Housekeeping},
-    gpu_node_status::{Device, Fabric, HostDevice, HostDeviceKind, NumaCell},
+    gpu_node_status::{Device, Fabric, HostCpus, HostDevice, HostDeviceKind, NumaCell},
     types::{CpuSet, PageSize, PciAddress},
 };
 
@@ -48,11 +48,24 @@ pub struct Cell {
     pub whole: FreeCores,
     /// CPUs of the host, where emulator and I/O threads run.
     pub housekeeping: CpuSet,
-    /// All CPUs of the cell.
+    /// CPUs of the cell that vCPUs may float on: all but the isolated ones.
     pub cpus: i64,
+    /// CPUs that the host's scheduler leaves alone. Only who has CPUs for himself runs there, and there
+    /// first.
+    pub isolated: CpuSet,
     /// Memory for desktops per size of page, as [`page`] numbers them: MiB of ordinary pages, or
     /// pages.
     pub memory: [i64; 3],
+    /// Whether it is the memory of a device, of which no desktop gets anything.
+    pub of_device: bool,
+}
+
+impl Cell {
+    /// CPUs to float on when these are dedicated.
+    pub fn shared(&self, dedicated: &CpuSet) -> i64 {
+        let lost = dedicated.iter().filter(|cpu| !self.isolated.contains(*cpu)).count();
+        self.cpus - i64::try_from(lost).unwrap_or(i64::MAX)
+    }
 }
 
 /// Cores of which nothing is dedicated.
@@ -74,7 +87,7 @@ pub struct Card {
     /// What it has in common with others.
     pub shape: Arc<Shape>,
     /// Its cell, as a position in [`NodeFacts::cells`]; absent when the firmware does not say and
-    /// there are several.
+    /// there are several with CPUs, or names one that the host does not have.
     pub cell: Option<usize>,
     /// Positions of the other cards of its IOMMU group.
     pub group: Vec<usize>,
@@ -143,18 +156,29 @@ impl NodeFacts {
         let nothing = gpudesk_crds::GpuNodeStatus::default();
         let status = node.status.as_ref().unwrap_or(&nothing);
         let housekeeping = housekeeping.clone().unwrap_or_default();
-        let reserved =
-            status.host.as_ref().and_then(|host| host.cpus.clone()).unwrap_or_default().kubelet_reserved;
+        let cpus = status.host.as_ref().and_then(|host| host.cpus.clone()).unwrap_or_default();
         let cells: Vec<Cell> =
-            status.numa_cells.iter().map(|cell| read_cell(cell, &housekeeping, &reserved)).collect();
+            status.numa_cells.iter().map(|cell| read_cell(cell, &housekeeping, &cpus)).collect();
+        let only = only_cell(&status.numa_cells);
+        let place = |said: Option<i32>, absent: Option<i32>| match (said, absent) {
+            (Some(id), _) => cells.iter().position(|cell| cell.id == id),
+            (None, Some(_)) => None,
+            (None, None) => only,
+        };
         let mut devices: Vec<&Device> = status.devices.iter().collect();
         devices.sort_by_key(|device| device.pci_address);
         let networks = |address: PciAddress| -> Vec<String> {
             let leading = physical_networks.iter().filter(|network| network.devices.contains(&address));
             leading.map(|network| network.name.clone()).collect()
         };
-        let mut functions: Vec<Function> =
-            status.host_devices.iter().flat_map(|device| read_functions(device, &networks, &cells)).collect();
+        let mut functions: Vec<Function> = status
+            .host_devices
+            .iter()
+            .flat_map(|device| {
+                let cell = place(device.numa_cell, device.absent_numa_cell);
+                read_functions(device, &networks, cell)
+            })
+            .collect();
         functions.sort_by_key(|function| function.address);
         Self {
             name: node.metadata.name.as_deref().unwrap_or_default().into(),
@@ -162,7 +186,13 @@ impl NodeFacts {
             cordoned: *cordoned,
             taints: taints.iter().map(|taint| (taint.key.clone(), taint.value.clone())).collect(),
             ready: conditions::is_true(&status.conditions, ConditionType::Ready),
-            cards: devices.iter().map(|device| read_card(device, &devices, policies, &cells)).collect(),
+            cards: devices
+                .iter()
+                .map(|device| {
+                    let cell = place(device.numa_cell, device.absent_numa_cell);
+                    read_card(device, &devices, policies, cell)
+                })
+                .collect(),
             partitions: read_partitions(status.fabric.as_ref(), &devices),
             cells,
             functions,
@@ -189,24 +219,40 @@ impl NodeFacts {
         self.cells.iter().map(|cell| cell.memory[page(pages)]).sum()
     }
 
-    /// All CPUs.
+    /// All CPUs that vCPUs may float on.
     pub fn cpus(&self) -> i64 {
         self.cells.iter().map(|cell| cell.cpus).sum()
     }
+
+    /// The numbers of the cells that memory must be bound to, so that none comes from a device; none
+    /// where no cell is a device's.
+    pub fn ordinary(&self) -> Vec<i32> {
+        if !self.cells.iter().any(|cell| cell.of_device) {
+            return vec![];
+        }
+        self.cells.iter().filter(|cell| !cell.of_device).map(|cell| cell.id).collect()
+    }
+
+    /// All isolated CPUs.
+    pub fn isolated(&self) -> i64 {
+        self.cells.iter().map(|cell| i64::try_from(cell.isolated.len()).unwrap_or(i64::MAX)).sum()
+    }
 }
 
-/// `reserved` are the CPUs that the kubelet keeps for the system: their cores are housekeeping, and
-/// count towards what the owner wants kept.
-fn read_cell(cell: &NumaCell, kept: &Housekeeping, reserved: &CpuSet) -> Cell {
+/// The CPUs that the kubelet keeps for the system are housekeeping with their cores, and count towards
+/// what the owner wants kept. Isolated ones are kept last.
+fn read_cell(cell: &NumaCell, kept: &Housekeeping, of_host: &HostCpus) -> Cell {
+    let HostCpus { online: _, offline: _, isolated, kubelet_reserved: reserved } = of_host;
     let mut cores = cell.cores.clone();
     cores.sort();
-    cores.sort_by_key(|core| core.is_disjoint(reserved));
+    cores.sort_by_key(|core| (core.is_disjoint(reserved), !core.is_disjoint(isolated)));
     let reserved_cores = cores.iter().filter(|core| !core.is_disjoint(reserved)).count();
     let kept_cores =
         usize::try_from(kept.cores_per_numa_cell).unwrap_or(0).max(reserved_cores).min(cores.len());
-    let dedicable = cores.split_off(kept_cores);
+    let mut dedicable = cores.split_off(kept_cores);
+    dedicable.sort_by_key(|core| core.is_disjoint(isolated));
     let mut memory = [0; 3];
-    let mut in_hugepages = 0i64;
+    let mut in_hugepages = cell.other_hugepages_mib;
     for pages in &cell.hugepages {
         if let Some(mib) = pages.size.mib() {
             in_hugepages = in_hugepages.saturating_add(pages.total.saturating_mul(mib));
@@ -215,7 +261,12 @@ fn read_cell(cell: &NumaCell, kept: &Housekeeping, reserved: &CpuSet) -> Cell {
     }
     memory[page(PageSize::None)] =
         cell.memory_mib.saturating_sub(in_hugepages).saturating_sub(kept.memory_mib_per_numa_cell).max(0);
+    if cell.device_memory {
+        memory = [0; 3];
+    }
     let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    let all = || cell.cores.iter().flat_map(CpuSet::iter);
+    let is_isolated = |cpu: &u32| isolated.contains(*cpu);
     Cell {
         id: cell.id,
         whole: FreeCores {
@@ -223,21 +274,24 @@ fn read_cell(cell: &NumaCell, kept: &Housekeeping, reserved: &CpuSet) -> Cell {
             pairs: count(dedicable.iter().filter(|core| core.len() >= 2).count()),
         },
         cores: dedicable,
-        housekeeping: cores.iter().flat_map(CpuSet::iter).collect(),
-        cpus: cell.cores.iter().map(|core| i64::try_from(core.len()).unwrap_or(0)).sum(),
+        housekeeping: cores.iter().flat_map(CpuSet::iter).filter(|cpu| !is_isolated(cpu)).collect(),
+        cpus: count(all().filter(|cpu| !is_isolated(cpu)).count()),
+        isolated: all().filter(is_isolated).collect(),
         memory,
+        of_device: cell.device_memory,
     }
 }
 
-/// The position of a cell; of the only one when nothing is said.
-fn cell_at(cells: &[Cell], id: Option<i32>) -> Option<usize> {
-    match id {
-        Some(id) => cells.iter().position(|cell| cell.id == id),
-        None => (cells.len() == 1).then_some(0),
+/// The position of the only cell with CPUs, in which a device is that says nothing of its cell.
+fn only_cell(cells: &[NumaCell]) -> Option<usize> {
+    if let [_] = cells {
+        return Some(0);
     }
+    let mut with_cpus = (0..).zip(cells).filter(|(_, cell)| !cell.cores.is_empty());
+    with_cpus.next().filter(|_| with_cpus.next().is_none()).map(|(position, _)| position)
 }
 
-fn read_card(device: &Device, all: &[&Device], policies: &[DevicePolicy], cells: &[Cell]) -> Card {
+fn read_card(device: &Device, all: &[&Device], policies: &[DevicePolicy], cell: Option<usize>) -> Card {
     let shape = Shape::read(device, policies.iter().find(|policy| selects(policy, device)));
     let members = device.iommu_group.as_ref().map(|group| group.members.as_slice()).unwrap_or_default();
     let others = |is: &dyn Fn(&Device) -> bool| -> Vec<usize> {
@@ -267,7 +321,7 @@ fn read_card(device: &Device, all: &[&Device], policies: &[DevicePolicy], cells:
     Card {
         address: device.pci_address,
         uuid: device.uuid.clone(),
-        cell: cell_at(cells, device.numa_cell),
+        cell,
         group: others(&in_group),
         path: device.pcie_path.clone(),
         peers: others(&is_peer),
@@ -298,9 +352,8 @@ fn read_partitions(fabric: Option<&Fabric>, devices: &[&Device]) -> Vec<Partitio
 fn read_functions(
     device: &HostDevice,
     networks: &dyn Fn(PciAddress) -> Vec<String>,
-    cells: &[Cell],
+    cell: Option<usize>,
 ) -> Vec<Function> {
-    let cell = cell_at(cells, device.numa_cell);
     match device.kind {
         HostDeviceKind::NvmeDrive if device.usable => {
             let gib = device.size_mib.unwrap_or(0) / 1024;

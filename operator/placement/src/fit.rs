@@ -8,7 +8,7 @@ use gpudesk_crds::{
 };
 
 use crate::{
-    cards::{self, Among, Cards, Found, NoGpus, Sought},
+    cards::{self, Among, Cards, Found, NoGpus, Pick, Sought},
     compute::{self, Asked, Limits, NoCompute, Scope},
     facts::NodeFacts,
     functions::{self, FoundFunctions},
@@ -125,6 +125,8 @@ pub enum Misfit {
     FunctionOnCell(usize),
     /// Cards on different cells, where one is a must.
     Apart,
+    /// Cards of which the cell is not known, where it is a must.
+    CellUnknown,
 }
 
 /// What a search for cards found.
@@ -205,14 +207,12 @@ impl<'a> Fitting<'a> {
         match self.prepared.demand.numa {
             NumaPolicy::Strict => near(true).collect(),
             NumaPolicy::Preferred => {
-                let far = |at| Tier {
-                    distance: 1,
-                    cards: vec![],
-                    anywhere: true,
-                    from: From::Cell { at, strict: false },
-                };
+                // The kernel would follow a mere preference into the memory of a device.
+                let strict = self.place.facts.cells.iter().any(|cell| cell.of_device);
+                let far =
+                    |at| Tier { distance: 1, cards: vec![], anywhere: true, from: From::Cell { at, strict } };
                 let spread = Tier { distance: 2, cards: vec![], anywhere: true, from: From::Node };
-                near(false).chain(cells.clone().map(far)).chain(std::iter::once(spread)).collect()
+                near(strict).chain(cells.clone().map(far)).chain(std::iter::once(spread)).collect()
             }
             NumaPolicy::None => vec![Tier { distance: 0, cards: vec![], anywhere: true, from: From::Node }],
         }
@@ -352,9 +352,10 @@ impl<'a> Fitting<'a> {
 
     /// The nearest reason: cards, then functions, memory and CPUs, then that they are apart.
     fn why_not(&mut self) -> Misfit {
-        if let Err(gpus) = self.cards_of(None) {
-            return Misfit::Gpus(gpus);
-        }
+        let found = match self.cards_of(None) {
+            Ok(found) => found,
+            Err(gpus) => return Misfit::Gpus(gpus),
+        };
         let asked = self.asked();
         if let Err(position) = functions::fit(asked.facts, asked.used, &asked.demand.functions, &[], false) {
             return Misfit::Function(position);
@@ -383,7 +384,11 @@ impl<'a> Fitting<'a> {
         match (reasons.into_iter().max(), lacking) {
             (_, Some(position)) => Misfit::FunctionOnCell(position),
             (Some(reason), None) => Misfit::OnCell(reason),
-            (None, None) => Misfit::Apart,
+            (None, None) => {
+                let card = |pick: &Pick| asked.facts.cards.get(pick.card);
+                let is_unknown = |pick: &Pick| card(pick).is_some_and(|card| card.cell.is_none());
+                if found.picks.iter().any(is_unknown) { Misfit::CellUnknown } else { Misfit::Apart }
+            }
         }
     }
 }

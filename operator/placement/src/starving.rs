@@ -45,7 +45,7 @@ pub fn starved(
         let has: i64 = facts.cells.iter().map(|cell| cell.memory.get(kind).copied().unwrap_or(0)).sum();
         has.saturating_sub(taken.memory.get(kind).copied().unwrap_or(0)).max(0)
     });
-    let cpus = (facts.cpus() - dedicated).max(0);
+    let cpus = (facts.cpus() + facts.isolated() - dedicated).max(0);
     let lost: i64 = mix
         .wanted
         .iter()
@@ -55,7 +55,7 @@ pub fn starved(
             let left = if dedicated {
                 cpus - taken.vcpus / limits.cpu_overcommit.max(1)
             } else {
-                cpus * limits.cpu_overcommit - taken.vcpus
+                cpus.min(facts.cpus()) * limits.cpu_overcommit - taken.vcpus
             };
             let by_cpu = left.max(0) / vcpus.max(1);
             let by_memory = memory.get(page).copied().unwrap_or(0) / each.max(1);

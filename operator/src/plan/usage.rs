@@ -70,7 +70,10 @@ fn node_usage(
             .sum(),
         cpus: count(cores.map(gpudesk_crds::types::CpuSet::len).sum()),
         memory_used_mib: computes().map(|compute| compute.memory_mib).sum(),
-        memory_total_mib: status.numa_cells.iter().map(|cell| cell.memory_mib).sum(),
+        memory_total_mib: (status.numa_cells.iter())
+            .filter(|cell| !cell.device_memory)
+            .map(|cell| cell.memory_mib)
+            .sum(),
         cards,
     }
 }

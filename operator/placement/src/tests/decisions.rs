@@ -206,6 +206,85 @@ fn several_cards_come_from_one_cell_where_possible() {
 }
 
 #[test]
+fn a_card_of_which_the_cell_is_not_known_is_not_called_far_away() {
+    let unknown = |absent: Option<i32>, cells: &[serde_json::Value]| {
+        let mut object = node("n", cells, &[l40s(1, 0)]);
+        let card = &mut object.status.as_mut().unwrap().devices[0];
+        (card.numa_cell, card.absent_numa_cell) = (None, absent);
+        object
+    };
+    let mut asked = request("a", vec![Share::Passthrough]);
+    demand(&mut asked).numa = NumaPolicy::Strict;
+    let two = [cell(0, 8, 65536, 0), cell(1, 8, 65536, 0)];
+    let memory_alone = [cell(0, 8, 65536, 0), json!({"id": 1, "memoryMiB": 1024})];
+    for object in [unknown(None, &two), unknown(Some(1), &two[..1]), unknown(Some(2), &two)] {
+        let why = decide(&mut snapshot(&[object.clone()]), &asked).unwrap_err();
+        assert_eq!(why.reason, Reason::Unschedulable);
+        assert!(why.message.contains("the cell of the card is not known"), "{}", why.message);
+        assert!(decide(&mut snapshot(&[object]), &request("b", vec![Share::Passthrough])).is_ok());
+    }
+    for cells in [&two[..1], &memory_alone] {
+        let placed = decide(&mut snapshot(&[unknown(None, cells)]), &asked).unwrap();
+        assert_eq!(placed.compute.numa_cells, [0], "the only cell with CPUs");
+    }
+}
+
+#[test]
+fn memory_of_a_device_and_in_other_hugepages_is_nobodys() {
+    let object = |second: serde_json::Value| node("n", &[cell(0, 8, 11264, 0), second], &[]);
+    let mut asked = request("a", vec![]);
+    demand(&mut asked).memory.mib = 14000;
+    let expander = json!({"id": 1, "memoryMiB": 8192});
+    assert!(decide(&mut snapshot(&[object(expander.clone())]), &asked).is_ok(), "memory of CXL is memory");
+    for (field, value) in [("deviceMemory", json!(true)), ("otherHugepagesMiB", json!(8000))] {
+        let mut second = expander.clone();
+        second[field] = value;
+        let why = decide(&mut snapshot(&[object(second)]), &asked).unwrap_err();
+        assert!(why.message.contains("has 10240 MiB for desktops"), "{}", why.message);
+    }
+}
+
+#[test]
+fn memory_is_bound_to_cells_that_are_no_devices() {
+    let device = json!({"id": 2, "memoryMiB": 98304, "deviceMemory": true});
+    let superchip = node("n", &[cell(0, 8, 65536, 0), cell(1, 8, 65536, 0), device], &[l40s(1, 0)]);
+    let given = |numa: NumaPolicy, mib: i64| {
+        let mut asked = request("a", vec![]);
+        demand(&mut asked).numa = numa;
+        demand(&mut asked).memory.mib = mib;
+        let compute = decide(&mut snapshot(&[superchip.clone()]), &asked).unwrap().compute;
+        (compute.numa_cells, compute.numa_strict)
+    };
+    assert_eq!(given(NumaPolicy::None, 4096), (vec![0, 1], true));
+    assert_eq!(given(NumaPolicy::Preferred, 4096), (vec![0], true));
+    assert_eq!(given(NumaPolicy::Preferred, 100_000), (vec![0, 1], true));
+}
+
+#[test]
+fn isolated_cpus_are_for_who_has_cpus_for_himself() {
+    let mut object = node("n", &[cell(0, 4, 65536, 0)], &[]);
+    let host = object.status.as_mut().unwrap().host.get_or_insert_default();
+    // All threads of the last two cores; the first core is housekeeping.
+    host.cpus.get_or_insert_default().isolated = "2-3,1002-1003".parse().unwrap();
+    let mut state = snapshot(&[object.clone()]);
+    let mut own = request("own", vec![]);
+    demand(&mut own).cpu = dedicated(1, 2);
+    let pins: Vec<String> =
+        give(&mut state, &own).compute.vcpu_pins.iter().map(|pin| pin.cpus.to_string()).collect();
+    assert_eq!(pins, ["2", "1002"], "isolated ones first");
+    let mut shared = request("shared", vec![]);
+    demand(&mut shared).cpu.cores = 16;
+    give(&mut state, &shared);
+    let mut more = request("more", vec![]);
+    demand(&mut more).cpu.cores = 1;
+    let why = decide(&mut state, &more).unwrap_err();
+    assert!(why.message.contains("not enough CPUs"), "four CPUs carry 16 vCPUs: {}", why.message);
+    let mut another = request("another", vec![]);
+    demand(&mut another).cpu = dedicated(1, 2);
+    assert!(decide(&mut state, &another).is_ok(), "an isolated core takes nothing from who shares");
+}
+
+#[test]
 fn cards_that_no_cell_has_all_of_come_from_the_fewest_and_the_guest_sees_a_cell_for_each() {
     let nodes = [two_cells("n", &[l40s(1, 0), l40s(2, 1), l40s(3, 1)])];
     let mut three = request("b", vec![Share::Passthrough, Share::Passthrough, Share::Passthrough]);
