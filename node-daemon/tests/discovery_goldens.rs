@@ -108,6 +108,16 @@ fn every_machine_is_described_as_its_golden_says() {
 }
 
 #[test]
+fn the_schema_of_the_api_takes_every_machine_as_it_was_found() {
+    of_each_machine(|name, _, root| {
+        let status = node(&facts(root), name).status.unwrap_or_default();
+        let mended = status.missing.iter().filter(|sentence| sentence.starts_with("status."));
+        let faults: Vec<String> = status::faults(&status).into_iter().chain(mended.cloned()).collect();
+        if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
+    });
+}
+
+#[test]
 fn archives_captures_and_second_readings_say_the_same() {
     of_each_machine(|name, machine, root| {
         let mut scanner = Scanner::new(Tree::open(root).unwrap().recording());

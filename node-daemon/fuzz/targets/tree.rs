@@ -15,7 +15,7 @@ mod scratch;
 /// Where PCI functions are, by which of them the paths below are completed.
 const FUNCTIONS: [&str; 4] = ["0000:41:00.0", "0000:41:00.1", "0000:41:00.4", "0000:42:00.0"];
 /// Files; `@` stands for a function.
-const FILES: [&str; 64] = [
+const FILES: [&str; 80] = [
     "@/class",
     "@/vendor",
     "@/device",
@@ -80,6 +80,22 @@ const FILES: [&str; 64] = [
     "usr/share/misc/pci.ids",
     "var/lib/kubelet/config.yaml",
     "sys/kernel/iommu_groups/3/devices/0000:41:00.1",
+    "sys/devices/system/cpu/present",
+    "sys/devices/system/cpu/cpu1/topology/physical_package_id",
+    "sys/devices/system/cpu/cpu1/cache/index0/level",
+    "sys/devices/system/cpu/cpu1/cache/index0/shared_cpu_map",
+    "sys/devices/system/cpu/cpu1/cache/index1/level",
+    "sys/devices/system/cpu/cpu1/cache/index1/type",
+    "sys/devices/system/node/online",
+    "sys/devices/system/node/has_generic_initiator",
+    "sys/devices/system/node/node1/cpulist",
+    "sys/devices/system/node/node1/meminfo",
+    "sys/devices/system/node/node1/distance",
+    "sys/devices/system/node/node1/hugepages/hugepages-16777216kB/nr_hugepages",
+    "sys/fs/cgroup/cpuset.cpus.isolated",
+    "etc/kubernetes/kubelet.conf.d/10.conf",
+    "sys/bus/dax/devices/dax0.0/target_node",
+    "gpudesk/absent",
 ];
 /// Symbolic links.
 const LINKS: [&str; 12] = [
@@ -164,4 +180,8 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         assert!(cell.cores.len() <= 4096 && cell.caches.len() <= 256 && cell.distances.len() <= 64);
     }
     assert!(status.missing.len() <= 64);
+    // What the schema of the API would refuse.
+    assert_eq!(status::faults(&status), [""; 0]);
+    let mended = status.missing.iter().find(|sentence| sentence.starts_with("status."));
+    assert_eq!(mended, None, "and nothing had to be left out for that");
 });
