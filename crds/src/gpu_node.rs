@@ -45,7 +45,10 @@ pub struct GpuNodeSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<Drain>,
 
-    /// Rules for single cards. A card that no rule selects is managed in mode `Auto`.
+    /// Rules for single cards. A card that no rule selects is managed in mode `Auto`. Where several name
+    /// one card, in whatever order, they hold together as far as they agree; where one keeps the card
+    /// (`Unmanaged`, `Host`) that holds; and where they contradict each other the card is left alone. The
+    /// condition `LayoutApplied` and `status.devices[].unavailable` name them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]

@@ -25,6 +25,7 @@ pub mod desktop;
 pub mod desktop_template;
 pub mod desktop_template_devices;
 pub mod gpu_node;
+pub mod gpu_node_rules;
 pub mod gpu_node_status;
 pub mod gpu_profile;
 pub mod schema;

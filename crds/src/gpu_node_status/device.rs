@@ -28,6 +28,11 @@ pub struct Device {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 8))]
     pub class: String,
+    /// What it is: `Gpu`; `Display`, a display controller that is no GPU, as the screen of a management
+    /// controller; or `Accelerator`, a processing accelerator that is no GPU, as an NPU. A profile takes
+    /// what is no GPU only where it names it by `pciIds` or `products`. Default: `Gpu`.
+    #[serde(default, skip_serializing_if = "DeviceKind::is_gpu")]
+    pub kind: DeviceKind,
     /// Subsystem vendor and device id: `10de:1b1e`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
@@ -153,6 +158,26 @@ pub struct Device {
     pub instances: Vec<Instance>,
 }
 
+/// What a card is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum DeviceKind {
+    /// A GPU.
+    #[default]
+    Gpu,
+    /// A display controller that is no GPU.
+    Display,
+    /// A processing accelerator that is no GPU.
+    Accelerator,
+}
+
+impl DeviceKind {
+    /// Whether it is a GPU.
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+    pub fn is_gpu(&self) -> bool {
+        *self == Self::Gpu
+    }
+}
+
 /// MIG mode of a card.
 #[derive(KubeSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -194,6 +219,7 @@ impl Device {
             vendor_id,
             device_id,
             class: String::new(),
+            kind: DeviceKind::Gpu,
             subsystem: None,
             uuid: None,
             serial: None,

@@ -18,7 +18,7 @@ use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 pub use counts::{NodeSummary, TypeCount};
-pub use device::{Device, MigMode, VgpuState};
+pub use device::{Device, DeviceKind, MigMode, VgpuState};
 pub use fabric::{CardFabric, Fabric, FabricPartition};
 pub use health::{Ecc, Health, HealthState, RecoveryAction, RowRemapping, TemperatureThresholds, Xid};
 pub use host::{Acceleration, Host, HostCpus};

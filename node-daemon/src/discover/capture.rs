@@ -28,8 +28,10 @@ pub(super) fn write(file: &Path, survey: &Survey, blank_serials: bool) -> anyhow
     if blank_serials {
         // The kernel's command line names file systems by UUID and may name the host.
         recording.blank(|path, text| {
-            if path == "proc/cmdline" {
+            if path == "proc/cmdline" || path.ends_with("/mounts") || path.ends_with("/mountinfo") {
                 Some(blank_uuids(text))
+            } else if path.starts_with("run/udev/data/") {
+                Some(without_serials(text))
             } else if path.starts_with("proc/driver/nvidia/gpus/") {
                 let lines = text.lines().filter(|line| !line.starts_with("GPU UUID"));
                 Some(lines.flat_map(|line| [line, "\n"]).collect())
@@ -77,6 +79,11 @@ fn blank_readings(readings: &mut DriverReadings) {
     }
 }
 
+/// What udev found on a device, and nothing that identifies it.
+fn without_serials(text: &str) -> String {
+    text.lines().filter(|line| line.starts_with("E:ID_FS_TYPE=")).flat_map(|line| [line, "\n"]).collect()
+}
+
 /// Text with a blank for each UUID in it.
 fn blank_uuids(text: &str) -> String {
     let words = text.split_inclusive([' ', '=', '\n', '/']);
@@ -95,6 +102,13 @@ fn blank_uuids(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_what_udev_found_only_the_kind_is_left() {
+        let text =
+            "S:disk/by-id/nvme-X_S1234\nE:ID_SERIAL_SHORT=S1234\nE:ID_FS_TYPE=ext4\nE:ID_FS_LABEL=home\n";
+        assert_eq!(without_serials(text), "E:ID_FS_TYPE=ext4\n");
+    }
 
     #[test]
     fn file_systems_are_not_named_in_a_blanked_command_line() {

@@ -6,7 +6,7 @@ use comfy_table::{Table, presets::NOTHING};
 use gpudesk_crds::{
     GpuNodeStatus,
     conditions::Reason,
-    gpu_node_status::{Device, HostDevice, IommuGroup},
+    gpu_node_status::{Device, DeviceKind, HostDevice, IommuGroup},
     types::CpuSet,
 };
 
@@ -14,6 +14,10 @@ use gpudesk_crds::{
 pub(super) fn print(status: &GpuNodeStatus) -> String {
     let mut text = part(&cells(status));
     text += &if status.devices.is_empty() { "No cards.\n\n".into() } else { part(&cards(status)) };
+    let refused = refusals(&status.devices);
+    if !refused.is_empty() {
+        text += &format!("{refused}\n");
+    }
     if !status.host_devices.is_empty() {
         text += &part(&host_devices(status));
     }
@@ -72,7 +76,7 @@ fn cards(status: &GpuNodeStatus) -> Table {
         let vfs = card.sriov.map_or(String::new(), |sriov| format!("{}/{}", sriov.num_vfs, sriov.total_vfs));
         table.add_row([
             card.pci_address.to_string(),
-            card.product.clone(),
+            product(card),
             number(card.numa_cell),
             group(card.iommu_group.as_ref()),
             or_dash(card.driver.clone().unwrap_or_default()),
@@ -123,9 +127,38 @@ fn or_dash(text: String) -> String {
 fn modes(card: &Device) -> String {
     let supported = card.supports.iter().filter(|support| support.supported);
     let modes: Vec<String> = supported.map(|support| support.mode.to_string()).collect();
-    if !modes.is_empty() {
-        return modes.join(", ");
+    if modes.is_empty() { "none".into() } else { modes.join(", ") }
+}
+
+/// What a card is called, and what it is where it is no GPU.
+fn product(card: &Device) -> String {
+    match card.kind {
+        DeviceKind::Gpu => card.product.clone(),
+        DeviceKind::Display => format!("{} (no GPU, a display controller)", card.product),
+        DeviceKind::Accelerator => format!("{} (no GPU, an accelerator)", card.product),
     }
-    let reason = card.supports.iter().find_map(|support| support.reason.as_deref());
-    reason.map_or("none".into(), |reason| format!("none ({reason})"))
+}
+
+/// Why cards work in no mode, or why no desktop gets them: a line for each reason, with its cards.
+fn refusals(cards: &[Device]) -> String {
+    let mut lines: Vec<(String, Vec<String>)> = vec![];
+    let mut say = |card: &Device, what: String| {
+        let address = card.pci_address.to_string();
+        match lines.iter_mut().find(|(said, _)| *said == what) {
+            Some((_, addresses)) => addresses.push(address),
+            None => lines.push((what, vec![address])),
+        }
+    };
+    for card in cards {
+        if card.supports.iter().all(|support| !support.supported) {
+            for support in &card.supports {
+                let reason = support.reason.as_deref().unwrap_or("no reason is known");
+                say(card, format!(" {}: {reason}", support.mode));
+            }
+        }
+        if let Some(why) = &card.unavailable {
+            say(card, format!(": {why}"));
+        }
+    }
+    lines.iter().map(|(what, addresses)| format!("{}{what}\n", addresses.join(", "))).collect()
 }

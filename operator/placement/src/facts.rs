@@ -6,7 +6,7 @@ use std::sync::Arc;
 use gpudesk_crds::{
     GpuNode,
     conditions::{self, ConditionType},
-    gpu_node::{DevicePolicy, GpuNodeSpec, Housekeeping},
+    gpu_node::{GpuNodeSpec, Housekeeping},
     gpu_node_status::{Device, Fabric, HostCpus, HostDevice, HostDeviceKind, NumaCell},
     types::{CpuSet, PageSize, PciAddress},
 };
@@ -151,7 +151,7 @@ pub fn page(size: PageSize) -> usize {
 impl NodeFacts {
     /// Reads a node. A node without status offers nothing and is not ready.
     pub fn read(node: &GpuNode) -> Self {
-        let GpuNodeSpec { cordoned, drain: _, devices: policies, housekeeping, taints, physical_networks } =
+        let GpuNodeSpec { cordoned, drain: _, devices: _, housekeeping, taints, physical_networks } =
             &node.spec;
         let nothing = gpudesk_crds::GpuNodeStatus::default();
         let status = node.status.as_ref().unwrap_or(&nothing);
@@ -190,7 +190,7 @@ impl NodeFacts {
                 .iter()
                 .map(|device| {
                     let cell = place(device.numa_cell, device.absent_numa_cell);
-                    read_card(device, &devices, policies, cell)
+                    read_card(device, &devices, &node.spec, cell)
                 })
                 .collect(),
             partitions: read_partitions(status.fabric.as_ref(), &devices),
@@ -291,8 +291,9 @@ fn only_cell(cells: &[NumaCell]) -> Option<usize> {
     with_cpus.next().filter(|_| with_cpus.next().is_none()).map(|(position, _)| position)
 }
 
-fn read_card(device: &Device, all: &[&Device], policies: &[DevicePolicy], cell: Option<usize>) -> Card {
-    let shape = Shape::read(device, policies.iter().find(|policy| selects(policy, device)));
+fn read_card(device: &Device, all: &[&Device], spec: &GpuNodeSpec, cell: Option<usize>) -> Card {
+    let rule = spec.rule_for(device, all.iter().copied());
+    let shape = Shape::read(device, rule.as_ref().map(|rule| &rule.policy));
     let members = device.iommu_group.as_ref().map(|group| group.members.as_slice()).unwrap_or_default();
     let others = |is: &dyn Fn(&Device) -> bool| -> Vec<usize> {
         let numbered = all.iter().enumerate();
@@ -328,13 +329,6 @@ fn read_card(device: &Device, all: &[&Device], policies: &[DevicePolicy], cell: 
         instances,
         shape: Arc::new(shape),
     }
-}
-
-fn selects(policy: &DevicePolicy, device: &Device) -> bool {
-    let selector = &policy.selector;
-    selector.uuid.is_some() && selector.uuid == device.uuid
-        || selector.serial.is_some() && selector.serial == device.serial
-        || selector.pci_address == Some(device.pci_address)
 }
 
 /// The partitions whose cards are all here.

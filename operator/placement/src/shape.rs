@@ -21,6 +21,8 @@ pub struct Shape {
     pub product: String,
     /// Memory in MiB, where it is known.
     pub memory_mib: Option<i64>,
+    /// Whether it is a GPU; what is none is taken only by profiles that name it.
+    pub is_gpu: bool,
     /// Why the card is out of use, if it is.
     pub refused: Option<Refused>,
     /// Which modes its owner allows.
@@ -155,6 +157,7 @@ impl Shape {
             pci_id: format!("{}:{}", device.vendor_id, device.device_id).to_ascii_lowercase(),
             product: device.product.clone(),
             memory_mib: device.memory_mib,
+            is_gpu: device.kind.is_gpu(),
             refused,
             mode: policy.and_then(|p| p.mode).unwrap_or_default(),
             mixed: policy.and_then(|p| p.vgpu_placement) == Some(VgpuPlacement::MixedSize),
@@ -191,7 +194,12 @@ impl Shape {
         let CardRequirements { vendor, pci_ids, products, minimum_memory_mib, capabilities } = wanted;
         let of_vendor =
             |id: &str| self.pci_id.split(':').next().is_some_and(|own| own.eq_ignore_ascii_case(id));
-        vendor.is_none_or(|vendor| of_vendor(vendor.pci_id()))
+        // A wildcard alone names nothing.
+        let names_it = |glob: &String| glob.chars().any(|c| c != '*') && matches(glob, &self.product);
+        (self.is_gpu
+            || pci_ids.iter().any(|id| id.eq_ignore_ascii_case(&self.pci_id))
+            || products.iter().any(names_it))
+            && vendor.is_none_or(|vendor| of_vendor(vendor.pci_id()))
             && (pci_ids.is_empty() || pci_ids.iter().any(|id| id.eq_ignore_ascii_case(&self.pci_id)))
             && (products.is_empty() || products.iter().any(|glob| matches(glob, &self.product)))
             && minimum_memory_mib.is_none_or(|least| self.memory_mib.is_some_and(|has| has >= least))

@@ -14,7 +14,7 @@ use gpudesk_crds::{
 use super::{
     CardReadings, GpuInstanceReading, MigReadings, VgpuInstanceReading, VgpuReadings, placements, text,
 };
-use crate::topology::vgpu_type;
+use crate::topology::{mdev, vgpu_type};
 
 /// The most that the API takes.
 const INSTANCES: usize = 256;
@@ -128,7 +128,8 @@ fn gpu_instance(found: &CardReadings, mig: &MigReadings, instance: &GpuInstanceR
 fn time_sliced(card: &mut Device, vgpu: &VgpuReadings) {
     // sysfs alone knows some types by their numbers only.
     for instance in &mut card.instances {
-        if let Ok(id) = instance.type_name.parse::<u32>()
+        let number = instance.type_name.parse().ok().or_else(|| mdev::nvidia_number(&instance.type_name));
+        if let Some(id) = number
             && let Some(name) = name_of(vgpu, id)
         {
             instance.type_name = name;

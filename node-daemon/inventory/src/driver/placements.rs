@@ -6,7 +6,7 @@ use gpudesk_crds::{
 };
 
 use super::{CardReadings, DriverReadings, MigPlacement, MigProfile, VgpuReadings, VgpuTypeReading, within};
-use crate::topology::vgpu_type;
+use crate::topology::{mdev, vgpu_type};
 
 /// The most that the API takes: shares of a card, starts of a share, vGPU types of a MIG profile, and
 /// the largest position or count.
@@ -25,7 +25,8 @@ pub(super) fn describe(card: &mut Device, found: &CardReadings, all: &DriverRead
     offered.truncate(SHARES);
     card.units = Some(units(&offered));
 
-    let functions = i32::try_from(card.virtual_functions.len()).unwrap_or(i32::MAX);
+    let able = card.virtual_functions.iter().filter(|function| function.unavailable.is_none());
+    let functions = i32::try_from(able.count()).unwrap_or(i32::MAX);
     for placement in &mut offered {
         let known = (card.placements.iter())
             .find(|known| known.mode == placement.mode && known.type_name == placement.type_name);
@@ -33,15 +34,22 @@ pub(super) fn describe(card: &mut Device, found: &CardReadings, all: &DriverRead
             keep(placement, known);
         }
         // A function carries one vGPU, however many the card could hold.
-        if placement.mode == ShareMode::Vgpu && functions > 0 {
+        if placement.mode == ShareMode::Vgpu && !card.virtual_functions.is_empty() {
             placement.max_count = placement.max_count.min(functions);
         }
     }
     // A vGPU type on a MIG profile is no share of the card beside that profile.
     let backed =
         |name: &str| offered.iter().flat_map(|p| &p.vgpu_types).any(|backed| backed.type_name == name);
+    // A type that sysfs knows by its number only, and the driver by its name.
+    let is_named = |known: &Placement| {
+        let number = known.type_name.parse().ok().or_else(|| mdev::nvidia_number(&known.type_name));
+        let mut types = found.vgpu.iter().flat_map(|vgpu| &vgpu.types);
+        number.is_some_and(|number: u32| types.any(|kind| kind.id == number))
+    };
     let others: Vec<Placement> = (card.placements.drain(..))
         .filter(|known| offered.iter().all(|p| p.type_name != known.type_name) && !backed(&known.type_name))
+        .filter(|known| !is_named(known))
         .collect();
     card.placements = offered;
     card.placements.extend(others);

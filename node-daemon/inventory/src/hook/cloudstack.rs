@@ -16,6 +16,7 @@ use gpudesk_crds::{
 use serde_json::Value;
 
 use super::{Devices, HookAnswer, HookError, MAX_CARDS, MAX_NOTES, Mode, foreign_use, shown};
+use crate::topology::{pci, supports::obstacle};
 use shares::{Function, Vgpu};
 use value::{address, class, hex_id, number, text, truth};
 
@@ -37,8 +38,8 @@ pub(super) struct Card {
     numa_cell: Option<i32>,
     sriov: Option<Sriov>,
     memory_mib: Option<i64>,
-    /// Whether the script would give the card away whole.
-    whole: bool,
+    /// Whether the script would give the card away whole, where it says.
+    whole: Option<bool>,
     /// The virtual machine that holds the card whole.
     used_by: Option<String>,
     vgpus: Vec<Vgpu>,
@@ -112,7 +113,7 @@ fn card(entry: &Value, at: &str, notes: &mut Notes) -> Option<Card> {
         numa_cell: count(&entry["numa_node"]),
         sriov: (total_vfs > 0).then_some(Sriov { total_vfs, num_vfs }),
         memory_mib: number(&entry["video_ram"]).filter(|mib| *mib > 0),
-        whole: truth(&whole["enabled"]),
+        whole: (!whole["enabled"].is_null()).then(|| truth(&whole["enabled"])),
         used_by: text(&whole["used_by_vm"], 200),
         vgpus: shares::vgpus(&entry["vgpu_instances"], address, at, notes),
         functions: shares::functions(&entry["vf_instances"], nvidia, at, notes),
@@ -123,14 +124,19 @@ fn card(entry: &Value, at: &str, notes: &mut Notes) -> Option<Card> {
     Some(card)
 }
 
-/// The card, with what the document says of it over what was found.
+/// The card, with what the document says of it over what was found, and of which modes it says whether
+/// they work. `only_said`: what was found of it came from the document as well.
 ///
 /// # Errors
 /// One sentence, when it was not found and the document does not say what it is.
-pub(super) fn over(said: &Card, found: Option<Device>) -> Result<Device, String> {
+pub(super) fn over(
+    said: &Card,
+    found: Option<Device>,
+    only_said: bool,
+) -> Result<(Device, Vec<ModeSupport>), String> {
     let ids = said.vendor_id.as_ref().zip(said.device_id.as_ref());
     let (mut card, new) = match (found, ids) {
-        (Some(card), _) => (card, false),
+        (Some(card), _) => (card, only_said),
         (None, Some((vendor, device))) => (Device::new(said.address, vendor.clone(), device.clone()), true),
         (None, None) => {
             return Err(format!("{} was not found and has no vendor_id and device_id", said.address));
@@ -155,19 +161,39 @@ pub(super) fn over(said: &Card, found: Option<Device>) -> Result<Device, String>
         && card.iommu_group.as_ref().is_none_or(|group| group.id != id)
     {
         // The document does not say who else is in the group; that the card can be given away, it does.
-        card.iommu_group = Some(IommuGroup { id, members: vec![], viable: said.whole, message: None });
+        card.iommu_group =
+            Some(IommuGroup { id, members: vec![], viable: said.whole == Some(true), message: None });
     }
     if card.pcie_path.is_empty() {
         card.pcie_path.extend(said.root);
     }
     shares::join(&mut card, &said.vgpus, &said.functions, said.vendor_id.as_deref() == Some(NVIDIA));
     if new {
-        card.supports = supports(said, &card);
+        card.kind = pci::card_kind(&card.class, &card.vendor_id, &card.device_id);
     }
+    let words = if new { supports(said, &card) } else { words(said, &card) };
     if let Some(machine) = &said.used_by {
         card.unavailable = Some(foreign_use(machine));
     }
-    Ok(card)
+    Ok((card, words))
+}
+
+/// The sentence about a card that the script would not give away.
+const NOT_WHOLE: &str = "the discovery hook does not offer the card whole";
+
+/// What the document says of a card that was found too: that it is not given whole; or that it is, where
+/// nothing that was seen speaks against it. What was only not seen does not.
+fn words(said: &Card, card: &Device) -> Vec<ModeSupport> {
+    let word = |supported: bool| ModeSupport {
+        mode: ShareMode::Passthrough,
+        supported,
+        reason: (!supported).then(|| NOT_WHOLE.into()),
+    };
+    match said.whole {
+        Some(false) => vec![word(false)],
+        Some(true) if card.iommu_group.is_some() && obstacle(card).is_none() => vec![word(true)],
+        Some(true) | None => vec![],
+    }
 }
 
 /// What a card that only the hook knows can be used for: what the hook says it is used for.
@@ -179,12 +205,12 @@ fn supports(said: &Card, card: &Device) -> Vec<ModeSupport> {
         reason: (!supported).then(|| why.to_owned()),
     };
     let whole = match (said.whole, said.iommu_group) {
-        (false, _) => Some("the discovery hook does not offer the card whole"),
-        (true, None) => Some("the discovery hook names no IOMMU group"),
-        (true, Some(_)) => None,
+        (Some(false) | None, _) => Some(NOT_WHOLE.into()),
+        (Some(true), None) => Some("the discovery hook names no IOMMU group".into()),
+        (Some(true), Some(_)) => obstacle(card),
     };
     vec![
-        support(ShareMode::Passthrough, whole.is_none(), whole.unwrap_or_default()),
+        support(ShareMode::Passthrough, whole.is_none(), whole.as_deref().unwrap_or_default()),
         support(ShareMode::Vgpu, offers(ShareMode::Vgpu), "the discovery hook names no vGPU types"),
         support(ShareMode::Mig, offers(ShareMode::Mig), "the discovery hook names no vGPUs on MIG instances"),
         support(

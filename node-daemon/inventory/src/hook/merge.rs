@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use gpudesk_crds::{
-    gpu_node_status::{Device, Instance},
+    gpu_node_status::{Device, Instance, ModeSupport},
     types::PciAddress,
 };
 
 use super::{Devices, HookAnswer, MAX_CARDS, Mode, REMARK, cloudstack, own};
-use crate::topology::HostFacts;
+use crate::topology::{HostFacts, pci};
 
 /// Entries of a list of instances, as the schema has it.
 const MAX_INSTANCES: usize = 256;
@@ -23,12 +23,18 @@ pub fn merge(facts: &mut HostFacts, answer: &HookAnswer) {
     let mut remarks = answer.notes.clone();
     let mut cards: BTreeMap<PciAddress, Device> =
         facts.cards.drain(..).map(|card| (card.pci_address, card)).collect();
+    let mut words: BTreeMap<PciAddress, Vec<ModeSupport>> = BTreeMap::new();
     match &answer.devices {
         Devices::CloudStack(said) => {
             for card in said {
                 let found = cards.remove(&card.address());
-                match cloudstack::over(card, found) {
-                    Ok(card) => insert(&mut cards, card, &mut remarks),
+                // Of a card that only a document knows, an earlier merge said every mode.
+                let only_said = facts.hook_words.get(&card.address()).is_some_and(|words| words.len() > 1);
+                match cloudstack::over(card, found, only_said) {
+                    Ok((card, said)) => {
+                        words.insert(card.pci_address, said);
+                        insert(&mut cards, card, &mut remarks);
+                    }
                     Err(remark) => remarks.push(remark),
                 }
             }
@@ -42,6 +48,13 @@ pub fn merge(facts: &mut HostFacts, answer: &HookAnswer) {
             Mode::Replace => cards = replace(&cards, said, &mut remarks),
         },
     }
+    if let Devices::Own(said) = &answer.devices {
+        for card in said.iter().filter(|card| card.fields.contains_key("supports")) {
+            let modes = cards.get(&card.address).map(|card| card.supports.clone());
+            words.insert(card.address, modes.unwrap_or_default());
+        }
+    }
+    facts.hook_words = words;
     facts.cards = cards.into_values().collect();
     for remark in remarks {
         let remark = format!("{REMARK}: {remark}");
@@ -69,12 +82,23 @@ fn extend(cards: &mut BTreeMap<PciAddress, Device>, said: &own::Card, remarks: &
             return;
         }
     };
+    let is_new = !cards.contains_key(&said.address);
     match said.over(&base) {
         Ok(mut card) => {
+            if is_new {
+                classify(&mut card, said);
+            }
             keep_held(&mut card.instances, &base.instances);
             insert(cards, card, remarks);
         }
         Err(error) => remarks.push(format!("{} cannot be joined with what was found: {error}", said.address)),
+    }
+}
+
+/// What a card is that only the hook describes, where the hook does not say it.
+fn classify(card: &mut Device, said: &own::Card) {
+    if !said.fields.contains_key("kind") {
+        card.kind = pci::card_kind(&card.class, &card.vendor_id, &card.device_id);
     }
 }
 
@@ -98,6 +122,7 @@ fn replace(
         let (vendor, device) = said.ids().unwrap_or_default();
         match said.over(&Device::new(said.address, vendor, device)) {
             Ok(mut card) => {
+                classify(&mut card, said);
                 if let Some(found) = found.get(&said.address) {
                     keep_held(&mut card.instances, &found.instances);
                 }

@@ -1,12 +1,15 @@
 //! Cards: display controllers and accelerators.
 
 use gpudesk_crds::{
-    gpu_node_status::{Companion, Device, VirtualFunction},
+    gpu_node_status::{Bar, Companion, Device, VirtualFunction},
     types::PciAddress,
 };
 
 use super::{Scanner, functions::Function};
-use crate::topology::{nvidia, pci};
+use crate::{
+    topology::{nvidia, pci},
+    tree::Dir,
+};
 
 impl Scanner {
     /// A card, without its name; `None` when it cannot be read.
@@ -39,11 +42,12 @@ impl Scanner {
         let mut card = Device::new(address, &*function.vendor_id, &*function.device_id);
         card.iommu_group = self.iommu_group(&function, address);
         card.companions = self.companions(address);
-        card.virtual_functions =
-            functions.unwrap_or_else(|| self.virtual_functions(&function, &function.device_id));
+        card.virtual_functions = functions.unwrap_or_else(|| self.virtual_functions(&function, address));
         card.boot_vga = function.dir.line("boot_vga").as_deref() == Some("1");
         card.memory_mib = self.memory_mib(&function);
         self.as_driver_says(&function, &mut card);
+        card.bars = self.bars(&function.dir, address);
+        card.kind = pci::card_kind(&function.class, &function.vendor_id, &function.device_id);
         let Function {
             dir: _,
             class,
@@ -55,7 +59,6 @@ impl Scanner {
             root_complex,
             pcie_path,
             link,
-            bars,
             reset_methods,
             sriov,
         } = function;
@@ -67,11 +70,29 @@ impl Scanner {
             root_complex,
             pcie_path,
             link,
-            bars,
             reset_methods,
             sriov,
             ..card
         })
+    }
+
+    /// The memory regions of a card, with those that have no address.
+    fn bars(&self, dir: &Dir<'_>, address: PciAddress) -> Vec<Bar> {
+        let Some(resource) = dir.text("resource") else { return vec![] };
+        let mut bars = pci::bars(&resource);
+        if !pci::may_lack_a_region(&resource) {
+            return bars;
+        }
+        // To read the configuration wakes a card that sleeps: once for each set of regions.
+        let known = self.regions.borrow().get(&address).filter(|(of, _)| *of == resource).cloned();
+        if let Some((_, bars)) = known {
+            return bars;
+        }
+        if let Some(header) = dir.bytes("config", pci::HEADER) {
+            pci::add_given_up(&mut bars, &resource, &header);
+        }
+        self.regions.borrow_mut().insert(address, (resource, bars.clone()));
+        bars
     }
 
     /// Name, UUID and serial number as the kernel driver tells them in files. NVML tells more, where it is.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use gpudesk_crds::{
-    gpu_node_status::{Bar, GroupMember, IommuGroup, PcieLink, Sriov, VirtualFunction},
+    gpu_node_status::{GroupMember, IommuGroup, PcieLink, Sriov},
     types::PciAddress,
 };
 
@@ -39,7 +39,6 @@ pub(super) struct Function<'a> {
     pub(super) root_complex: Option<String>,
     pub(super) pcie_path: Vec<PciAddress>,
     pub(super) link: Option<PcieLink>,
-    pub(super) bars: Vec<Bar>,
     pub(super) reset_methods: Vec<String>,
     pub(super) sriov: Option<Sriov>,
 }
@@ -65,12 +64,14 @@ impl Scanner {
         addresses.dedup();
         self.classes.clear();
         self.groups.clear();
+        self.unlisted.clear();
+        self.regions.borrow_mut().retain(|address, _| addresses.binary_search(address).is_ok());
         self.copied_groups = self.copied_groups(&addresses);
         self.find_mdevs();
         // A virtual function has a higher address than the function it belongs to.
         let mut virtual_functions = BTreeSet::new();
         let (mut cards, mut devices) = (vec![], vec![]);
-        for address in addresses {
+        for &address in &addresses {
             let folder = self.folder(address);
             let is_virtual = virtual_functions.contains(&address);
             let (group, driver) = self.tree.dir(&folder).map_or((None, None), |dir| {
@@ -89,14 +90,26 @@ impl Scanner {
                 continue;
             };
             let kind = pci::kind(&class);
+            let physical = format!("{folder}/physfn");
+            if kind != FunctionKind::Other && self.tree.exists(&physical) {
+                // Its physical function does not list it, and has it all the same.
+                if let Some(parent) = self.tree.link_name(&physical).and_then(|name| name.parse().ok()) {
+                    self.unlisted.entry(parent).or_default().push(address);
+                }
+                continue;
+            }
             self.classes.insert(address, class);
-            let is_function_of_another = || self.tree.exists(&format!("{folder}/physfn"));
             match kind {
                 FunctionKind::Card | FunctionKind::NetworkCard | FunctionKind::NvmeDrive => {
-                    if is_function_of_another() {
-                        continue;
+                    let listed = self.virtual_addresses(&folder);
+                    if listed.is_empty() {
+                        let unlisted = self.look_like_functions_of(address, &folder, &addresses);
+                        virtual_functions.extend(unlisted.iter().copied());
+                        if !unlisted.is_empty() {
+                            self.unlisted.insert(address, unlisted);
+                        }
                     }
-                    virtual_functions.extend(self.virtual_addresses(&folder));
+                    virtual_functions.extend(listed);
                     if kind == FunctionKind::Card { cards.push(address) } else { devices.push(address) }
                 }
                 FunctionKind::Other => {
@@ -134,7 +147,7 @@ impl Scanner {
         class.or_else(|| pci::uevent(&self.tree.text(&format!("{folder}/uevent"))?).class)
     }
 
-    fn group_in(&self, dir: &Dir<'_>, address: PciAddress) -> Option<i32> {
+    pub(super) fn group_in(&self, dir: &Dir<'_>, address: PciAddress) -> Option<i32> {
         let number = dir.link_name("iommu_group").and_then(|name| name.parse().ok());
         number.filter(|group| *group >= 0).or_else(|| self.copied_groups.get(&address).copied())
     }
@@ -166,7 +179,7 @@ impl Scanner {
     }
 
     /// A folder in the place of the link does not tell the driver's name; the function itself does.
-    fn copied_driver(&self, folder: &str) -> Option<String> {
+    pub(super) fn copied_driver(&self, folder: &str) -> Option<String> {
         if !self.tree.exists(&format!("{folder}/driver")) {
             return None;
         }
@@ -180,26 +193,6 @@ impl Scanner {
         let id = |file: &str| self.tree.text(&format!("{folder}/{file}")).and_then(|text| pci::id(&text));
         id("vendor").as_deref() == Some("10de")
             && id("device").is_some_and(|id| NVSWITCHES.contains(&id.as_str()))
-    }
-
-    /// The virtual functions of a function, in their order. Where there are none this is one read.
-    pub(super) fn virtual_addresses(&self, folder: &str) -> Vec<PciAddress> {
-        let number =
-            |file: &str| self.tree.line(&format!("{folder}/{file}")).and_then(|line| line.parse().ok());
-        let count = number("sriov_numvfs").unwrap_or(0).min(256);
-        let address = |index: u32| self.tree.link_name(&format!("{folder}/virtfn{index}"))?.parse().ok();
-        let found: Vec<PciAddress> = (0..count).filter_map(address).collect();
-        if count == 0 || !found.is_empty() {
-            return found;
-        }
-        // Without the links, the function itself says where its virtual functions are.
-        let own = folder.rsplit('/').next().and_then(|name| name.parse().ok());
-        let Some(((own, offset), stride)) = own.zip(number("sriov_offset")).zip(number("sriov_stride"))
-        else {
-            return found;
-        };
-        let there = (0..count).filter_map(|index| pci::virtual_address(own, offset, stride, index));
-        there.filter(|address| self.tree.exists(&self.folder(*address))).collect()
     }
 
     /// What is the same for all kinds; `None` when not even its ids can be read.
@@ -216,7 +209,6 @@ impl Scanner {
         };
         let (vendor_id, device_id) = ids.or(spare.ids)?;
         let class = class.or(spare.class)?;
-        let is_card = pci::kind(&class) == FunctionKind::Card;
         let subsystem = id("subsystem_vendor").zip(id("subsystem_device"));
         // Where the list of all functions is missing, the folder itself says where the function is.
         let link = self.tree.link(&folder).unwrap_or_else(|| folder.clone());
@@ -239,7 +231,6 @@ impl Scanner {
                 link_file("current_link_speed").and_then(|text| pci::speed(&text)),
                 link_file("max_link_speed").and_then(|text| pci::speed(&text)),
             ),
-            bars: if is_card { bars(&dir) } else { vec![] },
             reset_methods: match text("reset_method") {
                 Some(text) => pci::reset_methods(&text),
                 // Kernels before 5.15 choose the method themselves, and tell only whether there is one.
@@ -269,7 +260,7 @@ impl Scanner {
         Some(iommu::judge(id, address, members, is_card))
     }
 
-    fn member(&self, address: PciAddress) -> GroupMember {
+    pub(super) fn member(&self, address: PciAddress) -> GroupMember {
         let folder = self.folder(address);
         GroupMember {
             pci_address: address,
@@ -277,71 +268,6 @@ impl Scanner {
             driver: self.driver(&folder),
         }
     }
-
-    /// The virtual functions of a card or device that are switched on.
-    pub(super) fn virtual_functions(
-        &self,
-        function: &Function<'_>,
-        own_device: &str,
-    ) -> Vec<VirtualFunction> {
-        let Some(Sriov { num_vfs: 1.., .. }) = function.sriov else { return vec![] };
-        let addresses = self.virtual_addresses(function.dir.path());
-        // All virtual functions of a function have the same ids.
-        let device_id = (function.dir.line("sriov_vf_device"))
-            .and_then(|line| pci::id(&format!("0x{line}")))
-            .or_else(|| pci::id(&self.tree.text(&format!("{}/device", self.folder(*addresses.first()?)))?))
-            .filter(|id| id != own_device);
-        let found = addresses.iter().zip(0..).map(|(address, index)| {
-            let mut vf = VirtualFunction {
-                pci_address: *address,
-                index,
-                device_id: device_id.clone(),
-                driver: None,
-                iommu_group: None,
-                unavailable: None,
-            };
-            self.refresh_function(&mut vf);
-            vf
-        });
-        found.collect()
-    }
-
-    /// Driver and IOMMU group of a virtual function.
-    pub(super) fn refresh_function(&self, vf: &mut VirtualFunction) {
-        // A whole pass has just looked; otherwise it is looked at now.
-        let known = self.bound.get(&vf.pci_address).cloned();
-        let (driver, group) = known.unwrap_or_else(|| {
-            let dir = self.tree.dir(&self.folder(vf.pci_address));
-            dir.map_or((None, None), |dir| (dir.link_name("driver"), self.group_in(&dir, vf.pci_address)))
-        });
-        vf.driver = driver.or_else(|| self.copied_driver(&self.folder(vf.pci_address)));
-        vf.iommu_group = group;
-        vf.unavailable = vf.iommu_group.and_then(|group| self.shared_group(vf.pci_address, group));
-    }
-
-    /// Why a virtual function cannot be given away alone.
-    fn shared_group(&self, address: PciAddress, group: i32) -> Option<String> {
-        let members = self.groups.get(&group)?;
-        if members.len() < 2 {
-            return None;
-        }
-        let others = members.iter().filter(|member| **member != address).map(|member| self.member(*member));
-        let group = iommu::judge(group, address, others.collect(), |_| false);
-        group.message
-    }
-}
-
-/// The memory regions of a card, with those that have no address.
-fn bars(dir: &Dir<'_>) -> Vec<Bar> {
-    let Some(resource) = dir.text("resource") else { return vec![] };
-    let mut bars = pci::bars(&resource);
-    // To read the configuration wakes a card that sleeps: only where the large region is missing.
-    if !pci::has_wide_region(&resource)
-        && let Some(header) = dir.bytes("config", pci::HEADER)
-    {
-        pci::add_given_up(&mut bars, &resource, &header);
-    }
-    bars
 }
 
 /// The functions of a tree that has not the list of them: below `sys/devices`, or packed from the list of

@@ -1,7 +1,7 @@
 //! Network cards and NVMe drives.
 
 use gpudesk_crds::{
-    gpu_node_status::{HostDevice, HostDeviceKind},
+    gpu_node_status::{HostDevice, HostDeviceKind, VirtualFunction},
     types::PciAddress,
 };
 
@@ -9,6 +9,7 @@ use super::{Scanner, functions::Function};
 use crate::topology::{
     HostFacts,
     pci::{self, FunctionKind},
+    supports,
 };
 
 impl Scanner {
@@ -20,28 +21,30 @@ impl Scanner {
             FunctionKind::NvmeDrive => HostDeviceKind::NvmeDrive,
             FunctionKind::Card | FunctionKind::Other => return None,
         };
-        let (names, size_mib) = match kind {
-            HostDeviceKind::NetworkCard => (self.interfaces(address), None),
-            HostDeviceKind::NvmeDrive => self.namespaces(address),
+        let (names, size_mib, message) = match kind {
+            HostDeviceKind::NetworkCard => (self.interfaces(address), None, self.card_in_use(address)),
+            HostDeviceKind::NvmeDrive => {
+                let drive = self.drive(address);
+                let in_use = self.drive_in_use(&drive, function.driver.as_deref());
+                (drive.names(), self.drive_mib(&drive), in_use)
+            }
         };
         let iommu_group = self.iommu_group(&function, address);
-        let message = match kind {
-            HostDeviceKind::NetworkCard => self.interface_in_use(address, &names),
-            HostDeviceKind::NvmeDrive => self.drive_in_use(&names),
-        };
         let message = message.or_else(|| match &iommu_group {
-            Some(group) if !group.viable => group.message.clone(),
+            Some(group) if !group.viable => Some(supports::not_viable(group)),
             Some(_) => None,
             None if facts.iommu.groups == Some(0) => {
                 Some("the kernel shows no IOMMU groups: see the condition IommuEnabled".into())
             }
             None => Some("its IOMMU group is not known".into()),
         });
-        let virtual_functions = self.virtual_functions(&function, &function.device_id);
-        let message = message.or_else(|| {
-            let on = virtual_functions.len();
-            (on > 0).then(|| format!("{on} virtual functions of it are switched on: switch them off first"))
-        });
+        let mut virtual_functions = self.virtual_functions(&function, address);
+        if kind == HostDeviceKind::NetworkCard {
+            for function in &mut virtual_functions {
+                self.judge_function(function);
+            }
+        }
+        let message = message.or_else(|| supports::functions_on(function.sriov, virtual_functions.len()));
         let Function {
             dir: _,
             class,
@@ -53,7 +56,6 @@ impl Scanner {
             root_complex,
             pcie_path,
             link,
-            bars: _,
             reset_methods,
             sriov,
         } = function;
@@ -62,6 +64,7 @@ impl Scanner {
                 .is_empty()
                 .then(|| "it has no reset method, so it cannot be cleaned between users".into())
         });
+        let message = message.map(sentence);
         Some(HostDevice {
             pci_address: address,
             kind,
@@ -87,90 +90,14 @@ impl Scanner {
         })
     }
 
-    /// Where a function's network interfaces are: below it, or below the virtio device on it.
-    fn interface_folders(&self, address: PciAddress) -> Vec<String> {
-        let folder = self.folder(address);
-        let mut folders = vec![format!("{folder}/net")];
-        let virtio = self.tree.names(&folder, |name| name.starts_with("virtio"));
-        folders.extend(virtio.into_iter().map(|name| format!("{folder}/{name}/net")));
-        folders
+    /// Whether a virtual function of a network card is free, beside its IOMMU group.
+    pub(super) fn judge_function(&self, function: &mut VirtualFunction) {
+        let in_use = self.function_in_use(function.pci_address, function.driver.as_deref());
+        function.unavailable = in_use.map(sentence).or(function.unavailable.take());
     }
+}
 
-    fn interfaces(&self, address: PciAddress) -> Vec<String> {
-        let folders = self.interface_folders(address);
-        let mut names: Vec<String> =
-            folders.iter().flat_map(|folder| self.tree.names(folder, |_| true)).collect();
-        names.truncate(64);
-        names
-    }
-
-    /// The namespaces of a drive and their size together in MiB; no size when one of them has none.
-    fn namespaces(&self, address: PciAddress) -> (Vec<String>, Option<i64>) {
-        let folder = format!("{}/nvme", self.folder(address));
-        let controllers = self.tree.names(&folder, |name| name.starts_with("nvme"));
-        let is_namespace = |name: &str| {
-            let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-            let parts = name.strip_prefix("nvme").and_then(|rest| rest.split_once('n'));
-            // `nvme0c0n1` is one way to a namespace, not the namespace.
-            parts.is_some_and(|(controller, namespace)| digits(controller) && digits(namespace))
-        };
-        let paths: Vec<(String, String)> = controllers
-            .iter()
-            .map(|name| format!("{folder}/{name}"))
-            .flat_map(|folder| {
-                let names = self.tree.names(&folder, is_namespace);
-                names.into_iter().map(move |name| (format!("{folder}/{name}/size"), name))
-            })
-            .collect();
-        let sectors = paths
-            .iter()
-            .try_fold(0_u64, |sum, (size, _)| Some(sum.saturating_add(self.tree.line(size)?.parse().ok()?)));
-        let size_mib = sectors.filter(|_| !paths.is_empty());
-        // The kernel counts in sectors of 512 bytes, whatever those of the drive are.
-        let size_mib = size_mib.and_then(|sectors| i64::try_from(sectors / 2048).ok());
-        let mut names: Vec<String> = paths.into_iter().map(|(_, name)| name).collect();
-        names.truncate(64);
-        (names, size_mib)
-    }
-
-    fn interface_in_use(&self, address: PciAddress, names: &[String]) -> Option<String> {
-        let folders = self.interface_folders(address);
-        let is_up = |name: &String| {
-            folders.iter().any(|folder| {
-                self.tree.line(&format!("{folder}/{name}/operstate")).as_deref() == Some("up")
-                    || self.tree.exists(&format!("{folder}/{name}/master"))
-            })
-        };
-        let name = names.iter().find(|name| is_up(name))?;
-        Some(format!("the host uses its interface {name}: take it down, or choose another card"))
-    }
-
-    fn drive_in_use(&self, names: &[String]) -> Option<String> {
-        if names.is_empty() {
-            return None;
-        }
-        // Of the first process: in a container its own mounts are not those of the host.
-        let mounts =
-            ["proc/1/mounts", "proc/mounts"].iter().find_map(|path| self.tree.text(path)).unwrap_or_default();
-        for name in names {
-            let device = format!("/dev/{name}");
-            if let Some(line) = mounts.lines().find(|line| line.starts_with(&device)) {
-                let place = line.split_whitespace().nth(1).unwrap_or("?");
-                return Some(format!("the host has {device} mounted at {place}"));
-            }
-            let holders = self.tree.names(&format!("sys/block/{name}/holders"), |_| true);
-            if let Some(holder) = holders.first() {
-                return Some(format!("the host's {holder} is on {device}"));
-            }
-            let is_partition =
-                |entry: &str| entry.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('p'));
-            let partitions = self.tree.names(&format!("sys/block/{name}"), is_partition);
-            if let Some(partition) = partitions.first() {
-                return Some(format!(
-                    "{device} holds a partition, {partition}: wipe the drive to give it away"
-                ));
-            }
-        }
-        None
-    }
+/// As much of a sentence as the API takes: paths of mounts and names in it are whatever the host says.
+fn sentence(text: String) -> String {
+    if text.len() <= 512 { text } else { text.chars().filter(|c| !c.is_control()).take(512).collect() }
 }

@@ -1,5 +1,6 @@
 //! The kernel, the firmware's names, modules and services.
 
+use super::services;
 use crate::{
     topology::{HostFacts, Iommu, KernelState, cpu},
     tree::Tree,
@@ -37,13 +38,9 @@ pub(super) fn read(tree: &Tree, facts: &mut HostFacts) {
             .line("sys/module/nvidia/version")
             .or_else(|| nvidia_version(&tree.text("proc/driver/nvidia/version")?)),
         nvidia_vgpu_module: module(tree, "nvidia_vgpu_vfio"),
-        fabric_manager: service(
-            tree,
-            "nvidia-fabricmanager",
-            "run/nvidia-fabricmanager/nv-fabricmanager.pid",
-        ),
-        vgpu_manager_service: service(tree, "nvidia-vgpu-mgr", "run/nvidia-vgpu-mgr"),
+        ..KernelState::default()
     };
+    services::read(tree, &mut facts.kernel_state);
 }
 
 /// Whether a kernel of this release is older than IOMMU groups, which came with Linux 3.6.
@@ -92,18 +89,6 @@ fn device(tree: &Tree, paths: &[&str]) -> Option<bool> {
         return Some(true);
     }
     tree.exists("dev/kmsg").then_some(false)
-}
-
-/// Whether a service of systemd runs: by its control group, which a container sees too, or by what it
-/// keeps below `/run`. `None` where neither place is that of a host.
-fn service(tree: &Tree, name: &str, kept: &str) -> Option<bool> {
-    let slices = ["sys/fs/cgroup/system.slice", "sys/fs/cgroup/systemd/system.slice"];
-    let slice = slices.iter().find(|slice| tree.exists(slice));
-    let in_slice = slice.is_some_and(|slice| tree.exists(&format!("{slice}/{name}.service")));
-    if in_slice || tree.exists(kept) {
-        return Some(true);
-    }
-    slice.map(|_| false)
 }
 
 /// `Linux version 6.1.0-18-amd64 (debian-kernel@lists.debian.org) …`

@@ -7,17 +7,25 @@ mod caches;
 mod cards;
 mod cells;
 mod cpus;
+mod drives;
 mod functions;
 mod host_devices;
+mod interfaces;
 mod kernel;
 mod kubelet;
 mod memory;
+mod services;
 mod shares;
+mod vendor_vfio;
+mod virtual_functions;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use gpudesk_crds::{
-    gpu_node_status::{Device, HostDevice, VirtualFunction},
+    gpu_node_status::{Bar, Device, HostDevice, HostDeviceKind, VirtualFunction},
     types::PciAddress,
 };
 use serde::{Deserialize, Serialize};
@@ -55,6 +63,12 @@ pub struct Scanner {
     groups: BTreeMap<i32, BTreeSet<PciAddress>>,
     /// Where functions are in a tree that has not the list of all functions.
     elsewhere: BTreeMap<PciAddress, String>,
+    /// Virtual functions by the function that they say they belong to, and that does not list them.
+    unlisted: BTreeMap<PciAddress, Vec<PciAddress>>,
+    /// Memory regions of cards whose configuration was read, with the text of `resource` they are for.
+    regions: RefCell<BTreeMap<PciAddress, (String, Vec<Bar>)>>,
+    /// Drives that processes have open, once that was looked at in a pass.
+    opened: RefCell<Option<BTreeMap<String, u32>>>,
     /// Driver and IOMMU group of each virtual function, while a whole pass goes on.
     bound: BTreeMap<PciAddress, (Option<String>, Option<i32>)>,
     /// IOMMU groups by function, where the functions themselves do not tell.
@@ -73,6 +87,9 @@ impl Scanner {
             classes: BTreeMap::new(),
             groups: BTreeMap::new(),
             elsewhere: BTreeMap::new(),
+            unlisted: BTreeMap::new(),
+            regions: RefCell::default(),
+            opened: RefCell::default(),
             bound: BTreeMap::new(),
             copied_groups: BTreeMap::new(),
             mdevs: BTreeMap::new(),
@@ -87,6 +104,7 @@ impl Scanner {
     /// The whole host.
     pub fn read(&mut self) -> HostFacts {
         let mut facts = HostFacts::default();
+        self.opened.replace(None);
         kernel::read(&self.tree, &mut facts);
         cpus::read(&self.tree, &mut facts);
         self.functions(&mut facts);
@@ -100,6 +118,7 @@ impl Scanner {
     ///
     /// Functions that came or went need a whole pass; `false` says so, and then nothing was changed.
     pub fn refresh(&mut self, facts: &mut HostFacts, address: PciAddress) -> bool {
+        self.opened.replace(None);
         let known = self.refresh_one(facts, address);
         if known {
             cells::judge(&self.tree, facts);
@@ -124,7 +143,11 @@ impl Scanner {
         for number in 0..facts.host_devices.len() {
             let device = &mut facts.host_devices[number];
             if let Some(position) = position(&device.virtual_functions) {
-                self.refresh_function(&mut device.virtual_functions[position]);
+                let function = &mut device.virtual_functions[position];
+                self.refresh_function(function);
+                if device.kind == HostDeviceKind::NetworkCard {
+                    self.judge_function(function);
+                }
                 return true;
             }
             if device.pci_address == address {
@@ -220,7 +243,14 @@ impl Scanner {
 /// answers are in.
 pub fn judge_modes(facts: &mut HostFacts) {
     for card in &mut facts.cards {
-        card.supports = supports::judge(card, facts.iommu.groups);
+        let mut modes = supports::judge(card, facts.iommu.groups);
+        // What an admin's hook says of a mode is not judged again.
+        for word in facts.hook_words.get(&card.pci_address).into_iter().flatten() {
+            if let Some(mode) = modes.iter_mut().find(|mode| mode.mode == word.mode) {
+                mode.clone_from(word);
+            }
+        }
+        card.supports = modes;
     }
 }
 

@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 
 use gpudesk_crds::{
     GpuNodeSpec, GpuNodeStatus,
-    gpu_node::{DeviceMode, DevicePolicy, Management},
     gpu_node_status::{Acceleration, Device, Fabric, Host, HostCpus, Instance, PcieLink},
     types::{PciAddress, ShareMode},
 };
@@ -110,6 +109,9 @@ pub struct Findings<'a> {
 /// The most sentences in `missing`, and the most characters of one, as the schema has them.
 const MISSING: (usize, usize) = (64, 512);
 
+/// The most characters of `unavailable`, as the schema has it.
+const SENTENCE: usize = 512;
+
 /// The status of the `GpuNode`.
 ///
 /// Where it cannot be told which shares exist, those of the last good status stand, and the condition
@@ -131,17 +133,23 @@ pub fn status(findings: &Findings<'_>) -> GpuNodeStatus {
     };
     let (shown, refused) = schema::mended(shown);
     let mut devices = shown.devices;
+    let managed = |devices: &[Device]| -> Vec<bool> {
+        devices.iter().map(|card| is_managed(findings.spec, card, devices)).collect()
+    };
+    let managed = managed(&devices);
     let conditions = {
-        let managed: Vec<&Device> = devices.iter().filter(|card| is_managed(findings.spec, card)).collect();
+        let managed: Vec<&Device> = chosen(&devices, &managed).collect();
         conditions::conditions(findings, &managed, &refused)
     };
+    rules_that_keep(findings.spec, &mut devices);
     if let Some(why) = findings.withheld {
         // After the conditions: what a machine could do is judged whoever may use it.
         for card in &mut devices {
             card.unavailable.get_or_insert_with(|| why.into());
         }
     }
-    let managed: Vec<&Device> = devices.iter().filter(|card| is_managed(findings.spec, card)).collect();
+    // What is no GPU is shown, and nobody's capacity.
+    let managed: Vec<&Device> = chosen(&devices, &managed).filter(|card| card.kind.is_gpu()).collect();
     let missing = facts.odd.iter().chain(&refused).chain(&facts.incomplete);
     let missing = missing.filter(|sentence| !sentence.is_empty());
     let status = GpuNodeStatus {
@@ -159,6 +167,23 @@ pub fn status(findings: &Findings<'_>) -> GpuNodeStatus {
 /// What the API server would refuse of a status, a sentence each: nothing, of one that [`status`] made.
 pub fn faults(status: &GpuNodeStatus) -> Vec<String> {
     schema::mended(status.clone()).1
+}
+
+fn chosen<'a>(devices: &'a [Device], which: &[bool]) -> impl Iterator<Item = &'a Device> {
+    devices.iter().zip(which.to_vec()).filter(|(_, chosen)| *chosen).map(|(card, _)| card)
+}
+
+/// Says of the cards that several rules name, or that one may name, why no desktop gets them.
+fn rules_that_keep(spec: &GpuNodeSpec, devices: &mut [Device]) {
+    let notes: Vec<Option<String>> = devices
+        .iter()
+        .map(|card| spec.rule_for(card, devices.iter()).filter(|rule| rule.keeps())?.note)
+        .collect();
+    for (card, note) in devices.iter_mut().zip(notes) {
+        if let (None, Some(note)) = (&card.unavailable, note) {
+            card.unavailable = Some(note.chars().take(SENTENCE).collect());
+        }
+    }
 }
 
 /// Whether a new status says anything new. Figures that change all the time do not: free hugepages,
@@ -323,16 +348,6 @@ fn host(findings: &Findings<'_>) -> Host {
     }
 }
 
-/// Whether `policy` means `card`.
-fn selects(policy: &DevicePolicy, card: &Device) -> bool {
-    let selector = &policy.selector;
-    selector.uuid.as_ref().is_some_and(|uuid| card.uuid.as_ref() == Some(uuid))
-        || selector.serial.as_ref().is_some_and(|serial| card.serial.as_ref() == Some(serial))
-        || selector.pci_address.is_some_and(|address| card.pci_address == address)
-}
-
-fn is_managed(spec: &GpuNodeSpec, card: &Device) -> bool {
-    !spec.devices.iter().filter(|policy| selects(policy, card)).any(|policy| {
-        policy.management == Some(Management::Unmanaged) || policy.mode == Some(DeviceMode::Host)
-    })
+fn is_managed(spec: &GpuNodeSpec, card: &Device, all: &[Device]) -> bool {
+    !spec.rule_for(card, all.iter()).is_some_and(|rule| rule.keeps())
 }

@@ -104,6 +104,11 @@ pub fn placement(found: &MdevType, functions: Option<i32>) -> Placement {
     placement
 }
 
+/// The number of one of NVIDIA's types: `nvidia-222` is 222, the number that other interfaces have for it.
+pub fn nvidia_number(type_id: &str) -> Option<u32> {
+    type_id.strip_prefix("nvidia-")?.parse().ok().filter(|number| *number > 0)
+}
+
 /// The UUID and the function that carries it, from where a link of `/sys/bus/mdev/devices` points:
 /// `../../../devices/pci0000:00/0000:08:00.4/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001`.
 pub fn parent(link: &str) -> Option<(String, PciAddress)> {

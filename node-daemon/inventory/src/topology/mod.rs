@@ -1,5 +1,6 @@
 //! From what the kernel says of the host to its inventory. Pure: strings in, facts out.
 
+pub mod block;
 pub mod cpu;
 pub mod iommu;
 pub mod kernel_text;
@@ -14,8 +15,10 @@ pub mod uevent;
 pub mod vendor_vfio;
 pub mod vgpu_type;
 
+use std::collections::BTreeMap;
+
 use gpudesk_crds::{
-    gpu_node_status::{Device, Fabric, HostCpus, HostDevice, NumaCell},
+    gpu_node_status::{Device, Fabric, HostCpus, HostDevice, ModeSupport, NumaCell},
     types::PciAddress,
 };
 
@@ -44,6 +47,8 @@ pub struct HostFacts {
     pub iommu: Iommu,
     /// What the kernel has loaded and how it is set.
     pub kernel_state: KernelState,
+    /// What the admin's hook says of the modes of a card; it stands.
+    pub hook_words: BTreeMap<PciAddress, Vec<ModeSupport>>,
     /// What could not be read, one sentence each.
     pub incomplete: Vec<String>,
     /// What kernel or firmware say that cannot be, or does not tell a card's place; one sentence each.
@@ -90,8 +95,10 @@ pub struct KernelState {
     pub nvidia_driver: Option<String>,
     /// Whether NVIDIA's module that makes vGPUs (`nvidia_vgpu_vfio`, `nvidia-vgpu-vfio`) is loaded.
     pub nvidia_vgpu_module: Option<bool>,
-    /// Whether the fabric manager runs, by the files that it keeps below `/run`.
+    /// Whether the fabric manager runs, as a service of the host or in a container.
     pub fabric_manager: Option<bool>,
-    /// Whether the vGPU manager's service runs, by the files that it keeps below `/run`.
+    /// Whether the vGPU manager's service runs, as a service of the host or in a container.
     pub vgpu_manager_service: Option<bool>,
+    /// Whether NVIDIA's driver and its services come from a container, as the GPU operator runs them.
+    pub driver_in_container: bool,
 }

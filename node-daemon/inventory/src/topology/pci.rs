@@ -1,7 +1,7 @@
 //! PCI functions: classes, ids, memory regions, the way to the root.
 
 use gpudesk_crds::{
-    gpu_node_status::{Bar, PcieLink},
+    gpu_node_status::{Bar, DeviceKind, PcieLink},
     types::PciAddress,
 };
 
@@ -32,6 +32,25 @@ pub fn kind(class: &str) -> FunctionKind {
         "0200" | "0207" | "0280" => FunctionKind::NetworkCard,
         "0108" => FunctionKind::NvmeDrive,
         _ => FunctionKind::Other,
+    }
+}
+
+/// Makers of GPUs: NVIDIA, AMD, Intel, Moore Threads.
+const GPU_MAKERS: [&str; 4] = ["10de", "1002", "8086", "1ed5"];
+/// Screens of servers among AMD's display controllers: Rage XL and ES1000 (`pci.ids`).
+const SERVER_SCREENS: [&str; 3] = ["4752", "515e", "5969"];
+
+/// What a function of kind [`FunctionKind::Card`] is. A class tells what it does, not what it is good for:
+/// the screen of a management controller is a VGA controller as well.
+pub fn card_kind(class: &str, vendor: &str, device: &str) -> DeviceKind {
+    let is_makers = GPU_MAKERS.contains(&vendor);
+    if class.starts_with("12") {
+        // AMD's Instinct cards are of this class; of the others, Intel's NPUs and Gaudi.
+        if matches!(vendor, "1002" | "10de") { DeviceKind::Gpu } else { DeviceKind::Accelerator }
+    } else if is_makers && !(vendor == "1002" && SERVER_SCREENS.contains(&device)) {
+        DeviceKind::Gpu
+    } else {
+        DeviceKind::Display
     }
 }
 
@@ -217,12 +236,21 @@ pub fn add_given_up(bars: &mut Vec<Bar>, resource: &str, header: &[u8]) {
     bars.sort_by_key(|bar| bar.index);
 }
 
-/// Whether a region of 64 bits, as the memory of a card is, has an address.
-pub fn has_wide_region(resource: &str) -> bool {
+/// Whether one of the six registers shows no region and is not the upper half of one of 64 bits: there
+/// may be a region that the kernel gave up, whatever became of the others.
+pub fn may_lack_a_region(resource: &str) -> bool {
     const WIDE: u64 = 0x10_0000;
     let flags =
         |line: &str| u64::from_str_radix(line.split_whitespace().nth(2)?.strip_prefix("0x")?, 16).ok();
-    resource.lines().take(6).filter_map(flags).any(|flags| flags & WIDE != 0)
+    let mut upper_half = false;
+    for line in resource.lines().take(6) {
+        let flags = flags(line).unwrap_or(0);
+        if !std::mem::take(&mut upper_half) && flags == 0 {
+            return true;
+        }
+        upper_half = flags & WIDE != 0;
+    }
+    false
 }
 
 /// The bridges above a function, root first, from where its sysfs link points:
@@ -273,7 +301,7 @@ mod tests {
         let empty = "0x0000000000000000 0x0000000000000000 0x0000000000000000\n";
         let small = "0x00000000f0000000 0x00000000f0ffffff 0x0000000000040200\n";
         let resource = format!("{small}{empty}{empty}{empty}{empty}{empty}");
-        assert!(!has_wide_region(&resource));
+        assert!(may_lack_a_region(&resource));
         let mut header = [0_u8; HEADER];
         header[0x10..0x14].copy_from_slice(&0xf000_0000_u32.to_le_bytes());
         header[0x18..0x1c].copy_from_slice(&0x0000_000c_u32.to_le_bytes());
@@ -357,7 +385,7 @@ mod tests {
             let _ = (uevent(&text), speed(&text), lanes(&text), root_complex(&text), class_words(&text));
             let mut found = bars(&text);
             add_given_up(&mut found, &text, text.as_bytes());
-            let _ = has_wide_region(&text);
+            let _ = may_lack_a_region(&text);
             prop_assert!(found.len() <= 12);
         }
     }

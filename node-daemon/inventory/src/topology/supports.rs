@@ -1,7 +1,7 @@
 //! What a card can be used for, as far as the host tells, and if not, why.
 
 use gpudesk_crds::{
-    gpu_node_status::{Device, ModeSupport},
+    gpu_node_status::{Device, IommuGroup, ModeSupport, Sriov},
     types::ShareMode,
 };
 
@@ -24,26 +24,60 @@ pub fn judge(card: &Device, iommu_groups: Option<usize>) -> Vec<ModeSupport> {
 }
 
 fn passthrough(card: &Device, iommu_groups: Option<usize>) -> Option<String> {
+    obstacle(card).or_else(|| match &card.iommu_group {
+        None if iommu_groups == Some(0) => {
+            Some("the kernel shows no IOMMU groups: see the condition IommuEnabled".into())
+        }
+        None => Some("the IOMMU group of the card is not known".into()),
+        Some(_) if card.reset_methods.is_empty() => {
+            Some("the card has no reset method, so it cannot be cleaned between users".into())
+        }
+        Some(_) => None,
+    })
+}
+
+/// What was seen on the host and stands in the way of giving the card away whole. What was only not seen
+/// is no obstacle here.
+pub fn obstacle(card: &Device) -> Option<String> {
     if card.boot_vga {
         return Some("the host shows its own screen on this card: give the host another one".into());
     }
-    match &card.iommu_group {
-        None if iommu_groups == Some(0) => {
-            return Some("the kernel shows no IOMMU groups: see the condition IommuEnabled".into());
-        }
-        None => return Some("the IOMMU group of the card is not known".into()),
-        Some(group) if !group.viable => return group.message.clone(),
-        Some(_) => {}
-    }
-    if card.reset_methods.is_empty() {
-        return Some("the card has no reset method, so it cannot be cleaned between users".into());
+    if let Some(group) = card.iommu_group.as_ref().filter(|group| !group.viable) {
+        return Some(not_viable(group));
     }
     if card.bars.iter().any(|bar| bar.unassigned) {
         return Some("a memory region of the card has no address: see the condition BarsAssigned".into());
     }
-    let functions = card.sriov.map_or(0, |sriov| sriov.num_vfs);
-    (functions > 0)
-        .then(|| format!("{functions} virtual functions of the card are switched on: switch them off first"))
+    let mut on_functions = card.instances.iter().filter(|instance| instance.virtual_function.is_some());
+    if let Some(first) = on_functions.next() {
+        let more = match on_functions.count() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        return Some(format!(
+            "the card is divided: {} is on its virtual function {}{more}",
+            first.type_name,
+            first.virtual_function.map_or_else(String::new, |function| function.to_string())
+        ));
+    }
+    functions_on(card.sriov, card.virtual_functions.len())
+}
+
+/// Why a function cannot be given away whole while virtual ones of it are on. To switch them off takes
+/// them from whoever uses one.
+pub fn functions_on(sriov: Option<Sriov>, shown: usize) -> Option<String> {
+    let stated = sriov.map_or(0, |sriov| usize::try_from(sriov.num_vfs).unwrap_or(0));
+    let on = stated.max(shown);
+    (on > 0).then(|| {
+        let functions = if on == 1 { "1 virtual function of it is" } else { &format!("{on} virtual functions of it are") };
+        format!("{functions} switched on: it can be given whole once no machine uses them and they are switched off")
+    })
+}
+
+/// Why a group cannot be given away.
+pub fn not_viable(group: &IommuGroup) -> String {
+    let unknown = || format!("IOMMU group {} is said not to be one that can be given away", group.id);
+    group.message.clone().unwrap_or_else(unknown)
 }
 
 fn offers(card: &Device, mode: ShareMode) -> bool {
@@ -94,7 +128,7 @@ fn no_shares(card: &Device, what: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gpudesk_crds::gpu_node_status::{Bar, IommuGroup, Sriov};
+    use gpudesk_crds::gpu_node_status::{Bar, Instance};
 
     fn card() -> Device {
         let mut card = Device::new("0000:41:00.0".parse().unwrap(), "1002", "74a1");
@@ -133,8 +167,29 @@ mod tests {
             IommuGroup { id: 2, members: vec![], viable: false, message: Some("a network card".into()) };
         let refused = refusal(&Device { iommu_group: Some(group), ..card() });
         assert_eq!(refused.as_deref(), Some("a network card"));
+        let silent = IommuGroup { id: 2, members: vec![], viable: false, message: None };
+        assert!(refusal(&Device { iommu_group: Some(silent), ..card() }).unwrap().contains("IOMMU group 2"));
         let bare = Device { iommu_group: None, ..card() };
         assert!(judge(&bare, Some(0))[0].reason.as_ref().unwrap().contains("IommuEnabled"));
+    }
+
+    #[test]
+    fn what_is_in_use_is_not_advised_to_be_switched_off() {
+        let mut card = card();
+        card.sriov = Some(Sriov { total_vfs: 8, num_vfs: 2 });
+        card.instances.push(Instance {
+            id: "0000:41:00.4".into(),
+            type_name: "L40S-24Q".into(),
+            mode: ShareMode::Vgpu,
+            vgpu_type: None,
+            start: None,
+            virtual_function: Some("0000:41:00.4".parse().unwrap()),
+            gpu_instance: None,
+            owner: None,
+        });
+        let reason = refusal(&card).unwrap();
+        assert!(reason.contains("L40S-24Q is on its virtual function 0000:41:00.4"), "{reason}");
+        assert!(!reason.contains("switched off"), "{reason}");
     }
 
     #[test]

@@ -133,6 +133,20 @@ impl Folder {
         self.at(None, path, OFlags::PATH | OFlags::DIRECTORY)
     }
 
+    /// Whether a block device is held by somebody who lets nobody else have it. Only of this machine.
+    pub(super) fn is_claimed(&self, path: &str) -> bool {
+        let is_block = || {
+            let stat = rustix::fs::statat(&self.root, path, AtFlags::empty());
+            stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice)
+        };
+        if !self.is_root || !is_block() {
+            return false;
+        }
+        // Without "create" this asks for the device alone, as mount does. Source: open(2), O_EXCL.
+        let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        matches!(rustix::fs::openat(&self.root, path, flags, Mode::empty()), Err(Errno::BUSY))
+    }
+
     /// What is at a path, without following a link in its last part.
     pub(super) fn kind(&self, path: &str) -> Option<Kind> {
         let (folder, name) = path.rsplit_once('/').unwrap_or((".", path));

@@ -6,6 +6,7 @@
 mod archive;
 mod capture;
 mod folder;
+mod processes;
 
 use std::{
     collections::BTreeSet,

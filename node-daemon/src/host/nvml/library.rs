@@ -14,9 +14,10 @@ use super::NvmlError;
 
 /// Where the library is, when no path is given: the loader's own search, then the places of
 /// distributions that the loader of a container does not know.
-const USUAL: [&str; 4] = [
+const USUAL: [&str; 5] = [
     "libnvidia-ml.so.1",
     "/run/nvidia/driver/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1",
+    "/run/nvidia/driver/usr/lib/aarch64-linux-gnu/libnvidia-ml.so.1",
     "/run/nvidia/driver/usr/lib64/libnvidia-ml.so.1",
     "/usr/lib/wsl/lib/libnvidia-ml.so.1",
 ];

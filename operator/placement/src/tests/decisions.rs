@@ -12,7 +12,7 @@ use super::builders::*;
 use crate::{
     Placed, Snapshot,
     explain::Explanation,
-    request::{Previous, PreviousCard, Request, Share},
+    request::{CardRequirements, Previous, PreviousCard, Request, Share},
 };
 
 fn snapshot(nodes: &[GpuNode]) -> Snapshot {
@@ -374,4 +374,35 @@ fn labels_and_rules_of_the_owner_hold() {
         let why = decide(&mut snapshot(&[object.clone()]), &asked).unwrap_err();
         assert!(why.message.contains(text), "{}", why.message);
     }
+}
+
+#[test]
+fn the_more_protective_of_two_rules_for_a_card_holds_in_any_order() {
+    let mut object = two_cells("n", &[l40s(1, 0)]);
+    let keep = json!({"name": "keep", "selector": {"pciAddress": "0000:01:00.0"}, "management": "Unmanaged"});
+    let share = json!({"name": "share", "selector": {"uuid": "GPU-1"}, "vgpuPlacement": "MixedSize"});
+    let vgpus = json!({"name": "vgpus", "selector": {"pciAddress": "0000:01:00.0"}, "mode": "Vgpu"});
+    let whole = json!({"name": "whole", "selector": {"uuid": "GPU-1"}, "mode": "Passthrough"});
+    for (a, b) in [(&keep, &share), (&share, &keep), (&vgpus, &whole), (&whole, &vgpus)] {
+        object.spec.devices = [a, b].map(|rule| serde_json::from_value(rule.clone()).unwrap()).to_vec();
+        let why = decide(&mut snapshot(&[object.clone()]), &request("a", vec![vgpu(8)])).unwrap_err();
+        assert!(why.message.contains("1 cards for profile unmanaged"), "{}", why.message);
+    }
+}
+
+#[test]
+fn what_is_no_gpu_is_given_only_to_profiles_that_name_it() {
+    let mut screen = l40s(1, 0);
+    screen["kind"] = json!("Display");
+    screen["product"] = json!("ASPEED Graphics Family");
+    let object = two_cells("n", &[screen]);
+    let asks = |change: fn(&mut CardRequirements)| {
+        let mut asked = request("a", vec![Share::Passthrough]);
+        change(&mut demand(&mut asked).shares[0].cards);
+        decide(&mut snapshot(std::slice::from_ref(&object)), &asked).is_ok()
+    };
+    assert!(!asks(|_| ()));
+    assert!(!asks(|cards| cards.products = vec!["*".into()]), "that names nothing");
+    assert!(!asks(|cards| cards.minimum_memory_mib = Some(1)));
+    assert!(asks(|cards| cards.products = vec!["ASPEED*".into()]));
 }

@@ -3,6 +3,7 @@
 mod arbitrary;
 mod cloudstack;
 mod own;
+mod words;
 
 use gpudesk_crds::{
     gpu_node_status::{Device, Instance},

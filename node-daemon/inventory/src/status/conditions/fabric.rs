@@ -47,10 +47,17 @@ pub(super) fn ready(findings: &Findings<'_>) -> Say {
             Some(first) => format!("{} NVSwitches (the first at {first})", facts.nvswitches.len()),
             None => format!("{} cards on an NVLink fabric", on_fabric.len()),
         };
+        let version = message::clip(driver.map_or("", String::as_str), 40);
+        let fix = if facts.kernel_state.driver_in_container {
+            format!(
+                "the driver of this host comes from a container, so see the pod of the driver on this node, which \
+                 starts it in the driver's version {version}"
+            )
+        } else {
+            format!("run systemctl enable --now nvidia-fabricmanager, of the driver's version {version}")
+        };
         let message = format!(
-            "there are {switches} and the fabric manager does not run, so no desktop can use such a card: run \
-             systemctl enable --now nvidia-fabricmanager, of the driver's version {}",
-            message::clip(driver.map_or("", String::as_str), 40)
+            "there are {switches} and the fabric manager does not run, so no desktop can use such a card: {fix}"
         );
         return Say::no(Reason::FabricNotReady, message);
     }
@@ -62,11 +69,12 @@ pub(super) fn ready(findings: &Findings<'_>) -> Say {
             Say::expected()
         };
     }
-    let message = format!(
-        "the NVLink fabric is not up for {}: see systemctl status nvidia-fabricmanager and \
-         /var/log/fabricmanager.log",
-        message::listed(&waiting)
-    );
+    let see = if facts.kernel_state.driver_in_container {
+        "see the log of the pod of the driver on this node, where the fabric manager runs"
+    } else {
+        "see systemctl status nvidia-fabricmanager and /var/log/fabricmanager.log"
+    };
+    let message = format!("the NVLink fabric is not up for {}: {see}", message::listed(&waiting));
     Say::no(Reason::FabricNotReady, message)
 }
 

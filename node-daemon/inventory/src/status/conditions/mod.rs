@@ -21,13 +21,13 @@ mod tests;
 
 use gpudesk_crds::{
     conditions::{self, ConditionType, Reason},
-    gpu_node::{DeviceMode, Management},
+    gpu_node::DeviceMode,
     gpu_node_status::Device,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::{Findings, selects};
+use super::Findings;
 use message::sentence;
 
 /// Vendor id of NVIDIA.
@@ -127,11 +127,8 @@ const PART: &str = "only a part of a machine was read";
 /// Whether the owner of the machine lets gpudesk make shares of the card, rather than give it whole
 /// or leave it alone.
 fn shares_allowed(findings: &Findings<'_>, card: &Device) -> bool {
-    let mut policies = findings.spec.devices.iter().filter(|policy| selects(policy, card));
-    !policies.any(|policy| {
-        policy.management == Some(Management::Unmanaged)
-            || matches!(policy.mode, Some(DeviceMode::Passthrough | DeviceMode::Host))
-    })
+    let rule = findings.spec.rule_for(card, findings.facts.cards.iter());
+    rule.is_none_or(|rule| !rule.keeps() && rule.policy.mode != Some(DeviceMode::Passthrough))
 }
 
 /// A card as messages name it.

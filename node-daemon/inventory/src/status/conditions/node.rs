@@ -6,7 +6,7 @@ use gpudesk_crds::{
     gpu_node_status::{Device, HealthState},
 };
 
-use super::{Findings, Say, message, selects};
+use super::{Findings, Say, message};
 use crate::hook::REMARK;
 
 /// Desktops can run here: the hypervisor answers, and CPUs were found.
@@ -93,24 +93,35 @@ pub(super) fn layout_applied(findings: &Findings<'_>) -> Say {
         return Say::no(Reason::NotYetSupported, not_yet(&unsupported));
     }
     let cards = &findings.facts.cards;
+    let mut wrong: Vec<String> = vec![];
     for policy in &findings.spec.devices {
-        let meant: Vec<&Device> = cards.iter().filter(|card| selects(policy, card)).collect();
+        let meant: Vec<&Device> = cards.iter().filter(|card| policy.selects(card)).collect();
         if meant.is_empty() {
-            let message =
-                format!("devices[{}] selects no card of this host: see status.devices", policy.name);
-            return Say::no(Reason::InvalidSpec, message);
+            wrong.push(format!("devices[{}] selects no card of this host: see status.devices", policy.name));
         }
         let mixed = policy.vgpu_placement == Some(VgpuPlacement::MixedSize);
-        if let Some(card) = meant.iter().find(|card| mixed && card.units.unwrap_or_default().vgpu_region == 0)
-        {
-            let message = format!(
+        let cannot = meant.iter().filter(|card| mixed && card.units.unwrap_or_default().vgpu_region == 0);
+        let cannot: Vec<String> = cannot.map(|card| card.pci_address.to_string()).collect();
+        if !cannot.is_empty() {
+            wrong.push(format!(
                 "devices[{}].vgpuPlacement MixedSize: the card at {} offers no positions for mixed sizes; use EqualSize",
-                policy.name, card.pci_address
-            );
-            return Say::no(Reason::InvalidSpec, message);
+                policy.name,
+                message::listed(&cannot)
+            ));
         }
     }
-    Say::expected()
+    let mut agree: Vec<String> = vec![];
+    for card in cards {
+        let Some(rule) = findings.spec.rule_for(card, cards.iter()) else { continue };
+        if let Some(note) = &rule.note {
+            let sentence = format!("the card at {}: {note}", card.pci_address);
+            if rule.keeps() { wrong.push(sentence) } else { agree.push(sentence) }
+        }
+    }
+    if !wrong.is_empty() {
+        return Say::no(Reason::InvalidSpec, wrong.join("; "));
+    }
+    if agree.is_empty() { Say::expected() } else { Say::expected_but(agree.join("; ")) }
 }
 
 fn fields(findings: &Findings<'_>, set: impl Fn(&DevicePolicy) -> bool, field: &str) -> Vec<String> {

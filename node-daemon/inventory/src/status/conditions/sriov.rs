@@ -5,7 +5,7 @@ use gpudesk_crds::{
     gpu_node_status::{Device, Framework},
 };
 
-use super::{Findings, NVIDIA, PART, Say, is_whole, message, named, shares_allowed};
+use super::{Findings, NVIDIA, PART, Say, is_whole, message, named, shares_allowed, vgpu};
 
 /// Vendor id of AMD.
 const AMD: &str = "1002";
@@ -18,27 +18,39 @@ const INTEL: &str = "8086";
 /// gpudesk share the card, and it is not the card of the host's own screen: every recent Intel
 /// processor has graphics that could have virtual functions, and few hosts want them.
 pub(super) fn enabled(findings: &Findings<'_>, managed: &[&Device]) -> Say {
-    let can: Vec<&&Device> = managed.iter().filter(|card| can_share(findings, card)).collect();
-    let off: Vec<&&&Device> = can
+    let can: Vec<&Device> = managed.iter().copied().filter(|card| can_share(findings, card)).collect();
+    let off: Vec<&Device> = can
         .iter()
+        .copied()
         .filter(|card| {
             card.sriov.is_some_and(|sriov| sriov.num_vfs == 0) && card.virtual_functions.is_empty()
         })
         .collect();
-    if let Some(first) = off.first() {
+    if !off.is_empty() {
         let cards: Vec<String> = off.iter().map(|card| named(card)).collect();
-        let total = first.sriov.unwrap_or_default().total_vfs;
-        let address = first.pci_address;
-        let fix = if first.vendor_id == NVIDIA {
-            format!("run /usr/lib/nvidia/sriov-manage -e {address} at every start of the host")
-        } else {
-            format!(
-                "write a number up to {total} to /sys/bus/pci/devices/{address}/sriov_numvfs at every start of the host"
-            )
-        };
+        let (nvidia, others): (Vec<&Device>, Vec<&Device>) =
+            off.iter().partition(|card| card.vendor_id == NVIDIA);
+        let mut fixes: Vec<String> = vec![];
+        if !nvidia.is_empty() {
+            let addresses: Vec<String> = nvidia.iter().map(|card| card.pci_address.to_string()).collect();
+            let place = if findings.facts.kernel_state.driver_in_container {
+                " in the driver's container"
+            } else {
+                ""
+            };
+            fixes.push(format!(
+                "run /usr/lib/nvidia/sriov-manage -e for {}{place}",
+                message::listed(&addresses)
+            ));
+        }
+        fixes.extend(others.iter().take(2).map(|card| {
+            let total = card.sriov.unwrap_or_default().total_vfs;
+            format!("write a number up to {total} to /sys/bus/pci/devices/{}/sriov_numvfs", card.pci_address)
+        }));
         let message = format!(
-            "virtual functions are switched off, so no shares can be made of {}: {fix}",
-            message::listed(&cards)
+            "virtual functions are switched off, so no shares can be made of {}: {} at every start of the host",
+            message::listed(&cards),
+            fixes.join(" and ")
         );
         return Say::no(Reason::SriovOff, message);
     }
@@ -62,7 +74,7 @@ fn can_share(findings: &Findings<'_>, card: &Device) -> bool {
     match card.vendor_id.as_str() {
         // Turing has the capability and makes its vGPUs on the card itself all the same.
         NVIDIA if card.framework == Some(Framework::Mdev) && card.virtual_functions.is_empty() => false,
-        NVIDIA => driver == Some("nvidia") && makes_vgpus(findings, card),
+        NVIDIA => driver == Some("nvidia") && vgpu::divides(card) && makes_vgpus(findings, card),
         AMD => driver == Some("gim"),
         INTEL => matches!(driver, Some("i915" | "xe")),
         _ => card.framework == Some(Framework::Sriov) && driver.is_some(),

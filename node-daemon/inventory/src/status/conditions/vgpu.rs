@@ -31,6 +31,11 @@ pub(super) fn host_ready(findings: &Findings<'_>, managed: &[&Device]) -> Say {
         let cards: Vec<String> = cards.iter().map(|card| named(card)).collect();
         message::listed(&cards)
     };
+    let install = if state.driver_in_container {
+        "let the container of the driver install the vGPU host driver (vGPU manager)"
+    } else {
+        "install the vGPU host driver (vGPU manager)"
+    };
     let whole = "or set mode Passthrough for the cards in spec.devices of this GpuNode";
     if !can.iter().any(|card| sriov::makes_vgpus(findings, card) || offers_vgpus(card)) {
         let version = findings.gpu_driver_version.as_ref().or(state.nvidia_driver.as_ref());
@@ -39,7 +44,7 @@ pub(super) fn host_ready(findings: &Findings<'_>, managed: &[&Device]) -> Say {
             Some(version) => Say::no(
                 Reason::HostDriverMissing,
                 format!(
-                    "the NVIDIA driver {} makes no vGPUs of {}: install the vGPU host driver (vGPU manager) in its place, {whole}",
+                    "the NVIDIA driver {} makes no vGPUs of {}: {install} in its place, {whole}",
                     message::clip(version, 40),
                     named_cards(&can)
                 ),
@@ -47,25 +52,27 @@ pub(super) fn host_ready(findings: &Findings<'_>, managed: &[&Device]) -> Say {
             None if driven => Say::no(
                 Reason::HostDriverMissing,
                 format!(
-                    "the NVIDIA driver of this host makes no vGPUs of {}: install the vGPU host driver (vGPU manager) in its place, {whole}",
+                    "the NVIDIA driver of this host makes no vGPUs of {}: {install} in its place, {whole}",
                     named_cards(&can)
                 ),
             ),
             None if !is_whole(findings) => Say::unknown(PART),
             None => Say::no(
                 Reason::HostDriverMissing,
-                format!(
-                    "no NVIDIA driver is loaded for {}: install the vGPU host driver (vGPU manager), {whole}",
-                    named_cards(&can)
-                ),
+                format!("no NVIDIA driver is loaded for {}: {install}, {whole}", named_cards(&can)),
             ),
         };
     }
     if state.vgpu_manager_service == Some(false) {
+        let fix = if state.driver_in_container {
+            "the driver of this host comes from a container, so see the pod of the vGPU manager on this node and \
+             its log"
+        } else {
+            "run systemctl enable --now nvidia-vgpud nvidia-vgpu-mgr"
+        };
         return Say::no(
             Reason::HostDriverMissing,
-            "the service of the vGPU manager does not run, so no vGPU starts: run systemctl enable --now \
-             nvidia-vgpud nvidia-vgpu-mgr",
+            format!("the service of the vGPU manager does not run, so no vGPU starts: {fix}"),
         );
     }
     match findings.unlicensed_vgpus {
@@ -81,14 +88,24 @@ pub(super) fn host_ready(findings: &Findings<'_>, managed: &[&Device]) -> Say {
     }
 }
 
-/// Whether a card is of the kind that is divided into vGPUs: it says so itself, or it is a
-/// professional card. Consumer and mobile cards are not.
-fn divides(card: &Device) -> bool {
-    let says_so =
-        card.framework.is_some() || offers_vgpus(card) || card.sriov.is_some_and(|sriov| sriov.total_vfs > 0);
-    let product = card.product.as_str();
-    let consumer = ["GeForce", "Mobile", "Laptop", "Max-Q"].iter().any(|word| product.contains(word));
-    says_so || (card.class == "0302" && !consumer)
+/// Whether a card is of the kind that is divided into vGPUs: its driver offers some, or it is a
+/// professional card. Consumer and mobile cards are not, whatever capability they show.
+pub(super) fn divides(card: &Device) -> bool {
+    if offers_vgpus(card) || card.framework.is_some() {
+        return true;
+    }
+    // What can be divided has many functions; one is the capability alone.
+    let many = card.sriov.is_some_and(|sriov| sriov.total_vfs > 1);
+    !is_consumer(&card.product) && (many || card.class == "0302")
+}
+
+/// Whether the name is that of a consumer or mobile card. Max-Q editions of professional cards for
+/// workstations are neither.
+fn is_consumer(product: &str) -> bool {
+    let product = product.to_ascii_lowercase();
+    let words = ["geforce", "titan", "mobile", "laptop", "notebook", "gtx"];
+    words.iter().any(|word| product.contains(word))
+        || product.contains("max-q") && !product.contains("rtx pro")
 }
 
 /// Whether types of vGPUs are among what the driver offers on the card.

@@ -127,6 +127,7 @@ fn world() -> World {
             nvidia_vgpu_module: Some(true),
             fabric_manager: Some(false),
             vgpu_manager_service: Some(true),
+            driver_in_container: false,
         },
         ..HostFacts::default()
     };

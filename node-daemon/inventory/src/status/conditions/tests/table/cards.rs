@@ -28,8 +28,58 @@ fn regions_without_an_address_are_named_with_their_card() {
             ),
             (|world| world.card().bars.clear(), true, Reason::Unknown, &[]),
             (|world| world.facts.cards.clear(), true, Reason::NotNeeded, &[]),
+            (
+                |world| {
+                    no_vgpus(world);
+                    world.card().product = "NVIDIA GeForce RTX 5090".into();
+                    world.card().sriov = Some(Sriov { total_vfs: 16, num_vfs: 0 });
+                },
+                true,
+                Reason::NotNeeded,
+                &["divided"],
+            ),
+            (
+                |world| {
+                    no_vgpus(world);
+                    world.card().product = "10de:2f04".into();
+                    world.card().class = "0300".into();
+                    world.card().sriov = Some(Sriov { total_vfs: 1, num_vfs: 0 });
+                },
+                true,
+                Reason::NotNeeded,
+                &["divided"],
+            ),
+            (
+                |world| {
+                    world.facts.kernel_state.vgpu_manager_service = Some(false);
+                    world.facts.kernel_state.driver_in_container = true;
+                },
+                false,
+                Reason::HostDriverMissing,
+                &["comes from a container", "the pod of the vGPU manager"],
+            ),
         ],
     );
+}
+
+#[test]
+fn a_consumer_card_beside_a_card_that_is_divided_needs_no_virtual_functions() {
+    let mut world = world();
+    let mut consumer = card("0000:01:00.0");
+    consumer.product = "NVIDIA GeForce RTX 5070".into();
+    consumer.sriov = Some(Sriov { total_vfs: 1, num_vfs: 0 });
+    world.facts.cards.insert(0, consumer);
+    let said = |world: &World| {
+        let conditions = world.status().conditions;
+        conditions.into_iter().find(|condition| condition.type_ == "SriovEnabled").unwrap()
+    };
+    assert_eq!(said(&world).status, "True");
+    world.facts.cards[0] = card("0000:01:00.0");
+    for card in &mut world.facts.cards {
+        card.sriov = Some(Sriov { total_vfs: 32, num_vfs: 0 });
+    }
+    let message = said(&world).message;
+    assert!(message.contains("sriov-manage -e for 0000:01:00.0, 0000:41:00.0"), "{message}");
 }
 
 fn card_of(world: &mut World, vendor: &str, driver: &str, num_vfs: i32) {

@@ -2,7 +2,7 @@
 
 use gpudesk_crds::{
     conditions::{ConditionType, Reason},
-    gpu_node::{Drain, Layout, VgpuPlacement, VgpuScheduler},
+    gpu_node::{DeviceSelector, Drain, Layout, Management, VgpuPlacement, VgpuScheduler},
     gpu_node_status::{Acceleration, HealthState},
 };
 
@@ -246,4 +246,39 @@ fn devices_healthy_and_layout_applied_name_card_and_field() {
             ),
         ],
     );
+}
+
+#[test]
+fn rules_that_overlap_are_said_and_the_card_says_why_it_is_kept() {
+    let mut world = super::super::world();
+    let mut keep = world.policy().clone();
+    keep.management = Some(Management::Unmanaged);
+    keep.name = "keep".into();
+    world.policy().selector =
+        DeviceSelector { uuid: Some("GPU-0000:41:00.0".into()), ..DeviceSelector::default() };
+    for position in [0, 1] {
+        let mut world = World { spec: world.spec.clone(), ..super::super::world() };
+        world.spec.devices.insert(position, keep.clone());
+        let status = world.status();
+        let layout = status.conditions.iter().find(|condition| condition.type_ == "LayoutApplied").unwrap();
+        let unavailable = status.devices[0].unavailable.as_ref().unwrap();
+        for text in [&layout.message, unavailable] {
+            assert!(text.contains("devices[keep] and devices[one]"), "{text}");
+        }
+        assert_eq!((layout.status.as_str(), status.summary.unwrap().gpus), ("False", 0));
+    }
+}
+
+#[test]
+fn every_rule_that_is_wrong_is_named() {
+    let mut world = super::super::world();
+    world.policy().vgpu_placement = Some(VgpuPlacement::MixedSize);
+    let mut other = world.policy().clone();
+    other.name = "two".into();
+    other.selector.pci_address = Some("0000:ff:00.0".parse().unwrap());
+    world.spec.devices.push(other);
+    let status = world.status();
+    let layout = status.conditions.iter().find(|condition| condition.type_ == "LayoutApplied").unwrap();
+    assert!(layout.message.contains("devices[one].vgpuPlacement"), "{}", layout.message);
+    assert!(layout.message.contains("devices[two] selects no card"), "{}", layout.message);
 }

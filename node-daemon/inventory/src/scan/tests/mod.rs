@@ -1,6 +1,11 @@
 //! A change is answered as a whole pass would answer it.
 #![expect(clippy::disallowed_methods, reason = "composes hosts")]
 
+mod cards;
+mod drives;
+mod services;
+mod shares;
+
 use std::{fs, os::unix::fs::symlink, path::Path};
 
 use gpudesk_crds::{

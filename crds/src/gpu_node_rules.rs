@@ -1,0 +1,230 @@
+//! What the owner's rules say of one card, also where several name it.
+//!
+//! Placement and the node read rules here and nowhere else, so they cannot differ. The order of the rules
+//! means nothing: where two name a card, the more protective wins, and where neither is, nobody knows what
+//! the owner wants, and the card is left alone.
+
+use std::fmt::Debug;
+
+use crate::{
+    gpu_node::{DeviceMode, DevicePolicy, GpuNodeSpec, Management},
+    gpu_node_status::Device,
+};
+
+/// What holds for a card.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CardRule {
+    /// The rule, or what several come to together.
+    pub policy: DevicePolicy,
+    /// What the owner should know of it, in one sentence that names the rules; absent where one rule names
+    /// the card.
+    pub note: Option<String>,
+}
+
+impl CardRule {
+    /// Whether gpudesk leaves the card alone.
+    pub fn keeps(&self) -> bool {
+        keeps(&self.policy)
+    }
+}
+
+impl DevicePolicy {
+    /// Whether the rule names this card.
+    pub fn selects(&self, card: &Device) -> bool {
+        let same = |asked: &Option<String>, has: &Option<String>| match (asked, has) {
+            (Some(asked), Some(has)) => asked.trim().eq_ignore_ascii_case(has.trim()),
+            (Some(_) | None, _) => false,
+        };
+        same(&self.selector.uuid, &card.uuid)
+            || same(&self.selector.serial, &card.serial)
+            || self.selector.pci_address == Some(card.pci_address)
+    }
+}
+
+impl GpuNodeSpec {
+    /// What the rules of `devices` say of `card`, one of the cards of the node; `None` when nothing.
+    ///
+    /// A rule that keeps a card by its UUID or serial number holds also while the card does not tell it,
+    /// as without its driver: then it counts for each card that may be the one.
+    pub fn rule_for<'a>(
+        &self,
+        card: &Device,
+        cards: impl Iterator<Item = &'a Device> + Clone,
+    ) -> Option<CardRule> {
+        let seen = |policy: &DevicePolicy| cards.clone().any(|card| policy.selects(card));
+        let may_be = |policy: &DevicePolicy| keeps(policy) && may_name(policy, card) && !seen(policy);
+        let named: Vec<&DevicePolicy> =
+            self.devices.iter().filter(|policy| policy.selects(card) || may_be(policy)).collect();
+        match named.as_slice() {
+            [] => None,
+            [only] if only.selects(card) => Some(CardRule { policy: (*only).clone(), note: None }),
+            [only] => {
+                let by = if only.selector.uuid.is_some() { "UUID" } else { "serial number" };
+                let note = format!(
+                    "devices[{}] keeps a card by its {by}, no card tells that one now, and this card tells none: it \
+                     may be the one, so name it by its pciAddress",
+                    only.name
+                );
+                Some(CardRule { policy: (*only).clone(), note: Some(note) })
+            }
+            _ => Some(together(named)),
+        }
+    }
+}
+
+fn keeps(policy: &DevicePolicy) -> bool {
+    policy.management == Some(Management::Unmanaged) || policy.mode == Some(DeviceMode::Host)
+}
+
+/// Whether the card could be the one that a rule names by what the card does not tell.
+fn may_name(policy: &DevicePolicy, card: &Device) -> bool {
+    let of_nvidia =
+        |uuid: &String| !uuid.to_ascii_uppercase().starts_with("GPU-") || card.vendor_id == "10de";
+    card.uuid.is_none() && policy.selector.uuid.as_ref().is_some_and(of_nvidia)
+        || card.serial.is_none() && policy.selector.serial.is_some()
+}
+
+/// Several rules for one card.
+fn together(mut all: Vec<&DevicePolicy>) -> CardRule {
+    // The order in which they are written must not show.
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    let names: Vec<String> = all.iter().map(|policy| format!("devices[{}]", policy.name)).collect();
+    let names = names.join(" and ");
+    let mut policy = DevicePolicy {
+        management: all.iter().find_map(|policy| policy.management),
+        max_temperature_celsius: all.iter().filter_map(|policy| policy.max_temperature_celsius).min(),
+        ..all[0].clone()
+    };
+    if let Some(keeper) = all.iter().find(|policy| keeps(policy)) {
+        policy.management = Some(Management::Unmanaged);
+        let note = format!(
+            "{names} name this card: devices[{}] keeps it from desktops, and that holds; let one rule name a card",
+            keeper.name
+        );
+        return CardRule { policy, note: Some(note) };
+    }
+    let mut differ: Vec<String> = vec![];
+    policy.mode =
+        one("mode", all.iter().map(|p| p.mode.filter(|mode| *mode != DeviceMode::Auto)), &mut differ);
+    policy.layout = one("layout", all.iter().map(|p| p.layout.clone()), &mut differ);
+    policy.vgpu_placement = one("vgpuPlacement", all.iter().map(|p| p.vgpu_placement), &mut differ);
+    policy.vgpu_scheduler = one("vgpuScheduler", all.iter().map(|p| p.vgpu_scheduler), &mut differ);
+    let note = if differ.is_empty() {
+        format!("{names} name the same card and agree: all of them hold")
+    } else {
+        policy.management = Some(Management::Unmanaged);
+        format!(
+            "{names} name this card and differ in {}, so it is left alone: let one rule name a card",
+            differ.join(", ")
+        )
+    };
+    CardRule { policy, note: Some(note) }
+}
+
+/// The value that all who set the field set; its name goes to `differ` when they set several.
+fn one<T: PartialEq + Debug>(
+    field: &str,
+    values: impl Iterator<Item = Option<T>>,
+    differ: &mut Vec<String>,
+) -> Option<T> {
+    let mut values = values.flatten();
+    let first = values.next()?;
+    if values.all(|value| value == first) {
+        Some(first)
+    } else {
+        differ.push(field.into());
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu_node::{DeviceSelector, VgpuPlacement};
+
+    fn card(address: &str, uuid: Option<&str>) -> Device {
+        let mut card = Device::new(address.parse().unwrap(), "10de", "26b9");
+        card.uuid = uuid.map(Into::into);
+        card
+    }
+
+    fn by(name: &str, selector: DeviceSelector) -> DevicePolicy {
+        DevicePolicy {
+            name: name.into(),
+            selector,
+            management: None,
+            mode: None,
+            layout: None,
+            vgpu_placement: None,
+            vgpu_scheduler: None,
+            max_temperature_celsius: None,
+        }
+    }
+
+    fn by_uuid(name: &str, uuid: &str) -> DevicePolicy {
+        by(name, DeviceSelector { uuid: Some(uuid.into()), ..DeviceSelector::default() })
+    }
+
+    fn by_address(name: &str, address: &str) -> DevicePolicy {
+        by(name, DeviceSelector { pci_address: address.parse().ok(), ..DeviceSelector::default() })
+    }
+
+    /// What both orders of the rules say, which must be the same.
+    fn rule(devices: [DevicePolicy; 2], cards: &[Device]) -> Option<CardRule> {
+        let [a, b] = devices;
+        let of =
+            |devices| GpuNodeSpec { devices, ..GpuNodeSpec::default() }.rule_for(&cards[0], cards.iter());
+        let found = of(vec![a.clone(), b.clone()]);
+        assert_eq!(found, of(vec![b, a]));
+        found
+    }
+
+    #[test]
+    fn the_more_protective_of_two_rules_wins_in_any_order() {
+        let cards = [card("0000:08:00.0", Some("GPU-1"))];
+        for protect in [
+            (|policy: &mut DevicePolicy| policy.management = Some(Management::Unmanaged))
+                as fn(&mut DevicePolicy),
+            |policy| policy.mode = Some(DeviceMode::Host),
+        ] {
+            let (mut keep, mut share) = (by_address("keep", "0000:08:00.0"), by_uuid("share", "gpu-1"));
+            protect(&mut keep);
+            share.vgpu_placement = Some(VgpuPlacement::MixedSize);
+            let found = rule([keep, share], &cards).unwrap();
+            assert!(found.keeps());
+            let note = found.note.unwrap();
+            assert!(note.contains("devices[keep] and devices[share]"), "{note}");
+        }
+    }
+
+    #[test]
+    fn rules_that_contradict_each_other_leave_the_card_alone_and_rules_that_do_not_hold_together() {
+        let cards = [card("0000:08:00.0", Some("GPU-1"))];
+        let (mut one, mut other) = (by_address("a", "0000:08:00.0"), by_uuid("b", "GPU-1"));
+        one.mode = Some(DeviceMode::Vgpu);
+        other.vgpu_placement = Some(VgpuPlacement::MixedSize);
+        let found = rule([one.clone(), other.clone()], &cards).unwrap();
+        assert!(!found.keeps() && found.note.is_some());
+        assert_eq!((found.policy.mode, found.policy.vgpu_placement), (one.mode, other.vgpu_placement));
+        other.mode = Some(DeviceMode::Passthrough);
+        let found = rule([one, other], &cards).unwrap();
+        assert!(found.keeps() && found.note.unwrap().contains("differ in mode"));
+    }
+
+    #[test]
+    fn a_card_that_does_not_tell_its_uuid_now_may_be_the_one_that_is_kept() {
+        let mut keep = by_uuid("keep", "GPU-1");
+        keep.management = Some(Management::Unmanaged);
+        let other = by_address("other", "0000:ff:00.0");
+        let silent = card("0000:08:00.0", None);
+        let found =
+            rule([keep.clone(), other.clone()], &[silent.clone(), card("0000:09:00.0", Some("GPU-2"))]);
+        assert!(found.unwrap().keeps());
+        let seen = [silent.clone(), card("0000:09:00.0", Some("GPU-1"))];
+        assert_eq!(rule([keep.clone(), other.clone()], &seen), None, "the one that is meant is seen");
+        let shared = by_address("share", "0000:08:00.0");
+        assert!(rule([keep.clone(), shared], std::slice::from_ref(&silent)).unwrap().keeps());
+        let of_amd = Device { vendor_id: "1002".into(), ..silent };
+        assert_eq!(rule([keep, other], &[of_amd]), None, "no card of NVIDIA's");
+    }
+}
