@@ -70,6 +70,8 @@ names! {
         TopologyComplete,
         /// GpuNode: the spec's rules for cards are in effect.
         LayoutApplied,
+        /// GpuNode: its daemon renews its lease. Said by the operator; all others there by the daemon.
+        DaemonHeard,
         /// GpuProfile, DesktopTemplate: the object says something that can be.
         Valid,
         /// GpuProfile: at least one more fits now.

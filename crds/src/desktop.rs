@@ -82,7 +82,9 @@ pub struct DesktopSpec {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub affinity: Vec<AffinityRule>,
 
-    /// Higher goes first when several wait. -1000000 to 1000000. Default: 0.
+    /// Higher goes first when several wait. -1000000 to 1000000, and not above what the namespace
+    /// allows: its label `gpudesk.dev/max-priority`, or what the cluster allows in all, which is 0
+    /// unless its administrators chose otherwise. Default: 0.
     #[serde(default)]
     #[schemars(range(min = -1_000_000, max = 1_000_000))]
     pub priority: i32,

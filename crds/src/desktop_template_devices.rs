@@ -265,10 +265,13 @@ pub struct SpiceConsole {}
     validation = Rule::new("has(self.inline) != has(self.secretRef)").message("cloudInit has exactly one of inline and secretRef")
 )]
 pub struct CloudInit {
-    /// The configuration itself. Whoever may read the object reads it: keep passwords in a Secret.
+    /// The configuration itself. It can be read on every node of the cluster, and by whoever may read
+    /// the object: what is secret belongs into a Secret (`secretRef`). The cluster may warn of it
+    /// or refuse it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inline: Option<InlineCloudInit>,
-    /// Secret of the same namespace with the keys `userData` and, if wanted, `networkData`.
+    /// Secret of the same namespace with the keys `userData` and, if wanted, `networkData`. Only the
+    /// nodes read it that run a desktop which names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretRef>,
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+        CustomResourceConversion, CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+    },
     apimachinery::pkg::apis::meta::v1::Condition,
 };
 use kube::{CustomResourceExt, core::ListMerge};
@@ -12,6 +14,38 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 /// The four definitions, in the order in which the kinds build on each other.
 pub fn all() -> [CustomResourceDefinition; 4] {
     [crate::GpuNode::crd(), crate::GpuProfile::crd(), crate::DesktopTemplate::crd(), crate::Desktop::crd()]
+        .map(as_stored)
+}
+
+/// The definition as an API server stores it, and so that objects stay as they are applied.
+///
+/// Whoever compares whole objects sees no difference then. `kubectl apply` compares lists of custom
+/// resources whole: a default that the server adds inside an item would differ from the manifest at
+/// each apply. So items of lists in the spec have no defaults in the schema; the types fill them in
+/// when they are read.
+fn as_stored(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    crd.spec.names.list_kind = Some(format!("{}List", crd.spec.names.kind));
+    crd.spec.conversion = Some(CustomResourceConversion { strategy: "None".into(), webhook: None });
+    for version in &mut crd.spec.versions {
+        let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
+        let fields = schema.and_then(|schema| schema.properties.as_mut());
+        if let Some(spec) = fields.and_then(|fields| fields.get_mut("spec")) {
+            without_defaults_in_items(spec, false);
+        }
+    }
+    crd
+}
+
+fn without_defaults_in_items(schema: &mut JSONSchemaProps, in_item: bool) {
+    if in_item {
+        schema.default = None;
+    }
+    for field in schema.properties.iter_mut().flat_map(|fields| fields.values_mut()) {
+        without_defaults_in_items(field, in_item);
+    }
+    if let Some(JSONSchemaPropsOrArray::Schema(item)) = &mut schema.items {
+        without_defaults_in_items(item, true);
+    }
 }
 
 /// A list of conditions, keyed by `type` so that two writers do not overwrite each other's.

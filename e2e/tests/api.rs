@@ -120,7 +120,7 @@ async fn defaults(cluster: Arc<Cluster>) -> Result<()> {
         "memory": {"sizeMiB": 1024, "hugepages": "None", "allowFallback": false},
         "numa": "Preferred",
         "machine": {"type": "q35", "firmware": "Uefi", "tpm": false, "hyperv": false},
-        "disks": [{"name": "system", "bus": "Virtio", "image": {"name": "debian-12"}}],
+        "disks": [{"name": "system", "image": {"name": "debian-12"}}],
         "networks": [{"name": "default", "user": {}}],
         "consoles": {"vnc": {}, "onGpu": false},
         "guestAgent": true,

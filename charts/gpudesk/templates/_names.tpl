@@ -36,3 +36,15 @@ system:serviceaccount:{{ .Release.Namespace }}:gpudesk-operator
 {{- define "gpudesk.nodeDaemonUser" -}}
 system:serviceaccount:{{ .Release.Namespace }}:gpudesk-node-daemon
 {{- end }}
+
+{{- /* What the API server adds to a pod and to a container. */ -}}
+{{- define "gpudesk.podDefaults" -}}
+dnsPolicy: ClusterFirst
+restartPolicy: Always
+schedulerName: default-scheduler
+terminationGracePeriodSeconds: 30
+{{- end }}
+{{- define "gpudesk.containerDefaults" -}}
+terminationMessagePath: /dev/termination-log
+terminationMessagePolicy: File
+{{- end }}

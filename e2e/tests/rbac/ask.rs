@@ -18,12 +18,12 @@ pub(crate) struct Person {
 }
 
 /// A request.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Ask {
     method: &'static str,
-    path: String,
+    pub(crate) path: String,
     content: &'static str,
-    body: Value,
+    pub(crate) body: Value,
 }
 
 impl Person {
@@ -79,17 +79,29 @@ impl Person {
 
     /// The answer, or the server's words and code.
     pub(crate) async fn try_ask(&self, ask: &Ask) -> Result<Result<Value, (u16, String)>> {
+        match self.client.request::<Value>(self.request(ask)?).await {
+            Ok(answer) => Ok(Ok(answer)),
+            Err(kube::Error::Api(status)) => Ok(Err((status.code, status.message))),
+            Err(error) => Err(error).with_context(|| format!("{} {}", ask.method, ask.path)),
+        }
+    }
+
+    /// The warnings that the server sends with its answer to what he may do.
+    pub(crate) async fn warnings(&self, ask: &Ask) -> Result<Vec<String>> {
+        let answer = self.client.send(self.request(ask)?.map(kube::client::Body::from)).await?;
+        ensure!(answer.status().is_success(), "{} {}: {}", ask.method, ask.path, answer.status());
+        let texts = answer.headers().get_all("Warning").iter().map(|value| value.to_str().map(str::to_owned));
+        Ok(texts.collect::<Result<_, _>>()?)
+    }
+
+    fn request(&self, ask: &Ask) -> Result<http::Request<Vec<u8>>> {
         let mut request =
             http::Request::builder().method(ask.method).uri(&ask.path).header("Content-Type", ask.content);
         for (name, value) in &self.headers {
             request = request.header(*name, value);
         }
         let body = if ask.body.is_null() { Vec::new() } else { serde_json::to_vec(&ask.body)? };
-        match self.client.request::<Value>(request.body(body)?).await {
-            Ok(answer) => Ok(Ok(answer)),
-            Err(kube::Error::Api(status)) => Ok(Err((status.code, status.message))),
-            Err(error) => Err(error).with_context(|| format!("{} {}", ask.method, ask.path)),
-        }
+        Ok(request.body(body)?)
     }
 
     /// Asks for what he may do.
@@ -142,6 +154,11 @@ pub(crate) fn delete(path: impl Into<String>) -> Ask {
 /// Merges a patch.
 pub(crate) fn merge(path: impl Into<String>, body: Value) -> Ask {
     ask("PATCH", path, "application/merge-patch+json", body)
+}
+
+/// Changes single fields, by operations of a JSON patch.
+pub(crate) fn change(path: impl Into<String>, operations: Value) -> Ask {
+    ask("PATCH", path, "application/json-patch+json", operations)
 }
 
 /// Applies with force, under a field manager that others do not have.

@@ -13,16 +13,23 @@ use serde_json::{Value, json};
 
 use crate::ask::{Person, create, get};
 
-const POLICIES: [&str; 11] = [
-    "desktop-finalizer.gpudesk.dev",
+const POLICIES: [&str; 18] = [
+    "finalizers.gpudesk.dev",
+    "inline-user-data.gpudesk.dev",
+    "namespace-labels.gpudesk.dev",
     "node-daemon-desktops.gpudesk.dev",
     "node-daemon-gpunodes.gpudesk.dev",
     "node-daemon-leases.gpudesk.dev",
     "node-daemon-tokens.gpudesk.dev",
     "operator-accounts.gpudesk.dev",
+    "operator-desktop-status.gpudesk.dev",
     "operator-desktops.gpudesk.dev",
+    "operator-gpunodes.gpudesk.dev",
+    "operator-leases.gpudesk.dev",
     "operator-rolebindings.gpudesk.dev",
     "operator-roles.gpudesk.dev",
+    "owner-references.gpudesk.dev",
+    "priority.gpudesk.dev",
     "status.gpudesk.dev",
     "template-in-use.gpudesk.dev",
 ];
@@ -48,10 +55,13 @@ pub(crate) async fn policies(cluster: Arc<Cluster>) -> Result<()> {
         ensure!(policy["spec"]["failurePolicy"] == "Fail", "{}", name(policy));
     }
     let bindings = items(admin.may(&of("validatingadmissionpolicybindings")).await?);
-    ensure!(bindings.len() == POLICIES.len(), "{} bindings", bindings.len());
+    let bound: BTreeSet<_> =
+        bindings.iter().map(|binding| binding["spec"]["policyName"].to_string()).collect();
+    ensure!(bound.len() == POLICIES.len() && bindings.len() == POLICIES.len() + 1, "{bound:?}");
     for binding in &bindings {
-        ensure!(binding["spec"]["policyName"] == name(binding), "{binding:#}");
-        ensure!(binding["spec"]["validationActions"] == json!(["Deny"]), "{binding:#}");
+        let only_warns = name(binding) == "inline-user-data.gpudesk.dev";
+        let actions = if only_warns { json!(["Warn"]) } else { json!(["Deny"]) };
+        ensure!(binding["spec"]["validationActions"] == actions, "{binding:#}");
     }
     Ok(())
 }
@@ -61,7 +71,7 @@ fn name(object: &Value) -> String {
 }
 
 /// The chart's manifests with `name=value` settings, as JSON values where they look like such.
-fn template(cluster: &Cluster, settings: &[&str]) -> Result<String> {
+pub(crate) fn template(cluster: &Cluster, settings: &[&str]) -> Result<String> {
     let mut helm = Command::new(cluster.control_plane().program("helm"));
     helm.args(["template", "gpudesk"]).arg(checkout().join("charts/gpudesk"));
     helm.args(["--namespace", SYSTEM_NAMESPACE, "--skip-tests"]);
@@ -70,6 +80,8 @@ fn template(cluster: &Cluster, settings: &[&str]) -> Result<String> {
 
 pub(crate) async fn settings(cluster: Arc<Cluster>) -> Result<()> {
     template(&cluster, &[])?;
+    let mut lint = Command::new(cluster.control_plane().program("helm"));
+    cluster.run(lint.args(["lint", "--strict"]).arg(checkout().join("charts/gpudesk")))?;
     for (setting, words) in [
         ("operator.replica=3", "replica"),
         ("replicas=3", "replicas"),
@@ -92,6 +104,13 @@ pub(crate) async fn settings(cluster: Arc<Cluster>) -> Result<()> {
         (r#"nodeDaemon.acceleration="hvf""#, "/nodeDaemon/acceleration"),
         ("metrics.port=80", "/metrics/port"),
         (r#"access.aggregate="no""#, "/access/aggregate"),
+        ("admission.maxPriority.default=-1", "/admission/maxPriority/default"),
+        ("admission.maxPriority.default=1000001", "/admission/maxPriority/default"),
+        (r#"admission.inlineUserData.action="Refuse""#, "/admission/inlineUserData/action"),
+        (
+            r#"admission.inlineUserData.denyNamespaces={"team": "a"}"#,
+            "/admission/inlineUserData/denyNamespaces",
+        ),
     ] {
         let refused = template(&cluster, &[setting]).err();
         let said = format!("{:#}", refused.with_context(|| format!("{setting} is accepted"))?);
@@ -121,6 +140,8 @@ pub(crate) async fn variants(cluster: Arc<Cluster>) -> Result<()> {
             r#"operator.affinity={"nodeAffinity": {}}"#,
             r#"operator.podAnnotations={"a": "b"}"#,
             r#"nodeDaemon.podLabels={"a": "b"}"#,
+            r#"admission.inlineUserData.action="Deny""#,
+            "admission.maxPriority.default=1000",
         ],
     ]
     .into_iter()
@@ -219,22 +240,26 @@ pub(crate) async fn rights(cluster: Arc<Cluster>) -> Result<()> {
         "desktops.gpudesk.dev: patch",
         "desktoptemplates.gpudesk.dev/status: patch",
         "desktoptemplates.gpudesk.dev: get list watch",
-        "events.events.k8s.io: create patch",
-        "events: create patch",
+        "desktoptemplates.gpudesk.dev: patch",
+        "gpunodes.gpudesk.dev/status: patch",
         "gpunodes.gpudesk.dev: get list watch",
         "gpuprofiles.gpudesk.dev/status: patch",
-        "rolebindings.rbac.authorization.k8s.io: create delete patch",
-        "roles.rbac.authorization.k8s.io: create delete patch",
+        "rolebindings.rbac.authorization.k8s.io: create delete get list patch watch",
+        "roles.rbac.authorization.k8s.io: create delete get list patch watch",
         "secrets: get",
     ];
-    let operator_at_home =
-        ["leases.coordination.k8s.io: create get list patch update watch", "serviceaccounts: create"];
+    let operator_at_home = [
+        "leases.coordination.k8s.io: create get list watch",
+        "leases.coordination.k8s.io gpudesk-operator: update",
+        "serviceaccounts: create get list watch",
+    ];
     let daemon = [
         "desktops.gpudesk.dev/status: patch",
         "desktops.gpudesk.dev: get list watch",
         "desktoptemplates.gpudesk.dev: get list watch",
         "gpunodes.gpudesk.dev/status: patch",
         "gpunodes.gpudesk.dev: create get list patch watch",
+        "namespaces kube-system: get",
     ];
     let daemon_at_home =
         ["leases.coordination.k8s.io: create get patch update", "serviceaccounts/token: create"];

@@ -5,9 +5,14 @@
 
 mod ask;
 mod chart;
+mod fields;
+mod gitops;
+mod limits;
+mod metadata;
 mod node_daemon;
 mod operator;
 mod people;
+mod sample;
 mod secrets;
 
 use std::process::ExitCode;
@@ -35,5 +40,13 @@ fn main() -> ExitCode {
         .trial("a_namespace_goes_with_a_template_in_use", people::namespace)
         .trial("tenants_write_no_status_and_no_finalizer", people::tenants)
         .trial("view_edit_and_admin_have_rights_on_desktops", people::roles)
+        .trial("every_field_is_written_by_those_of_the_table_and_nobody_else", fields::writers)
+        .trial("an_owner_that_does_not_exist_is_no_way_to_delete", metadata::garbage)
+        .trial("the_programs_make_objects_with_the_metadata_they_need_and_no_other", metadata::made)
+        .trial("the_operator_writes_one_condition_of_a_node_beside_its_daemon", metadata::heard)
+        .trial("a_priority_has_a_cap_in_each_namespace", limits::priority)
+        .trial("inline_user_data_is_warned_of_and_refused_where_an_admin_says_so", limits::inline)
+        .trial("objects_are_kept_as_they_are_applied", gitops::kept_as_applied)
+        .trial("what_is_applied_twice_changes_nothing", gitops::applied_twice)
         .run()
 }

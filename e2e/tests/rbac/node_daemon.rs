@@ -25,7 +25,10 @@ pub(crate) async fn nodes(cluster: Arc<Cluster>) -> Result<()> {
     daemon.may_not(&create(gpunode(""), node("own-b", json!({"spec": {}}))), words).await?;
     let labelled = |labels: Value| json!({"apiVersion": "gpudesk.dev/v1alpha1", "kind": "GpuNode", "metadata": {"name": "own-a", "labels": labels}, "spec": {}});
     daemon
-        .may_not(&apply(gpunode("own-a"), labelled(json!({"rack": "a1"}))), "labels of a GpuNode that begin")
+        .may_not(
+            &apply(gpunode("own-a"), labelled(json!({"rack": "a1"}))),
+            "may not write the label rack of a GpuNode",
+        )
         .await?;
     daemon.may(&apply(gpunode("own-a"), labelled(json!({"gpudesk.dev/simulated": "true"})))).await?;
 
@@ -44,10 +47,10 @@ pub(crate) async fn nodes(cluster: Arc<Cluster>) -> Result<()> {
         .await?;
     for labels in [json!({"rack": "b2"}), json!({"rack": null})] {
         let patch = merge(gpunode("own-a"), json!({"metadata": {"labels": labels}}));
-        daemon.may_not(&patch, "labels of a GpuNode that begin").await?;
+        daemon.may_not(&patch, "may not write the label rack of a GpuNode").await?;
     }
     let finalizer = merge(gpunode("own-a"), json!({"metadata": {"finalizers": ["example.org/a"]}}));
-    daemon.may_not(&finalizer, "may not write finalizers").await?;
+    daemon.may_not(&finalizer, "may not write metadata.finalizers of a GpuNode").await?;
     daemon.may_not(&delete(gpunode("own-a")), "cannot delete resource").await?;
 
     admin.may(&apply(gpunode("own-b"), node("own-b", json!({"spec": {}})))).await?;
@@ -86,17 +89,18 @@ pub(crate) async fn desktops(cluster: Arc<Cluster>) -> Result<()> {
     daemon.may_not(&apply(status("nowhere"), runs("nowhere")), "which is allocated to no node").await?;
 
     // Not even of its own desktop does it write what the operator decides.
-    let allocations = [
-        json!({"allocation": {"node": "run-b"}}),
-        json!({"allocation": {"compute": {"cores": 64}}}),
-        json!({"allocation": {"compute": null}}),
-        json!({"allocation": null}),
-        json!({"gpuSummary": "8x A"}),
-        json!({"lastPlacement": {"node": "run-a"}}),
+    let parts = [
+        (json!({"allocation": {"node": "run-b"}}), "status.allocation"),
+        (json!({"allocation": {"compute": {"cores": 64}}}), "status.allocation"),
+        (json!({"allocation": {"compute": null}}), "status.allocation"),
+        (json!({"allocation": null}), "status.allocation"),
+        (json!({"gpuSummary": "8x A"}), "status.gpuSummary"),
+        (json!({"lastPlacement": {"node": "run-a"}}), "status.lastPlacement"),
+        (json!({"allocation": null, "gpuSummary": null}), "status.allocation, status.gpuSummary"),
     ];
-    for part in allocations {
+    for (part, field) in parts {
         let patch = merge(status("here"), json!({"status": part}));
-        daemon.may_not(&patch, "may not write status.allocation, status.gpuSummary").await?;
+        daemon.may_not(&patch, &format!("a node daemon may not write {field} of a Desktop")).await?;
     }
     for conditions in [
         json!([condition("Running", ""), condition("Allocated", "by me")]),
@@ -108,12 +112,21 @@ pub(crate) async fn desktops(cluster: Arc<Cluster>) -> Result<()> {
         ]),
     ] {
         let patch = merge(status("here"), json!({"status": {"conditions": conditions}}));
-        daemon.may_not(&patch, "may not write the conditions Allocated and RestartRequired").await?;
+        daemon.may_not(&patch, "a node daemon may not write the condition").await?;
     }
     // To take a desktop that is allocated elsewhere, or nowhere.
     for name in ["there", "nowhere"] {
         let patch = merge(status(name), json!({"status": {"allocation": allocation("run-a")}}));
         daemon.may_not(&patch, "which is allocated to").await?;
+    }
+    // Without CPUs, phase and Ready are the operator's.
+    admin.may(&merge(status("here"), json!({"status": {"allocation": {"compute": null}}}))).await?;
+    for part in [
+        json!({"phase": "Stopped"}),
+        json!({"conditions": [condition("Allocated", "decided"), condition("Ready", "")]}),
+    ] {
+        let patch = merge(status("here"), json!({"status": part}));
+        daemon.may_not(&patch, "may not write status.phase and the condition Ready").await?;
     }
     daemon
         .may_not(&merge(desktop("here"), json!({"spec": {"powerState": "Stopped"}})), "cannot patch resource")
@@ -172,6 +185,11 @@ pub(crate) async fn tokens(cluster: Arc<Cluster>) -> Result<()> {
         daemon.may_not(&token_request(other, "token-a"), words).await?;
     }
     // A node of this name would have the account of all daemons for its own.
+    let mut longer = token_request("gpudesk-node-token-a", "token-a");
+    longer.body["spec"]["expirationSeconds"] = 86400.into();
+    for loose in [token_request("gpudesk-node-token-a", "token-b"), longer] {
+        daemon.may_not(&loose, "must be bound to Node token-a (spec.boundObjectRef) and end within").await?;
+    }
     let odd = Person::daemon(&cluster, "daemon").await?;
     odd.may_not(&token_request("gpudesk-node-daemon", "daemon"), "may only request tokens").await
 }

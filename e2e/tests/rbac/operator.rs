@@ -113,7 +113,7 @@ pub(crate) async fn desktops(cluster: Arc<Cluster>) -> Result<()> {
     operator.may(&merge(&desktop, finalizers(json!([gpudesk_crds::RELEASE_FINALIZER])))).await?;
     let decided = json!({"status": {"allocation": allocation("n")}});
     operator.may(&apply(&status, object("Desktop", "a", decided))).await?;
-    let words = "may write nothing of a Desktop but its status and its finalizer";
+    let words = "may write nothing of desktops but the status and its finalizer";
     for patch in [
         json!({"spec": {"powerState": "Stopped"}}),
         json!({"metadata": {"labels": {"a": "b"}}}),

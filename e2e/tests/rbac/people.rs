@@ -48,7 +48,7 @@ pub(crate) async fn namespace(cluster: Arc<Cluster>) -> Result<()> {
 }
 
 /// Gives a user a role, in a namespace or everywhere.
-async fn give(cluster: &Cluster, user: &str, role: &str, namespace: Option<&str>) -> Result<()> {
+pub(crate) async fn give(cluster: &Cluster, user: &str, role: &str, namespace: Option<&str>) -> Result<()> {
     let (kind, path) = match namespace {
         Some(namespace) => ("RoleBinding", format!("namespaces/{namespace}/rolebindings")),
         None => ("ClusterRoleBinding", "clusterrolebindings".to_owned()),
@@ -64,7 +64,7 @@ async fn give(cluster: &Cluster, user: &str, role: &str, namespace: Option<&str>
 }
 
 /// Waits until roles that were just given are known everywhere.
-async fn knows(person: &Person, path: &str) -> Result<Value> {
+pub(crate) async fn knows(person: &Person, path: &str) -> Result<Value> {
     eventually(&format!("{path} can be read"), Duration::from_secs(15), || async {
         Ok(person.try_ask(&get(path)).await?.ok())
     })
@@ -95,7 +95,7 @@ pub(crate) async fn tenants(cluster: Arc<Cluster>) -> Result<()> {
     }
 
     let finalizers = |list: Value| merge(path("desktops/a"), json!({"metadata": {"finalizers": list}}));
-    let words = "the finalizer gpudesk.dev/release is taken away by the gpudesk operator";
+    let words = "finalizers that begin with gpudesk.dev/ are the gpudesk operator's";
     tenant.may_not(&finalizers(json!(["gpudesk.dev/release"])), words).await?;
     Person::operator(&cluster).await?.may(&finalizers(json!(["gpudesk.dev/release"]))).await?;
     tenant.may_not(&finalizers(json!([])), words).await?;

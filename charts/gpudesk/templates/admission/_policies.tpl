@@ -1,4 +1,6 @@
-{{- /* A policy and the binding that puts it into effect: called with a dict of `root`, `name` and `spec`. */ -}}
+{{- /* A policy and the binding that puts it into effect: called with a dict of `root`, `name` and `spec`, and of
+       `binding` where the binding is written apart. Policies carry the defaults that the API server adds: whoever
+       compares whole objects sees no difference. */ -}}
 {{- define "gpudesk.policy" -}}
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicy
@@ -9,7 +11,15 @@ metadata:
 spec:
   failurePolicy: Fail
   {{- .spec | nindent 2 }}
+{{- if not (hasKey . "binding") }}
 ---
+{{ include "gpudesk.policyBinding" (dict "root" .root "name" .name "policy" .name "actions" (list "Deny")) }}
+{{- end }}
+{{- end }}
+
+{{- /* A binding: called with a dict of `root`, `name`, `policy`, `actions`, and `namespaces` (a label selector)
+       where it is not for all. */ -}}
+{{- define "gpudesk.policyBinding" -}}
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicyBinding
 metadata:
@@ -17,8 +27,105 @@ metadata:
   labels:
     {{- include "gpudesk.labels" .root | nindent 4 }}
 spec:
-  policyName: {{ .name }}.gpudesk.dev
-  validationActions: [Deny]
+  policyName: {{ .policy }}.gpudesk.dev
+  {{- with .namespaces }}
+  matchResources:
+    matchPolicy: Equivalent
+    namespaceSelector:
+      {{- toYaml . | nindent 6 }}
+    objectSelector: {}
+  {{- end }}
+  validationActions: [{{ join ", " .actions }}]
+{{- end }}
+
+{{- /* What a policy looks at: called with a dict of `group`, `resources` and `operations`. */ -}}
+{{- define "gpudesk.match" -}}
+matchConstraints:
+  matchPolicy: Equivalent
+  namespaceSelector: {}
+  objectSelector: {}
+  resourceRules:
+    - apiGroups: [{{ .group | quote }}]
+      apiVersions: ["*"]
+      operations: [{{ join ", " .operations }}]
+      resources: [{{ join ", " .resources }}]
+      scope: "*"
+{{- end }}
+
+{{- /* An expression: the keys that differ between the maps `now` and `was`, but for those of `except`. What a
+       writer may change is named; what is not named must stay as it is, also what is not invented yet. */ -}}
+{{- define "gpudesk.changed" -}}
+{{ $except := printf "['%s']" (join "', '" .except) -}}
+{{ .now }}.filter(k, !(k in {{ $except }}) && !(k in {{ .was }} && {{ .now }}[k] == {{ .was }}[k]))
++ {{ .was }}.filter(k, !(k in {{ $except }}) && !(k in {{ .now }}))
+{{- end }}
+
+{{- /* The metadata before and after, and the keys of it that differ and are not the API server's own: called with
+       a dict of `except`. An owner reference to what does not exist deletes an object, a finalizer keeps it. */ -}}
+{{- define "gpudesk.metadataVariables" -}}
+{{- $server := list "name" "namespace" "uid" "resourceVersion" "generation" "creationTimestamp" "managedFields" -}}
+- name: metadata
+  expression: "object == null ? {} : dyn(object.metadata)"
+- name: oldMetadata
+  expression: "oldObject == null ? {} : dyn(oldObject.metadata)"
+- name: changedMetadata
+  expression: >-
+    {{- include "gpudesk.changed" (dict "now" "variables.metadata" "was" "variables.oldMetadata" "except" (concat $server .except)) | nindent 4 }}
+{{- end }}
+
+{{- /* The same for labels. */ -}}
+{{- define "gpudesk.labelVariables" -}}
+- name: labels
+  expression: variables.metadata.?labels.orValue({})
+- name: oldLabels
+  expression: variables.oldMetadata.?labels.orValue({})
+- name: changedLabels
+  expression: >-
+    {{- include "gpudesk.changed" (dict "now" "variables.labels" "was" "variables.oldLabels" "except" .except) | nindent 4 }}
+{{- end }}
+
+{{- /* The same for a status and its conditions: called with a dict of `fields` and `conditions`, those of the writer. */ -}}
+{{- define "gpudesk.statusVariables" -}}
+{{- $own := printf "['%s']" (join "', '" .conditions) -}}
+- name: status
+  expression: "has(object.status) ? dyn(object.status) : {}"
+- name: oldStatus
+  expression: "has(oldObject.status) ? dyn(oldObject.status) : {}"
+- name: changedStatus
+  expression: >-
+    {{- include "gpudesk.changed" (dict "now" "variables.status" "was" "variables.oldStatus" "except" (append .fields "conditions")) | nindent 4 }}
+- name: conditions
+  expression: variables.status.?conditions.orValue([])
+- name: oldConditions
+  expression: variables.oldStatus.?conditions.orValue([])
+- name: changedConditions
+  expression: >-
+    (variables.conditions.filter(c, !(c.type in {{ $own }}) && !(c in variables.oldConditions))
+    + variables.oldConditions.filter(c, !(c.type in {{ $own }}) && !(c in variables.conditions))).map(c, c.type)
+{{- end }}
+
+{{- /* What must not have changed: called with a dict of `who`, `kind`, and one of `metadata`, `labels` and `status`. */ -}}
+{{- define "gpudesk.metadataKept" -}}
+- expression: variables.changedMetadata.size() == 0
+  reason: Forbidden
+  messageExpression: >-
+    '{{ .who }} may not write metadata.' + variables.changedMetadata.join(', metadata.') + ' of a {{ .kind }}'
+{{- end }}
+{{- define "gpudesk.labelsKept" -}}
+- expression: variables.changedLabels.size() == 0
+  reason: Forbidden
+  messageExpression: >-
+    '{{ .who }} may not write the label ' + variables.changedLabels.join(', ') + ' of a {{ .kind }}'
+{{- end }}
+{{- define "gpudesk.statusKept" -}}
+- expression: variables.changedStatus.size() == 0
+  reason: Forbidden
+  messageExpression: >-
+    '{{ .who }} may not write status.' + variables.changedStatus.join(', status.') + ' of a {{ .kind }}, which is written by others'
+- expression: variables.changedConditions.size() == 0
+  reason: Forbidden
+  messageExpression: >-
+    '{{ .who }} may not write the condition ' + variables.changedConditions.join(', ') + ' of a {{ .kind }}, which is written by others'
 {{- end }}
 
 {{- /* The node of the daemon that asks, from its token; empty when the token is not bound to a node. */ -}}
@@ -32,4 +139,20 @@ spec:
 - expression: variables.node != ''
   reason: Forbidden
   message: the token of this node daemon names no node; use a token that is bound to a pod or a Node
+{{- end }}
+
+{{- /* Conditions of a policy on who asks. The verbs are asked for the whole cluster: no right inside a namespace
+       gives them, cluster-admin has both. */ -}}
+{{- define "gpudesk.byOperator" -}}
+matchConditions:
+  - name: by-the-operator
+    expression: {{ printf "request.userInfo.username == '%s'" (include "gpudesk.operatorUser" .) | quote }}
+{{- end }}
+{{- define "gpudesk.byNodeDaemon" -}}
+matchConditions:
+  - name: by-a-node-daemon
+    expression: {{ printf "request.userInfo.username == '%s'" (include "gpudesk.nodeDaemonUser" .) | quote }}
+{{- end }}
+{{- define "gpudesk.mayOverride" -}}
+authorizer.group('gpudesk.dev').resource('desktops').check('{{ . }}').allowed()
 {{- end }}

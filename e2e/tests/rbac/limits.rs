@@ -1,0 +1,140 @@
+//! Limits of a namespace that those who live in it do not set: how high a priority may be, and whether
+//! first-boot configuration may stand in the open.
+
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use gpudesk_e2e::cluster::Cluster;
+use serde_json::{Value, json};
+
+use crate::ask::{Person, create, merge, namespaced, object};
+use crate::people::{give, knows};
+
+fn desktop(name: &str, parts: &Value) -> Value {
+    let mut spec = json!({"templateRef": {"name": "t"}});
+    if let (Some(spec), Some(parts)) = (spec.as_object_mut(), parts.as_object()) {
+        spec.extend(parts.clone());
+    }
+    object("Desktop", name, json!({"spec": spec}))
+}
+
+pub(crate) async fn priority(cluster: Arc<Cluster>) -> Result<()> {
+    let namespace = cluster.namespace("priority").await?;
+    let admin = Person::admin(&cluster);
+    give(&cluster, "prio", "edit", Some(&namespace)).await?;
+    give(&cluster, "prio-all", "cluster-admin", Some(&namespace)).await?;
+    let (user, all) = (Person::user(&cluster, "prio"), Person::user(&cluster, "prio-all"));
+    let (desktops, one) = (namespaced(&namespace, "desktops"), namespaced(&namespace, "desktops/a"));
+    knows(&user, &desktops).await?;
+    knows(&all, &desktops).await?;
+    let with = |name: &str, priority: i64| create(&desktops, desktop(name, &json!({"priority": priority})));
+    let to = |priority: i64| merge(&one, json!({"spec": {"priority": priority}}));
+
+    // Nobody of the namespace is above 0 unless its label says so, whatever rights he has there.
+    let words = format!("spec.priority is 1000000; namespace {namespace} allows at most 0");
+    for person in [&user, &all] {
+        person.may_not(&with("a", 1_000_000), &words).await?;
+    }
+    user.may(&with("low", -5)).await?;
+    user.may(&with("a", 0)).await?;
+    user.may_not(&to(1), "allows at most 0").await?;
+    let label = |value: &str| {
+        merge(
+            format!("/api/v1/namespaces/{namespace}"),
+            json!({"metadata": {"labels": {"gpudesk.dev/max-priority": value}}}),
+        )
+    };
+    all.may_not(&label("1000000"), "only with the right to override-limits").await?;
+    for wrong in ["high", "1000001", "1.5"] {
+        let said = admin.try_ask(&label(wrong)).await?.err();
+        ensure!(
+            said.as_ref().is_some_and(
+                |(code, words)| *code == 422 && words.contains("write a whole number from 0 to 1000000")
+            ),
+            "{said:?}"
+        );
+    }
+    admin.may(&label("100")).await?;
+    let other = json!({"metadata": {"labels": {"team": "a"}}});
+    all.may(&merge(format!("/api/v1/namespaces/{namespace}"), other)).await?;
+    user.may_not(&to(101), "allows at most 100").await?;
+    user.may(&to(100)).await?;
+
+    // An administrator of the cluster may go above, and what stands can be changed otherwise.
+    admin.may(&to(5000)).await?;
+    user.may(&merge(&one, json!({"spec": {"powerState": "Stopped"}}))).await?;
+    Person::operator(&cluster)
+        .await?
+        .may(&merge(&one, json!({"metadata": {"finalizers": ["gpudesk.dev/release"]}})))
+        .await?;
+    user.may_not(&to(5001), "allows at most 100").await?;
+    user.may(&to(4000)).await?;
+    user.may(&to(-1)).await?;
+    user.may_not(&to(4000), "allows at most 100").await
+}
+
+pub(crate) async fn inline(cluster: Arc<Cluster>) -> Result<()> {
+    let namespace = cluster.namespace("inline").await?;
+    let admin = Person::admin(&cluster);
+    give(&cluster, "inliner", "admin", Some(&namespace)).await?;
+    let user = Person::user(&cluster, "inliner");
+    let (desktops, templates) =
+        (namespaced(&namespace, "desktops"), namespaced(&namespace, "desktoptemplates"));
+    knows(&user, &templates).await?;
+
+    let inline = |text: &str| json!({"inline": {"userData": text}});
+    let template = |name: &str, cloud_init: Value| {
+        let disks = json!([{"name": "system", "image": {"name": "debian-12"}}]);
+        let spec = json!({"memory": {"sizeMiB": 1024}, "disks": disks, "cloudInit": cloud_init});
+        create(&templates, object("DesktopTemplate", name, json!({"spec": spec})))
+    };
+    let override_ = |name: &str, cloud_init: Value| {
+        create(&desktops, desktop(name, &json!({"overrides": {"cloudInit": cloud_init}})))
+    };
+    let secret = json!({"secretRef": {"name": "seed"}});
+
+    // A warning, and it is accepted.
+    for (ask, field) in [
+        (template("a", inline("x")), "spec.cloudInit"),
+        (override_("a", inline("x")), "spec.overrides.cloudInit"),
+    ] {
+        let warnings = user.warnings(&ask).await?;
+        let words = format!("{field}.inline can be read on every node of the cluster");
+        ensure!(
+            warnings
+                .iter()
+                .any(|warning| warning.contains(&words) && warning.contains(&format!("{field}.secretRef"))),
+            "{warnings:?}"
+        );
+    }
+    for ask in [template("b", secret.clone()), override_("b", secret)] {
+        let warnings = user.warnings(&ask).await?;
+        ensure!(warnings.is_empty(), "{warnings:?}");
+    }
+
+    // In namespaces that an admin names it is refused; what stands may be changed otherwise.
+    let label = json!({"metadata": {"labels": {"gpudesk.dev/inline-user-data": "deny"}}});
+    admin.may(&merge(format!("/api/v1/namespaces/{namespace}"), label)).await?;
+    for ask in [
+        template("c", inline("x")),
+        override_("c", inline("x")),
+        merge(format!("{templates}/a"), json!({"spec": {"cloudInit": inline("y")}})),
+        merge(
+            format!("{desktops}/a"),
+            json!({"spec": {"overrides": {"cloudInit": {"inline": {"networkData": "y"}}}}}),
+        ),
+    ] {
+        user.may_not(&ask, "put it into a Secret").await?;
+        admin.may_not(&ask, "put it into a Secret").await?;
+    }
+    for ask in [
+        merge(format!("{templates}/a"), json!({"spec": {"memory": {"sizeMiB": 2048}}})),
+        merge(format!("{desktops}/a"), json!({"spec": {"powerState": "Stopped"}})),
+        merge(format!("{desktops}/a"), json!({"spec": {"overrides": null}})),
+        merge(format!("{templates}/a"), json!({"spec": {"cloudInit": null}})),
+    ] {
+        let warnings = user.warnings(&ask).await?;
+        ensure!(warnings.is_empty(), "{warnings:?}");
+    }
+    Ok(())
+}

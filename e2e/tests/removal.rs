@@ -1,0 +1,144 @@
+//! Removing gpudesk ends, in whatever order, with the commands of the README.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use gpudesk_crds::conditions::ConditionType;
+use gpudesk_e2e::cluster::Cluster;
+use gpudesk_e2e::objects::Objects;
+use gpudesk_e2e::processes::Lifetime;
+use gpudesk_e2e::programs::Service;
+use gpudesk_e2e::state::{StateDir, checkout};
+use gpudesk_e2e::trials::Suite;
+use gpudesk_e2e::waiting::eventually;
+
+const LIMIT: Duration = Duration::from_mins(3);
+const TEMPLATE: &str = "{memory: {sizeMiB: 1024}, guestAgent: false, disks: [{name: system, image: {name: debian-12}}], \
+     cloudInit: {secretRef: {name: seed}}}";
+
+fn main() -> ExitCode {
+    Suite::<()>::new("removal")
+        .trial("in_the_order_of_the_readme_each_step_ends", |_| in_order())
+        .trial("definitions_first_end_while_operator_and_daemons_run", |_| definitions_first())
+        .trial("without_the_chart_desktops_stay_and_can_be_given_up", |_| chart_first())
+        .run()
+}
+
+/// A cluster with a desktop that runs on a simulated host.
+struct Estate {
+    daemon: Service,
+    operator: Service,
+    cluster: Cluster,
+    objects: Objects,
+}
+
+impl Estate {
+    async fn start(name: &str) -> Result<Self> {
+        let state = Arc::new(StateDir::for_test(name)?);
+        let cluster = Cluster::start_in(&state, Lifetime::Test).await?;
+        let operator = cluster.start_operator().await?;
+        let daemon = cluster.start_simulated("sim-0", &checkout().join("examples/hosts/l40s-4.yaml")).await?;
+        let objects = Objects::new(cluster.client(), &cluster.namespace("removal").await?);
+        let namespace = objects.namespace().to_owned();
+        cluster.kubectl([
+            "create",
+            "secret",
+            "generic",
+            "seed",
+            "--from-literal=userData=x",
+            "--namespace",
+            &namespace,
+        ])?;
+        objects.template("t", TEMPLATE).await?;
+        objects.desktop("a", "{templateRef: {name: t}}").await?;
+        objects.is("a", ConditionType::Ready, true, LIMIT).await?;
+        Ok(Self { daemon, operator, cluster, objects })
+    }
+
+    /// Runs a command of the README, with the definitions of this checkout.
+    fn shell(&self, command: &str) -> Result<String> {
+        let programs = self.cluster.control_plane().program("kubectl");
+        let folder = programs.parent().context("a program lies in a folder")?;
+        let path = format!("{}:{}", folder.display(), std::env::var("PATH")?);
+        let mut bash = Command::new("timeout");
+        bash.args(["180", "bash", "-euo", "pipefail", "-c", command])
+            .env("PATH", path)
+            .current_dir(checkout());
+        self.cluster.run(&mut bash)
+    }
+
+    fn stop(self) -> Result<()> {
+        self.daemon.stop()?;
+        self.operator.stop()?;
+        self.cluster.stop_control_plane()
+    }
+
+    /// Nothing of gpudesk is left in the cluster.
+    async fn is_clean(&self) -> Result<()> {
+        eventually("nothing is left of gpudesk", LIMIT, || async {
+            let kinds = "customresourcedefinitions,clusterroles,clusterrolebindings,roles,rolebindings,\
+                 validatingadmissionpolicies,validatingadmissionpolicybindings,namespaces,leases,serviceaccounts";
+            let all = self.cluster.kubectl(["get", kinds, "--all-namespaces", "--output=name", "--ignore-not-found"])?;
+            let left: Vec<_> = all.lines().filter(|line| line.contains("gpudesk")).collect();
+            tracing::info!("left: {left:?}");
+            Ok(left.is_empty().then_some(()))
+        })
+        .await
+    }
+}
+
+/// The shell commands of the README's section on removal.
+fn blocks() -> Result<Vec<String>> {
+    let readme = std::fs::read_to_string(checkout().join("README.md"))?;
+    let (_, section) = readme.split_once("## Remove everything").context("no such section")?;
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let blocks = section.split("```sh\n").skip(1);
+    Ok(blocks.filter_map(|block| Some(block.split_once("```")?.0.to_owned())).collect())
+}
+
+async fn in_order() -> Result<()> {
+    let estate = Estate::start("removal-order").await?;
+    for command in blocks()?[0].lines() {
+        estate.shell(command).with_context(|| command.to_owned())?;
+    }
+    estate.is_clean().await?;
+    estate.stop()
+}
+
+async fn definitions_first() -> Result<()> {
+    let estate = Estate::start("removal-definitions").await?;
+    estate.shell("kubectl delete -f crds/")?;
+    estate.shell("helm uninstall gpudesk --namespace gpudesk-system")?;
+    estate.shell("kubectl delete namespace gpudesk-system")?;
+    estate.is_clean().await?;
+    estate.stop()
+}
+
+async fn chart_first() -> Result<()> {
+    let mut estate = Estate::start("removal-chart").await?;
+    let before = estate.objects.desktops().get("a").await?;
+    estate.shell("helm uninstall gpudesk --namespace gpudesk-system")?;
+    // Its pods go; the machine is no child of theirs.
+    estate.operator.kill()?;
+    estate.daemon.kill()?;
+    let after = estate.objects.desktops().get("a").await?;
+    ensure!(
+        before.status == after.status && after.metadata.deletion_timestamp.is_none(),
+        "uninstalling the chart touched a desktop: {after:?}"
+    );
+
+    // A desktop that is deleted now waits, and whoever asks for the definitions to go waits for it.
+    estate.shell("kubectl delete desktops --all --all-namespaces --wait=false")?;
+    ensure!(estate.shell("kubectl delete -f crds/ --timeout=5s").is_err(), "a desktop was forgotten");
+    let waiting = estate.objects.desktops().get("a").await?;
+    ensure!(waiting.metadata.deletion_timestamp.is_some(), "{waiting:?}");
+    estate.shell(&blocks()?[1])?;
+    estate.shell("kubectl delete -f crds/ --ignore-not-found")?;
+    estate.shell("kubectl delete namespace gpudesk-system")?;
+    estate.is_clean().await?;
+    estate.cluster.delete_namespace(estate.objects.namespace()).await?;
+    estate.stop()
+}
