@@ -29,6 +29,7 @@ packages=(
   "mmdebstrap mmdebstrap" "e2fsprogs mkfs.ext4" "fdisk sfdisk" "mtools mcopy"
   "dosfstools mkfs.vfat" "syslinux syslinux" "syslinux-common -" "zstd zstd"
   "xz-utils xz" "cpio cpio" "kmod depmod" "python3 python3" "python3-venv -" "util-linux setpriv"
+  "nftables nft" "iproute2 ip"
 )
 # Where Debian 12 must take the newer one: 7.2 and 9.0 are its own.
 backports=(

@@ -46,6 +46,8 @@ names! {
         HypervisorReady,
         /// GpuNode: guests run by hardware virtualization.
         KvmUsable,
+        /// GpuNode: guests with user networks are kept away from the host.
+        GuestNetworkFiltered,
         /// GpuNode: DMA and interrupts of devices are really confined to their guests.
         IommuIsolating,
         /// GpuNode: the kernel's vfio driver is there to take cards.
@@ -175,6 +177,8 @@ names! {
         HugepagesMissing,
         /// KVM does not work here.
         KvmUnusable,
+        /// What keeps guests with user networks away from the host is not there.
+        GuestNetworkUnfiltered,
         /// A program or library is older than what is needed.
         VersionTooOld,
         /// The GPU driver of the host makes no vGPUs, or is not there.

@@ -173,7 +173,8 @@ pub struct Network {
     #[schemars(length(min = 1, max = 32))]
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("write lower-case letters, digits and hyphens, with a letter or digit at both ends, like system-1"))]
     pub name: String,
-    /// Address translation inside QEMU: reaches out, is not reached. Write `user: {}`.
+    /// Address translation inside QEMU: reaches out, is not reached, and reaches neither the node nor
+    /// other guests on it. Write `user: {}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<UserNetwork>,
     /// A bridge of the host.

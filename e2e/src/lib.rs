@@ -6,6 +6,7 @@
 //!     control_plane ── etcd, kube-apiserver, kube-controller-manager, built from their modules
 //!     programs ── the operator and daemon binaries, started with service-account kubeconfigs
 //!   libvirt_host ── a libvirtd in a mount namespace of its own; accelerator: KVM or emulation
+//!   guest_network ── what listens on its host and outside, and what a guest gets to hear of it
 //!   gpu_node ── a GPU host in a VM: IOMMU, SR-IOV, mdevs, vendor-specific VFIO, its own libvirt
 //!       processes, ports, state ── what all of them stand on
 //! ```
@@ -18,6 +19,7 @@ pub mod control_plane;
 pub mod demo;
 pub mod etcd;
 pub mod gpu_node;
+pub mod guest_network;
 pub mod identity;
 pub mod kubeconfig;
 pub mod libvirt_host;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! unshare -m ── holder (libvirt-namespace.sh): /etc/libvirt, /run/libvirt, /var/*/libvirt are <state>/host/*
+//!  (and -n)       in tests with a network of its own, which has nothing but loopback
 //!   ├─ libvirtd    nsenter into it; its socket is <state>/host/run/libvirt-sock for everyone
 //!   └─ QEMU, ...   children of libvirtd that outlive it; known by their mount namespace
 //! ```
@@ -192,17 +193,24 @@ impl LibvirtHost {
         }
     }
 
+    /// Arguments of `nsenter` that lead to where libvirtd and its guests are.
+    fn namespaces(&self) -> [String; 2] {
+        let pid = self.holder.pid();
+        [format!("--mount=/proc/{pid}/ns/mnt"), format!("--net=/proc/{pid}/ns/net")]
+    }
+
+    /// A program that runs where libvirtd and its guests do, and ends with them.
+    pub fn inside(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(self.namespaces()).args(["--wdns=/", "--", program]);
+        command
+    }
+
     async fn start_daemon(&mut self) -> Result<()> {
-        let namespace = format!("--mount=/proc/{}/ns/mnt", self.holder.pid());
+        let [mount, network] = self.namespaces();
         let daemon = Launch::new(DAEMON, "nsenter")
-            .args([
-                namespace.as_str(),
-                "--wdns=/",
-                "--",
-                "libvirtd",
-                "--pid-file",
-                "/run/libvirt/libvirtd.pid",
-            ])
+            .args([mount.as_str(), network.as_str(), "--wdns=/", "--"])
+            .args(["libvirtd", "--pid-file", "/run/libvirt/libvirtd.pid"])
             .start(&self.state, self.lifetime)?;
         self.daemon = Some(daemon);
         let (host, daemon) = (&*self, self.daemon.as_ref());
@@ -257,7 +265,12 @@ fn start_holder(state: &StateDir, root: &Path, lifetime: Lifetime) -> Result<(Pr
         Lifetime::Detached => ("setsid", "detached", Stdio::null()),
     };
     let mut command = Command::new(detach);
-    command.args(["unshare", "--mount", "--propagation", "private", "sh", "-c"]);
+    command.args(["unshare", "--mount", "--propagation", "private"]);
+    if lifetime == Lifetime::Test {
+        // What guests send, and the rules that filter it, stay off the machine.
+        command.arg("--net");
+    }
+    command.args(["sh", "-c"]);
     command.args([include_str!("libvirt-namespace.sh"), "sh"]).arg(root).arg(mode);
     if lifetime == Lifetime::Test {
         command.process_group(0);

@@ -1,6 +1,7 @@
 //! A Debian guest from the golden image: cloud-init, guest agent, and a boot id that stays.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,15 +9,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use gpudesk_crds::conditions::ConditionType;
-use gpudesk_crds::domain_name;
-use gpudesk_e2e::real_host::{RealHost, built};
+use gpudesk_crds::conditions::{self, ConditionType};
+use gpudesk_crds::{GpuNode, domain_name};
+use gpudesk_e2e::guest_network::{NAMES, OUTSIDE, Surroundings, heard};
+use gpudesk_e2e::processes::run;
+use gpudesk_e2e::real_host::{NODE, RealHost, built};
 use gpudesk_e2e::screen::Screen;
 use gpudesk_e2e::trials::{Environment, Suite};
 use gpudesk_e2e::waiting::eventually;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, ResourceExt};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const BOOT: Duration = Duration::from_mins(5);
@@ -39,7 +43,7 @@ write_files:
 
 fn main() -> ExitCode {
     Suite::<DebianHost>::new("guest")
-        .trial("a_debian_guest_is_set_up_answers_and_is_never_restarted", guest)
+        .trial("a_debian_guest_is_set_up_answers_never_reaches_its_host_and_is_never_restarted", guest)
         .run()
 }
 
@@ -87,6 +91,7 @@ async fn guest(environment: Arc<DebianHost>) -> Result<()> {
     );
     let screen = Screen::settled(host.libvirt(), &domain, Duration::from_secs(30)).await?;
     ensure!(screen.painted() > 500, "something stands on the screen");
+    reaches_out_and_never_the_host(host, &domain).await?;
 
     let boot_id = read_file(host, &domain, "/proc/sys/kernel/random/boot_id")?;
     host.restart_daemon(None).await?;
@@ -121,6 +126,46 @@ async fn guest(environment: Arc<DebianHost>) -> Result<()> {
     let folder = host.desktop_folder(&desktop.uid().context("a desktop has a UID")?);
     ensure!(!folder.exists(), "{} is left", folder.display());
     Ok(())
+}
+
+/// What the guest's network leads to, tried from inside the guest.
+async fn reaches_out_and_never_the_host(host: &RealHost, domain: &str) -> Result<()> {
+    let libvirt = host.libvirt();
+    let _around = Surroundings::around(libvirt)?;
+    let nodes: Api<GpuNode> = Api::all(host.cluster().client().clone());
+    let filtered = nodes.get(NODE).await?.status.unwrap_or_default().conditions;
+    ensure!(conditions::is_true(&filtered, ConditionType::GuestNetworkFiltered), "{filtered:?}");
+    let allowed = || OUTSIDE.into_iter().chain([NAMES]).map(str::to_owned);
+    let open = |heard: &BTreeMap<String, String>| allowed().all(|address| heard[&address] == "tcp udp");
+    // The nameserver has come since the filter was made: that is seen within seconds.
+    eventually("the guest reaches out, and the nameserver of its host", SOON, || async {
+        let heard = heard(libvirt, domain, allowed()).await?;
+        println!("{heard:?}");
+        Ok(open(&heard).then_some(()))
+    })
+    .await?;
+    let forbidden = Surroundings::forbidden(libvirt)?;
+    ensure!(forbidden.len() > 15, "{forbidden:?}");
+    let silent = async || -> Result<()> {
+        let heard = heard(libvirt, domain, forbidden.iter().cloned()).await?;
+        let open: Vec<_> = heard.iter().filter(|(_, protocols)| !protocols.is_empty()).collect();
+        ensure!(open.is_empty(), "the guest reaches its host: {open:?}");
+        Ok(())
+    };
+    silent().await?;
+    // Without the filter all this would be open: the test would see it.
+    let rules = run(libvirt.inside("nft").args(["list", "ruleset"]))?;
+    host.daemon().await.process().signal(Signal::STOP)?;
+    run(libvirt.inside("nft").args(["flush", "ruleset"]))?;
+    let open = heard(libvirt, domain, ["10.0.2.2 7777".to_owned(), "fec0::2 7777".to_owned()]).await;
+    host.daemon().await.process().signal(Signal::CONT)?;
+    ensure!(open?.values().all(|protocols| protocols == "tcp udp"), "the listeners can be heard at all");
+    // And somebody who flushes the rules of the host under a running guest does not open it for long.
+    eventually("the rules are put back", SOON, || async {
+        Ok((run(libvirt.inside("nft").args(["list", "ruleset"]))? == rules).then_some(()))
+    })
+    .await?;
+    silent().await
 }
 
 /// Reads a file of the guest through its agent.

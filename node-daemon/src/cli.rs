@@ -9,7 +9,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gpudesk_crds::DEFAULT_SYSTEM_NAMESPACE;
 
-use crate::host::hook::DiscoveryHook;
+use crate::host::{guest_network::GuestNetworkSettings, hook::DiscoveryHook};
 
 /// Shows a GPU host as a `GpuNode` and runs the desktops that are allocated to it as libvirt domains.
 #[derive(Debug, Parser)]
@@ -72,6 +72,9 @@ pub struct Run {
     /// How guests run. `auto` tries KVM with a test guest and falls back to emulation.
     #[arg(long, value_enum, default_value_t)]
     pub acceleration: AccelerationChoice,
+    /// How guests are kept away from the host.
+    #[command(flatten)]
+    pub guest_network: GuestNetworkSettings,
     /// Namespace of the operator, the leases and the service accounts of the nodes.
     #[arg(long, value_name = "NAMESPACE", default_value = DEFAULT_SYSTEM_NAMESPACE)]
     pub namespace: String,

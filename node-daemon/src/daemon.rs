@@ -23,6 +23,7 @@ use crate::{
     host::{
         changes::Changes,
         folder::{DesktopFolders, boot_id},
+        guest_network::GuestNetwork,
         hypervisor::{Hypervisor, HypervisorEvent},
         images::ImageStore,
         kvm_probe::{Kvm, probe},
@@ -72,11 +73,13 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     let (sender, hypervisor) = watch::channel::<HypervisorState>((silent, None));
     let changed = Arc::new(tokio::sync::Notify::new());
     let hardware = Arc::new(Changes::default());
+    let guest_network = Arc::new(GuestNetwork::new(options.guest_network.clone(), libvirt_uri(&options)));
     let publisher = Publisher {
         node: options.node_name.clone(),
         source: source.clone(),
         client: client.clone(),
         hypervisor,
+        guest_network: guest_network.view(),
         changed: Arc::clone(&changed),
         changes: Arc::clone(&hardware),
         hook: options.look.hook.as_deref().map(|file| options.look.hook_at(file, &options.node_name)),
@@ -97,6 +100,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
         let node = Node {
             name: options.node_name.clone(),
             hypervisor: Arc::clone(&hypervisor),
+            guest_network: Arc::clone(&guest_network),
             gpus: Arc::clone(source.gpus()),
             cpus: facts.numa_cells.iter().flat_map(|cell| &cell.cores).flat_map(CpuSet::iter).collect(),
             cards: facts.cards,
@@ -129,6 +133,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
             () = rounds => {}
             () = orphans::look_after(desktops, client.clone(), store) => {}
             () = connection => {}
+            () = guest_network.keep() => {}
         }
         anyhow::Ok(())
     };
@@ -165,6 +170,11 @@ fn report_given_away(images: &ImageStore) {
     });
 }
 
+fn libvirt_uri(options: &Run) -> &str {
+    let default = if options.simulate.is_some() { "test:///default" } else { "qemu:///system" };
+    options.libvirt_uri.as_deref().unwrap_or(default)
+}
+
 /// Connects to libvirt, however long it takes, and finds out how guests run.
 async fn connect(
     options: &Run,
@@ -172,8 +182,7 @@ async fn connect(
     sender: &watch::Sender<HypervisorState>,
     metrics: &Metrics,
 ) -> (Arc<dyn Hypervisor>, Kind) {
-    let default = if options.simulate.is_some() { "test:///default" } else { "qemu:///system" };
-    let uri = options.libvirt_uri.as_deref().unwrap_or(default);
+    let uri = libvirt_uri(options);
     let mut delays = ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(500))
         .with_max_delay(Duration::from_secs(15))

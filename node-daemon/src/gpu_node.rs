@@ -8,7 +8,7 @@ use futures::StreamExt;
 use gpudesk_crds::{GpuNode, GpuNodeSpec, GpuNodeStatus, NODE_DAEMON_FIELD_MANAGER, types::ShareMode};
 use gpudesk_inventory::{
     hook::HookView,
-    status::{self, Findings, HeldShare, HypervisorView},
+    status::{self, Findings, GuestNetworkView, HeldShare, HypervisorView},
     topology::{HostFacts, uevent::Change},
 };
 use jiff::Timestamp;
@@ -76,6 +76,8 @@ pub struct Publisher {
     pub client: Client,
     /// What is known of libvirt.
     pub hypervisor: watch::Receiver<(HypervisorView, Option<Arc<dyn Hypervisor>>)>,
+    /// What keeps guests away from the host.
+    pub guest_network: watch::Receiver<GuestNetworkView>,
     /// Told when desktops or shares on the host may have changed.
     pub changed: Arc<Notify>,
     /// What changed in the hardware.
@@ -128,6 +130,7 @@ impl Publisher {
                     () = sleep(SLOWLY) => {}
                     _ = stored.changed() => {}
                     _ = self.hypervisor.changed() => {}
+                    _ = self.guest_network.changed() => {}
                 }
             }
         };
@@ -178,10 +181,12 @@ impl Publisher {
         let before = said.status.as_ref().or_else(|| stored.and_then(|node| node.status.as_ref()));
         let none = GpuNodeSpec::default();
         let (gpu_driver_version, vgpu_manager_version) = content.driver_versions;
+        let guest_network = self.guest_network.borrow_and_update().clone();
         let status = status::status(&Findings {
             facts: &content.facts,
             simulated: self.source.is_simulated(),
             hypervisor: &view,
+            guest_network: &guest_network,
             gpu_driver_version,
             vgpu_manager_version,
             unlicensed_vgpus: content.unlicensed_vgpus,

@@ -15,7 +15,7 @@ use gpudesk_crds::{GpuNode, GpuNodeSpec};
 use gpudesk_inventory::{
     hook::HookView,
     scan::{self, Scanner},
-    status::{self, Findings, HypervisorView},
+    status::{self, Findings, GuestNetworkView, HypervisorView},
     topology::HostFacts,
     tree::Tree,
 };
@@ -33,6 +33,7 @@ fn node(facts: &HostFacts, name: &str) -> GpuNode {
         facts,
         simulated: false,
         hypervisor: &HypervisorView::Silent("it was not asked".into()),
+        guest_network: &GuestNetworkView::NotAsked,
         gpu_driver_version: None,
         vgpu_manager_version: None,
         unlicensed_vgpus: None,

@@ -59,6 +59,7 @@ fn spec(uuid: Uuid) -> DomainSpec {
         })),
         interfaces: vec![],
         serial_log: None,
+        process: None,
         metadata: DomainMetadata {
             desktop_uid: uuid,
             namespace: "tests".into(),

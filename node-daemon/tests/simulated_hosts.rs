@@ -7,7 +7,7 @@ use gpudesk_crds::{GpuNodeSpec, GpuNodeStatus, gpu_node_status::Acceleration};
 use gpudesk_inventory::{
     hook::HookView,
     simulated::HostFile,
-    status::{self, Findings, HypervisorView},
+    status::{self, Findings, GuestNetworkView, HypervisorView},
 };
 use jiff::Timestamp;
 
@@ -26,6 +26,7 @@ fn status(file: &str) -> GpuNodeStatus {
             acceleration: Acceleration::Simulated,
             why_not_kvm: None,
         },
+        guest_network: &GuestNetworkView::NoGuests,
         gpu_driver_version: Some("simulated".into()),
         vgpu_manager_version: None,
         unlicensed_vgpus: None,

@@ -80,8 +80,8 @@ pub struct GpuNodeStatus {
     #[schemars(length(max = 64), inner(length(max = 512)))]
     pub missing: Vec<String>,
 
-    /// `Ready`, `HypervisorReady`, `KvmUsable`, `TopologyComplete`, `DevicesHealthy`, `LayoutApplied`,
-    /// `IommuEnabled`, `IommuIsolating`, `VfioReady`, `BarsAssigned`, `SriovEnabled`,
+    /// `Ready`, `HypervisorReady`, `KvmUsable`, `GuestNetworkFiltered`, `TopologyComplete`, `DevicesHealthy`,
+    /// `LayoutApplied`, `IommuEnabled`, `IommuIsolating`, `VfioReady`, `BarsAssigned`, `SriovEnabled`,
     /// `HugepagesReserved`, `VgpuHostReady`, `FabricReady`, `AccessGranted`, `DiscoveryHookReady`.
     /// Each False says the cause and the fix in one sentence; what does not apply to this machine is
     /// True with the reason `NotNeeded`.

@@ -24,6 +24,8 @@ use crate::programs::{self, DaemonOptions};
 use crate::state::{StateDir, checkout};
 use crate::waiting::eventually;
 
+/// Group of the demo's guests, which names the tables that filter their network.
+const GROUP: &str = "2113000002";
 /// A guest under plain emulation on a busy machine of two cores takes its time.
 const BOOT: Duration = Duration::from_mins(5);
 
@@ -113,6 +115,7 @@ pub(super) async fn programs(
         node: node.clone(),
         libvirt_uri: Some(host.uri()),
         image_roots: vec![place(host, image)?],
+        arguments: vec!["--guest-group".into(), GROUP.into()],
         ..DaemonOptions::default()
     }];
     for (node, file) in SIMULATED {
@@ -134,6 +137,19 @@ pub(super) async fn programs(
         }
     }
     Ok(node)
+}
+
+/// Takes the filter of the demo's guests from this machine, once none runs.
+pub(super) fn remove_filter() -> Result<()> {
+    for family in ["inet", "bridge"] {
+        let table = [family, &format!("gpudesk-guests-{GROUP}")].map(str::to_owned);
+        let nft = |verb: &str| Command::new("nft").args(verb.split(' ')).args(&table).output();
+        // Without nft there is none.
+        if nft("list table").is_ok_and(|listed| listed.status.success()) {
+            ensure!(nft("delete table")?.status.success(), "nft did not delete the table {table:?}");
+        }
+    }
+    Ok(())
 }
 
 /// Whether the program runs as it was last built; one that is older is stopped, for a new start.

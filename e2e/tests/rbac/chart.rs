@@ -102,6 +102,9 @@ pub(crate) async fn settings(cluster: Arc<Cluster>) -> Result<()> {
         (r#"nodeDaemon.nodeSelector={"a": true}"#, "/nodeDaemon/nodeSelector/a"),
         (r#"nodeDaemon.tolerations=[{"operator": "Is"}]"#, "/nodeDaemon/tolerations/0/operator"),
         (r#"nodeDaemon.acceleration="hvf""#, "/nodeDaemon/acceleration"),
+        (r#"nodeDaemon.guestNetwork.filter="none""#, "/nodeDaemon/guestNetwork/filter"),
+        (r#"nodeDaemon.guestNetwork.deny=["10.96.0.0/33"]"#, "/nodeDaemon/guestNetwork/deny/0"),
+        (r#"nodeDaemon.guestNetwork.deny=["pods"]"#, "/nodeDaemon/guestNetwork/deny/0"),
         ("metrics.port=80", "/metrics/port"),
         (r#"access.aggregate="no""#, "/access/aggregate"),
         ("admission.maxPriority.default=-1", "/admission/maxPriority/default"),
@@ -126,6 +129,8 @@ pub(crate) async fn variants(cluster: Arc<Cluster>) -> Result<()> {
         &[
             "nodeDaemon.privileged=false",
             r#"nodeDaemon.acceleration="kvm""#,
+            r#"nodeDaemon.guestNetwork.deny=["10.244.0.0/16", "fd00:10:96::/112"]"#,
+            "nodeDaemon.guestNetwork.group=2113000003",
             "metrics.service.enabled=true",
             r#"metrics.service.annotations={"prometheus.io/scrape": "true"}"#,
             r#"nodeDaemon.allowedRoots=["/srv/vms", "/mnt/nas"]"#,

@@ -22,7 +22,7 @@ use gpudesk_crds::{GpuNodeSpec, GpuNodeStatus};
 use gpudesk_inventory::{
     hook::HookView,
     scan::{self, Scanner},
-    status::{self, Findings, HypervisorView},
+    status::{self, Findings, GuestNetworkView, HypervisorView},
     topology::HostFacts,
     tree::Tree,
 };
@@ -105,6 +105,7 @@ fn status(facts: &HostFacts) -> GpuNodeStatus {
         facts,
         simulated: false,
         hypervisor: &HypervisorView::Silent("not asked".into()),
+        guest_network: &GuestNetworkView::NotAsked,
         gpu_driver_version: None,
         vgpu_manager_version: None,
         unlicensed_vgpus: None,

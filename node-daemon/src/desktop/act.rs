@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "adapter: notes down when it started and stopped machines")]
 
 use gpudesk_crds::{
+    DesktopTemplate,
     desktop_template_devices::CloudInit,
     types::{PciAddress, ShareMode},
 };
@@ -22,9 +23,10 @@ use super::{
 
 use crate::{
     crash_point::{self, Step},
-    domain::{Kind, metadata},
+    domain::{Kind, QemuProcess, metadata},
     host::{
         gpu_driver::{GpuError, InstanceKey, WantedInstance},
+        guest_network::GuestNetworkError,
         hypervisor::{GuestState, HypervisorError},
         seed::Seed,
     },
@@ -154,6 +156,7 @@ impl Desktops {
             return Err(Problem::Conflict { what, holder });
         }
         let template = round.template()?;
+        let process = self.process(template).await?;
         let domain = machine::domain(&Parts {
             owner: &round.owner,
             allocation,
@@ -165,11 +168,27 @@ impl Desktops {
             instances: &sight.instances,
             cards: &self.node.cards,
             kind: self.node.kind,
+            process,
         })?;
         self.node.hypervisor.define(domain.render()?).await?;
         crash_point::done(Step::Defined);
         round.defined = true;
         Ok(())
+    }
+
+    /// As whom QEMU runs: libvirt's user, in the group that the host's filter looks at.
+    async fn process(&self, template: &DesktopTemplate) -> Result<Option<QemuProcess>, Problem> {
+        if self.node.kind == Kind::Test {
+            return Ok(None);
+        }
+        let group = self.node.guest_network.group();
+        match self.node.hypervisor.qemu_user().await? {
+            Some(user) => Ok(Some(QemuProcess { user, group })),
+            None if machine::has_user_network(template) && self.node.guest_network.is_enforced() => {
+                Err(GuestNetworkError::NoUser.into())
+            }
+            None => Ok(None),
+        }
     }
 
     /// What other domains of this host hold, running or not: one that is off may start at any time.
@@ -196,6 +215,9 @@ impl Desktops {
         let materials = found(sight)?;
         let _claim = self.make_ready(round, materials).await?;
         pause(self.node.latency.start).await;
+        if machine::has_user_network(round.template()?) {
+            self.node.guest_network.ensure().await?;
+        }
         let floats = round.allocation.is_some_and(conflict::floats);
         // Others make room before CPUs that are this desktop's own are used.
         if !floats {

@@ -27,7 +27,8 @@ use crate::{
     domain::{
         Cache, Cpu, CpuModel, CpuSet, DirectKernel, Disk, DomainMetadata, DomainSpec, Firmware, Given,
         Graphics, Hostdev, Image, ImageFormat, ImageSource, Interface, Kind, Link, Listen, MacAddress,
-        MdevDisplay, Microvm, PciAddress, Pinning, Platform, Q35, Screen, Slot, Topology, Uefi, Video,
+        MdevDisplay, Microvm, PciAddress, Pinning, Platform, Q35, QemuProcess, Screen, Slot, Topology, Uefi,
+        Video,
     },
     host::{
         folder::{DesktopFolder, Owner},
@@ -57,6 +58,8 @@ pub struct Parts<'a> {
     pub cards: &'a [Device],
     /// What runs it.
     pub kind: Kind,
+    /// As whom QEMU runs.
+    pub process: Option<QemuProcess>,
 }
 
 /// What the metadata says of this desktop and allocation: what it holds, without how that was
@@ -115,8 +118,14 @@ pub fn domain(parts: &Parts<'_>) -> Result<DomainSpec, Problem> {
         interfaces: interfaces(uuid, &spec.networks)?,
         // The test driver has no process that would write it.
         serial_log: (parts.kind != Kind::Test).then(|| parts.folder.file("serial.log")),
+        process: parts.process,
         metadata: metadata(parts)?,
     })
+}
+
+/// Whether a machine of this template has a user network.
+pub fn has_user_network(template: &DesktopTemplate) -> bool {
+    template.spec.networks.iter().any(|network| network.user.is_some())
 }
 
 fn cpu(parts: &Parts<'_>) -> Result<Cpu, Problem> {

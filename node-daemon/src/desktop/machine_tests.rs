@@ -54,6 +54,7 @@ fn xml(spec: &str, compute: &str, gpus: &str, model: &str, kind: Kind) -> Result
         instances: &instances,
         cards: &cards,
         kind,
+        process: (kind != Kind::Test).then_some(QemuProcess { user: 64055, group: 2_113_000_001 }),
     })?;
     Ok(spec.render()?)
 }
@@ -234,6 +235,7 @@ fn how_it_was_decided_stays_out_of_what_the_domain_carries() {
             instances: &[],
             cards: &[],
             kind: Kind::Test,
+            process: None,
         };
         metadata(&parts).unwrap().allocation
     };

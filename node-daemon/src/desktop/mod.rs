@@ -62,6 +62,7 @@ use crate::{
     host::{
         folder::{DesktopFolder, DesktopFolders, Owner},
         gpu_driver::GpuDriver,
+        guest_network::GuestNetwork,
         hypervisor::Hypervisor,
         images::ImageStore,
         paths::AllowedRoots,
@@ -93,6 +94,8 @@ pub struct Node {
     pub cards: Vec<Device>,
     /// Online CPUs of the host.
     pub cpus: CpuSet,
+    /// What keeps guests away from the host.
+    pub guest_network: Arc<GuestNetwork>,
     /// Golden images.
     pub images: ImageStore,
     /// Folders that tenants may name files in.

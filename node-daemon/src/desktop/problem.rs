@@ -6,8 +6,9 @@ use thiserror::Error;
 use crate::{
     domain::DomainError,
     host::{
-        file_threads::ThreadError, folder::FolderError, gpu_driver::GpuError, hypervisor::HypervisorError,
-        images::ImageError, paths::PathError, seed::SeedError,
+        file_threads::ThreadError, folder::FolderError, gpu_driver::GpuError,
+        guest_network::GuestNetworkError, hypervisor::HypervisorError, images::ImageError, paths::PathError,
+        seed::SeedError,
     },
     secrets::SecretError,
 };
@@ -95,6 +96,9 @@ pub enum Problem {
     /// libvirt.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
+    /// Its guest could reach the host.
+    #[error(transparent)]
+    GuestNetwork(#[from] GuestNetworkError),
     /// A domain of this name or UUID is somebody else's.
     #[error("the domain {name} ({uuid}) on this node is not of this desktop")]
     ForeignDomain {
@@ -142,6 +146,7 @@ impl Problem {
             Self::Folder(FolderError::Image { .. }) => Reason::ImageInvalid,
             Self::Seed(_) | Self::Folder(_) | Self::Gpu(_) | Self::Internal(_) => Reason::DeviceFailed,
             Self::Conflict { .. } | Self::ForeignDomain { .. } => Reason::AllocationConflict,
+            Self::GuestNetwork(_) => Reason::GuestNetworkUnfiltered,
             Self::Hypervisor(HypervisorError::Transient { .. }) => Reason::HypervisorUnavailable,
             Self::Hypervisor(
                 HypervisorError::NotFound { .. }
@@ -159,6 +164,7 @@ impl Problem {
             | Self::ClosedFile { .. }
             | Self::Domain(_)
             | Self::Hypervisor(_)
+            | Self::GuestNetwork(_)
             | Self::ForeignDomain { .. }
             | Self::Internal(_) => Stage::Running,
             Self::TemplateNotFound { .. }
@@ -181,6 +187,7 @@ impl Problem {
             | Self::Hypervisor(HypervisorError::Transient { .. } | HypervisorError::NotFound { .. })
             | Self::Secret(SecretError::Api { .. })
             | Self::Folder(FolderError::Thread(_))
+            | Self::GuestNetwork(_)
             | Self::Internal(_) => true,
             Self::TemplateNotFound { .. }
             | Self::NotYetSupported { .. }

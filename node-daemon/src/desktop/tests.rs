@@ -17,6 +17,7 @@ use super::{
 use crate::{
     domain::metadata,
     host::{
+        guest_network::{GuestNetwork, GuestNetworkSettings},
         hypervisor::{DomainState, HypervisorError},
         libvirt::LibvirtHypervisor,
         source::HostSource,
@@ -59,6 +60,7 @@ async fn desktops(state: &Path, client: Client) -> Desktops {
         name: "node-a".into(),
         hypervisor: Arc::new(hypervisor),
         gpus: Arc::clone(source.gpus()),
+        guest_network: Arc::new(GuestNetwork::new(GuestNetworkSettings::default(), "test:///default")),
         cards: source.facts().cards,
         cpus: (0..8).collect(),
         images: ImageStore::pretended("node-a", source.missing_images()),

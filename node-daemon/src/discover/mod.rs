@@ -10,7 +10,7 @@ use anyhow::Context;
 use gpudesk_crds::{GpuNode, GpuNodeSpec, gpu_node_status::Acceleration};
 use gpudesk_inventory::{
     hook::HookView,
-    status::{self, Findings, HypervisorView},
+    status::{self, Findings, GuestNetworkView, HypervisorView},
     topology::{HostFacts, uevent::Change},
 };
 use jiff::Timestamp;
@@ -152,6 +152,7 @@ fn status_of(
         facts,
         simulated: source.is_simulated(),
         hypervisor,
+        guest_network: &GuestNetworkView::NotAsked,
         gpu_driver_version,
         vgpu_manager_version,
         unlicensed_vgpus: source.unlicensed_vgpus(),

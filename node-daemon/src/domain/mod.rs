@@ -31,13 +31,14 @@ pub mod metadata;
 mod network;
 mod pcie;
 mod platform;
+mod process;
 mod xml;
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 pub use agent::AGENT_CHANNEL;
-pub use capabilities::DomainCapabilities;
+pub use capabilities::{DomainCapabilities, HostCapabilities};
 pub use cpu::{Cpu, CpuModel, Pinning, Topology};
 pub use cpu_set::CpuSet;
 pub use disk::{Cache, Disk, Image, ImageFormat, ImageSource, Slot};
@@ -51,6 +52,7 @@ pub use memory::{GuestCell, HostCells, Memory, MemoryLayout, PageSize};
 pub use metadata::{DomainMetadata, MetadataError};
 pub use network::{Interface, Link, MacAddress};
 pub use platform::{Microvm, Platform, Q35};
+pub use process::QemuProcess;
 pub use xml::NotXml;
 
 use uuid::Uuid;
@@ -75,6 +77,8 @@ pub struct DomainSpec {
     pub interfaces: Vec<Interface>,
     /// A file of the host that the first serial port is copied to, an absolute path.
     pub serial_log: Option<PathBuf>,
+    /// As whom QEMU runs; `None` for libvirt's own choice.
+    pub process: Option<QemuProcess>,
     /// What the domain carries about its Desktop.
     pub metadata: DomainMetadata,
 }
@@ -131,7 +135,8 @@ impl DomainSpec {
     /// [`DomainError`] for what libvirt would refuse, or accept and change.
     pub fn render(&self) -> Result<String, DomainError> {
         self.check()?;
-        let Self { uuid, name, kind, cpu, memory, platform, interfaces, serial_log, metadata } = self;
+        let Self { uuid, name, kind, cpu, memory, platform, interfaces, serial_log, process, metadata } =
+            self;
         let window = platform.pci_window_mib();
         let kind_name = kind.name();
         let mut attributes: Vec<(&'static str, &dyn Display)> = vec![("type", &kind_name)];
@@ -161,6 +166,9 @@ impl DomainSpec {
                     write_serial(xml, log);
                 }
             });
+            if let Some(process) = process {
+                process.write(xml);
+            }
             if let Some(mib) = window {
                 firmware::write_pci_window(xml, mib);
             }
@@ -169,7 +177,8 @@ impl DomainSpec {
     }
 
     fn check(&self) -> Result<(), DomainError> {
-        let Self { uuid, name, kind: _, cpu, memory, platform, interfaces, serial_log, metadata } = self;
+        let Self { uuid, name, kind: _, cpu, memory, platform, interfaces, serial_log, process: _, metadata } =
+            self;
         if name.is_empty() || name.contains(['/', '\n']) {
             return Err(DomainError::Name { name: name.clone() });
         }

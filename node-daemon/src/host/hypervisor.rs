@@ -65,6 +65,9 @@ pub trait Hypervisor: Send + Sync {
     /// What it says it can do.
     fn capabilities(&self) -> Answer<'_, Capabilities>;
 
+    /// Number of the user that it runs QEMU as; `None` where it has no such choice.
+    fn qemu_user(&self) -> Answer<'_, Option<u32>>;
+
     /// Everything that happens from now on.
     fn events(&self) -> Events;
 }

@@ -4,6 +4,7 @@ pub mod changes;
 pub mod file_threads;
 pub mod folder;
 pub mod gpu_driver;
+pub mod guest_network;
 pub mod hook;
 pub mod hypervisor;
 pub mod image_file;

@@ -6,7 +6,7 @@ use gpudesk_node_daemon::domain::{
     Cache, Cpu, CpuModel, CpuSet, DirectKernel, Disk, DomainMetadata, DomainSpec, Filesystem, Firmware,
     Given, Graphics, GuestCell, HostCells, Hostdev, Image, ImageFormat, ImageSource, Interface, Kind, Link,
     Listen, MacAddress, MdevDisplay, Memory, MemoryLayout, Microvm, PageSize, Password, PciAddress, Pinning,
-    Platform, Q35, Screen, Slot, Topology, Tpm, Uefi, Video,
+    Platform, Q35, QemuProcess, Screen, Slot, Topology, Tpm, Uefi, Video,
 };
 use uuid::Uuid;
 
@@ -77,6 +77,7 @@ pub(crate) fn spec(kind: Kind, platform: Platform) -> DomainSpec {
         platform,
         interfaces: vec![interface(0, Link::User)],
         serial_log: Some("/var/lib/gpudesk/desktops/7f1c2a58/serial.log".into()),
+        process: None,
         metadata: DomainMetadata {
             desktop_uid: UID,
             namespace: "school".into(),
@@ -167,6 +168,7 @@ pub(crate) fn pinned_card() -> DomainSpec {
         },
         memory: Memory { layout: MemoryLayout::Cells(vec![cell(0, 0), cell(4, 1)]), pages: PageSize::Gib1 },
         interfaces: vec![interface(0, Link::Bridge("br0".into())), interface(1, Link::User)],
+        process: Some(QemuProcess { user: 64055, group: 2_113_000_001 }),
         ..base
     }
 }

@@ -4,7 +4,7 @@ use gpudesk_crds::{GpuNode, GpuNodeSpec, gpu_node_status::Acceleration};
 use gpudesk_inventory::{
     hook::HookView,
     simulated::{HostFile, HostFileError},
-    status::{self, Findings, HypervisorView},
+    status::{self, Findings, GuestNetworkView, HypervisorView},
     topology::HostFacts,
 };
 use jiff::Timestamp;
@@ -73,6 +73,7 @@ pub fn node(host: &PlannedHost, owner: Option<&GpuNode>) -> GpuNode {
             acceleration: Acceleration::Simulated,
             why_not_kvm: None,
         },
+        guest_network: &GuestNetworkView::NoGuests,
         gpu_driver_version: None,
         vgpu_manager_version: None,
         unlicensed_vgpus: None,

@@ -50,6 +50,21 @@ pub enum HypervisorView {
     Silent(String),
 }
 
+/// What keeps guests with user networks away from the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuestNetworkView {
+    /// Nobody looked: only the running daemon does.
+    NotAsked,
+    /// No guest runs here.
+    NoGuests,
+    /// The owner of the machine sees to it.
+    External,
+    /// The daemon's filter is there and whole.
+    Filtered,
+    /// It is not; cause and remedy.
+    Unfiltered(String),
+}
+
 /// A share that exists, on its card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeldShare {
@@ -84,6 +99,8 @@ pub struct Findings<'a> {
     pub simulated: bool,
     /// libvirt.
     pub hypervisor: &'a HypervisorView,
+    /// What keeps guests away from the host.
+    pub guest_network: &'a GuestNetworkView,
     /// Version of the GPU driver.
     pub gpu_driver_version: Option<String>,
     /// Version of the vGPU manager in it; absent when the driver makes no vGPUs or was not asked.

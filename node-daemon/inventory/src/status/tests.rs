@@ -9,7 +9,7 @@ use gpudesk_crds::{
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{Findings, HeldShare, HypervisorView, differs, status};
+use super::{Findings, GuestNetworkView, HeldShare, HypervisorView, differs, status};
 use crate::{
     hook::{HookView, foreign_use},
     topology::HostFacts,
@@ -67,6 +67,7 @@ fn findings<'a>(
         facts,
         simulated: false,
         hypervisor: NOT_ASKED,
+        guest_network: &GuestNetworkView::Filtered,
         gpu_driver_version: None,
         vgpu_manager_version: None,
         unlicensed_vgpus: None,

@@ -13,7 +13,7 @@ use virt::stream::Stream;
 use virt::sys;
 
 use super::fault::Fault;
-use crate::domain::{DomainCapabilities, LiveDomain, metadata};
+use crate::domain::{DomainCapabilities, HostCapabilities, LiveDomain, metadata};
 use crate::host::hypervisor::{
     Capabilities, DomainDetails, DomainState, DomainSummary, GuestState, Screenshot, Version, Versions,
 };
@@ -243,6 +243,12 @@ pub(super) fn versions(connect: &Connect) -> Outcome<Versions> {
         hypervisor_name: connect.driver_type()?,
         hypervisor: Version(connect.hyp_version()?),
     })
+}
+
+pub(super) fn qemu_user(connect: &Connect) -> Outcome<Option<u32>> {
+    let xml = connect.capabilities()?;
+    let host = HostCapabilities::parse(&xml).map_err(|error| Fault::Answer(error.to_string()))?;
+    Ok(host.qemu_user)
 }
 
 pub(super) fn capabilities(connect: &Connect) -> Outcome<Capabilities> {

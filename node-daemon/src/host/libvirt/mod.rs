@@ -271,6 +271,10 @@ impl Hypervisor for LibvirtHypervisor {
         self.call(Lane::Quick, "ask for capabilities".to_owned(), calls::capabilities)
     }
 
+    fn qemu_user(&self) -> Answer<'_, Option<u32>> {
+        self.call(Lane::Quick, "ask for the user of QEMU".to_owned(), calls::qemu_user)
+    }
+
     fn events(&self) -> Events {
         Events::new(self.shared.events.subscribe())
     }

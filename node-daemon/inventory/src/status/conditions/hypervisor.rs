@@ -1,9 +1,9 @@
-//! libvirt, QEMU and KVM: `HypervisorReady`, `KvmUsable`.
+//! libvirt, QEMU and KVM: `HypervisorReady`, `KvmUsable`, `GuestNetworkFiltered`.
 
 use gpudesk_crds::{conditions::Reason, gpu_node_status::Acceleration};
 
 use super::{Findings, Say, message, versions};
-use crate::status::HypervisorView;
+use crate::status::{GuestNetworkView, HypervisorView};
 
 /// How the daemon says that its owner chose emulation.
 const CHOSEN: &str = "--acceleration";
@@ -57,6 +57,23 @@ pub(super) fn kvm(findings: &Findings<'_>) -> Say {
             Some(why) => Say::no(Reason::KvmUnusable, format!("guests cannot run by KVM: {why}")),
             None => Say::unknown("libvirt, through which a test guest would be run, does not answer"),
         },
+    }
+}
+
+/// Guests with user networks reach out and never the host.
+pub(super) fn guest_network(findings: &Findings<'_>) -> Say {
+    match findings.guest_network {
+        _ if findings.simulated => Say::simulated(),
+        GuestNetworkView::NoGuests => Say::simulated(),
+        GuestNetworkView::NotAsked => Say::unknown("only the running daemon looks at its filter"),
+        GuestNetworkView::External => Say::not_needed(
+            "--guest-network-filter external is set: the owner of this host keeps guests off it",
+        ),
+        GuestNetworkView::Filtered => Say::expected(),
+        GuestNetworkView::Unfiltered(why) => Say::no(
+            Reason::GuestNetworkUnfiltered,
+            format!("desktops with user networks do not start: {}", message::clip(why.trim(), 460)),
+        ),
     }
 }
 

@@ -88,7 +88,7 @@ pub(super) fn conditions(findings: &Findings<'_>, managed: &[&Device], refused: 
     said
 }
 
-fn all(findings: &Findings<'_>, managed: &[&Device], refused: &[String]) -> [(ConditionType, Say); 16] {
+fn all(findings: &Findings<'_>, managed: &[&Device], refused: &[String]) -> [(ConditionType, Say); 17] {
     let hypervisor = hypervisor::ready(findings.hypervisor);
     let topology = node::topology_complete(findings, refused);
     let ready = node::ready(findings, &hypervisor, &topology);
@@ -99,6 +99,7 @@ fn all(findings: &Findings<'_>, managed: &[&Device], refused: &[String]) -> [(Co
         (ConditionType::Ready, ready),
         (ConditionType::HypervisorReady, hypervisor),
         (ConditionType::KvmUsable, hypervisor::kvm(findings)),
+        (ConditionType::GuestNetworkFiltered, hypervisor::guest_network(findings)),
         (ConditionType::TopologyComplete, topology),
         (ConditionType::DevicesHealthy, node::devices_healthy(findings, managed)),
         (ConditionType::LayoutApplied, node::layout_applied(findings)),

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::{ORDER, World, card, cell, world};
 use crate::{
     hook::HookView,
-    status::{HypervisorVersions, HypervisorView},
+    status::{GuestNetworkView, HypervisorVersions, HypervisorView},
 };
 
 fn text() -> impl Strategy<Value = String> {
@@ -77,6 +77,11 @@ fn any_world() -> impl Strategy<Value = World> {
                 acceleration: Acceleration::Emulation,
                 why_not_kvm: Some(words[5].clone()),
             },
+        };
+        world.guest_network = match kind {
+            0 => GuestNetworkView::NotAsked,
+            1 => GuestNetworkView::External,
+            _ => GuestNetworkView::Unfiltered(words[2].clone()),
         };
         world
     })

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use crate::{
     hook::HookView,
-    status::{Findings, HeldShare, HypervisorVersions, HypervisorView, status},
+    status::{Findings, GuestNetworkView, HeldShare, HypervisorVersions, HypervisorView, status},
     topology::{HostFacts, Iommu, KernelState},
 };
 
@@ -24,6 +24,7 @@ struct World {
     facts: HostFacts,
     simulated: bool,
     hypervisor: HypervisorView,
+    guest_network: GuestNetworkView,
     gpu_driver_version: Option<String>,
     vgpu_manager_version: Option<String>,
     unlicensed_vgpus: Option<usize>,
@@ -39,6 +40,7 @@ impl World {
             facts: &self.facts,
             simulated: self.simulated,
             hypervisor: &self.hypervisor,
+            guest_network: &self.guest_network,
             gpu_driver_version: self.gpu_driver_version.clone(),
             vgpu_manager_version: self.vgpu_manager_version.clone(),
             unlicensed_vgpus: self.unlicensed_vgpus,
@@ -139,6 +141,7 @@ fn world() -> World {
             acceleration: Acceleration::Kvm,
             why_not_kvm: None,
         },
+        guest_network: GuestNetworkView::Filtered,
         gpu_driver_version: Some("570.133.10".into()),
         vgpu_manager_version: Some("570.133.10".into()),
         unlicensed_vgpus: Some(0),
@@ -150,10 +153,11 @@ fn world() -> World {
 }
 
 /// The types, in the order in which the type of the status lists them.
-const ORDER: [ConditionType; 16] = [
+const ORDER: [ConditionType; 17] = [
     ConditionType::Ready,
     ConditionType::HypervisorReady,
     ConditionType::KvmUsable,
+    ConditionType::GuestNetworkFiltered,
     ConditionType::TopologyComplete,
     ConditionType::DevicesHealthy,
     ConditionType::LayoutApplied,
@@ -214,6 +218,7 @@ fn a_simulated_host_says_so_wherever_the_machine_is_judged() {
     let mut world = world();
     world.facts = HostFacts { numa_cells: world.facts.numa_cells, ..HostFacts::default() };
     world.simulated = true;
+    world.guest_network = GuestNetworkView::NoGuests;
     world.hypervisor =
         HypervisorView::Answers { versions: None, acceleration: Acceleration::Simulated, why_not_kvm: None };
     for condition in world.status().conditions {

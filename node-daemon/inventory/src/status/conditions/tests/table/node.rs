@@ -7,7 +7,7 @@ use gpudesk_crds::{
 };
 
 use super::{World, check};
-use crate::status::{HypervisorVersions, HypervisorView};
+use crate::status::{GuestNetworkView, HypervisorVersions, HypervisorView};
 
 fn hypervisor(world: &mut World, libvirt: &str, qemu: &str) {
     world.hypervisor = HypervisorView::Answers {
@@ -154,6 +154,34 @@ fn kvm_usable_tells_the_firmware_from_the_module() {
                 Reason::KvmUnusable,
                 &["/dev/kvm"],
             ),
+        ],
+    );
+}
+
+#[test]
+fn guest_network_filtered_gives_the_cause_and_who_else_may_see_to_it() {
+    check(
+        ConditionType::GuestNetworkFiltered,
+        &[
+            (
+                |world| world.guest_network = GuestNetworkView::Unfiltered("no nft; install it".into()),
+                false,
+                Reason::GuestNetworkUnfiltered,
+                &["do not start", "no nft; install it"],
+            ),
+            (
+                |world| world.guest_network = GuestNetworkView::External,
+                true,
+                Reason::NotNeeded,
+                &["--guest-network-filter external"],
+            ),
+            (
+                |world| world.guest_network = GuestNetworkView::NotAsked,
+                true,
+                Reason::Unknown,
+                &["running daemon"],
+            ),
+            (|world| world.guest_network = GuestNetworkView::NoGuests, true, Reason::Simulated, &[]),
         ],
     );
 }
