@@ -5,18 +5,20 @@ use std::{fs, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration
 
 use anyhow::Context;
 use backon::{BackoffBuilder, ExponentialBuilder};
-use gpudesk_crds::{gpu_node_status::Acceleration, types::CpuSet};
+use gpudesk_crds::gpu_node_status::Acceleration;
 use gpudesk_inventory::{status::HypervisorView, topology::uevent::Change};
 use kube::{Client, Config};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{Notify, watch},
+    task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::{AccelerationChoice, Look, Run},
+    cluster::Cluster,
     desktop::{Desktops, Node},
     domain::Kind,
     gpu_node::Publisher,
@@ -24,25 +26,31 @@ use crate::{
         changes::Changes,
         folder::{DesktopFolders, boot_id},
         guest_network::GuestNetwork,
+        hardware::{HardwareView, hardware},
         hypervisor::{Hypervisor, HypervisorEvent},
         images::ImageStore,
         kvm_probe::{Kvm, probe},
+        leftovers::Leftovers,
         libvirt::LibvirtHypervisor,
         paths::AllowedRoots,
         simulated_driver::list_file,
+        simulated_hypervisor::{SimulatedHypervisor, simulated_boot},
         source::{HostSource, SourceError},
         survey::Place,
         uevents,
     },
-    lease,
+    lease::{self, Heard},
     metrics::Metrics,
-    orphans,
+    orphans::Orphans,
     secrets::Secrets,
     watch as desktops_watch,
 };
 
 /// The emulator, when libvirt does not name one.
 const QEMU: &str = "qemu-system-x86_64";
+
+/// How long rounds may still take once the daemon was asked to end.
+const LAST_ROUNDS: Duration = Duration::from_secs(20);
 
 type HypervisorState = (HypervisorView, Option<Arc<dyn Hypervisor>>);
 
@@ -59,6 +67,12 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     if options.rebooted {
         let _ = fs::remove_file(list_file(&state_dir));
     }
+    // A reboot of a simulated host ends what ran there.
+    let boot = if source.is_simulated() {
+        simulated_boot(&state_dir, options.rebooted).context("noting down the boot of a simulated host")?
+    } else {
+        boot_id()
+    };
     let config = Config::infer().await.context("finding the API server")?;
     let client = Client::try_from(config.clone()).context("connecting to the API server")?;
     // The lease must not wait behind a hundred status writes.
@@ -69,10 +83,23 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
 
     let stop = CancellationToken::new();
     let ended = end_signal(stop.clone())?;
+    // First of all: a node that lives is heard, however long it takes to look at it.
+    let (renewed, heard) = Heard::new();
+    let renewing = lease::renew(lease_client, options.namespace.clone(), options.node_name.clone(), renewed);
+    // Each on its own, so that none waits for what another one waits for. They end with the last of us.
+    let mut aside = JoinSet::new();
+    aside.spawn(renewing);
+    let serving = axum::serve(listener, metrics.router());
+    aside.spawn(async move {
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "metrics and health are not served any more");
+        }
+    });
     let silent = HypervisorView::Silent("not connected yet".into());
     let (sender, hypervisor) = watch::channel::<HypervisorState>((silent, None));
-    let changed = Arc::new(tokio::sync::Notify::new());
-    let hardware = Arc::new(Changes::default());
+    let changed = Arc::new(Notify::new());
+    let changes = Arc::new(Changes::default());
+    let (seen, hardware) = hardware();
     let guest_network = Arc::new(GuestNetwork::new(options.guest_network.clone(), libvirt_uri(&options)));
     let publisher = Publisher {
         node: options.node_name.clone(),
@@ -81,74 +108,133 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
         hypervisor,
         guest_network: guest_network.view(),
         changed: Arc::clone(&changed),
-        changes: Arc::clone(&hardware),
+        changes: Arc::clone(&changes),
+        seen,
         hook: options.look.hook.as_deref().map(|file| options.look.hook_at(file, &options.node_name)),
         metrics: metrics.clone(),
     };
-    let serving = axum::serve(listener, metrics.router());
-    let lease = lease::renew(lease_client, options.namespace.clone(), options.node_name.clone());
+    aside.spawn(publisher.run());
+    aside.spawn({
+        let (source, changes) = (source.clone(), Arc::clone(&changes));
+        async move { follow_hardware(&source, &changes).await }
+    });
     let secrets = Secrets::new(client.clone(), config, &options.node_name, &options.namespace);
-    let desktops = async {
-        let (hypervisor, kind) = tokio::select! {
-            connected = connect(&options, &state_dir, &sender, &metrics) => connected,
-            () = stop.cancelled() => return Ok(()),
-        };
-        let facts = {
-            let source = source.clone();
-            tokio::task::spawn_blocking(move || source.facts()).await.context("looking at the host")?
-        };
-        let node = Node {
-            name: options.node_name.clone(),
-            hypervisor: Arc::clone(&hypervisor),
-            guest_network: Arc::clone(&guest_network),
-            gpus: Arc::clone(source.gpus()),
-            cpus: facts.numa_cells.iter().flat_map(|cell| &cell.cores).flat_map(CpuSet::iter).collect(),
-            cards: facts.cards,
-            images: if source.is_simulated() {
-                ImageStore::pretended(&options.node_name, source.missing_images())
-            } else {
-                ImageStore::folders(&options.node_name, absolute(&options.image_roots))
-            },
-            roots: AllowedRoots::new(absolute(&options.allowed_roots))
-                .besides(&state_dir, &absolute(&options.image_roots)),
-            folders: DesktopFolders::new(&state_dir),
-            secrets,
-            kind,
-            boot: boot_id(),
-            latency: source.latency(),
-        };
-        report_given_away(&node.images);
-        let desktops = Arc::new(Desktops::new(node, client.clone(), metrics.clone(), changed));
-        desktops.settle().await;
-        let (watched, store) = watch::channel(None);
-        let connection = follow(hypervisor, &sender, &metrics);
-        let rounds = desktops_watch::run(
-            Arc::clone(&desktops),
-            client.clone(),
-            metrics.clone(),
-            watched,
-            stop.clone(),
-        );
-        tokio::select! {
-            () = rounds => {}
-            () = orphans::look_after(desktops, client.clone(), store) => {}
-            () = connection => {}
-            () = guest_network.keep() => {}
-        }
-        anyhow::Ok(())
+    let run = Desks {
+        options: &options,
+        state_dir: &state_dir,
+        boot,
+        source,
+        hardware,
+        guest_network,
+        secrets,
+        sender,
+        heard,
     };
+    let desktops = run.run(client, metrics, changed, stop.clone());
     tokio::select! {
         result = desktops => result?,
-        () = publisher.run() => {}
-        () = follow_hardware(&source, &hardware) => {}
-        () = lease => {}
-        result = serving => result.context("serving metrics and health")?,
-        () = async { ended.await; tokio::time::sleep(Duration::from_secs(20)).await } => {
+        // Whatever ends here is a fault: together they are the daemon.
+        _ = aside.join_next() => anyhow::bail!("a part of the daemon ended"),
+        () = async { ended.await; tokio::time::sleep(LAST_ROUNDS).await } => {
             tracing::warn!("rounds were still under way");
         }
     }
     tracing::info!("ended; desktops go on running");
     Ok(())
+}
+
+/// What running desktops needs.
+struct Desks<'a> {
+    options: &'a Run,
+    state_dir: &'a Path,
+    boot: String,
+    source: HostSource,
+    hardware: HardwareView,
+    guest_network: Arc<GuestNetwork>,
+    secrets: Secrets,
+    sender: watch::Sender<HypervisorState>,
+    heard: Heard,
+}
+
+impl Desks<'_> {
+    /// Runs the desktops of this node until `stop`.
+    async fn run(
+        self,
+        client: Client,
+        metrics: Metrics,
+        changed: Arc<Notify>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let Self { options, state_dir, boot, source, mut hardware, guest_network, secrets, sender, heard } = self;
+        let ready = async {
+            let connected = connect(options, state_dir, &sender, &metrics).await;
+            // The first look, which nothing is decided without.
+            hardware.changed().await;
+            connected
+        };
+        let (hypervisor, kind) = tokio::select! {
+            ready = ready => ready?,
+            () = stop.cancelled() => return Ok(()),
+        };
+        let simulated = source.is_simulated();
+        let root = options.look.host_root.as_deref().unwrap_or(Path::new("/"));
+        let node = Node {
+            name: options.node_name.clone(),
+            hypervisor: Arc::clone(&hypervisor),
+            guest_network: Arc::clone(&guest_network),
+            gpus: Arc::clone(source.gpus()),
+            hardware: hardware.clone(),
+            network_devices: (!simulated).then(|| root.join("sys/class/net")),
+            images: if simulated {
+                ImageStore::pretended(&options.node_name, source.missing_images())
+            } else {
+                ImageStore::folders(&options.node_name, absolute(&options.image_roots))
+            },
+            roots: AllowedRoots::new(absolute(&options.allowed_roots))
+                .besides(state_dir, &absolute(&options.image_roots)),
+            folders: DesktopFolders::new(state_dir),
+            leftovers: Leftovers::new(state_dir),
+            secrets,
+            kind,
+            boot,
+            latency: source.latency(),
+        };
+        report_given_away(&node.images);
+        let desktops = Desktops::new(node, client.clone(), metrics.clone(), changed, heard, stop.clone());
+        let desktops = Arc::new(desktops);
+        desktops.settle().await;
+        let (watched, stores) = watch::channel(None);
+        let hint = Arc::new(Notify::new());
+        let rounds = desktops_watch::run(
+            Arc::clone(&desktops),
+            client.clone(),
+            metrics.clone(),
+            watched,
+            Arc::clone(&hint),
+            stop.clone(),
+        );
+        let orphans = Orphans {
+            desktops: Arc::clone(&desktops),
+            client,
+            cluster: Cluster::new(state_dir),
+            metrics: metrics.clone(),
+            hint,
+        };
+        let settling = async {
+            loop {
+                hardware.changed().await;
+                desktops.settle().await;
+            }
+        };
+        tokio::select! {
+            () = rounds => {}
+            () = orphans.look_after(stores) => {}
+            () = follow(hypervisor, &sender, &metrics) => {}
+            () = settling => {}
+            () = guest_network.keep() => {}
+        }
+        Ok(())
+    }
 }
 
 fn source(options: &Run, state_dir: &Path) -> Result<HostSource, SourceError> {
@@ -181,7 +267,7 @@ async fn connect(
     state_dir: &std::path::Path,
     sender: &watch::Sender<HypervisorState>,
     metrics: &Metrics,
-) -> (Arc<dyn Hypervisor>, Kind) {
+) -> anyhow::Result<(Arc<dyn Hypervisor>, Kind)> {
     let uri = libvirt_uri(options);
     let mut delays = ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(500))
@@ -210,10 +296,16 @@ async fn connect(
         },
         why_not_kvm,
     };
-    let hypervisor: Arc<dyn Hypervisor> = Arc::new(hypervisor);
+    let hypervisor: Arc<dyn Hypervisor> = match kind {
+        Kind::Kvm | Kind::Qemu => Arc::new(hypervisor),
+        Kind::Test => {
+            let hypervisor = SimulatedHypervisor::new(hypervisor, state_dir).await;
+            Arc::new(hypervisor.context("bringing back the domains of a simulated host")?)
+        }
+    };
     metrics.set_hypervisor(true);
     sender.send_replace((view, Some(Arc::clone(&hypervisor))));
-    (hypervisor, kind)
+    Ok((hypervisor, kind))
 }
 
 async fn kind(

@@ -33,6 +33,7 @@ use crate::{
     host::{
         changes::Changes,
         gpu_driver::GpuInstance,
+        hardware::HardwareSeen,
         hook::DiscoveryHook,
         hypervisor::Hypervisor,
         source::{HostSource, NOT_YET},
@@ -82,6 +83,8 @@ pub struct Publisher {
     pub changed: Arc<Notify>,
     /// What changed in the hardware.
     pub changes: Arc<Changes>,
+    /// Where each look leaves what desktops can be given.
+    pub seen: HardwareSeen,
     /// The admin's discovery hook.
     pub hook: Option<DiscoveryHook>,
     /// Figures.
@@ -178,6 +181,7 @@ impl Publisher {
             unlicensed_vgpus: source.unlicensed_vgpus(),
         });
         let content = content.await?;
+        self.seen.set(&content.facts);
         let before = said.status.as_ref().or_else(|| stored.and_then(|node| node.status.as_ref()));
         let none = GpuNodeSpec::default();
         let (gpu_driver_version, vgpu_manager_version) = content.driver_versions;
@@ -222,8 +226,17 @@ impl Publisher {
         }
         said.hook = hook.ask(&so_far).await;
         // Where it failed, its last good answer stands.
-        if let (Some(mut survey), Some(answer)) = (self.source.survey(), hook.answer()) {
-            survey.set_answer(answer.clone());
+        if let Some(answer) = hook.answer().cloned() {
+            let source = self.source.clone();
+            // A look at the host may hold the survey for some time.
+            let told = tokio::task::spawn_blocking(move || {
+                if let Some(mut survey) = source.survey() {
+                    survey.set_answer(answer);
+                }
+            });
+            if let Err(error) = told.await {
+                tracing::warn!(%error, "the hook's answer is not in what is shown");
+            }
         }
     }
 }

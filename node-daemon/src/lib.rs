@@ -10,9 +10,10 @@
 //! ```
 //!
 //! `topology`, `partition`, `domain`, `inventory` and the files named `decide`, `desired`, `conflict`,
-//! `machine`, `record`, `status`, `tuning` and `qcow2` are pure; `host` touches the machine.
+//! `machine`, `record`, `standing`, `status`, `tuning` and `qcow2` are pure; `host` touches the machine.
 
 pub mod cli;
+pub mod cluster;
 pub mod crash_point;
 pub mod daemon;
 pub mod desktop;

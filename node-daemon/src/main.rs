@@ -1,5 +1,7 @@
 //! The node daemon. See the library for what it does.
 
+use std::io::IsTerminal;
+
 use clap::{CommandFactory, Parser};
 use gpudesk_node_daemon::{
     cli::{Cli, Command, LogFormat},
@@ -10,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Discover(options) => {
-            let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false);
+            let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(is_terminal());
             log.with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn")))
                 .init();
             tokio::runtime::Builder::new_multi_thread()
@@ -32,10 +34,19 @@ fn main() -> anyhow::Result<()> {
             let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
             let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
             match options.log_format {
-                LogFormat::Text => log.with_ansi(false).init(),
+                LogFormat::Text => log.with_ansi(is_terminal()).init(),
                 LogFormat::Json => log.json().init(),
             }
-            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(daemon::run(options))
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            let result = runtime.block_on(daemon::run(options));
+            // A thread that waits for a file system that does not answer is not waited for.
+            runtime.shutdown_background();
+            result
         }
     }
+}
+
+/// Colours are for people who look on, not for files.
+fn is_terminal() -> bool {
+    std::io::stderr().is_terminal()
 }

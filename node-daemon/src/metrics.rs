@@ -1,17 +1,28 @@
 //! Figures about this daemon for Prometheus, and whether it is well.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicI64, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
 };
 
-use axum::{Router, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
 use gpudesk_crds::conditions::Reason;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
+
+/// What is written is OpenMetrics, and Prometheus reads it as such only when that is said.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Figures about this daemon. Cheap to clone.
 #[derive(Clone)]
@@ -21,6 +32,8 @@ pub struct Metrics {
     started: Counter,
     problems: Family<ProblemLabels, Counter>,
     node_writes: Counter,
+    strays: Family<StrayLabels, Gauge<i64, AtomicI64>>,
+    leftovers: Gauge<i64, AtomicI64>,
     hypervisor: Arc<AtomicBool>,
     watching: Arc<AtomicBool>,
 }
@@ -28,6 +41,37 @@ pub struct Metrics {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ProblemLabels {
     reason: &'static str,
+}
+
+/// What is on this host of a desktop that is not this node's by the API's own word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stray {
+    /// Allocated to another node: it is being taken down here.
+    Elsewhere,
+    /// Allocated to no node: left as it is.
+    Unallocated,
+    /// There is no such Desktop.
+    NoDesktop,
+    /// That cannot be told.
+    Unclear,
+}
+
+impl Stray {
+    const ALL: [Self; 4] = [Self::Elsewhere, Self::Unallocated, Self::NoDesktop, Self::Unclear];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Elsewhere => "allocated-elsewhere",
+            Self::Unallocated => "not-allocated",
+            Self::NoDesktop => "no-such-desktop",
+            Self::Unclear => "unclear",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StrayLabels {
+    state: &'static str,
 }
 
 impl Default for Metrics {
@@ -45,12 +89,26 @@ impl Default for Metrics {
         );
         let node_writes = Counter::default();
         registry.register("status_writes", "Writes of the GpuNode's status", node_writes.clone());
+        let strays = Family::<StrayLabels, Gauge<i64, AtomicI64>>::default();
+        registry.register(
+            "strays",
+            "Desktops that something on this host is of and that are not this node's, by what the API says of them",
+            strays.clone(),
+        );
+        let leftovers = Gauge::default();
+        registry.register(
+            "leftovers",
+            "Folders with disks of desktops that are this node's no more; nothing erases them",
+            leftovers.clone(),
+        );
         Self {
             registry: Arc::new(registry),
             desktops,
             started,
             problems,
             node_writes,
+            strays,
+            leftovers,
             hypervisor: Arc::default(),
             watching: Arc::default(),
         }
@@ -71,6 +129,20 @@ impl Metrics {
     /// The status of the `GpuNode` was written.
     pub fn node_written(&self) {
         self.node_writes.inc();
+    }
+
+    /// Desktops that something is here of and that are not this node's.
+    pub fn set_strays(&self, strays: &HashMap<Stray, usize>) {
+        for stray in Stray::ALL {
+            let count = strays.get(&stray).copied().unwrap_or(0);
+            let gauge = self.strays.get_or_create(&StrayLabels { state: stray.name() });
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Folders of disks that are kept aside.
+    pub fn set_leftovers(&self, folders: usize) {
+        self.leftovers.set(i64::try_from(folders).unwrap_or(i64::MAX));
     }
 
     /// Desktops that hold memory and devices.
@@ -108,11 +180,38 @@ impl Metrics {
         }
     }
 
-    fn text(&self) -> (StatusCode, String) {
+    fn text(&self) -> impl IntoResponse + use<> {
         let mut text = String::new();
         match encode(&mut text, &self.registry) {
-            Ok(()) => (StatusCode::OK, text),
-            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+            Ok(()) => (StatusCode::OK, [(CONTENT_TYPE, OPEN_METRICS)], text),
+            Err(error) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, [(CONTENT_TYPE, "text/plain")], error.to_string())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::to_bytes;
+
+    #[tokio::test]
+    async fn figures_are_said_to_be_what_they_are() {
+        let metrics = Metrics::default();
+        metrics.set_strays(&HashMap::from([(Stray::Elsewhere, 2)]));
+        metrics.set_leftovers(3);
+        let answer = metrics.text().into_response();
+        assert_eq!(answer.headers()[CONTENT_TYPE], OPEN_METRICS);
+        let text = to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        let text = String::from_utf8(text.to_vec()).unwrap();
+        for line in [
+            "gpudesk_node_strays{state=\"allocated-elsewhere\"} 2",
+            "gpudesk_node_strays{state=\"no-such-desktop\"} 0",
+            "gpudesk_node_leftovers 3",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line} in {text}");
         }
     }
 }

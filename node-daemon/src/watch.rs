@@ -2,7 +2,7 @@
 //! one round of a desktop at a time, a bounded number of desktops at once.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt::Debug,
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -22,6 +22,7 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
@@ -30,10 +31,14 @@ use crate::{
     desktop::Desktops,
     host::hypervisor::{DomainEventKind, HypervisorEvent},
     metrics::Metrics,
+    orphans::Watched,
 };
 
-/// Desktops worked on at once. libvirt works on a handful of calls at a time.
-const AT_ONCE: u16 = 16;
+/// Desktops worked on at once. libvirt works on a handful of calls at a time; the others wait for files
+/// or for the API server.
+const AT_ONCE: u16 = 64;
+/// Wait when work on a desktop is still under way: it ends by itself, or hangs and is waited for.
+const BUSY: Duration = Duration::from_secs(3);
 /// Wait after a status that could not be written.
 const RETRY: Duration = Duration::from_secs(5);
 /// What `kubectl apply` keeps of the last version: as large as the object and of no use here.
@@ -41,35 +46,52 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// Which desktop a domain is.
 #[derive(Clone, Default)]
-pub struct Index(Arc<Mutex<HashMap<Uuid, ObjectRef<Desktop>>>>);
+pub struct Index(Arc<Mutex<Known>>);
+
+#[derive(Default)]
+struct Known {
+    desktops: HashMap<Uuid, ObjectRef<Desktop>>,
+    /// Those of the list that is being read.
+    listed: HashSet<Uuid>,
+}
 
 impl Index {
-    fn note(&self, event: &Event<Desktop>) {
+    /// Notes an event; returns the desktops that are not this node's any more.
+    fn note(&self, event: &Event<Desktop>) -> Vec<Uuid> {
+        let mut known = self.lock();
         match event {
             Event::Apply(desktop) | Event::InitApply(desktop) => {
-                if let Some(uid) = uid(desktop) {
-                    self.lock().insert(uid, ObjectRef::from_obj(desktop));
-                }
+                let Some(uid) = uid(desktop) else { return vec![] };
+                known.desktops.insert(uid, ObjectRef::from_obj(desktop));
+                known.listed.insert(uid);
+                vec![]
             }
             Event::Delete(desktop) => {
-                if let Some(uid) = uid(desktop) {
-                    self.lock().remove(&uid);
-                }
+                uid(desktop).into_iter().filter(|uid| known.desktops.remove(uid).is_some()).collect()
             }
-            // A desktop that went away while nobody watched stays in the index and is found by no one.
-            Event::Init | Event::InitDone => {}
+            Event::Init => {
+                known.listed.clear();
+                vec![]
+            }
+            // Some may have gone while nobody watched.
+            Event::InitDone => {
+                let listed = std::mem::take(&mut known.listed);
+                let gone = known.desktops.keys().filter(|uid| !listed.contains(uid)).copied().collect();
+                known.desktops.retain(|uid, _| listed.contains(uid));
+                gone
+            }
         }
     }
 
     fn desktop(&self, uid: Uuid) -> Option<ObjectRef<Desktop>> {
-        self.lock().get(&uid).cloned()
+        self.lock().desktops.get(&uid).cloned()
     }
 
     fn all(&self) -> Vec<ObjectRef<Desktop>> {
-        self.lock().values().cloned().collect()
+        self.lock().desktops.values().cloned().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, ObjectRef<Desktop>>> {
+    fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -85,12 +107,13 @@ struct Context {
 
 /// Runs until `stop`. What runs then goes on running.
 ///
-/// `watched` gets the store of desktops once it is filled.
+/// `watched` gets the stores once they are filled; `hint` is told when something may have become a stray.
 pub async fn run(
     desktops: Arc<Desktops>,
     client: Client,
     metrics: Metrics,
-    watched: tokio::sync::watch::Sender<Option<Store<Desktop>>>,
+    watched: tokio::sync::watch::Sender<Option<Watched>>,
+    hint: Arc<Notify>,
     stop: CancellationToken,
 ) {
     let node = desktops.node().name.clone();
@@ -101,30 +124,40 @@ pub async fn run(
     let (store, writer) = store();
     let config = watcher::Config::default().fields(&format!("status.allocation.node={node}"));
     let events = understood::<Desktop>(Api::all(client), config).inspect({
-        let index = index.clone();
+        let (index, desktops, hint) = (index.clone(), Arc::clone(&desktops), Arc::clone(&hint));
         move |event| {
-            if let Ok(event) = event {
-                index.note(event);
+            let Ok(event) = event else { return };
+            for uid in index.note(event) {
+                desktops.forget(uid);
+                hint.notify_one();
             }
         }
     });
-    let happenings = happenings(&desktops, index);
+    let happenings = happenings(&desktops, index, hint);
+    let heard_again = stream::unfold(desktops.heard().clone(), |mut heard| async move {
+        heard.heard_again().await;
+        Some(((), heard))
+    });
     let context = Arc::new(Context { desktops, templates: templates.clone() });
     let controller = Controller::for_stream(events.reflect(writer).touched_objects(), store.clone())
         .with_config(Config::default().concurrency(AT_ONCE))
         .reconcile_on(happenings)
+        .reconcile_all_on(heard_again)
         .graceful_shutdown_on({
             let stop = stop.clone();
             async move { stop.cancelled().await }
         });
     let ready = async {
         // Without templates every desktop would seem to lack its own.
-        let _ = templates.wait_until_ready().await;
+        tokio::select! {
+            _ = templates.wait_until_ready() => {}
+            () = stop.cancelled() => return,
+        }
         let rounds = controller.run(round, |_, _, _| Action::requeue(RETRY), context);
         let filled = async {
             let _ = store.wait_until_ready().await;
             metrics.set_watching(true);
-            watched.send_replace(Some(store.clone()));
+            watched.send_replace(Some(Watched { desktops: store.clone(), templates: templates.clone() }));
         };
         let rounds = rounds.for_each(|result| {
             if let Err(error) = result {
@@ -132,6 +165,13 @@ pub async fn run(
             }
             future::ready(())
         });
+        // The store of a watch that never began is never filled.
+        let filled = async {
+            tokio::select! {
+                () = filled => {}
+                () = stop.cancelled() => {}
+            }
+        };
         tokio::join!(filled, rounds);
     };
     tokio::select! {
@@ -148,8 +188,13 @@ async fn round(desktop: Arc<Desktop>, context: Arc<Context>) -> Result<Action, k
     );
     let name = ObjectRef::new(&desktop.spec.template_ref.name);
     let template = context.templates.get(&name.within(&desktop.namespace().unwrap_or_default()));
-    let round = context.desktops.round(&desktop, template).instrument(span.clone());
-    let wait = round.await.inspect_err(|error| {
+    let Some(uid) = uid(&desktop) else { return Ok(Action::await_change()) };
+    let work = {
+        let desktops = Arc::clone(&context.desktops);
+        async move { desktops.round(&desktop, template).await }.instrument(span.clone())
+    };
+    let Some(result) = context.desktops.alone(uid, work).await else { return Ok(Action::requeue(BUSY)) };
+    let wait = result.inspect_err(|error| {
         span.in_scope(|| tracing::warn!(%error, "the status could not be written"));
     })?;
     Ok(Action::requeue(wait))
@@ -159,6 +204,7 @@ async fn round(desktop: Arc<Desktop>, context: Arc<Context>) -> Result<Action, k
 fn happenings(
     desktops: &Arc<Desktops>,
     index: Index,
+    hint: Arc<Notify>,
 ) -> impl Stream<Item = ObjectRef<Desktop>> + Send + 'static {
     let events = desktops.node().hypervisor.events().into_stream();
     let changed = Arc::clone(desktops.changed());
@@ -166,7 +212,11 @@ fn happenings(
         let touched = match event {
             HypervisorEvent::Domain(event) if is_news(event.kind) => {
                 changed.notify_one();
-                index.desktop(event.uuid).into_iter().collect()
+                let desktop = index.desktop(event.uuid);
+                if desktop.is_none() {
+                    hint.notify_one();
+                }
+                desktop.into_iter().collect()
             }
             HypervisorEvent::Domain(_) | HypervisorEvent::Closed { .. } => vec![],
             HypervisorEvent::Resync => index.all(),
@@ -231,5 +281,36 @@ fn parsed<K: Resource>(object: DeserializeGuard<K>) -> Option<K> {
             tracing::error!(namespace, name, error = invalid.error, "an object cannot be understood");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn desktop(uid: u128) -> Desktop {
+        let mut desktop = Desktop::new("anna", gpudesk_crds::DesktopSpec::default());
+        desktop.metadata.namespace = Some(format!("ns-{uid}"));
+        desktop.metadata.uid = Some(Uuid::from_u128(uid).to_string());
+        desktop
+    }
+
+    #[test]
+    fn a_desktop_that_is_not_listed_again_is_forgotten() {
+        let index = Index::default();
+        let listed = |uids: &[u128]| {
+            index.note(&Event::Init);
+            for uid in uids {
+                index.note(&Event::InitApply(desktop(*uid)));
+            }
+            index.note(&Event::InitDone)
+        };
+        assert!(listed(&[1, 2]).is_empty());
+        assert!(index.note(&Event::Apply(desktop(3))).is_empty());
+        assert_eq!(index.note(&Event::Delete(desktop(3))), [Uuid::from_u128(3)]);
+        assert!(index.note(&Event::Delete(desktop(3))).is_empty());
+        assert_eq!(listed(&[2]), [Uuid::from_u128(1)]);
+        assert_eq!(index.all().len(), 1);
+        assert!(index.desktop(Uuid::from_u128(2)).is_some());
     }
 }

@@ -2,7 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "adapter: notes down when it started and stopped machines")]
 
 use gpudesk_crds::{
-    DesktopTemplate,
+    Allocation, DesktopTemplate,
     desktop_template_devices::CloudInit,
     types::{PciAddress, ShareMode},
 };
@@ -25,7 +25,7 @@ use crate::{
     crash_point::{self, Step},
     domain::{Kind, QemuProcess, metadata},
     host::{
-        gpu_driver::{GpuError, InstanceKey, WantedInstance},
+        gpu_driver::{GpuError, GpuInstance, InstanceKey, WantedInstance},
         guest_network::GuestNetworkError,
         hypervisor::{GuestState, HypervisorError},
         seed::Seed,
@@ -71,7 +71,8 @@ impl Desktops {
 
     async fn make_shares(&self, round: &Round<'_>) -> Result<(), Problem> {
         for gpu in round.allocation.map_or(&[][..], |allocation| &allocation.gpus) {
-            let card = self.node.cards.iter().find(|card| card.pci_address == gpu.device);
+            let hardware = self.node.hardware.now();
+            let card = hardware.cards.iter().find(|card| card.pci_address == gpu.device);
             // An address can be another card's after hardware was added; the UUID tells.
             let same = card.is_some_and(|card| gpu.device_uuid.is_none() || gpu.device_uuid == card.uuid);
             if !same {
@@ -117,29 +118,38 @@ impl Desktops {
         Problem::Conflict { what: what.into(), holder: holders.join(", ") }
     }
 
-    async fn make_seed(&self, round: &Round<'_>, materials: &Materials) -> Result<(), Problem> {
-        let Some(cloud_init) = &materials.cloud_init else { return Ok(()) };
-        if materials.has_seed && !self.node.images.is_pretended() {
-            return Ok(());
+    /// The first-boot configuration that is still to be made: none when there is one, or none is asked for.
+    pub(super) async fn seed(
+        &self,
+        round: &Round<'_>,
+        materials: &Materials,
+    ) -> Result<Option<Seed>, Problem> {
+        let Some(cloud_init) = &materials.cloud_init else { return Ok(None) };
+        if materials.has_seed {
+            return Ok(None);
         }
         let CloudInit { inline, secret_ref } = cloud_init;
-        let seed = match (inline, secret_ref) {
-            (Some(inline), None) => Seed {
+        match (inline, secret_ref) {
+            (Some(inline), None) => Ok(Some(Seed {
                 user_data: inline.user_data.clone().into_bytes(),
                 network_data: inline.network_data.clone().map(String::into_bytes),
-            },
-            (None, Some(secret)) => self.node.secrets.seed(&round.owner.namespace, &secret.name).await?,
-            _ => {
-                return Err(Problem::Invalid(
-                    "cloudInit must have exactly one of inline and secretRef".into(),
-                ));
+            })),
+            (None, Some(secret)) => {
+                let (namespace, name) = (&round.owner.namespace, &secret.name);
+                let seed = self.before_the_end(self.node.secrets.seed(namespace, name)).await;
+                Ok(Some(seed.ok_or_else(|| Problem::Internal("the daemon ends".into()))??))
             }
-        };
-        if !self.node.images.is_pretended() {
-            let image = seed.image(round.owner.uid, &round.owner.name)?;
-            round.folder.write(round.folder.seed(), image).await?;
-            crash_point::done(Step::SeedWritten);
+            _ => Err(Problem::Invalid("cloudInit must have exactly one of inline and secretRef".into())),
         }
+    }
+
+    async fn make_seed(&self, round: &Round<'_>, materials: &Materials) -> Result<(), Problem> {
+        let Some(seed) = self.seed(round, materials).await? else { return Ok(()) };
+        // No guest of a simulated host reads it: that it was made is all that is kept.
+        let pretended = self.node.images.is_pretended();
+        let image = if pretended { vec![] } else { seed.image(round.owner.uid, &round.owner.name)? };
+        round.folder.write(round.folder.seed(), image).await?;
+        crash_point::done(Step::SeedWritten);
         Ok(())
     }
 
@@ -147,32 +157,46 @@ impl Desktops {
         let (Some(allocation), materials) = (round.allocation, found(sight)?) else {
             return Err(Problem::Internal("no allocation".into()));
         };
+        let hardware = self.node.hardware.now();
+        let others = self.holders(round).await?;
+        if let Some((what, holder)) = conflict::conflict(allocation, &others, &hardware.cards) {
+            return Err(Problem::Conflict { what, holder });
+        }
+        self.give(round, allocation, materials, &sight.instances).await?;
+        crash_point::done(Step::Defined);
+        round.defined = true;
+        Ok(())
+    }
+
+    /// Gives libvirt the domain. One that runs goes on as it is.
+    pub(super) async fn give(
+        &self,
+        round: &Round<'_>,
+        allocation: &Allocation,
+        materials: &Materials,
+        instances: &[GpuInstance],
+    ) -> Result<(), Problem> {
         let Some(compute) = &allocation.compute else {
             return Err(Problem::Internal("no CPUs and memory are allocated".into()));
         };
-        if let Some((what, holder)) =
-            conflict::conflict(allocation, &self.holders(round).await?, &self.node.cards)
-        {
-            return Err(Problem::Conflict { what, holder });
-        }
         let template = round.template()?;
         let process = self.process(template).await?;
+        let cpu = materials::cpu(round.desktop, &template.spec);
         let domain = machine::domain(&Parts {
             owner: &round.owner,
             allocation,
             compute,
             template,
-            cpu: materials::cpu(round.desktop, &template.spec),
+            cpu,
             materials,
             folder: &round.folder,
-            instances: &sight.instances,
-            cards: &self.node.cards,
+            instances,
+            cards: &self.node.hardware.now().cards,
             kind: self.node.kind,
             process,
         })?;
+        self.check_host(cpu, template).await?;
         self.node.hypervisor.define(domain.render()?).await?;
-        crash_point::done(Step::Defined);
-        round.defined = true;
         Ok(())
     }
 
@@ -218,6 +242,7 @@ impl Desktops {
         if machine::has_user_network(round.template()?) {
             self.node.guest_network.ensure().await?;
         }
+        self.confirm(round).await?;
         let floats = round.allocation.is_some_and(conflict::floats);
         // Others make room before CPUs that are this desktop's own are used.
         if !floats {
@@ -230,6 +255,7 @@ impl Desktops {
         crash_point::done(Step::Started);
         let before = sight.observed.record.as_ref();
         let record = RunRecord::started(Timestamp::now(), &self.node.boot, before);
+        let record = record.decided(round.decided_at());
         round.folder.write_json(RECORD, record).await?;
         self.metrics.started();
         Ok(())
@@ -253,11 +279,17 @@ impl Desktops {
             }
             held.push(allocation);
         }
-        let cpus = conflict::shared_cpus(&self.node.cpus, &held);
-        let Some(cpus) = cpus.filter(|cpus| freed || *cpus != self.node.cpus) else { return Ok(()) };
+        let host = &self.node.hardware.now().cpus;
+        let cpus = conflict::shared_cpus(host, &held);
+        let Some(cpus) = cpus.filter(|cpus| freed || cpus != host) else { return Ok(()) };
         let cpus: Vec<u32> = cpus.iter().collect();
-        for uuid in running {
-            match self.node.hypervisor.confine(uuid, cpus.clone()).await {
+        // All at once, so that one that does not let itself be moved holds up no other.
+        let moves = running.into_iter().map(|uuid| {
+            let moved = self.node.hypervisor.confine(uuid, cpus.clone());
+            async move { (uuid, moved.await) }
+        });
+        for (uuid, moved) in futures::future::join_all(moves).await {
+            match moved {
                 Ok(()) => {}
                 Err(error) if uuid == about => return Err(error.into()),
                 // It may have ended meanwhile.
@@ -296,31 +328,11 @@ impl Desktops {
         let record = sight.observed.record.clone();
         let mut record = record.unwrap_or_else(|| RunRecord::started(now, &self.node.boot, None));
         record.shutdown_sent_at.get_or_insert(now);
+        record.deleting |= round.wanted == Wanted::Remove;
         if !round.folder.exists().await? {
             round.folder.create(&round.owner).await?;
         }
         round.folder.write_json(RECORD, record).await?;
-        Ok(())
-    }
-
-    /// Releases what is left of a desktop that is gone: nobody is there whom to ask for time.
-    ///
-    /// # Errors
-    /// What could not be released; it can be tried again.
-    pub async fn release_orphan(&self, uid: Uuid) -> Result<(), Problem> {
-        match self.node.hypervisor.destroy(uid).await {
-            Ok(()) | Err(HypervisorError::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-        match self.node.hypervisor.undefine(uid, GuestState::Delete).await {
-            Ok(()) | Err(HypervisorError::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-        for instance in self.instances(uid).await? {
-            self.drive(move |gpus| gpus.destroy(&instance.key)).await?;
-        }
-        self.node.folders.of(uid).remove().await?;
-        self.changed().notify_one();
         Ok(())
     }
 
@@ -334,7 +346,8 @@ impl Desktops {
             }
             crash_point::done(Step::Undefined);
         }
-        if round.allocation.is_some_and(|allocation| !conflict::floats(allocation)) {
+        let withdrawn = round.wanted == Wanted::Withdraw;
+        if withdrawn || round.allocation.is_some_and(|allocation| !conflict::floats(allocation)) {
             self.share_cpus(round.owner.uid, true).await?;
         }
         for instance in &sight.instances {
@@ -342,11 +355,14 @@ impl Desktops {
             self.drive(move |gpus| gpus.destroy(&key)).await?;
         }
         crash_point::done(Step::GpusDestroyed);
-        let gone = if remove {
-            round.folder.remove().await?;
-            true
-        } else {
-            round.folder.remove_run().await?
+        let gone = match round.wanted {
+            Wanted::Remove => {
+                round.folder.remove().await?;
+                true
+            }
+            Wanted::Stop if !round.stays(sight, &self.node.boot) => round.folder.remove_run().await?,
+            // How it ended stays noted down, and what is not this node's is put aside whole.
+            Wanted::Stop | Wanted::Run | Wanted::Leave | Wanted::Withdraw => false,
         };
         if gone {
             crash_point::done(Step::FolderRemoved);

@@ -41,6 +41,8 @@ pub struct Rules<'a> {
     pub shutdown_grace: SignedDuration,
     /// The boot of the host.
     pub boot: &'a str,
+    /// The end of the last run is still what is to be said of the desktop.
+    pub end_counts: bool,
 }
 
 /// The one action.
@@ -68,11 +70,19 @@ pub fn decide(wanted: Wanted, observed: &Observed, rules: &Rules<'_>, now: Times
     match wanted {
         Wanted::Run if active => Action::Nothing(None),
         Wanted::Run => bring_up(observed, rules, now),
-        Wanted::Stop | Wanted::Remove if active => bring_down(observed, rules, now),
-        Wanted::Stop if holds(observed) || observed.record.is_some() => Action::Release,
+        Wanted::Stop | Wanted::Remove | Wanted::Withdraw if active => bring_down(observed, rules, now),
+        Wanted::Stop if holds(observed) => Action::Release,
+        Wanted::Stop if observed.record.is_some() && !stays(observed, rules) => Action::Release,
         Wanted::Remove if holds(observed) || observed.folder => Action::Release,
-        Wanted::Leave | Wanted::Stop | Wanted::Remove => Action::Nothing(None),
+        Wanted::Withdraw if holds(observed) => Action::Release,
+        Wanted::Leave | Wanted::Stop | Wanted::Remove | Wanted::Withdraw => Action::Nothing(None),
     }
+}
+
+/// Whether it ended by itself for good, and nobody has asked for anything else since.
+pub fn stays(observed: &Observed, rules: &Rules<'_>) -> bool {
+    let stays = |record: &RunRecord| record.stays(rules.boot, rules.restart_policy);
+    rules.end_counts && observed.record.as_ref().is_some_and(stays)
 }
 
 fn holds(observed: &Observed) -> bool {
@@ -83,6 +93,8 @@ fn bring_up(observed: &Observed, rules: &Rules<'_>, now: Timestamp) -> Action {
     let end = observed.record.as_ref().and_then(|record| Some((record, record.end_in(rules.boot)?)));
     if let Some((record, end)) = end {
         match record.after(end, rules.restart_policy) {
+            // What it held is given back, for nothing may need it for a long time.
+            AfterEnd::Stay if holds(observed) => return Action::Release,
             AfterEnd::Stay => return Action::Nothing(None),
             AfterEnd::RestartAt(time) if now < time => return Action::Nothing(Some(time)),
             AfterEnd::RestartAt(_) => {}
@@ -129,9 +141,11 @@ mod tests {
         RunRecord {
             started_at: at(1),
             boot: "boot".into(),
+            decided_at: None,
             ended: ended.map(|(second, crashed)| Ended { at: at(second), crashed }),
             ends_in_a_row: row,
             shutdown_sent_at: shutdown.map(at),
+            deleting: false,
         }
     }
 
@@ -141,7 +155,8 @@ mod tests {
 
     fn with(wanted: Wanted, observed: &Observed, restart_policy: RestartPolicy, grace: i64) -> Action {
         let shutdown_grace = SignedDuration::from_secs(grace);
-        decide(wanted, observed, &Rules { restart_policy, shutdown_grace, boot: "boot" }, at(NOW))
+        let rules = Rules { restart_policy, shutdown_grace, boot: "boot", end_counts: true };
+        decide(wanted, observed, &rules, at(NOW))
     }
 
     #[test]
@@ -181,16 +196,49 @@ mod tests {
         };
         for (crashed, policy, action) in [
             (true, RestartPolicy::OnFailure, Action::Start),
-            (false, RestartPolicy::OnFailure, Action::Nothing(None)),
+            (false, RestartPolicy::OnFailure, Action::Release),
             (true, RestartPolicy::Always, Action::Start),
             (false, RestartPolicy::Always, Action::Start),
-            (true, RestartPolicy::Never, Action::Nothing(None)),
+            (true, RestartPolicy::Never, Action::Release),
         ] {
             assert_eq!(with(Wanted::Run, &ended(crashed, 1), policy, 60), action, "{crashed} {policy:?}");
         }
         assert_eq!(go(Wanted::Run, &ended(true, 2)), Action::Nothing(Some(at(NOW + 5))));
         let lost = Observed { domain: None, ..ended(true, 1) };
         assert_eq!(go(Wanted::Run, &lost), Action::Define);
+    }
+
+    #[test]
+    fn what_ended_for_good_holds_nothing_and_is_remembered_until_it_is_stopped() {
+        let gone = Observed {
+            folder: true,
+            record: Some(run(Some((NOW - 5, true)), 1, None)),
+            ..Observed::default()
+        };
+        let never = |wanted, observed: &Observed| with(wanted, observed, RestartPolicy::Never, 60);
+        assert_eq!(never(Wanted::Run, &gone), Action::Nothing(None));
+        assert_eq!(never(Wanted::Stop, &gone), Action::Nothing(None), "parked, and still says so");
+        let shares = Observed { instances: true, ..gone.clone() };
+        assert_eq!(never(Wanted::Run, &shares), Action::Release);
+        let rules = Rules {
+            restart_policy: RestartPolicy::Never,
+            shutdown_grace: SignedDuration::ZERO,
+            boot: "boot",
+            end_counts: false,
+        };
+        assert_eq!(decide(Wanted::Stop, &gone, &rules, at(NOW)), Action::Release, "switched off");
+    }
+
+    #[test]
+    fn what_is_another_nodes_is_brought_down_and_its_disks_are_left() {
+        let running = Observed { domain: Some(domain(true, false)), ..Observed::default() };
+        assert_eq!(go(Wanted::Withdraw, &running), Action::Shutdown);
+        let asked = Observed { record: Some(run(None, 0, Some(NOW - 60))), ..running };
+        assert_eq!(go(Wanted::Withdraw, &asked), Action::Destroy);
+        let off = Observed { domain: Some(domain(false, true)), folder: true, ..Observed::default() };
+        assert_eq!(go(Wanted::Withdraw, &off), Action::Release);
+        let disks = Observed { folder: true, ..Observed::default() };
+        assert_eq!(go(Wanted::Withdraw, &disks), Action::Nothing(None));
     }
 
     #[test]

@@ -13,7 +13,12 @@ pub enum Wanted {
     Stop,
     /// Nothing is left.
     Remove,
+    /// It is not this node's: nothing runs or is held here, and its disks are kept aside.
+    Withdraw,
 }
+
+/// Longest value of the restart annotation that an allocation can carry, in characters.
+pub const MAX_RESTARTED_AT: usize = 128;
 
 /// What `desktop` asks of the node of its allocation.
 ///
@@ -38,6 +43,24 @@ pub fn allocation(desktop: &Desktop) -> Option<&Allocation> {
     desktop.status.as_ref()?.allocation.as_ref()
 }
 
-fn restart_asked(desktop: &Desktop) -> Option<&str> {
+/// Whether the machine is to be stopped only to be started again.
+pub fn is_restart(desktop: &Desktop) -> bool {
+    let allocation = allocation(desktop).filter(|allocation| allocation.compute.is_some());
+    desktop.metadata.deletion_timestamp.is_none()
+        && desktop.spec.power_state == PowerState::Running
+        && allocation.is_some_and(|allocation| restart_asked(desktop) != allocation.restarted_at.as_deref())
+}
+
+/// Whether the end of the last run is still what is to be said: the desktop shall run, with its place or
+/// parked, and nobody has asked for another run.
+pub fn end_counts(desktop: &Desktop) -> bool {
+    let restarted_at = allocation(desktop).map(|allocation| allocation.restarted_at.as_deref());
+    desktop.metadata.deletion_timestamp.is_none()
+        && desktop.spec.power_state == PowerState::Running
+        && restarted_at == Some(restart_asked(desktop))
+}
+
+/// The value of the restart annotation.
+pub fn restart_asked(desktop: &Desktop) -> Option<&str> {
     desktop.metadata.annotations.as_ref()?.get(RESTARTED_AT_ANNOTATION).map(String::as_str)
 }

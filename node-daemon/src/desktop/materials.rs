@@ -118,7 +118,7 @@ impl Materials {
             }
             (Firmware::Uefi | Firmware::UefiSecureBoot | Firmware::Bios, _) => None,
         };
-        let has_seed = images.is_pretended() || FolderFiles::exists(&folder.file("seed.img"))?;
+        let has_seed = FolderFiles::exists(&folder.file("seed.img"))?;
         Ok(Self { disks, kernel, cloud_init: cloud_init(desktop, spec).cloned(), has_seed })
     }
 

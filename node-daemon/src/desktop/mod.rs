@@ -14,37 +14,46 @@
 
 mod act;
 pub mod cells;
+mod confirm;
 pub mod conflict;
 pub mod decide;
 pub mod desired;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod guest;
+mod host_check;
 pub mod machine;
 pub mod materials;
 mod observe;
 pub mod problem;
 pub mod record;
+mod restart;
 mod shared_files;
+pub mod standing;
 pub mod status;
 mod status_writer;
 pub mod tuning;
+pub mod withdraw;
 
+#[cfg(test)]
+mod guard_tests;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use gpudesk_crds::{
-    Allocation, Desktop, DesktopTemplate,
-    desktop_template::Lifecycle,
-    gpu_node_status::{Acceleration, Device},
-    types::CpuSet,
+    Allocation, Desktop, DesktopTemplate, desktop_template::Lifecycle, gpu_node_status::Acceleration,
 };
 use jiff::{SignedDuration, Timestamp};
 use kube::{Client, ResourceExt};
-use std::sync::{Mutex, PoisonError};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::{
@@ -63,10 +72,13 @@ use crate::{
         folder::{DesktopFolder, DesktopFolders, Owner},
         gpu_driver::GpuDriver,
         guest_network::GuestNetwork,
+        hardware::HardwareView,
         hypervisor::Hypervisor,
         images::ImageStore,
+        leftovers::Leftovers,
         paths::AllowedRoots,
     },
+    lease::Heard,
     metrics::Metrics,
     secrets::Secrets,
 };
@@ -81,6 +93,8 @@ const ADDRESS_PATIENCE: SignedDuration = SignedDuration::from_mins(2);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// The longest wait after a problem. What a person mends is seen within it.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// How long a status may still take to be written once the process was asked to end.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Everything that desktops need of this node.
 pub struct Node {
@@ -90,18 +104,20 @@ pub struct Node {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// What makes shares of GPUs.
     pub gpus: Arc<dyn GpuDriver>,
-    /// Cards of the host.
-    pub cards: Vec<Device>,
-    /// Online CPUs of the host.
-    pub cpus: CpuSet,
+    /// Cards and CPUs of the host, as they are now.
+    pub hardware: HardwareView,
     /// What keeps guests away from the host.
     pub guest_network: Arc<GuestNetwork>,
+    /// Where the kernel lists the host's network devices; `None` for a simulated host.
+    pub network_devices: Option<PathBuf>,
     /// Golden images.
     pub images: ImageStore,
     /// Folders that tenants may name files in.
     pub roots: AllowedRoots,
     /// Folders of the desktops.
     pub folders: DesktopFolders,
+    /// Disks of desktops that are this node's no more.
+    pub leftovers: Leftovers,
     /// Secrets of the desktops.
     pub secrets: Secrets,
     /// What a domain is for libvirt.
@@ -123,13 +139,25 @@ impl Node {
     }
 }
 
+/// What a thread that panicked left behind is still right: single inserts and removals.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Brings the desktops of this node to where they should be.
 pub struct Desktops {
     node: Node,
+    client: Client,
     writer: StatusWriter,
     metrics: Metrics,
     changed: Arc<Notify>,
+    /// Whether the cluster hears this node.
+    heard: Heard,
+    /// The process was asked to end.
+    stop: CancellationToken,
     failures: Mutex<HashMap<Uuid, u32>>,
+    /// Desktops that are being worked on.
+    busy: Mutex<HashSet<Uuid>>,
     /// Held while domains are moved between CPUs, so that the last word is the newest.
     moving: tokio::sync::Mutex<()>,
     /// Files that desktops take which are about to run.
@@ -146,11 +174,38 @@ struct Round<'a> {
     folder: DesktopFolder,
     /// The domain was given to libvirt in this round, and so is what it should be.
     defined: bool,
+    /// Why the restart that was asked for is not done.
+    held_back: Option<Problem>,
 }
 
 impl Round<'_> {
+    /// When its allocation was decided.
+    fn decided_at(&self) -> Option<Timestamp> {
+        self.allocation.map(|allocation| allocation.decided_at.0)
+    }
+
+    /// Whether its machine ended by itself for good, and nobody has asked for anything else since.
+    fn stays(&self, sight: &Sight, boot: &str) -> bool {
+        decide::stays(&sight.observed, &self.rules(boot))
+    }
+
+    fn rules<'b>(&self, boot: &'b str) -> Rules<'b> {
+        let lifecycle = self.lifecycle();
+        Rules {
+            restart_policy: lifecycle.restart_policy,
+            shutdown_grace: SignedDuration::from_secs(lifecycle.shutdown_grace_seconds.into()),
+            boot,
+            end_counts: desired::end_counts(self.desktop),
+        }
+    }
+
     fn lifecycle(&self) -> Lifecycle {
         self.template.as_ref().map(|template| template.spec.lifecycle.clone()).unwrap_or_default()
+    }
+
+    /// Whether what is said of it may free what the operator counts.
+    fn frees(&self) -> bool {
+        matches!(self.wanted, Wanted::Stop | Wanted::Remove)
     }
 
     /// The template, no older than the one that was decided for.
@@ -171,14 +226,25 @@ impl Round<'_> {
 impl Desktops {
     /// The desktops of `node`, with what is said of them written by `client`.
     /// `changed` is told after each round in which something was done on the host.
-    pub fn new(node: Node, client: Client, metrics: Metrics, changed: Arc<Notify>) -> Self {
-        let writer = StatusWriter::new(client);
+    pub fn new(
+        node: Node,
+        client: Client,
+        metrics: Metrics,
+        changed: Arc<Notify>,
+        heard: Heard,
+        stop: CancellationToken,
+    ) -> Self {
+        let writer = StatusWriter::new(client.clone());
         Self {
             node,
+            client,
             writer,
             metrics,
             changed,
+            heard,
+            stop,
             failures: Mutex::default(),
+            busy: Mutex::default(),
             moving: tokio::sync::Mutex::default(),
             starting: shared_files::Starting::default(),
         }
@@ -187,6 +253,17 @@ impl Desktops {
     /// Told after each round in which something was done on the host.
     pub fn changed(&self) -> &Arc<Notify> {
         &self.changed
+    }
+
+    /// Whether the cluster hears this node.
+    pub fn heard(&self) -> &Heard {
+        &self.heard
+    }
+
+    /// Forgets what is remembered of a desktop that is not this node's any more.
+    pub fn forget(&self, uid: Uuid) {
+        lock(&self.failures).remove(&uid);
+        self.writer.forget(uid);
     }
 
     /// The node.
@@ -221,6 +298,7 @@ impl Desktops {
             template,
             folder: self.node.folders.of(uid),
             defined: false,
+            held_back: None,
         };
         let mut sight = Sight::default();
         let mut look_again = None;
@@ -233,7 +311,7 @@ impl Desktops {
                 }
                 Ok(action) => {
                     self.changed.notify_one();
-                    tracing::info!(?action, "done");
+                    tracing::info!(action = ?action, "done");
                 }
                 Err(error) => {
                     tracing::warn!(%error, "not as wanted");
@@ -244,18 +322,15 @@ impl Desktops {
             }
         }
         self.say(&round, &sight, problem.as_ref()).await?;
-        Ok(self.look_again(uid, &sight, problem.as_ref(), look_again))
+        let problem = problem.as_ref().or(round.held_back.as_ref());
+        Ok(self.look_again(uid, &sight, problem, look_again))
     }
 
     async fn step(&self, round: &mut Round<'_>, sight: &mut Sight) -> Result<Action, Problem> {
         // What was seen before a failure is still the best that is known.
         self.observe(round, sight).await?;
-        let lifecycle = round.lifecycle();
-        let rules = Rules {
-            restart_policy: lifecycle.restart_policy,
-            shutdown_grace: SignedDuration::from_secs(lifecycle.shutdown_grace_seconds.into()),
-            boot: &self.node.boot,
-        };
+        self.hold_back(round, sight).await;
+        let rules = round.rules(&self.node.boot);
         let action = decide(round.wanted, &sight.observed, &rules, Timestamp::now());
         self.act(action, round, sight).await?;
         Ok(action)
@@ -275,12 +350,28 @@ impl Desktops {
             machine: sight.machine.as_ref(),
             gpus: &gpus,
             problem,
+            held_back: round.held_back.as_ref(),
+            stays: round.stays(sight, &self.node.boot),
             restart_policy: round.lifecycle().restart_policy,
             boot: &self.node.boot,
             acceleration: self.node.acceleration(),
             now: Timestamp::now(),
         });
-        self.writer.write(round.desktop, round.wanted, &round.owner, status).await
+        // While nobody hears this node it is the operator who says that nothing is known of its desktops.
+        if !self.heard.is_heard() && status::is_unknown(round.desktop) && !round.frees() {
+            return Ok(());
+        }
+        let written = self.writer.write(round.desktop, round.wanted, &round.owner, status);
+        // What is not written by then the next daemon says.
+        self.before_the_end(written).await.unwrap_or(Ok(()))
+    }
+
+    /// What comes of `asking` the API server; `None` when the process is to end and it does not answer.
+    async fn before_the_end<T>(&self, asking: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            answer = asking => Some(answer),
+            () = async { self.stop.cancelled().await; tokio::time::sleep(LAST_WORDS).await } => None,
+        }
     }
 
     fn look_again(
@@ -290,7 +381,7 @@ impl Desktops {
         problem: Option<&Problem>,
         at: Option<Timestamp>,
     ) -> Duration {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failures = lock(&self.failures);
         if problem.is_none() {
             failures.remove(&uid);
         } else {

@@ -96,7 +96,7 @@ impl Desktops {
     }
 
     /// What the machine is put together from, as it is now.
-    async fn materials(&self, round: &Round<'_>) -> Result<Materials, Problem> {
+    pub(super) async fn materials(&self, round: &Round<'_>) -> Result<Materials, Problem> {
         let (desktop, template) = (round.desktop.clone(), Arc::clone(round.template()?));
         let (images, roots) = (self.node.images.clone(), self.node.roots.clone());
         round
@@ -106,7 +106,10 @@ impl Desktops {
     }
 
     /// The domain with what it says of its desktop. One that is not of this desktop is a problem.
-    async fn domain(&self, uid: Uuid) -> Result<(Option<DomainSummary>, Option<DomainMetadata>), Problem> {
+    pub(super) async fn domain(
+        &self,
+        uid: Uuid,
+    ) -> Result<(Option<DomainSummary>, Option<DomainMetadata>), Problem> {
         let summary = match self.node.hypervisor.get(uid).await {
             Ok(summary) => summary,
             Err(HypervisorError::NotFound { .. }) => return Ok((None, None)),
@@ -125,11 +128,22 @@ impl Desktops {
         summary: Option<&DomainSummary>,
         boot: &str,
     ) -> Result<Option<RunRecord>, Problem> {
-        let record: Option<RunRecord> = round.folder.read_json(RECORD).await?;
+        let mut record: Option<RunRecord> = round.folder.read_json(RECORD).await?;
+        let decided_at = round.decided_at();
+        if round.wanted == Wanted::Run
+            && let Some(at) = decided_at
+            && record.as_ref().is_some_and(|record| record.ended.is_some() && record.is_of_another(at))
+        {
+            // What ended was another decision's run; this one has not begun.
+            round.folder.remove_file(RECORD).await?;
+            record = None;
+        }
         let Some(summary) = summary else { return Ok(record) };
         let now = Timestamp::now();
+        let begun = |before| RunRecord::started(now, boot, before).decided(decided_at);
         let noticed = match record {
-            None if summary.state.is_active() => RunRecord::started(now, boot, None),
+            None if summary.state.is_active() => begun(None),
+            Some(record) if summary.state.is_active() && record.ended.is_some() => begun(Some(&record)),
             Some(record) if !summary.state.is_active() && record.boot == boot && record.ended.is_none() => {
                 if record.shutdown_sent_at.is_some() {
                     // The end that was asked for; what is wanted now begins anew.
@@ -183,11 +197,12 @@ impl Desktops {
                 .iter()
                 .any(|instance| instance.key.request == gpu.name && instance.card == gpu.device)
         });
+        let seed = materials.cloud_init.is_none() || materials.has_seed;
         if self.node.images.is_pretended() {
-            return shares;
+            return shares && seed;
         }
         let disks = materials.disks.iter().all(|disk| disk.made);
-        shares && disks && (materials.cloud_init.is_none() || materials.has_seed)
+        shares && disks && seed
     }
 
     async fn machine(

@@ -32,6 +32,20 @@ pub enum Problem {
         /// Its generation in the allocation.
         wanted: i64,
     },
+    /// The operator calls the template invalid.
+    #[error("template {name:?} is not valid: {message}")]
+    TemplateInvalid {
+        /// The template.
+        name: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The API server did not confirm that the desktop is to run here.
+    #[error("not started, for the API server does not confirm that it is to run here: {why}")]
+    Unconfirmed {
+        /// What it said, or why it said nothing.
+        why: String,
+    },
     /// A field asks for what this version does not do.
     #[error("not yet supported: {fields}")]
     NotYetSupported {
@@ -132,6 +146,8 @@ impl Problem {
     pub fn reason(&self) -> Reason {
         match self {
             Self::TemplateNotFound { .. } | Self::TemplateOutdated { .. } => Reason::TemplateNotFound,
+            Self::TemplateInvalid { .. } => Reason::TemplateInvalid,
+            Self::Unconfirmed { .. } => Reason::Unknown,
             Self::NotYetSupported { .. } => Reason::NotYetSupported,
             Self::Invalid(_) | Self::Domain(_) => Reason::InvalidSpec,
             Self::Image(ImageError::NotFound { .. } | ImageError::NotAName { .. }) => Reason::ImageNotFound,
@@ -166,9 +182,11 @@ impl Problem {
             | Self::Hypervisor(_)
             | Self::GuestNetwork(_)
             | Self::ForeignDomain { .. }
+            | Self::Unconfirmed { .. }
             | Self::Internal(_) => Stage::Running,
             Self::TemplateNotFound { .. }
             | Self::TemplateOutdated { .. }
+            | Self::TemplateInvalid { .. }
             | Self::NotYetSupported { .. }
             | Self::Invalid(_)
             | Self::Image(_)
@@ -184,12 +202,14 @@ impl Problem {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::TemplateOutdated { .. }
+            | Self::Unconfirmed { .. }
             | Self::Hypervisor(HypervisorError::Transient { .. } | HypervisorError::NotFound { .. })
             | Self::Secret(SecretError::Api { .. })
             | Self::Folder(FolderError::Thread(_))
             | Self::GuestNetwork(_)
             | Self::Internal(_) => true,
             Self::TemplateNotFound { .. }
+            | Self::TemplateInvalid { .. }
             | Self::NotYetSupported { .. }
             | Self::Invalid(_)
             | Self::Image(_)

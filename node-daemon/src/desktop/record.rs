@@ -20,6 +20,9 @@ pub struct RunRecord {
     pub started_at: Timestamp,
     /// The boot of the host that it was started in.
     pub boot: String,
+    /// When the allocation was decided that it was started for; absent in records of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided_at: Option<Timestamp>,
     /// How it ended, when it did by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Ended>,
@@ -29,6 +32,9 @@ pub struct RunRecord {
     /// When the guest was asked to shut down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shutdown_sent_at: Option<Timestamp>,
+    /// It was asked to because the desktop was being deleted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deleting: bool,
 }
 
 /// An end that nobody asked for.
@@ -56,10 +62,23 @@ impl RunRecord {
         Self {
             started_at: now,
             boot: boot.into(),
+            decided_at: None,
             ended: None,
             ends_in_a_row: before.map_or(0, |before| before.ends_in_a_row),
             shutdown_sent_at: None,
+            deleting: false,
         }
+    }
+
+    /// The record of a run for the allocation that was decided then.
+    #[must_use]
+    pub fn decided(self, at: Option<Timestamp>) -> Self {
+        Self { decided_at: at, ..self }
+    }
+
+    /// Whether it is of another decision than the one of this time.
+    pub fn is_of_another(&self, decided_at: Timestamp) -> bool {
+        self.decided_at.is_some_and(|at| at != decided_at)
     }
 
     /// The record with the end noticed `now`.
@@ -73,6 +92,11 @@ impl RunRecord {
     /// The end, unless the host itself was started anew since: then the guest did not end by itself.
     pub fn end_in(&self, boot: &str) -> Option<Ended> {
         self.ended.filter(|_| self.boot == boot)
+    }
+
+    /// Whether it ended by itself and stays so.
+    pub fn stays(&self, boot: &str, policy: RestartPolicy) -> bool {
+        self.end_in(boot).is_some_and(|end| self.after(end, policy) == AfterEnd::Stay)
     }
 
     /// What follows from `end`.

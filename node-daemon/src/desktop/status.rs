@@ -73,6 +73,10 @@ pub struct Report<'a> {
     pub gpus: &'a [PreparedGpu],
     /// Why it is not as wanted.
     pub problem: Option<&'a Problem>,
+    /// Why a restart that was asked for is not done: the machine goes on.
+    pub held_back: Option<&'a Problem>,
+    /// The machine ended by itself for good, and nobody has asked for anything else since.
+    pub stays: bool,
     /// The template's restart policy.
     pub restart_policy: RestartPolicy,
     /// The boot of the host.
@@ -142,16 +146,31 @@ pub fn status(report: &Report<'_>) -> DesktopStatus {
     status
 }
 
+/// Whether the operator says that nothing is known of the desktop, for its node is silent.
+pub fn is_unknown(desktop: &Desktop) -> bool {
+    let conditions = desktop.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    conditions::find(conditions, ConditionType::Ready).is_some_and(|ready| ready.status == "Unknown")
+}
+
 /// Whether `Ready` and the phase are the daemon's to say: while the desktop has CPUs allocated.
 fn holds_compute(desktop: &Desktop) -> bool {
     allocation(desktop).is_some_and(|allocation| allocation.compute.is_some())
 }
 
 fn up(report: &Report<'_>, machine: &Machine) -> Words {
-    let stopping = matches!(report.wanted, Wanted::Stop | Wanted::Remove);
+    let stopping = matches!(report.wanted, Wanted::Stop | Wanted::Remove | Wanted::Withdraw);
     let (guest, guest_ready) = guest(report, machine);
+    let goes_on = |problem: &Problem| Say {
+        status: true,
+        reason: problem.reason(),
+        message: format!(
+            "the restart that was asked for could not succeed, so the machine goes on as it is: {problem}"
+        ),
+    };
     let running = if machine.paused {
         Say::no(Reason::Unknown, "the machine is paused by the host")
+    } else if let Some(problem) = report.held_back {
+        goes_on(problem)
     } else if stopping {
         Say { status: true, reason: Reason::Stopping, message: "the guest is asked to shut down".into() }
     } else {
@@ -165,6 +184,8 @@ fn up(report: &Report<'_>, machine: &Machine) -> Words {
         Say::no(Reason::Unknown, "the machine is paused by the host")
     } else if !guest_ready {
         Say::no(guest.reason, guest.message.clone())
+    } else if let Some(problem) = report.held_back {
+        goes_on(problem)
     } else if report.desktop.spec.power_state == PowerState::Suspended {
         Say::yes("powerState Suspended is not yet supported: the machine goes on")
     } else {
@@ -172,7 +193,7 @@ fn up(report: &Report<'_>, machine: &Machine) -> Words {
     };
     let phase = match report.wanted {
         Wanted::Remove => Phase::Deleting,
-        Wanted::Stop => Phase::Stopping,
+        Wanted::Stop | Wanted::Withdraw => Phase::Stopping,
         Wanted::Run | Wanted::Leave => Phase::Running,
     };
     Words { prepared: Say::yes(""), running, guest, ready, phase }
@@ -208,9 +229,12 @@ fn down(report: &Report<'_>) -> Words {
     if let Some(problem) = report.problem {
         return troubled(report, problem);
     }
+    if let Some(words) = report.stays.then(|| ended(report)).flatten() {
+        return words;
+    }
     match report.wanted {
         Wanted::Remove => same(Reason::Released, "nothing is left on this node".into(), Phase::Deleting),
-        Wanted::Stop => same(Reason::Stopped, String::new(), Phase::Stopped),
+        Wanted::Stop | Wanted::Withdraw => same(Reason::Stopped, String::new(), Phase::Stopped),
         Wanted::Leave => {
             let message = "powerState Suspended is not yet supported: the machine stays off";
             same(Reason::NotYetSupported, message.into(), Phase::Stopped)
@@ -239,7 +263,14 @@ fn ended(report: &Report<'_>) -> Option<Words> {
         }
     };
     Some(Words {
-        prepared: if report.observed.prepared { Say::yes("") } else { Say::no(reason, message.clone()) },
+        // By this word the operator knows that only disks are left here.
+        prepared: if report.stays {
+            Say::no(Reason::Stopped, "its machine ended and holds nothing but its disks")
+        } else if report.observed.prepared {
+            Say::yes("")
+        } else {
+            Say::no(reason, message.clone())
+        },
         running: Say::no(reason, message.clone()),
         guest: Say::no(reason, message.clone()),
         ready: Say::no(reason, message),
@@ -255,7 +286,7 @@ fn troubled(report: &Report<'_>, problem: &Problem) -> Words {
     };
     let phase = match report.wanted {
         Wanted::Remove => Phase::Deleting,
-        Wanted::Stop => Phase::Stopping,
+        Wanted::Stop | Wanted::Withdraw => Phase::Stopping,
         Wanted::Run | Wanted::Leave if problem.is_transient() => Phase::Starting,
         Wanted::Run | Wanted::Leave => Phase::Failed,
     };

@@ -37,6 +37,8 @@ fn report<'a>(desktop: &'a Desktop, observed: &'a Observed, machine: Option<&'a 
         machine,
         gpus: &[],
         problem: None,
+        held_back: None,
+        stays: false,
         restart_policy: RestartPolicy::OnFailure,
         boot: "boot",
         acceleration: Acceleration::Kvm,
@@ -102,6 +104,23 @@ fn transition_times_move_only_with_the_state() {
     assert_eq!(ready.last_transition_time.0, at(1020));
     let running = conditions::find(&third.conditions, ConditionType::Running).unwrap();
     assert_eq!(running.last_transition_time.0, at(1010));
+}
+
+#[test]
+fn a_restart_that_could_not_succeed_is_told_and_the_machine_is_ready() {
+    let (desktop, observed) = (desktop("", SMALL, "[]"), Observed::default());
+    let missing = Problem::Image(ImageError::NotAName { name: "/".into() });
+    let up = machine(Guest::NoAgent);
+    let held = Report { held_back: Some(&missing), ..report(&desktop, &observed, Some(&up)) };
+    for type_ in [ConditionType::Running, ConditionType::Ready] {
+        assert_eq!(says(&held, type_), (true, "ImageNotFound".into()));
+    }
+    let message = &conditions::find(&status(&held).conditions, ConditionType::Ready).unwrap().message.clone();
+    assert!(
+        message.contains("goes on as it is") && message.contains("is not the name of an image"),
+        "{message}"
+    );
+    assert_eq!(status(&held).phase, Some(Phase::Running));
 }
 
 #[test]

@@ -54,7 +54,7 @@ impl StatusWriter {
         // gave after what was looked at.
         let guard = match wanted {
             Wanted::Stop | Wanted::Remove => desktop.resource_version(),
-            Wanted::Run | Wanted::Leave => None,
+            Wanted::Run | Wanted::Leave | Wanted::Withdraw => None,
         };
         let mut apply = json!({
             "apiVersion": Desktop::api_version(&()),
@@ -91,10 +91,21 @@ impl StatusWriter {
     /// What the API has: the watch's copy, or, while that is the one from before our last write, what
     /// we wrote.
     fn stored(&self, desktop: &Desktop, uid: Uuid) -> DesktopStatus {
-        match self.lock().get(&uid) {
+        let mut written = self.lock();
+        match written.get(&uid) {
             Some(written) if written.seen == desktop.resource_version() => written.status.clone(),
-            _ => status::owned(desktop),
+            // The watch has shown another version since: what it shows is what counts.
+            Some(_) => {
+                written.remove(&uid);
+                status::owned(desktop)
+            }
+            None => status::owned(desktop),
         }
+    }
+
+    /// Forgets what was written of a desktop.
+    pub(super) fn forget(&self, uid: Uuid) {
+        self.lock().remove(&uid);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Uuid, Written>> {

@@ -18,6 +18,7 @@ use crate::{
     domain::metadata,
     host::{
         guest_network::{GuestNetwork, GuestNetworkSettings},
+        hardware::hardware,
         hypervisor::{DomainState, HypervisorError},
         libvirt::LibvirtHypervisor,
         source::HostSource,
@@ -25,30 +26,84 @@ use crate::{
 };
 
 /// Statuses that were written, in their order.
-type Written = tokio::sync::mpsc::UnboundedReceiver<Value>;
+pub(super) type Written = tokio::sync::mpsc::UnboundedReceiver<Value>;
 
-/// A client whose API takes every status and tells the test.
-fn api() -> (Client, Written) {
+/// What the API answers when a Desktop is read: by its path.
+pub(super) type Live = Arc<Mutex<HashMap<String, Value>>>;
+
+/// An API that takes every status and tells the test, answers reads of Desktops with those it was given,
+/// and gives nobody a token.
+pub(super) struct PretendedApi {
+    client: Client,
+    live: Live,
+}
+
+pub(super) fn api() -> (PretendedApi, Written) {
     let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
     let (sender, written) = tokio::sync::mpsc::unbounded_channel();
+    let live = Live::default();
+    let known = Arc::clone(&live);
+    let refusal = |code: u16| json!({ "kind": "Status", "status": "Failure", "code": code, "message": "no", "reason": "x" });
     tokio::spawn(async move {
         while let Some((request, respond)) = handle.next_request().await {
-            assert!(request.uri().path().ends_with("/desktops/anna/status"), "{}", request.uri());
-            assert!(request.uri().query().unwrap_or_default().contains("fieldManager=gpudesk-node-daemon"));
-            let body = request.into_body().collect_bytes().await.unwrap();
-            let mut object: Value = serde_json::from_slice(&body).unwrap();
-            sender.send(object["status"].clone()).unwrap();
-            object["spec"] = json!({ "templateRef": { "name": "office" } });
-            let answer = serde_json::to_vec(&object).unwrap();
-            respond.send_response(Response::builder().body(Body::from(answer)).unwrap());
+            let path = request.uri().path().to_owned();
+            let (code, answer) = if request.method() == http::Method::GET {
+                lock(&known).get(&path).map_or((404, refusal(404)), |desktop| (200, desktop.clone()))
+            } else if path.ends_with("/token") {
+                (403, refusal(403))
+            } else {
+                assert!(path.ends_with("/desktops/anna/status"), "{path}");
+                assert!(
+                    request.uri().query().unwrap_or_default().contains("fieldManager=gpudesk-node-daemon")
+                );
+                let body = request.into_body().collect_bytes().await.unwrap();
+                let mut object: Value = serde_json::from_slice(&body).unwrap();
+                sender.send(object["status"].clone()).unwrap();
+                object["spec"] = json!({ "templateRef": { "name": "office" } });
+                (200, object)
+            };
+            let body = Body::from(serde_json::to_vec(&answer).unwrap());
+            respond.send_response(Response::builder().status(code).body(body).unwrap());
         }
     });
-    (Client::new(service, "school"), written)
+    (PretendedApi { client: Client::new(service, "school"), live }, written)
+}
+
+/// The desktops of a node, and what the API says of them.
+pub(super) struct Fixture {
+    pub(super) desktops: Arc<Desktops>,
+    live: Live,
+}
+
+impl std::ops::Deref for Fixture {
+    type Target = Arc<Desktops>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.desktops
+    }
+}
+
+impl Fixture {
+    /// A round over a desktop that the API has as it is.
+    pub(super) async fn round(
+        &self,
+        desktop: &Desktop,
+        template: Option<Arc<DesktopTemplate>>,
+    ) -> Result<Duration, kube::Error> {
+        self.api_has(desktop);
+        self.desktops.round(desktop, template).await
+    }
+
+    pub(super) fn api_has(&self, desktop: &Desktop) {
+        let namespace = desktop.metadata.namespace.clone().unwrap();
+        let path = format!("/apis/gpudesk.dev/v1alpha1/namespaces/{namespace}/desktops/anna");
+        lock(&self.live).insert(path, serde_json::to_value(desktop).unwrap());
+    }
 }
 
 /// A node on a simulated host with two L40S. Domains of the test driver live in this process, so each
 /// test has desktops of its own, and the one that fills a card has that card for itself.
-async fn desktops(state: &Path, client: Client) -> Desktops {
+pub(super) async fn desktops(state: &Path, api: PretendedApi) -> Fixture {
     let file = state.join("host.yaml");
     let text =
         "{coresPerSocket: 8, memoryMiB: 65536, cards: [{model: L40S, count: 2}], missingImages: [gone]}";
@@ -56,35 +111,42 @@ async fn desktops(state: &Path, client: Client) -> Desktops {
     let source = HostSource::simulated(&file, "node-a", state).unwrap();
     let hypervisor = LibvirtHypervisor::connect("test:///default").await.unwrap();
     let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+    let (seen, hardware) = hardware();
+    seen.set(&source.facts());
+    let client = api.client;
     let node = Node {
         name: "node-a".into(),
         hypervisor: Arc::new(hypervisor),
         gpus: Arc::clone(source.gpus()),
         guest_network: Arc::new(GuestNetwork::new(GuestNetworkSettings::default(), "test:///default")),
-        cards: source.facts().cards,
-        cpus: (0..8).collect(),
+        hardware,
+        network_devices: None,
         images: ImageStore::pretended("node-a", source.missing_images()),
         roots: AllowedRoots::default(),
         folders: DesktopFolders::new(state),
+        leftovers: Leftovers::new(state),
         secrets: Secrets::new(client.clone(), config, "node-a", "gpudesk-system"),
         kind: Kind::Test,
         boot: "boot".into(),
         latency: Latency::default(),
     };
-    Desktops::new(node, client, Metrics::default(), Arc::new(Notify::new()))
+    let (changed, stop) = (Arc::new(Notify::new()), CancellationToken::new());
+    let (_, heard) = Heard::new();
+    let desktops = Desktops::new(node, client, Metrics::default(), changed, heard, stop);
+    Fixture { desktops: Arc::new(desktops), live: api.live }
 }
 
 /// The card of those tests that only need a part of one.
 const CARD: &str = "0000:08:00.0";
 
-fn with_gpu() -> String {
+pub(super) fn with_gpu() -> String {
     format!(
         "[{{name: screen, device: '{CARD}', product: L40S, mode: Vgpu, type: L40S-8Q, framebufferMiB: 8192, profile: office-8q}}]"
     )
 }
 
 /// Gives the desktop another identity, so that tests do not share a domain.
-fn renamed(mut desktop: Desktop, uid: u128) -> (Desktop, Uuid) {
+pub(super) fn renamed(mut desktop: Desktop, uid: u128) -> (Desktop, Uuid) {
     let uid = Uuid::from_u128(uid << 64 | 0x8000_0000_0000_0001);
     desktop.metadata.uid = Some(uid.to_string());
     desktop.metadata.namespace = Some(format!("ns-{uid}"));
@@ -92,7 +154,7 @@ fn renamed(mut desktop: Desktop, uid: u128) -> (Desktop, Uuid) {
 }
 
 /// What the watch shows once a status was written.
-fn seen(desktop: &Desktop, written: &Value) -> Desktop {
+pub(super) fn seen(desktop: &Desktop, written: &Value) -> Desktop {
     let mut desktop = desktop.clone();
     let mut status: DesktopStatus = serde_json::from_value(written.clone()).unwrap();
     status.allocation = desktop.status.take().unwrap().allocation;
@@ -101,20 +163,20 @@ fn seen(desktop: &Desktop, written: &Value) -> Desktop {
     desktop
 }
 
-fn reason<'a>(status: &'a Value, type_: &str) -> (&'a str, &'a str) {
+pub(super) fn reason<'a>(status: &'a Value, type_: &str) -> (&'a str, &'a str) {
     let conditions = status["conditions"].as_array().unwrap();
     let condition = conditions.iter().find(|condition| condition["type"] == type_).unwrap();
     (condition["status"].as_str().unwrap(), condition["reason"].as_str().unwrap())
 }
 
-const OFFICE: &str =
+pub(super) const OFFICE: &str =
     "{memory: {sizeMiB: 1024}, guestAgent: false, disks: [{name: system, image: {name: win}}]}";
 
 #[tokio::test]
 async fn a_start_is_one_write_and_a_stop_gives_everything_back() {
     let state = tempfile::tempdir().unwrap();
-    let (client, mut written) = api();
-    let desktops = desktops(state.path(), client).await;
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
     let (desktop, uid) = renamed(desktop("", SMALL, &with_gpu()), 1);
     let template = template(OFFICE);
 
@@ -157,8 +219,8 @@ async fn a_start_is_one_write_and_a_stop_gives_everything_back() {
 #[tokio::test]
 async fn a_problem_is_said_once_and_a_mended_one_goes_on() {
     let state = tempfile::tempdir().unwrap();
-    let (client, mut written) = api();
-    let desktops = desktops(state.path(), client).await;
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
     let (desktop, _) = renamed(desktop("", SMALL, "[]"), 2);
     let broken = template(&OFFICE.replace("name: win", "name: gone"));
 
@@ -182,8 +244,8 @@ async fn a_problem_is_said_once_and_a_mended_one_goes_on() {
 #[tokio::test]
 async fn what_another_desktop_holds_is_not_given_again() {
     let state = tempfile::tempdir().unwrap();
-    let (client, mut written) = api();
-    let desktops = desktops(state.path(), client).await;
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
     let pinned = "{cores: 1, threadsPerCore: 1, memoryMiB: 64, vcpuPins: [{vcpu: 0, cpus: '3'}]}";
     let (first, _) = renamed(desktop("", pinned, "[]"), 3);
     let (second, uid) = renamed(desktop("", pinned, "[]"), 4);
@@ -201,8 +263,8 @@ async fn what_another_desktop_holds_is_not_given_again() {
 #[tokio::test]
 async fn a_card_that_is_full_names_who_is_on_it() {
     let state = tempfile::tempdir().unwrap();
-    let (client, mut written) = api();
-    let desktops = desktops(state.path(), client).await;
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
     let whole = with_gpu().replace("L40S-8Q", "L40S-48Q").replace(CARD, "0000:10:00.0");
     let (first, _) = renamed(desktop("", SMALL, &whole), 10);
     let (second, uid) = renamed(desktop("", SMALL, &whole), 11);
@@ -219,8 +281,8 @@ async fn a_card_that_is_full_names_who_is_on_it() {
 #[tokio::test]
 async fn a_restart_by_annotation_stops_and_waits_for_the_operator() {
     let state = tempfile::tempdir().unwrap();
-    let (client, mut written) = api();
-    let desktops = desktops(state.path(), client).await;
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
     let (desktop, _) = renamed(desktop("", SMALL, "[]"), 5);
     desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
     let mut asked = seen(&desktop, &written.recv().await.unwrap());
@@ -238,8 +300,8 @@ async fn a_restart_by_annotation_stops_and_waits_for_the_operator() {
 #[tokio::test]
 async fn a_guest_that_ends_is_answered_by_the_policy() {
     let state = tempfile::tempdir().unwrap();
-    let (client, mut written) = api();
-    let desktops = desktops(state.path(), client).await;
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
     let (desktop, uid) = renamed(desktop("", SMALL, "[]"), 6);
     let stays = template(OFFICE);
     desktops.round(&desktop, Some(stays.clone())).await.unwrap();
@@ -257,8 +319,8 @@ async fn a_guest_that_ends_is_answered_by_the_policy() {
 #[tokio::test]
 async fn a_deleted_desktop_leaves_nothing_and_says_so() {
     let state = tempfile::tempdir().unwrap();
-    let (client, mut written) = api();
-    let desktops = desktops(state.path(), client).await;
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
     let (desktop, uid) = renamed(desktop("", SMALL, &with_gpu()), 7);
     desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
     let mut deleted = seen(&desktop, &written.recv().await.unwrap());
@@ -276,8 +338,8 @@ async fn a_deleted_desktop_leaves_nothing_and_says_so() {
 #[tokio::test]
 async fn a_parked_desktop_is_not_told_again_and_its_readiness_is_the_operators() {
     let state = tempfile::tempdir().unwrap();
-    let (client, mut written) = api();
-    let desktops = desktops(state.path(), client).await;
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
     let (mut desktop, _) = renamed(desktop(", powerState: Stopped", SMALL, "[]"), 8);
     desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
     let status = written.recv().await.unwrap();

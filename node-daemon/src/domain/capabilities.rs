@@ -9,6 +9,8 @@ pub struct DomainCapabilities {
     pub kind: String,
     /// The program that runs them.
     pub emulator: Option<String>,
+    /// Names of the CPU models that it knows, whether or not this host's CPU can be one.
+    pub cpu_models: Vec<String>,
 }
 
 impl DomainCapabilities {
@@ -19,6 +21,13 @@ impl DomainCapabilities {
     pub fn parse(xml: &str) -> Result<Self, NotXml> {
         let mut this = Self::default();
         read(xml, |item| {
+            if let Item::Text([root, cpu, mode, model], text) = item
+                && root.is("", "domainCapabilities")
+                && (cpu.is("", "cpu") && mode.is("", "mode") && model.is("", "model"))
+                && mode.attribute("name") == Some("custom")
+            {
+                this.cpu_models.push(text.to_owned());
+            }
             if let Item::Text([root, part], text) = item
                 && root.is("", "domainCapabilities")
             {
@@ -100,12 +109,17 @@ mod tests {
     #[test]
     fn kind_and_program_are_read() {
         let xml = "<domainCapabilities><path>/usr/bin/qemu-system-x86_64</path><domain>kvm</domain>\
-            <os><loader><value>/x.fd</value></loader></os></domainCapabilities>";
+            <os><loader><value>/x.fd</value></loader></os>\
+            <cpu><mode name='host-model' supported='yes'><model fallback='forbid'>Skylake</model></mode>\
+            <mode name='custom' supported='yes'><model usable='yes' vendor='AMD'>EPYC-Milan</model>\
+            <blockers model='x'><feature name='y'/></blockers><model usable='no'>Nehalem</model></mode></cpu>\
+            </domainCapabilities>";
         let read = DomainCapabilities::parse(xml).unwrap();
         assert_eq!(
             (read.kind.as_str(), read.emulator.as_deref()),
             ("kvm", Some("/usr/bin/qemu-system-x86_64"))
         );
+        assert_eq!(read.cpu_models, ["EPYC-Milan", "Nehalem"]);
         assert_eq!(HostCapabilities::parse(xml).unwrap(), HostCapabilities::default());
         assert_eq!(DomainCapabilities::parse("<other/>").unwrap(), DomainCapabilities::default());
     }

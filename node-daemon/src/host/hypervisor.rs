@@ -68,6 +68,9 @@ pub trait Hypervisor: Send + Sync {
     /// Number of the user that it runs QEMU as; `None` where it has no such choice.
     fn qemu_user(&self) -> Answer<'_, Option<u32>>;
 
+    /// Its own networks.
+    fn networks(&self) -> Answer<'_, Vec<NetworkSummary>>;
+
     /// Everything that happens from now on.
     fn events(&self) -> Events;
 }
@@ -225,6 +228,17 @@ pub struct Capabilities {
     pub kvm: bool,
     /// The program that emulates `x86_64`.
     pub emulator: Option<String>,
+    /// Names of the CPU models that it knows; none when it does not say.
+    pub cpu_models: Vec<String>,
+}
+
+/// A network of the hypervisor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkSummary {
+    /// Its name.
+    pub name: String,
+    /// It is started.
+    pub active: bool,
 }
 
 /// Something that happened.

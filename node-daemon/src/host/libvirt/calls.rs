@@ -15,7 +15,8 @@ use virt::sys;
 use super::fault::Fault;
 use crate::domain::{DomainCapabilities, HostCapabilities, LiveDomain, metadata};
 use crate::host::hypervisor::{
-    Capabilities, DomainDetails, DomainState, DomainSummary, GuestState, Screenshot, Version, Versions,
+    Capabilities, DomainDetails, DomainState, DomainSummary, GuestState, NetworkSummary, Screenshot, Version,
+    Versions,
 };
 
 type Outcome<T> = Result<T, Fault>;
@@ -251,24 +252,34 @@ pub(super) fn qemu_user(connect: &Connect) -> Outcome<Option<u32>> {
     Ok(host.qemu_user)
 }
 
+pub(super) fn networks(connect: &Connect) -> Outcome<Vec<NetworkSummary>> {
+    let networks = connect.list_all_networks(0)?;
+    networks
+        .iter()
+        .map(|network| Ok(NetworkSummary { name: network.name()?, active: network.is_active()? }))
+        .collect()
+}
+
 pub(super) fn capabilities(connect: &Connect) -> Outcome<Capabilities> {
     // The test driver says yes to any kind it is asked about.
     if connect.driver_type()? != "QEMU" {
-        return Ok(Capabilities { kvm: false, emulator: None });
+        return Ok(Capabilities { kvm: false, emulator: None, cpu_models: vec![] });
     }
     let of = |kind| connect.domain_capabilities(None, Some("x86_64"), None, Some(kind), 0);
     let answer = |kind| match of(kind) {
         Ok(xml) => {
             let found = DomainCapabilities::parse(&xml).map_err(|error| Fault::Answer(error.to_string()))?;
-            Ok((found.kind == kind).then_some(found.emulator))
+            Ok((found.kind == kind).then_some(found))
         }
         Err(error) if unsupported(&error) => Ok(None),
         Err(error) => Err(Fault::from(error)),
     };
     let kvm = answer("kvm")?;
-    let emulator = match &kvm {
-        Some(emulator) => emulator.clone(),
-        None => answer("qemu")?.flatten(),
+    let has_kvm = kvm.is_some();
+    let found = match kvm {
+        Some(found) => Some(found),
+        None => answer("qemu")?,
     };
-    Ok(Capabilities { kvm: kvm.is_some(), emulator })
+    let DomainCapabilities { emulator, cpu_models, kind: _ } = found.unwrap_or_default();
+    Ok(Capabilities { kvm: has_kvm, emulator, cpu_models })
 }

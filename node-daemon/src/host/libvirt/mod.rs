@@ -27,7 +27,7 @@ use self::fault::Fault;
 use self::session::{Lost, Session};
 use super::hypervisor::{
     Answer, Capabilities, DomainDetails, DomainSummary, Events, GuestState, Hypervisor, HypervisorError,
-    HypervisorEvent, Screenshot, Versions,
+    HypervisorEvent, NetworkSummary, Screenshot, Versions,
 };
 
 /// Calls under way on one connection. A server works on five of a client and then reads no more from
@@ -273,6 +273,10 @@ impl Hypervisor for LibvirtHypervisor {
 
     fn qemu_user(&self) -> Answer<'_, Option<u32>> {
         self.call(Lane::Quick, "ask for the user of QEMU".to_owned(), calls::qemu_user)
+    }
+
+    fn networks(&self) -> Answer<'_, Vec<NetworkSummary>> {
+        self.call(Lane::Quick, "list networks".to_owned(), calls::networks)
     }
 
     fn events(&self) -> Events {

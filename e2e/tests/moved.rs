@@ -1,0 +1,268 @@
+//! A node that was away, and what became of its desktops meanwhile.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use gpudesk_crds::conditions::{ConditionType, Reason};
+use gpudesk_crds::{Desktop, GpuNode, domain_name};
+use gpudesk_e2e::accelerator::{Accelerator, accelerator};
+use gpudesk_e2e::cluster::Cluster;
+use gpudesk_e2e::libvirt_host::LibvirtHost;
+use gpudesk_e2e::objects::{Objects, condition};
+use gpudesk_e2e::processes::Lifetime;
+use gpudesk_e2e::programs::{DaemonOptions, Service};
+use gpudesk_e2e::real_host::{TINY, built};
+use gpudesk_e2e::state::{StateDir, checkout};
+use gpudesk_e2e::trials::{Environment, Suite};
+use gpudesk_e2e::waiting::{eventually, until, until_gone};
+use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+
+const SOON: Duration = Duration::from_mins(2);
+const REAL: &str = "real";
+const ELSEWHERE: &str = "elsewhere";
+
+fn main() -> ExitCode {
+    Suite::<Away>::new("moved")
+        .trial("a_machine_whose_desktop_moved_on_goes_away_and_its_disks_are_kept", moved_on)
+        .trial("a_simulated_daemon_that_is_killed_goes_on_where_it_was", simulated_goes_on)
+        .trial("a_simulated_host_wants_its_secret_as_a_real_one_does", simulated_secret)
+        .trial("a_daemon_ends_when_asked_though_the_api_server_is_away", ends_without_api)
+        .run()
+}
+
+struct Away {
+    operator: Service,
+    host: LibvirtHost,
+    cluster: Cluster,
+}
+
+impl Environment for Away {
+    async fn start() -> Result<Self> {
+        let state = Arc::new(StateDir::for_test("moved")?);
+        let cluster = Cluster::start_in(&state, Lifetime::Test).await?;
+        let host = LibvirtHost::start(&state, Lifetime::Test).await?;
+        host.place(&built("e2e/guest/build-tiny.sh")?)?;
+        let operator = cluster.start_operator().await?;
+        Ok(Self { operator, host, cluster })
+    }
+
+    async fn stop(self) -> Result<()> {
+        self.operator.stop()?;
+        self.host.stop()?;
+        self.cluster.stop_control_plane()
+    }
+
+    fn collect_logs(&self, suite: &str) -> Result<Option<PathBuf>> {
+        self.cluster.save_evidence(suite).map(Some)
+    }
+}
+
+impl Away {
+    async fn objects(&self, name: &str) -> Result<Objects> {
+        Ok(Objects::new(self.cluster.client(), &self.cluster.namespace(name).await?))
+    }
+
+    fn nodes(&self) -> Api<GpuNode> {
+        Api::all(self.cluster.client().clone())
+    }
+
+    /// Lets the desktops of one trial choose a node: those with `nodeSelector: {trial: NAME}`.
+    async fn give_to(&self, trial: &str, node: &str) -> Result<()> {
+        let label = Patch::Merge(json!({"metadata": {"labels": {"trial": trial}}}));
+        eventually("the GpuNode is there", SOON, || async {
+            Ok(self.nodes().patch(node, &PatchParams::default(), &label).await.ok())
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn start_simulated(&self, node: &str) -> Result<Service> {
+        self.cluster.start_simulated(node, &checkout().join("examples/hosts/l40s-4.yaml")).await
+    }
+}
+
+fn started(desktop: &Desktop) -> Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Time> {
+    desktop.status.as_ref()?.domain.as_ref()?.started_at.as_ref()
+}
+
+async fn runs_on(objects: &Objects, name: &str, node: &str) -> Result<Desktop> {
+    until(&objects.desktops(), name, &format!("it runs on {node}"), SOON, |desktop| {
+        let allocation = desktop.status.as_ref().and_then(|status| status.allocation.as_ref());
+        allocation.is_some_and(|allocation| allocation.node == node && allocation.compute.is_some())
+            && condition(desktop, ConditionType::Ready).is_some_and(|ready| ready.status == "True")
+    })
+    .await
+}
+
+async fn moved_on(environment: Arc<Away>) -> Result<()> {
+    let (objects, host) = (environment.objects("moved").await?, &environment.host);
+    objects.template("tiny", TINY).await?;
+    let options = DaemonOptions {
+        node: REAL.to_owned(),
+        libvirt_uri: Some(host.uri()),
+        image_roots: vec![host.images()?],
+        emulated: *accelerator() != Accelerator::Kvm,
+        ..DaemonOptions::default()
+    };
+    let mut real = environment.cluster.start_daemon(&options).await?;
+    environment.give_to("moved", REAL).await?;
+    objects.desktop("one", "{templateRef: {name: tiny}, nodeSelector: {trial: moved}}").await?;
+    let here = runs_on(&objects, "one", REAL).await?;
+    let (uid, domain) = (here.uid().context("a UID")?, domain_name(objects.namespace(), "one"));
+    let state = environment.cluster.state().join("daemons").join(REAL);
+    let disk = state.join("desktops").join(&uid).join("disk-data.qcow2");
+    let inode = std::fs::metadata(&disk)?.ino();
+
+    // The node is away, its owner gives it up, and the desktop goes on elsewhere.
+    real.kill()?;
+    let mut elsewhere = environment.start_simulated(ELSEWHERE).await?;
+    environment.give_to("moved", ELSEWHERE).await?;
+    environment.nodes().delete(REAL, &DeleteParams::default()).await?;
+    let moved = runs_on(&objects, "one", ELSEWHERE).await?;
+    ensure!(host.guests().len() == 1, "the machine of before runs on: {:?}", host.guests());
+
+    // The node comes back.
+    real.restart()?;
+    real.wait_ready().await?;
+    eventually("the machine of before goes away", SOON, || async {
+        let list = host.virsh(["list", "--all", "--name"])?;
+        Ok((!list.contains(&domain)).then_some(()))
+    })
+    .await?;
+    ensure!(host.guests().is_empty(), "{:?}", host.guests());
+    let kept = eventually("its disks are kept aside", SOON, || async {
+        let leftovers = std::fs::read_dir(state.join("leftovers")).into_iter().flatten().flatten();
+        Ok(leftovers.map(|entry| entry.path()).find(|path| path.join("leftover.json").exists()))
+    })
+    .await?;
+    ensure!(std::fs::metadata(kept.join("disk-data.qcow2"))?.ino() == inode, "it is the same disk");
+    ensure!(!disk.exists(), "and it is in nobody's way");
+    let told = std::fs::read_to_string(kept.join("leftover.json"))?;
+    ensure!(told.contains(&uid) && told.contains(ELSEWHERE), "{told}");
+    eventually("the metrics tell of it", SOON, || async {
+        let text = real.metrics().await?;
+        Ok(text.lines().any(|line| line == "gpudesk_node_leftovers 1").then_some(()))
+    })
+    .await?;
+    let now = objects.desktops().get("one").await?;
+    ensure!(now.metadata.resource_version == moved.metadata.resource_version, "nobody wrote it: {now:?}");
+
+    // And it is handed back in the same way.
+    elsewhere.kill()?;
+    environment.nodes().delete(ELSEWHERE, &DeleteParams::default()).await?;
+    environment.give_to("moved", REAL).await?;
+    let back = runs_on(&objects, "one", REAL).await?;
+    ensure!(host.guests().len() == 1, "{:?}", host.guests());
+    elsewhere.restart()?;
+    elsewhere.wait_ready().await?;
+    eventually("the other node has nothing of it", SOON, || async {
+        let text = elsewhere.metrics().await?;
+        let none = text.lines().any(|line| line == "gpudesk_node_strays{state=\"allocated-elsewhere\"} 0");
+        let gone =
+            !environment.cluster.state().join("daemons").join(ELSEWHERE).join("desktops").join(&uid).exists();
+        Ok((none && gone).then_some(()))
+    })
+    .await?;
+    let still = runs_on(&objects, "one", REAL).await?;
+    ensure!(started(&still) == started(&back), "it ran on");
+    objects.delete("one", SOON).await?;
+    ensure!(host.guests().is_empty(), "{:?}", host.guests());
+    elsewhere.stop()?;
+    real.stop()?;
+    Ok(())
+}
+
+async fn simulated_goes_on(environment: Arc<Away>) -> Result<()> {
+    const NODE: &str = "sim-goes-on";
+    let objects = environment.objects("goes-on").await?;
+    let mut daemon = environment.start_simulated(NODE).await?;
+    environment.give_to("goes-on", NODE).await?;
+    objects.profile("moved-small", "{alternatives: [{vgpu: {series: Q, framebufferMiB: 8192}}]}").await?;
+    let template = "{memory: {sizeMiB: 1024}, guestAgent: false, disks: [{name: s, image: {name: any}}], \
+                    gpus: [{name: g, profileRef: {name: moved-small}}]}";
+    objects.template("small", template).await?;
+    let spec = "{templateRef: {name: small}, nodeSelector: {trial: goes-on}}";
+    let mut before = BTreeMap::new();
+    for index in 0..8 {
+        objects.desktop(&format!("d-{index}"), spec).await?;
+    }
+    for index in 0..8 {
+        let name = format!("d-{index}");
+        before.insert(name.clone(), runs_on(&objects, &name, NODE).await?);
+    }
+    daemon.kill()?;
+    daemon.restart()?;
+    daemon.wait_ready().await?;
+    // It works: one more starts, and one of those before stops and gives its share back.
+    objects.desktop("more", spec).await?;
+    runs_on(&objects, "more", NODE).await?;
+    objects.patch("d-0", json!({"spec": {"powerState": "Stopped"}})).await?;
+    objects.says("d-0", ConditionType::Running, Reason::Stopped, SOON).await?;
+    before.remove("d-0");
+    for (name, before) in &before {
+        let now = objects.desktops().get(name).await?;
+        ensure!(started(&now).is_some() && started(&now) == started(before), "{name}: {now:?}");
+        let version = |desktop: &Desktop| desktop.metadata.resource_version.clone();
+        ensure!(version(&now) == version(before), "{name} was written: {now:?}");
+    }
+    for name in before.into_keys().chain(["d-0".to_owned(), "more".to_owned()]) {
+        objects.delete(&name, SOON).await?;
+    }
+    daemon.stop()?;
+    Ok(())
+}
+
+async fn simulated_secret(environment: Arc<Away>) -> Result<()> {
+    const NODE: &str = "sim-secret";
+    let objects = environment.objects("secret").await?;
+    let daemon = environment.start_simulated(NODE).await?;
+    environment.give_to("secret", NODE).await?;
+    let template = "{memory: {sizeMiB: 1024}, guestAgent: false, disks: [{name: s, image: {name: any}}], \
+                    cloudInit: {secretRef: {name: first-boot}}}";
+    objects.template("office", template).await?;
+    objects.desktop("one", "{templateRef: {name: office}, nodeSelector: {trial: secret}}").await?;
+    let said = objects.says("one", ConditionType::DevicesPrepared, Reason::SecretNotReadable, SOON).await?;
+    ensure!(said.message.contains("first-boot"), "{said:?}");
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "first-boot"},
+        "stringData": {"userData": "#cloud-config"},
+    });
+    let secrets: Api<k8s_openapi::api::core::v1::Secret> =
+        Api::namespaced(environment.cluster.client().clone(), objects.namespace());
+    secrets.create(&kube::api::PostParams::default(), &serde_json::from_value(secret)?).await?;
+    objects.is("one", ConditionType::Ready, true, SOON).await?;
+    objects.desktops().delete("one", &DeleteParams::default()).await?;
+    until_gone(&objects.desktops(), "one", SOON).await?;
+    daemon.stop()?;
+    Ok(())
+}
+
+async fn ends_without_api(environment: Arc<Away>) -> Result<()> {
+    const NODE: &str = "sim-alone";
+    let kubeconfig = environment.cluster.daemon_kubeconfig(NODE).await?;
+    let text = std::fs::read_to_string(&kubeconfig)?;
+    let server = text.split("https://127.0.0.1:").nth(1).context("a server on this machine")?;
+    let port: String = server.chars().take_while(char::is_ascii_digit).collect();
+    let nobody = gpudesk_e2e::ports::free()?;
+    let text = text.replace(&format!("127.0.0.1:{port}"), &format!("127.0.0.1:{nobody}"));
+    let nowhere = environment.cluster.state().join("nowhere.kubeconfig");
+    std::fs::write(&nowhere, text)?;
+    let options = DaemonOptions {
+        node: NODE.to_owned(),
+        simulate: Some(checkout().join("examples/hosts/l40s-4.yaml")),
+        ..DaemonOptions::default()
+    };
+    let daemon = environment.cluster.spawn_daemon(&options, &nowhere)?;
+    eventually("it serves its figures", SOON, || async { Ok(daemon.get("/healthz").await.ok()) }).await?;
+    ensure!(daemon.get("/readyz").await.is_err(), "it is not ready without an API server");
+    ensure!(daemon.stop()?, "it ends by itself when it is asked to");
+    Ok(())
+}

@@ -1,0 +1,220 @@
+//! What a node must not do: start what is not its own, take down what could not start again, keep what is
+//! another's.
+#![allow(clippy::disallowed_methods, reason = "a test looks at files")]
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{
+    fixtures::{SMALL, desktop, template},
+    tests::{OFFICE, api, desktops, reason, renamed, seen, with_gpu},
+    *,
+};
+use crate::host::hypervisor::{DomainState, HypervisorError};
+
+#[tokio::test]
+async fn nothing_is_started_that_the_api_does_not_give_to_this_node_now() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, "[]"), 20);
+    let mut moved = desktop.clone();
+    moved.status.as_mut().unwrap().allocation.as_mut().unwrap().node = "node-b".into();
+    let mut replaced = desktop.clone();
+    replaced.metadata.uid = Some(Uuid::from_u128(1).to_string());
+    let mut stopped = desktop.clone();
+    stopped.spec.power_state = gpudesk_crds::desktop::PowerState::Stopped;
+    // The watch still shows the desktop as this node's.
+    let mut reasons = vec![];
+    for live in [&moved, &replaced, &stopped] {
+        desktops.api_has(live);
+        let wait = desktops.desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
+        assert!(wait <= Duration::from_secs(30));
+        let state = desktops.node.hypervisor.get(uid).await.unwrap().state;
+        assert!(!state.is_active(), "{state:?}");
+        reasons.push(written.recv().await.unwrap());
+    }
+    assert_eq!(reason(&reasons[0], "Running"), ("False", "Unknown"));
+    assert_eq!(reasons[0]["phase"], "Starting");
+    desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
+}
+
+#[tokio::test]
+async fn a_restart_that_could_not_succeed_is_not_begun() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, "[]"), 21);
+    desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
+    let running = seen(&desktop, &written.recv().await.unwrap());
+    let asked = |value: &str| {
+        let mut asked = running.clone();
+        let annotation = (gpudesk_crds::RESTARTED_AT_ANNOTATION.to_owned(), value.to_owned());
+        asked.metadata.annotations = Some([annotation].into());
+        asked
+    };
+    let broken = |from: &str, to: &str| Some(template(&OFFICE.replace(from, to)));
+    let cases = [
+        (asked("now"), broken("name: win", "name: gone"), "ImageNotFound"),
+        (asked("now"), None, "TemplateNotFound"),
+        (asked("now"), broken("guestAgent", "machine: {tpm: true}, guestAgent"), "NotYetSupported"),
+        (
+            asked("now"),
+            broken("guestAgent", "cloudInit: {secretRef: {name: none}}, guestAgent"),
+            "SecretNotReadable",
+        ),
+        (asked(&"x".repeat(129)), Some(template(OFFICE)), "InvalidSpec"),
+    ];
+    for (asked, template, why) in cases {
+        let wait = desktops.round(&asked, template).await.unwrap();
+        assert!(wait <= Duration::from_secs(30), "it is tried again soon");
+        let status = written.recv().await.unwrap();
+        assert_eq!(reason(&status, "Running"), ("True", why));
+        assert_eq!(reason(&status, "Ready"), ("True", why));
+        assert_eq!(desktops.node.hypervisor.get(uid).await.unwrap().state, DomainState::Running, "{why}");
+    }
+    desktops.round(&asked("now"), Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("False", "Stopped"));
+}
+
+#[tokio::test]
+async fn what_ended_for_good_holds_nothing_and_says_so_until_it_is_switched_off() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, &with_gpu()), 22);
+    let never = template(&OFFICE.replace("guestAgent", "lifecycle: {restartPolicy: Never}, guestAgent"));
+    desktops.round(&desktop, Some(never.clone())).await.unwrap();
+    let running = seen(&desktop, &written.recv().await.unwrap());
+    desktops.node.hypervisor.shutdown(uid).await.unwrap();
+    desktops.round(&running, Some(never.clone())).await.unwrap();
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "Running"), ("False", "GuestStopped"));
+    assert_eq!(reason(&status, "DevicesPrepared"), ("False", "Stopped"));
+    assert!(status.get("gpus").is_none());
+    assert!(desktops.node.hypervisor.get(uid).await.is_err());
+    assert_eq!(desktops.instances(uid).await.unwrap(), []);
+    let ended = seen(&running, &status);
+    desktops.round(&ended, Some(never.clone())).await.unwrap();
+    // Parked, it says the same: that it stopped by itself is why it is not started.
+    let mut parked = ended.clone();
+    let stored = parked.status.as_mut().unwrap();
+    stored.allocation.as_mut().unwrap().compute = None;
+    stored.allocation.as_mut().unwrap().gpus.clear();
+    stored.phase = None;
+    stored.conditions.retain(|condition| condition.type_ != "Ready");
+    parked.metadata.resource_version = Some("72".into());
+    desktops.round(&parked, Some(never.clone())).await.unwrap();
+    assert!(written.try_recv().is_err(), "nothing new");
+    // A new decision begins a new run, whatever became of the one before.
+    let mut again = ended.clone();
+    let allocation = again.status.as_mut().unwrap().allocation.as_mut().unwrap();
+    allocation.decided_at = serde_json::from_value(json!("2026-01-06T08:00:00Z")).unwrap();
+    again.metadata.resource_version = Some("73".into());
+    desktops.round(&again, Some(never.clone())).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
+    desktops.node.hypervisor.shutdown(uid).await.unwrap();
+    desktops.round(&seen(&again, &status), Some(never.clone())).await.unwrap();
+    parked.spec.power_state = gpudesk_crds::desktop::PowerState::Stopped;
+    parked.metadata.resource_version = Some("75".into());
+    desktops.round(&parked, Some(never)).await.unwrap();
+    let mut last = None;
+    while let Ok(status) = written.try_recv() {
+        last = Some(status);
+    }
+    assert_eq!(reason(&last.unwrap(), "Running"), ("False", "Stopped"));
+}
+
+#[tokio::test]
+async fn what_is_another_nodes_is_taken_down_and_its_disks_are_kept() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, &with_gpu()), 23);
+    desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
+    let folder = desktops.node.folders.of(uid);
+    folder.write(folder.disk("system"), b"what the user made".into()).await.unwrap();
+    folder.write(folder.scratch("swap"), vec![]).await.unwrap();
+    let namespace = desktop.metadata.namespace.clone().unwrap();
+    let owner = Owner { namespace, name: "anna".into(), uid };
+    let traces = desktops.traces(&owner).await.unwrap();
+    assert!(traces.runs && !traces.was_being_deleted);
+    let done = desktops.withdraw(&owner, None, "moved to node-b").await.unwrap();
+    assert_eq!(done, withdraw::Withdrawn::Whole);
+    assert!(matches!(desktops.node.hypervisor.get(uid).await, Err(HypervisorError::NotFound { .. })));
+    assert_eq!(desktops.instances(uid).await.unwrap(), []);
+    assert!(!folder.exists().await.unwrap());
+    assert_eq!(desktops.node.leftovers.count().unwrap(), 1);
+    let kept = std::fs::read_dir(state.path().join("leftovers")).unwrap().next().unwrap().unwrap().path();
+    assert_eq!(std::fs::read(kept.join("disk-system.qcow2")).unwrap(), b"what the user made");
+    assert!(!kept.join("scratch-swap.qcow2").exists());
+    assert!(written.try_recv().is_err(), "its status is another node's to write");
+    // Nothing is left to do, and nothing is done.
+    assert_eq!(desktops.withdraw(&owner, None, "again").await.unwrap(), withdraw::Withdrawn::Whole);
+    assert_eq!(desktops.node.leftovers.count().unwrap(), 1);
+    // Handed back, it starts anew.
+    desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(desktops.node.hypervisor.get(uid).await.unwrap().state, DomainState::Running);
+}
+
+#[tokio::test]
+async fn a_simulated_host_misses_a_secret_as_a_real_one_does() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, "[]"), 24);
+    let secret = template(&OFFICE.replace("guestAgent", "cloudInit: {secretRef: {name: none}}, guestAgent"));
+    desktops.round(&desktop, Some(secret.clone())).await.unwrap();
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "DevicesPrepared"), ("False", "SecretNotReadable"));
+    desktops.round(&seen(&desktop, &status), Some(secret)).await.unwrap();
+    assert!(written.try_recv().is_err(), "it is not started without");
+    assert!(desktops.node.hypervisor.get(uid).await.is_err());
+}
+
+#[tokio::test]
+async fn work_on_one_desktop_is_one_at_a_time_and_holds_up_no_other() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, _written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (release, held) = tokio::sync::oneshot::channel::<()>();
+    let (begun, waits) = tokio::sync::oneshot::channel::<()>();
+    let stuck = Uuid::from_u128(25);
+    let work = async move {
+        begun.send(()).unwrap();
+        held.await.unwrap();
+    };
+    let first = tokio::spawn({
+        let desktops = Arc::clone(&desktops);
+        async move { desktops.alone(stuck, work).await }
+    });
+    waits.await.unwrap();
+    assert_eq!(desktops.alone(stuck, async {}).await, None, "one at a time");
+    assert_eq!(desktops.alone(Uuid::from_u128(26), async { 7 }).await, Some(7));
+    release.send(()).unwrap();
+    assert_eq!(first.await.unwrap(), Some(()));
+    assert_eq!(desktops.alone(stuck, async { 8 }).await, Some(8));
+}
+
+#[tokio::test]
+async fn what_the_operator_says_of_a_silent_node_is_taken_back_once_it_is_heard() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let mut fixture = desktops(state.path(), api).await;
+    let (renewed, heard) = Heard::new();
+    Arc::get_mut(&mut fixture.desktops).unwrap().heard = heard;
+    let (desktop, _) = renamed(desktop("", SMALL, "[]"), 27);
+    fixture.round(&desktop, Some(template(OFFICE))).await.unwrap();
+    let mut silent = seen(&desktop, &written.recv().await.unwrap());
+    let ready = silent.status.as_mut().unwrap().conditions.iter_mut().find(|it| it.type_ == "Ready").unwrap();
+    (ready.status, ready.reason) = ("Unknown".into(), "DaemonSilent".into());
+    fixture.round(&silent, Some(template(OFFICE))).await.unwrap();
+    assert!(written.try_recv().is_err(), "as long as nobody hears it, the operator has the word");
+    renewed.send_replace(Some(std::time::Instant::now()));
+    fixture.round(&silent, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Ready"), ("True", "AsExpected"));
+}

@@ -1,0 +1,186 @@
+//! Taking down what is here of a desktop that is not this node's: another node's, or nobody's any more.
+//!
+//! The guest is asked and gets its grace, the domain is forgotten, shares of GPUs are given back, and
+//! disks are put aside. Nothing is said in the desktop's status, which is another node's to write.
+#![expect(clippy::disallowed_methods, reason = "adapter: notes down since when something is left over")]
+
+use std::{sync::Arc, time::Duration};
+
+use gpudesk_crds::{Desktop, DesktopTemplate};
+use jiff::Timestamp;
+
+use super::{Desktops, Round, decide::Action, desired::Wanted, observe::Sight, problem::Problem};
+use crate::host::{
+    folder::Owner,
+    hypervisor::{GuestState, HypervisorError},
+    leftovers::Leftover,
+};
+
+/// How far a withdrawal came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Withdrawn {
+    /// Nothing is left of it but what was put aside.
+    Whole,
+    /// Its guest was asked to shut down and has until then.
+    Waiting(Timestamp),
+}
+
+impl Desktops {
+    /// Takes down what is here of a desktop, for the reason `why`; `template` tells the time that its
+    /// guest has. Safe to repeat after it was interrupted anywhere.
+    ///
+    /// # Errors
+    /// What could not be done; it can be tried again. A domain that is not of this desktop is a problem
+    /// and is left alone.
+    pub async fn withdraw(
+        &self,
+        owner: &Owner,
+        template: Option<Arc<DesktopTemplate>>,
+        why: &str,
+    ) -> Result<Withdrawn, Problem> {
+        let nobody = Desktop::default();
+        let mut round = Round {
+            desktop: &nobody,
+            owner: owner.clone(),
+            wanted: Wanted::Withdraw,
+            allocation: None,
+            template,
+            folder: self.node.folders.of(owner.uid),
+            defined: false,
+            held_back: None,
+        };
+        let mut sight = Sight::default();
+        for _ in 0..super::MOST_ACTIONS {
+            match self.step(&mut round, &mut sight).await? {
+                Action::Nothing(Some(until)) => return Ok(Withdrawn::Waiting(until)),
+                Action::Nothing(None) => {
+                    if sight.observed.folder {
+                        self.put_aside(owner, why).await?;
+                    }
+                    self.changed.notify_one();
+                    return Ok(Withdrawn::Whole);
+                }
+                action => tracing::warn!(?action, why, "taking down what is not this node's"),
+            }
+        }
+        Ok(Withdrawn::Waiting(Timestamp::now()))
+    }
+
+    /// Puts the disks of a desktop aside. What it has for one run only, and a folder without disks, go.
+    async fn put_aside(&self, owner: &Owner, why: &str) -> Result<(), Problem> {
+        let folder = self.node.folders.of(owner.uid);
+        if folder.remove_run().await? {
+            return Ok(());
+        }
+        let leftover = Leftover { owner: owner.clone(), why: why.into(), since: Timestamp::now() };
+        if let Some(kept) = self.node.leftovers.keep(&folder, leftover).await? {
+            tracing::warn!(folder = %kept.display(), why, "disks are kept aside; nothing erases them");
+        }
+        Ok(())
+    }
+
+    /// Removes what is left of a desktop that was being deleted when it was last seen, and is gone since:
+    /// nobody is there whom to ask for time.
+    ///
+    /// # Errors
+    /// What could not be released; it can be tried again.
+    pub async fn erase(&self, owner: &Owner) -> Result<(), Problem> {
+        let uid = owner.uid;
+        // One that is not of this desktop is a problem.
+        self.domain(uid).await?;
+        match self.node.hypervisor.destroy(uid).await {
+            Ok(()) | Err(HypervisorError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        match self.node.hypervisor.undefine(uid, GuestState::Delete).await {
+            Ok(()) | Err(HypervisorError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for instance in self.instances(uid).await? {
+            self.drive(move |gpus| gpus.destroy(&instance.key)).await?;
+        }
+        self.node.folders.of(uid).remove().await?;
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Whether a domain of this desktop holds memory and devices, and whether the desktop was being
+    /// deleted when its machine was last asked to end.
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    pub async fn traces(&self, owner: &Owner) -> Result<Traces, Problem> {
+        let (domain, _) = self.domain(owner.uid).await?;
+        let folder = self.node.folders.of(owner.uid);
+        let record: Option<super::record::RunRecord> = folder.read_json(super::observe::RECORD).await?;
+        Ok(Traces {
+            runs: domain.is_some_and(|domain| domain.state.is_active()),
+            was_being_deleted: record.is_some_and(|record| record.deleting),
+        })
+    }
+
+    /// Does blocking work where that is allowed.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Problem> {
+        tokio::task::spawn_blocking(work).await.map_err(|panic| Problem::Internal(panic.to_string()))
+    }
+
+    /// Does `work` unless other work on this desktop is still under way, and waits for it for a while.
+    /// `None` when it has not ended by then: it goes on, and until it ends nothing else begins for this
+    /// desktop. So one whose files do not answer holds up nobody but itself.
+    pub async fn alone<T: Send + 'static>(
+        self: &Arc<Self>,
+        owner: uuid::Uuid,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        let place = Place::take(self, owner)?;
+        let task = tokio::spawn(async move {
+            let _place = place;
+            work.await
+        });
+        match tokio::time::timeout(PATIENCE, task).await {
+            Ok(Ok(result)) => Some(result),
+            Ok(Err(panic)) => {
+                tracing::error!(%panic, "work on a desktop failed");
+                None
+            }
+            Err(_) => {
+                tracing::warn!(uid = %owner, "work on a desktop takes long; the others go on");
+                None
+            }
+        }
+    }
+}
+
+/// How long work on one desktop may keep others waiting: longer than one call into its file system.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What there is on this host of a desktop that the API does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traces {
+    /// Its machine runs.
+    pub runs: bool,
+    /// It was being deleted when its machine was last asked to end.
+    pub was_being_deleted: bool,
+}
+
+/// The right to work on one desktop.
+struct Place {
+    desktops: Arc<Desktops>,
+    uid: uuid::Uuid,
+}
+
+impl Place {
+    fn take(desktops: &Arc<Desktops>, uid: uuid::Uuid) -> Option<Self> {
+        let free = super::lock(&desktops.busy).insert(uid);
+        free.then(|| Self { desktops: Arc::clone(desktops), uid })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        super::lock(&self.desktops.busy).remove(&self.uid);
+    }
+}
