@@ -25,6 +25,18 @@ pub struct Allocation {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub restarted_at: Option<String>,
+    /// Value of the restart annotation for which the node may stop the machine: the operator has checked
+    /// that the desktop can be started again. Absent while no restart is due. It is no part of what the
+    /// desktop holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub stop_for: Option<String>,
+    /// What the parts of template and desktop said when this was decided, as `name:digest` each with a
+    /// space between: what has changed since is named in the condition `RestartRequired`. For the
+    /// operator alone; no part of what the desktop holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub made_of: Option<String>,
     /// When it was decided.
     pub decided_at: Time,
     /// CPUs and memory; absent while the desktop is parked.
@@ -51,6 +63,14 @@ pub struct Allocation {
     /// holds. Absent while the desktop is parked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<DecisionRecord>,
+}
+
+impl Allocation {
+    /// What of it the desktop holds, without what only says how it was decided or what comes next.
+    #[must_use]
+    pub fn held(&self) -> Self {
+        Self { decision: None, stop_for: None, made_of: None, ..self.clone() }
+    }
 }
 
 /// CPUs and memory of a desktop.

@@ -86,7 +86,8 @@ names! {
         Running,
         /// Desktop: the guest agent answers.
         GuestReady,
-        /// Desktop: the template changed; the change applies at the next start.
+        /// Desktop: its own spec or the template says something else than what it runs with; that applies
+        /// at the next start.
         RestartRequired,
     }
 }
@@ -160,6 +161,14 @@ names! {
         AgentNotConfigured,
         /// The template changed after the start.
         TemplateChanged,
+        /// The desktop's own spec changed after the start, and perhaps the template too.
+        SpecChanged,
+        /// A restart was asked for that could not succeed; the machine goes on.
+        RestartRefused,
+        /// The API server refuses what the operator has to write; the message is the API server's.
+        WriteRefused,
+        /// The node's daemon does not renew its lease: what it said last may be old.
+        DaemonSilent,
 
         /// Does not apply to this machine.
         NotNeeded,
@@ -204,6 +213,34 @@ names! {
     }
 }
 
+/// The status of a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Truth {
+    /// It is so.
+    True,
+    /// It is not so.
+    False,
+    /// Nobody can tell.
+    Unknown,
+}
+
+impl Truth {
+    /// The text in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+impl From<bool> for Truth {
+    fn from(truth: bool) -> Self {
+        if truth { Self::True } else { Self::False }
+    }
+}
+
 /// Sets a condition in `conditions`, which stays ordered as it was.
 ///
 /// `lastTransitionTime` moves to `now` only when the status changes. Returns whether anything but
@@ -211,13 +248,13 @@ names! {
 pub fn set(
     conditions: &mut Vec<Condition>,
     type_: ConditionType,
-    status: bool,
+    status: impl Into<Truth>,
     reason: Reason,
     message: impl Into<String>,
     generation: Option<i64>,
     now: &Time,
 ) -> bool {
-    let status = if status { "True" } else { "False" };
+    let status = status.into().as_str();
     // The API server refuses more than 32768 characters.
     let message: String = message.into().chars().take(4096).collect();
     if let Some(old) = conditions.iter_mut().find(|condition| condition.type_ == type_.as_str()) {

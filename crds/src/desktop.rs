@@ -7,6 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    RELEASE_FINALIZER,
     affinity::AffinityRule,
     allocation::{Allocation, LastPlacement},
     desktop_template::{Cpu, GpuRequest, Memory},
@@ -145,6 +146,17 @@ pub struct Toleration {
     pub value: Option<String>,
 }
 
+impl Desktop {
+    /// What the desktop has on a node, parked or not. Nothing once it was deleted and released: another's
+    /// finalizer may keep the object for long.
+    pub fn allocation(&self) -> Option<&Allocation> {
+        let finalizers = self.metadata.finalizers.as_deref().unwrap_or_default();
+        let released = self.metadata.deletion_timestamp.is_some()
+            && !finalizers.iter().any(|finalizer| finalizer == RELEASE_FINALIZER);
+        self.status.as_ref()?.allocation.as_ref().filter(|_| !released)
+    }
+}
+
 /// What became of the desktop.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -221,6 +233,8 @@ pub enum Phase {
     Failed,
     /// It is being deleted.
     Deleting,
+    /// Nobody can tell: the daemon of its node is silent.
+    Unknown,
 }
 
 /// The libvirt domain of a desktop. Its UUID is the UID of the desktop.

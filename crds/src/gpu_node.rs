@@ -31,6 +31,7 @@ use crate::{
     printcolumn(name = "Driver", type_ = "string", json_path = ".status.host.gpuDriverVersion", description = "Version of the GPU host driver."),
     printcolumn(name = "Simulated", type_ = "boolean", json_path = ".status.host.simulated", description = "Whether the host exists only as a description."),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "Whether desktops can run here."),
+    printcolumn(name = "Heard", type_ = "string", json_path = ".status.conditions[?(@.type==\"DaemonHeard\")].status", description = "Whether the node daemon renews its lease; when not, the rest is what it said last."),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1, description = "Why, when not ready.")
 )]

@@ -30,6 +30,7 @@ pub mod gpu_node_status;
 pub mod gpu_profile;
 pub mod schema;
 pub mod types;
+pub mod yaml;
 
 pub use affinity::{AffinityRule, Relation};
 pub use allocation::{

@@ -5,11 +5,19 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use axum::{Router, extract::State, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    routing::get,
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
+
+/// What the figures are written in.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Whether the process can do its work: it leads and knows all objects, or stands by.
 #[derive(Clone, Debug, Default)]
@@ -37,7 +45,12 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let router = Router::new()
-        .route("/metrics", get(async |State((metrics, _)): State<(Metrics, Readiness)>| metrics.text()))
+        .route(
+            "/metrics",
+            get(async |State((metrics, _)): State<(Metrics, Readiness)>| {
+                ([(CONTENT_TYPE, OPEN_METRICS)], metrics.text())
+            }),
+        )
         .route("/healthz", get(async || "ok"))
         .route(
             "/readyz",

@@ -12,6 +12,8 @@ pub struct Index {
     names: BTreeMap<DesktopKey, Names>,
     by_template: BTreeMap<DesktopKey, BTreeSet<String>>,
     by_profile: BTreeMap<String, BTreeSet<DesktopKey>>,
+    nodes: BTreeMap<DesktopKey, String>,
+    by_node: BTreeMap<String, BTreeSet<DesktopKey>>,
 }
 
 /// What one desktop names.
@@ -25,6 +27,7 @@ impl Index {
     /// A desktop was seen. Says whether it is new or names something else than before.
     pub fn seen(&mut self, desktop: &Desktop) -> bool {
         let key = key_of(desktop);
+        self.place(&key, desktop.allocation().map(|allocation| allocation.node.clone()));
         let own = desktop.spec.overrides.as_ref().and_then(|overrides| overrides.gpus.as_ref());
         let names = Names {
             template: desktop.spec.template_ref.name.clone(),
@@ -33,7 +36,7 @@ impl Index {
         if self.names.get(&key) == Some(&names) {
             return false;
         }
-        self.gone(&key);
+        self.unname(&key);
         let template = DesktopKey::new(&key.namespace, &names.template);
         self.by_template.entry(template).or_default().insert(key.name.clone());
         for profile in &names.profiles {
@@ -45,6 +48,29 @@ impl Index {
 
     /// A desktop is gone. Returns the template that it named.
     pub fn gone(&mut self, key: &DesktopKey) -> Option<DesktopKey> {
+        self.place(key, None);
+        self.unname(key)
+    }
+
+    fn place(&mut self, key: &DesktopKey, node: Option<String>) {
+        if self.nodes.get(key) == node.as_ref() {
+            return;
+        }
+        if let Some(before) = self.nodes.remove(key)
+            && let Some(there) = self.by_node.get_mut(&before)
+        {
+            there.remove(key);
+            if there.is_empty() {
+                self.by_node.remove(&before);
+            }
+        }
+        if let Some(node) = node {
+            self.by_node.entry(node.clone()).or_default().insert(key.clone());
+            self.nodes.insert(key.clone(), node);
+        }
+    }
+
+    fn unname(&mut self, key: &DesktopKey) -> Option<DesktopKey> {
         let names = self.names.remove(key)?;
         let template = DesktopKey::new(&key.namespace, &names.template);
         if let Some(users) = self.by_template.get_mut(&template) {
@@ -70,6 +96,11 @@ impl Index {
             Some(users) => (users.len(), users.iter().take(first).cloned().collect()),
             None => (0, vec![]),
         }
+    }
+
+    /// The desktops that have something on a node, be it only disks.
+    pub fn on_node(&self, node: &str) -> impl Iterator<Item = &DesktopKey> {
+        self.by_node.get(node).into_iter().flatten()
     }
 
     /// The desktops that name a template.

@@ -15,6 +15,11 @@ use kube::{Api, api::PostParams};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
+use crate::cause;
+
+/// How long giving the lease back may take; without it the next one waits until it lapses.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Which lease, who we are, and how long it holds.
 #[derive(Clone, Debug)]
 pub struct Candidate {
@@ -33,7 +38,7 @@ pub enum Lost {
     #[error("the leader lease is held by {0}")]
     Taken(String),
     /// It could not be renewed in time.
-    #[error("the leader lease could not be renewed in time: {0}")]
+    #[error("the leader lease could not be renewed in time: {}", cause::of_request(.0))]
     NotRenewed(#[source] Box<kube::Error>),
 }
 
@@ -74,7 +79,7 @@ impl Candidate {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::warn!(%error, lease = %self.name, "cannot read or take the leader lease");
+                    tracing::warn!(error = %cause::of_request(&error), lease = %self.name, "cannot read or take the leader lease");
                 }
             }
             tokio::select! {
@@ -144,7 +149,7 @@ impl Candidate {
                     if renewed.elapsed() > self.duration * 2 / 3 {
                         return Err(Lost::NotRenewed(Box::new(error)));
                     }
-                    tracing::warn!(%error, "the leader lease was not renewed; trying again");
+                    tracing::warn!(error = %cause::of_request(&error), "the leader lease was not renewed; trying again");
                     wait = self.duration / 15;
                 }
             }
@@ -158,8 +163,14 @@ impl Candidate {
             spec: Some(LeaseSpec { holder_identity: None, lease_duration_seconds: Some(1), ..spec }),
             metadata: lease.metadata,
         };
-        if let Err(error) = api.replace(&self.name, &PostParams::default(), &lease).await {
-            tracing::warn!(%error, "the leader lease was not given back");
+        let params = PostParams::default();
+        let release = api.replace(&self.name, &params, &lease);
+        match tokio::time::timeout(PATIENCE, release).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(error = %cause::of_request(&error), "the leader lease was not given back");
+            }
+            Err(_) => tracing::warn!("the leader lease was not given back: the API server does not answer"),
         }
     }
 

@@ -7,11 +7,12 @@
 //! ```
 //!
 //! Everything that decides is pure: the crate `gpudesk-placement`, `index`, `waiting`, `node_liveness`, and the files
-//! named `validate`, `decide`, `status` and `summary`. `world` holds them behind one lock; `watch`
+//! named `validate`, `decide`, `made_of`, `status` and `summary`. `world` holds them behind one lock; `watch`
 //! fills it; `writer`, `secret_access` and the files named `apply` write; `run` puts it together.
 #![forbid(unsafe_code)]
 
 pub mod backoff;
+pub mod cause;
 pub mod desktop;
 pub mod desktop_template;
 pub mod gpu_node;

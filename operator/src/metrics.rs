@@ -1,4 +1,5 @@
-//! Figures for Prometheus. Labels come from closed sets, so their number is bounded.
+//! Figures for Prometheus. Labels come from closed sets, or name a node while something is wrong with it:
+//! their number is bounded.
 
 use std::sync::Arc;
 
@@ -17,6 +18,12 @@ use prometheus_client::{
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Kind {
     kind: String,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Node {
+    node: String,
 }
 
 /// What became of something.
@@ -42,7 +49,7 @@ pub struct Metrics {
     placements: Family<Outcome, Counter>,
     writes: Family<KindOutcome, Counter>,
     waiting: Gauge,
-    silent: Gauge,
+    silent: Family<Node, Gauge>,
     leading: Gauge,
     decision_seconds: Histogram,
 }
@@ -56,7 +63,7 @@ impl Default for Metrics {
         let placements = Family::default();
         let writes = Family::default();
         let waiting = Gauge::default();
-        let silent = Gauge::default();
+        let silent = Family::default();
         let leading = Gauge::default();
         let decision_seconds = Histogram::new(exponential_buckets(0.000_05, 4.0, 9));
         registry.register("malformed_objects", "Versions of objects that did not parse", malformed.clone());
@@ -65,7 +72,11 @@ impl Default for Metrics {
         registry.register("placements", "Decisions where a desktop runs, by outcome", placements.clone());
         registry.register("writes", "Writes to the API server, by outcome", writes.clone());
         registry.register("waiting_desktops", "Desktops for which there is no room", waiting.clone());
-        registry.register("silent_nodes", "Nodes whose daemon has not renewed its lease", silent.clone());
+        registry.register(
+            "node_silent",
+            "1 for each node whose daemon has not renewed its lease",
+            silent.clone(),
+        );
         registry.register("leading", "1 while this process is the one that acts", leading.clone());
         registry.register("decision_seconds", "Time of one decision", decision_seconds.clone());
         Self {
@@ -108,9 +119,14 @@ impl Metrics {
     pub fn waiting(&self, count: usize) {
         self.waiting.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
-    /// How many nodes are silent.
-    pub fn silent(&self, count: usize) {
-        self.silent.set(i64::try_from(count).unwrap_or(i64::MAX));
+    /// Whether a node is silent.
+    pub fn silent(&self, node: &str, silent: bool) {
+        let node = Node { node: node.into() };
+        if silent {
+            self.silent.get_or_create(&node).set(1);
+        } else {
+            self.silent.remove(&node);
+        }
     }
     /// Whether this process leads.
     pub fn leading(&self, leading: bool) {

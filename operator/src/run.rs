@@ -4,7 +4,7 @@ use std::{fmt::Debug, num::NonZeroU32, sync::Arc, time::Duration};
 
 use futures::{
     StreamExt,
-    channel::mpsc::{UnboundedReceiver, unbounded},
+    channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded},
     stream,
 };
 use gpudesk_crds::{Desktop, DesktopTemplate, GpuNode, GpuProfile};
@@ -32,7 +32,7 @@ use crate::{
     leader::{Candidate, Lost},
     metrics::Metrics,
     placement::compute::Limits,
-    secret_access::SecretAccess,
+    secret_access::{self, AccessError, SecretAccess},
     stores::Stores,
     watch,
     world::{Queues, World},
@@ -60,7 +60,7 @@ pub struct Settings {
 #[derive(Debug, Error)]
 pub enum Error {
     /// The client could not be made.
-    #[error("cannot make a client: {0}")]
+    #[error("cannot make a client: {}", crate::cause::of_request(.0))]
     Client(#[from] Box<kube::Error>),
     /// Somebody else may lead now.
     #[error(transparent)]
@@ -69,6 +69,10 @@ pub enum Error {
     #[error("the task {0} ended")]
     Ended(&'static str),
 }
+
+/// How long rounds that have begun may take to end once the process is asked to: a write may wait for an
+/// API server that does not answer, and what it decided is in the API or was never.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Name of the leader lease.
 const LEADER_LEASE: &str = "gpudesk-operator";
@@ -93,7 +97,11 @@ pub async fn run(
     };
     // Whoever stands by does so properly.
     ready.set(true);
-    let Some(lease) = candidate.acquire(&leases, &stop).await else { return Ok(()) };
+    let lease = tokio::select! {
+        lease = candidate.acquire(&leases, &stop) => lease,
+        () = stop.cancelled() => None,
+    };
+    let Some(lease) = lease else { return Ok(()) };
     tracing::info!(identity = %settings.identity, "leading");
     ready.set(false);
     metrics.leading(true);
@@ -126,7 +134,12 @@ async fn work(
     let client = Client::try_from(config.clone()).map_err(Box::new)?;
     let writer = Writer::new(write_client(config, settings.writes_per_second)?, metrics.clone());
     let mut tasks = Tasks::new();
-    let (world, refs, leases) = start_watches(&client, &settings, &metrics, &mut tasks);
+    let (queue, access_events) = unbounded();
+    let secrets = Arc::new(SecretAccess::new(writer.clone(), &settings.namespace, queue.clone()));
+    let (world, refs, leases) = start_watches(&client, &settings, &metrics, queue, &mut tasks);
+    let waker = world.clone();
+    let wake_node = move |node: ObjectRef<GpuNode>| waker.wake_node(&node.name);
+    let granted = secret_access::watch_all(&secrets, &client, &metrics, &mut tasks, wake_node);
 
     // Nothing is decided before everything is known.
     let stores = &world.stores;
@@ -138,6 +151,9 @@ async fn work(
             stores.nodes.wait_until_ready(),
             leases.wait_until_ready(),
         );
+        for mut granted in granted {
+            let _ = granted.wait_for(|listed| *listed).await;
+        }
     };
     tokio::select! {
         () = known => {}
@@ -153,9 +169,18 @@ async fn work(
         "all objects known"
     );
     start_wakers(&world, &mut tasks);
+    let tending = secret_access::tend(secrets.clone(), world.clone(), access_events);
+    tasks.spawn(async move {
+        tending.await;
+        "queue of Roles"
+    });
     tokio::select! {
-        () = loops(&world, refs, &writer, &settings, &stop) => {
+        () = loops(&world, refs, &writer, &secrets, &settings, &stop) => {
             if stop.is_cancelled() { Ok(()) } else { Err(Error::Ended("loop over objects")) }
+        }
+        () = async { stop.cancelled().await; tokio::time::sleep(GRACE).await } => {
+            tracing::warn!("some rounds have not ended: the API server does not answer");
+            Ok(())
         }
         ended = tasks.join_next() => Err(name_of(ended)),
     }
@@ -176,6 +201,7 @@ fn start_watches(
     client: &Client,
     settings: &Settings,
     metrics: &Metrics,
+    access: UnboundedSender<secret_access::Event>,
     tasks: &mut Tasks,
 ) -> (Arc<World>, Refs, Store<Lease>) {
     let (desktops, desktops_in) = store::<Desktop>();
@@ -192,6 +218,7 @@ fn start_watches(
         templates: template_queue,
         profiles: profile_queue,
         nodes: node_queue,
+        access,
     };
     let stores = Stores { desktops, templates, profiles, nodes };
     let world = Arc::new(World::new(stores, queues, settings.limits, metrics.clone()));
@@ -242,12 +269,12 @@ async fn loops(
     world: &Arc<World>,
     refs: Refs,
     writer: &Writer,
+    secrets: &Arc<SecretAccess>,
     settings: &Settings,
     stop: &CancellationToken,
 ) {
     let stores = &world.stores;
     let metrics = &world.metrics;
-    let secrets = Arc::new(SecretAccess::new(writer.clone(), &settings.namespace));
     let context =
         Arc::new(desktop::Context { world: world.clone(), writer: writer.clone(), secrets: secrets.clone() });
     let desktops =
@@ -273,10 +300,15 @@ async fn loops(
         let (world, writer) = (profile_world.clone(), profile_writer.clone());
         async move { Failure::of(gpu_profile::reconcile(&object, &world, &writer).await) }
     });
-    let accounts = Arc::new(gpu_node::Accounts::default());
+    let (node_world, node_writer, node_secrets) = (world.clone(), writer.clone(), secrets.clone());
     let nodes = rounds(stores.nodes.clone(), refs.nodes, 4, stop, metrics, move |object| {
-        let (secrets, accounts) = (secrets.clone(), accounts.clone());
-        async move { Failure::of(gpu_node::reconcile(&object, &secrets, &accounts).await) }
+        let (world, writer, secrets) = (node_world.clone(), node_writer.clone(), node_secrets.clone());
+        async move {
+            match gpu_node::reconcile(&object, &world, &writer, &secrets).await {
+                Err(AccessError::Write(error)) => Failure::of(Err(error)),
+                result => result.map_err(|error| Failure { name: error.name(), message: error.to_string() }),
+            }
+        }
     });
     tokio::join!(desktops, templates, profiles, nodes);
 }

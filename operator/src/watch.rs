@@ -1,7 +1,7 @@
 //! The one way in which objects come in: watched, guarded against malformed ones, trimmed, told to
 //! an observer, stored.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::{fmt::Debug, hash::Hash};
 
 use futures::{Stream, StreamExt, TryStreamExt, future};
@@ -16,7 +16,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-use crate::metrics::Metrics;
+use crate::{cause, metrics::Metrics};
 
 /// What `kubectl apply` keeps of the last version: as large as the object and of no use here.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -60,10 +60,13 @@ pub async fn watch<K>(
     let (warn_metrics, warn_kind) = (metrics.clone(), kind.clone());
     let events = events.inspect_err(move |error| {
         warn_metrics.watch_errors(&warn_kind);
-        tracing::warn!(kind = %warn_kind, %error, "watch interrupted; trying again");
+        tracing::warn!(kind = %warn_kind, error = %cause::of(error), "watch interrupted; trying again");
     });
     through(events, writer, kind, metrics, observe).for_each(|_| future::ready(())).await;
 }
+
+/// The version of each object that does not parse of which that was said last.
+type Logged<K> = HashMap<ObjectRef<K>, String>;
 
 /// The road of events from the watch to the store.
 fn through<K>(
@@ -79,7 +82,8 @@ where
 {
     let store = writer.as_reader();
     let mut listed: HashSet<ObjectRef<K>> = HashSet::new();
-    let mut logged: HashSet<String> = HashSet::new();
+    // Per object that does not parse, the version of which that was said.
+    let mut logged: Logged<K> = HashMap::new();
     let events = events.filter_map({
         let store = store.clone();
         move |event| {
@@ -129,7 +133,7 @@ fn known<K>(
     store: &Store<K>,
     kind: &str,
     metrics: &Metrics,
-    logged: &mut HashSet<String>,
+    logged: &mut Logged<K>,
 ) -> Option<Event<K>>
 where
     K: Resource + Clone + 'static,
@@ -137,6 +141,7 @@ where
 {
     let mut parse = |guard: DeserializeGuard<K>| match guard.0 {
         Ok(mut object) => {
+            logged.remove(&ObjectRef::from_obj(&object));
             trim(&mut object);
             Some(object)
         }
@@ -144,19 +149,25 @@ where
             let meta = &invalid.metadata;
             let name = meta.name.as_deref().unwrap_or_default();
             let namespace = meta.namespace.as_deref().unwrap_or_default();
-            let version = meta.resource_version.as_deref().unwrap_or_default();
-            if logged.insert(format!("{namespace}/{name}/{version}")) {
+            let version = meta.resource_version.clone().unwrap_or_default();
+            let reference = ObjectRef::new(name);
+            let reference = if namespace.is_empty() { reference } else { reference.within(namespace) };
+            if logged.insert(reference.clone(), version.clone()) != Some(version) {
                 metrics.malformed(kind);
                 tracing::error!(kind, namespace, name, error = %invalid.error, "object does not parse; what was last known of it counts");
             }
-            let reference = ObjectRef::new(name);
-            let reference = if namespace.is_empty() { reference } else { reference.within(namespace) };
             store.get(&reference).map(|object| K::clone(&object))
         }
     };
     match event {
         Event::Apply(guard) => parse(guard).map(Event::Apply),
-        Event::Delete(guard) => parse(guard).map(Event::Delete),
+        Event::Delete(guard) => {
+            let gone = parse(guard);
+            if let Some(gone) = &gone {
+                logged.remove(&ObjectRef::from_obj(gone));
+            }
+            gone.map(Event::Delete)
+        }
         Event::InitApply(guard) => parse(guard).map(Event::InitApply),
         Event::Init => Some(Event::Init),
         Event::InitDone => Some(Event::InitDone),

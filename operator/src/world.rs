@@ -17,7 +17,7 @@ use crate::{
     desktop::validate::{Wanted, secret_name},
     index::Index,
     metrics::Metrics,
-    node_liveness::Liveness,
+    node_liveness::{Heard, Liveness},
     placement::{
         compute::Limits,
         explain::{Explanation, MOST_MOVES},
@@ -25,6 +25,7 @@ use crate::{
         request::{DesktopKey, Request, ShareRequest},
         snapshot::{Change, Snapshot, key_of},
     },
+    secret_access::{self, Pair},
     stores::Stores,
     waiting::Waiting,
     watch::Seen,
@@ -45,6 +46,8 @@ pub struct Queues {
     pub profiles: UnboundedSender<ObjectRef<GpuProfile>>,
     /// Nodes.
     pub nodes: UnboundedSender<ObjectRef<GpuNode>>,
+    /// Which Secrets nodes may read.
+    pub access: UnboundedSender<secret_access::Event>,
 }
 
 /// What the operator knows.
@@ -71,6 +74,9 @@ struct Cluster {
     templates_seen: BTreeMap<DesktopKey, Spec>,
     profiles_seen: BTreeMap<String, Spec>,
     leases_known: bool,
+    silent: BTreeSet<String>,
+    /// Desktops of silent nodes of which that was said.
+    told: BTreeMap<String, BTreeSet<DesktopKey>>,
 }
 
 /// Which spec of an object was seen: its UID and generation. Our own writes of the status do not
@@ -140,9 +146,12 @@ impl World {
                     cluster.templates.insert(DesktopKey::new(&namespace, &desktop.spec.template_ref.name));
                     self.counted.notify_one();
                 }
+                let key = key_of(desktop);
+                let before = node_held(&cluster, &key);
                 let change = cluster.snapshot.desktop_seen(desktop);
                 self.changed(&mut cluster, change);
-                self.wake(&key_of(desktop));
+                self.access_of(&key.namespace, [before, node_held(&cluster, &key)]);
+                self.wake(&key);
             }
             Seen::Gone(desktop) => {
                 let key = key_of(desktop);
@@ -150,8 +159,10 @@ impl World {
                 cluster.templates.extend(template);
                 cluster.waiting.forget(&key);
                 self.counted.notify_one();
+                let before = node_held(&cluster, &key);
                 let change = cluster.snapshot.desktop_gone(&key);
                 self.changed(&mut cluster, change);
+                self.access_of(&key.namespace, [before, None]);
             }
             Seen::Complete => self.wake_all(),
         }
@@ -161,6 +172,10 @@ impl World {
     pub fn template(&self, seen: Seen<'_, DesktopTemplate>) {
         let (Seen::There(template) | Seen::Gone(template)) = seen else { return self.wake_all() };
         let key = DesktopKey::new(&template.namespace().unwrap_or_default(), &template.name_any());
+        if matches!(seen, Seen::There(_)) && template.finalizers().is_empty() {
+            // Not gathered with others: what uses it may come at once.
+            let _ = self.queues.templates.unbounded_send(ObjectRef::from_obj(template));
+        }
         let mut cluster = self.lock();
         if !is_new(&mut cluster.templates_seen, key.clone(), template, matches!(seen, Seen::Gone(_))) {
             cluster.templates.insert(key);
@@ -207,29 +222,19 @@ impl World {
             Seen::There(node) => {
                 let name = node.name_any();
                 cluster.missing.remove(&name);
+                cluster.liveness.node_seen(node);
                 let change = cluster.snapshot.node_seen(node);
                 self.changed(&mut cluster, change);
                 self.judge(&mut cluster);
-                // A receiver that is gone means that the process ends.
-                let _ = self.queues.nodes.unbounded_send(ObjectRef::new(&name));
+                self.wake_node(&name);
             }
             Seen::Gone(node) => {
                 let name = node.name_any();
                 cluster.missing.insert(name.clone(), Instant::now());
+                cluster.liveness.node_gone(&name);
                 let change = cluster.snapshot.node_gone(&name);
                 self.changed(&mut cluster, change);
-                let on_it = |desktop: &Desktop| {
-                    desktop
-                        .status
-                        .as_ref()
-                        .and_then(|s| s.allocation.as_ref())
-                        .is_some_and(|a| a.node == name)
-                };
-                self.stores
-                    .desktops
-                    .state_filter(on_it)
-                    .iter()
-                    .for_each(|desktop| self.wake(&key_of(desktop)));
+                cluster.index.on_node(&name).for_each(|desktop| self.wake(desktop));
             }
             Seen::Complete => self.wake_all(),
         }
@@ -241,16 +246,23 @@ impl World {
         match seen {
             Seen::There(lease) => cluster.liveness.seen(lease, Instant::now()),
             Seen::Gone(lease) => cluster.liveness.gone(lease),
-            Seen::Complete => cluster.leases_known = true,
+            Seen::Complete => {
+                cluster.leases_known = true;
+                cluster.snapshot.node_names().for_each(|node| self.wake_node(node));
+            }
         }
         self.judge(&mut cluster);
     }
 
-    /// Judges anew which nodes are silent; called as time passes.
+    /// Judges anew which nodes are silent, and lets go of what nobody asks for any more; called as time
+    /// passes.
     pub fn tick(&self) {
         let mut cluster = self.lock();
         self.judge(&mut cluster);
         self.metrics.waiting(cluster.waiting.len());
+        let Cluster { missing, index, .. } = &mut *cluster;
+        missing
+            .retain(|node, since| since.elapsed() < NODE_LOST_AFTER || index.on_node(node).next().is_some());
     }
 
     fn judge(&self, cluster: &mut Cluster) {
@@ -258,9 +270,51 @@ impl World {
             return;
         }
         let silent = cluster.liveness.silent(cluster.snapshot.node_names(), Instant::now());
-        self.metrics.silent(silent.len());
+        if silent == cluster.silent {
+            return;
+        }
+        let before = std::mem::replace(&mut cluster.silent, silent.clone());
+        for node in before.symmetric_difference(&silent) {
+            self.metrics.silent(node, silent.contains(node));
+            cluster.told.remove(node);
+            self.wake_node(node);
+            cluster.index.on_node(node).for_each(|desktop| self.wake(desktop));
+        }
         let change = cluster.snapshot.set_silent(silent);
         self.changed(cluster, change);
+    }
+
+    /// Whether the daemon of a node is heard; `None` before the leases are known, and of a node that is
+    /// not there.
+    pub fn heard(&self, node: &str) -> Option<Heard> {
+        let cluster = self.lock();
+        let known = cluster.leases_known && cluster.snapshot.node_names().any(|there| there == node);
+        known.then(|| cluster.liveness.heard(node, !cluster.silent.contains(node)))
+    }
+
+    /// Whether a desktop was told that its node is silent, since it is.
+    pub fn is_told(&self, node: &str, key: &DesktopKey) -> bool {
+        self.lock().told.get(node).is_some_and(|told| told.contains(key))
+    }
+
+    /// A desktop was told that its node is silent.
+    pub fn tell(&self, node: &str, key: &DesktopKey) {
+        self.lock().told.entry(node.to_owned()).or_default().insert(key.clone());
+    }
+
+    /// What the desktops of a namespace on these nodes name may be something else now.
+    fn access_of(&self, namespace: &str, nodes: [Option<String>; 2]) {
+        for node in BTreeSet::from(nodes).into_iter().flatten() {
+            let pair = Pair { namespace: namespace.to_owned(), node };
+            // A receiver that is gone means that the process ends.
+            let _ = self.queues.access.unbounded_send(secret_access::Event::Desktops(pair));
+        }
+    }
+
+    /// Puts a node into the queue.
+    pub fn wake_node(&self, node: &str) {
+        // A receiver that is gone means that the process ends.
+        let _ = self.queues.nodes.unbounded_send(ObjectRef::new(node));
     }
 
     /// Puts a desktop into the queue.
@@ -307,6 +361,8 @@ impl World {
             desktop_generation: desktop.metadata.generation.unwrap_or_default(),
             template_generation: wanted.template_generation,
             restarted_at: wanted.restarted_at.clone(),
+            stop_for: None,
+            made_of: Some(wanted.made_of.clone()),
             decided_at: now.clone(),
             compute: Some(placed.compute),
             gpus: placed.gpus,
@@ -330,6 +386,19 @@ impl World {
     pub fn wants(&self, key: &DesktopKey, wanted: Option<&Wanted>, home: Option<String>) {
         let request = wanted.map(|wanted| Request { home, ..wanted.request.clone() });
         self.lock().snapshot.wants(key, request.as_ref());
+    }
+
+    /// Whether a desktop would find a place now that its own is counted as free.
+    ///
+    /// # Errors
+    /// Why it would not.
+    pub fn would_fit(&self, wanted: &Wanted, home: Option<String>) -> Result<(), Explanation> {
+        let request = Request { home, ..wanted.request.clone() };
+        let mut cluster = self.lock();
+        match cluster.snapshot.place(&request) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(cluster.snapshot.explain_with(&request, 0)),
+        }
     }
 
     /// A decision was written.
@@ -368,8 +437,9 @@ impl World {
         }
     }
 
-    /// The Secrets that desktops of a namespace on a node name; without those of `except`.
-    pub fn secrets(&self, namespace: &str, node: &str, except: Option<&DesktopKey>) -> BTreeSet<String> {
+    /// The Secrets that desktops of a namespace on a node name. One that is being deleted does not start
+    /// again and needs none.
+    pub fn secrets(&self, namespace: &str, node: &str) -> BTreeSet<String> {
         let held: Vec<DesktopKey> = {
             let cluster = self.lock();
             let held =
@@ -377,8 +447,9 @@ impl World {
             held.unwrap_or_default()
         };
         held.iter()
-            .filter(|key| key.namespace == namespace && Some(*key) != except)
+            .filter(|key| key.namespace == namespace)
             .filter_map(|key| self.stores.desktops.get(&ObjectRef::new(&key.name).within(&key.namespace)))
+            .filter(|desktop| desktop.metadata.deletion_timestamp.is_none())
             .filter_map(|desktop| secret_name(&desktop, self.stores.template_of(&desktop).as_deref()))
             .collect()
     }
@@ -430,6 +501,11 @@ impl World {
             }
         }
     }
+}
+
+/// The node on which a desktop holds CPUs, seen or decided.
+fn node_held(cluster: &Cluster, key: &DesktopKey) -> Option<String> {
+    cluster.snapshot.holds(key).map(|allocation| allocation.node.clone())
 }
 
 /// Notes what was seen of an object, and says whether its spec is another than before.

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use gpudesk_crds::{GROUP, OPERATOR_FIELD_MANAGER, VERSION};
+use gpudesk_crds::{GROUP, OPERATOR_FIELD_MANAGER, RELEASE_FINALIZER, VERSION};
 use k8s_openapi::NamespaceResourceScope;
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -12,7 +12,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 use thiserror::Error;
 
-use crate::metrics::Metrics;
+use crate::{cause, metrics::Metrics};
 
 /// A write that did not succeed.
 #[derive(Debug, Error)]
@@ -24,10 +24,10 @@ pub enum WriteError {
     #[error("the object does not exist any more")]
     Gone,
     /// The API server refused; nothing was written.
-    #[error("the API server refused: {0}")]
+    #[error("the API server refused: {}", cause::of_request(.0))]
     Refused(#[source] Box<kube::Error>),
     /// Nobody knows whether it was written.
-    #[error("no clear answer from the API server: {0}")]
+    #[error("no clear answer from the API server: {}", cause::of_request(.0))]
     Unclear(#[source] Box<kube::Error>),
 }
 
@@ -82,6 +82,34 @@ impl Writer {
         let result = result.map_err(WriteError::from);
         self.metrics.wrote(kind, result.as_ref().map_or_else(WriteError::name, |_| "ok"));
         result
+    }
+
+    /// Puts our finalizer on or takes it off, if the object is still the version that was read; so no
+    /// finalizer of somebody else is lost.
+    ///
+    /// # Errors
+    /// Those of the write.
+    pub async fn finalizer<K>(&self, object: &K, on: bool) -> Result<(), WriteError>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
+        let mut finalizers: Vec<String> = object.finalizers().to_vec();
+        finalizers.retain(|finalizer| finalizer != RELEASE_FINALIZER);
+        if on {
+            finalizers.push(RELEASE_FINALIZER.into());
+        }
+        let patch = json!({
+            "metadata": {
+                "resourceVersion": object.resource_version(),
+                "uid": object.uid(),
+                "finalizers": finalizers,
+            },
+        });
+        let params =
+            PatchParams { field_manager: Some(OPERATOR_FIELD_MANAGER.into()), ..PatchParams::default() };
+        let api = Api::<K>::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
+        let result = api.patch_metadata(&object.name_any(), &params, &Patch::Merge(&patch)).await;
+        self.counted(&K::kind(&()), result).map(|_| ())
     }
 
     /// Applies the status of a namespaced object, if it is still the version that was read.

@@ -45,15 +45,14 @@ async fn answer(Shared(answers): Shared<Answers>, uri: Uri) -> Response {
 
 const API: &str = "/apis/gpudesk.dev/v1alpha1";
 const NODES: &str = "/apis/gpudesk.dev/v1alpha1/gpunodes";
-const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/gpudesk-system/leases";
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/plan").join(name)
 }
 
-/// A cluster with the machine of `gpu.yaml` and what `scattered.yaml` says. Its daemon was alive in
-/// `renewed`.
-fn cluster(renewed: &str) -> BTreeMap<String, Value> {
+/// A cluster with the machine of `gpu.yaml` and what `scattered.yaml` says. `heard`: what the operator says
+/// of its daemon.
+fn cluster(heard: Option<&str>) -> BTreeMap<String, Value> {
     let dump = std::fs::read_to_string(fixture("scattered.yaml")).unwrap();
     let mut dump: Value = serde_yaml::from_str(&dump).unwrap();
     let mut lists: BTreeMap<String, Vec<Value>> = BTreeMap::new();
@@ -68,19 +67,21 @@ fn cluster(renewed: &str) -> BTreeMap<String, Value> {
     }
     let host = std::fs::read_to_string(fixture("gpu.yaml")).unwrap();
     let hosts = hosts::hosts("gpu", &host, None).unwrap();
-    lists.insert("gpunodes".into(), hosts.iter().map(|h| json!(hosts::node(h, None))).collect());
+    let mut nodes: Vec<Value> = hosts.iter().map(|h| json!(hosts::node(h, None))).collect();
+    let said = heard.map(|heard| {
+        json!({"type": "DaemonHeard", "status": heard, "reason": "DaemonSilent", "message": "",
+               "lastTransitionTime": "2026-01-01T00:00:00Z"})
+    });
+    nodes[0]["status"]["conditions"].as_array_mut().unwrap().extend(said);
+    lists.insert("gpunodes".into(), nodes);
     let list = |kind: &str, items: Vec<Value>| json!({"kind": kind, "apiVersion": "v1", "metadata": {}, "items": items});
     for (plural, items) in lists {
         known.insert(format!("{API}/{plural}"), list("List", items));
     }
-    let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
-        "metadata": {"name": "gpudesk-node-gpu", "namespace": "gpudesk-system"},
-        "spec": {"renewTime": renewed, "leaseDurationSeconds": 180}});
-    known.insert(LEASES.into(), list("LeaseList", vec![lease]));
     known
 }
 
-const ALIVE: &str = "2999-01-01T00:00:00.000000Z";
+const ALIVE: Option<&str> = Some("True");
 
 /// Runs the program against such a cluster; exit status, standard output, standard error.
 fn run(
@@ -174,18 +175,18 @@ fn the_context_gives_the_namespace() {
 
 #[test]
 fn a_node_whose_daemon_is_silent_takes_nothing_new() {
-    let known = cluster("2026-01-01T00:00:00.000000Z");
+    let known = cluster(Some("False"));
     let (status, out, _) = run(known, vec![], "plan --from-cluster -f three.yaml");
     assert_eq!(status, 1);
     assert!(out.contains("node daemon silent"), "{out}");
 }
 
 #[test]
-fn leases_that_may_not_be_read_are_noted() {
-    let (status, _, err) = run(cluster(ALIVE), vec![LEASES], "plan --from-cluster");
+fn a_node_of_which_no_operator_has_said_anything_is_noted() {
+    let (status, _, err) = run(cluster(None), vec![], "plan --from-cluster");
     assert_eq!(status, 0);
-    let rest = "a node whose daemon is silent is taken for one that answers";
-    assert_eq!(err, format!("note: reading leases: Forbidden: {LEASES}; {rest}\n"));
+    let rest = "no operator has said whether the daemon lives (condition DaemonHeard): taken for heard";
+    assert_eq!(err, format!("note: of 1 GpuNode {rest}\n"));
 }
 
 #[test]

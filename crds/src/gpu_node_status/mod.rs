@@ -27,7 +27,8 @@ pub use numa::{CacheDomain, Hugepages, NumaCell};
 pub use pci::{Bar, Companion, GroupMember, IommuGroup, PcieLink, Sriov, VirtualFunction};
 pub use shares::{CardUnits, Framework, Instance, MigBackedType, ModeSupport, Placement};
 
-/// What the node daemon found. Written by the daemon of this node alone, when it changes.
+/// What the node daemon found. Written by the daemon of this node when it changes; the condition
+/// `DaemonHeard` alone is the operator's.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GpuNodeStatus {
@@ -84,7 +85,8 @@ pub struct GpuNodeStatus {
     /// `LayoutApplied`, `IommuEnabled`, `IommuIsolating`, `VfioReady`, `BarsAssigned`, `SriovEnabled`,
     /// `HugepagesReserved`, `VgpuHostReady`, `FabricReady`, `AccessGranted`, `DiscoveryHookReady`.
     /// Each False says the cause and the fix in one sentence; what does not apply to this machine is
-    /// True with the reason `NotNeeded`.
+    /// True with the reason `NotNeeded`. The operator adds `DaemonHeard`: False when the daemon does not
+    /// renew its lease, and then the others are what it said last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,

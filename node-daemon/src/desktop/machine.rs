@@ -65,7 +65,7 @@ pub struct Parts<'a> {
 /// What the metadata says of this desktop and allocation: what it holds, without how that was
 /// decided.
 pub fn metadata(parts: &Parts<'_>) -> Result<DomainMetadata, Problem> {
-    let held = Allocation { decision: None, ..parts.allocation.clone() };
+    let held = parts.allocation.held();
     let allocation = serde_json::to_string(&held)
         .map_err(|error| Problem::Invalid(format!("the allocation cannot be written down: {error}")))?;
     Ok(DomainMetadata {

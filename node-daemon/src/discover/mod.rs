@@ -204,7 +204,7 @@ async fn ask_libvirt(options: &Discover) -> HypervisorView {
 /// When it cannot be written as YAML or JSON.
 pub fn print(node: &GpuNode, output: Output) -> anyhow::Result<String> {
     Ok(match output {
-        Output::Yaml => serde_yaml::to_string(node)?,
+        Output::Yaml => gpudesk_crds::yaml::to_string(node)?,
         Output::Json => format!("{}\n", serde_json::to_string_pretty(node)?),
         Output::Table => node.status.as_ref().map(table::print).unwrap_or_default(),
     })

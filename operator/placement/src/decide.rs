@@ -57,6 +57,8 @@ impl Placed {
             desktop_generation: like.map_or(0, |like| like.desktop_generation),
             template_generation: like.map_or(0, |like| like.template_generation),
             restarted_at: like.and_then(|like| like.restarted_at.clone()),
+            stop_for: None,
+            made_of: None,
             decided_at: Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH),
             compute: Some(self.compute.clone()),
             gpus: self.gpus.clone(),

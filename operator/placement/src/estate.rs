@@ -17,6 +17,7 @@ use crate::{
     prices::Alike,
     ranking::{NodeId, Verdict},
     request::{DesktopKey, Previous},
+    shape::Shape,
     starving::{self, Rooms},
     state::CardUse,
     tables::{ShapeId, StateId, Tables},
@@ -290,6 +291,11 @@ impl Estate {
         }
         self.tables = tables;
         self.sum_up();
+    }
+
+    /// The shapes of all cards.
+    pub fn shapes(&self) -> impl Iterator<Item = &Arc<Shape>> {
+        self.cards.keys().filter_map(|shape| self.tables.shape_of(*shape))
     }
 
     /// Judges by another mix from now on.

@@ -1,12 +1,15 @@
 //! Why a desktop waits, in one line.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use gpudesk_crds::{conditions::Reason, desktop_template::Pinning, types::PageSize};
 
 use crate::{
     cards::NoGpus,
-    compute::NoCompute,
+    compute::{Limits, NoCompute},
     facts::NodeFacts,
     filters::Rejection,
     fit::Misfit,
@@ -18,6 +21,9 @@ use crate::{
 
 /// Moves that are thought of to find the nearest fit.
 pub const MOST_MOVES: usize = 3;
+
+/// Names of shares that are listed where none is like the one asked for.
+const MOST_NAMES: usize = 8;
 
 /// Why a desktop waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,13 +53,11 @@ impl Snapshot {
         };
         if self.fits_when_empty(request) {
             let nearest = self.nearest(request, most_moves);
-            return Explanation {
-                reason: Reason::Unschedulable,
-                message: summary(request, &account, nearest.as_ref()),
-            };
+            let message = summary(request, &account, nearest.as_ref()) + &self.offered(request, &account);
+            return Explanation { reason: Reason::Unschedulable, message };
         }
         let on_empty = self.account_when_empty(request);
-        let counts = summary(request, &on_empty, None);
+        let counts = summary(request, &on_empty, None) + &self.offered(request, &on_empty);
         // Failed or kept cards, labels and absent nodes come and go: only a size is beyond all hope.
         let too_small = |rejection: &Rejection| match rejection {
             Rejection::Misfit(Misfit::Gpus(gpus)) => !is_refused(gpus.why),
@@ -81,10 +85,43 @@ impl Snapshot {
         let unknown = self.estate.existing().any(|(_, facts)| facts.cells.is_empty());
         if !unknown && on_empty.keys().any(too_small) && !on_empty.keys().any(may_come_back) {
             let nodes: Vec<&NodeFacts> = self.estate.existing().map(|(_, facts)| &**facts).collect();
-            unsatisfiable(request, &nodes, &counts)
+            unsatisfiable(request, &nodes, self.estate.limits, &counts)
         } else {
-            Explanation { reason: Reason::Unschedulable, message: summary(request, &account, None) }
+            let message = summary(request, &account, None) + &self.offered(request, &account);
+            Explanation { reason: Reason::Unschedulable, message }
         }
+    }
+
+    /// What cards offer in the mode of a share that none of them offers: it is often a name that lacks its
+    /// ending, as of the variants of a MIG profile.
+    fn offered(&self, request: &Request, account: &BTreeMap<Rejection, usize>) -> String {
+        let missed = account.keys().find_map(|rejection| match rejection {
+            Rejection::Misfit(Misfit::Gpus(NoGpus {
+                share: Some((share, way)),
+                why: NoShare::NotOffered,
+            })) => Some(&request.demand.shares.get(*share)?.ways.get(*way)?.share),
+            _ => None,
+        });
+        let Some(missed) = missed else { return String::new() };
+        let names: BTreeSet<&str> = self
+            .estate
+            .shapes()
+            .flat_map(|shape| &shape.kinds)
+            .filter(|kind| kind.mode == missed.mode())
+            .map(|kind| kind.name.as_str())
+            .collect();
+        let asked = missed.to_string();
+        let begins = |name: &&&str| {
+            name.strip_prefix(&asked).is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', '-']))
+        };
+        let near: Vec<&str> = names.iter().filter(begins).copied().collect();
+        let all: Vec<&str> = names.iter().copied().take(MOST_NAMES).collect();
+        let (listed, more) = match (near.is_empty(), names.len().saturating_sub(MOST_NAMES)) {
+            (false, _) => (near, String::new()),
+            (true, 0) => (all, String::new()),
+            (true, more) => (all, format!(" and {more} more")),
+        };
+        if listed.is_empty() { String::new() } else { format!("; offered: {}{more}", listed.join(", ")) }
     }
 
     /// Whether some node would do if nothing ran anywhere; remembered until a node changes.
@@ -185,7 +222,12 @@ pub fn summary(
 pub fn text(request: &Request, rejection: &Rejection) -> String {
     match rejection {
         Rejection::NotHome => "without the desktop's disks".into(),
-        Rejection::Selector => "without the labels of nodeSelector".into(),
+        Rejection::Selector => {
+            let labels = request.demand.node_selector.iter().map(|(key, value)| format!("{key}={value}"));
+            let labels: Vec<String> = labels.collect();
+            let what = if labels.len() == 1 { "label" } else { "labels" };
+            format!("without the {what} {} of nodeSelector", labels.join(", "))
+        }
         Rejection::Taint => "with a taint that is not tolerated".into(),
         Rejection::Cordoned => "cordoned".into(),
         Rejection::NotReady => "not ready".into(),
@@ -258,14 +300,16 @@ fn compute_text(request: &Request, reason: NoCompute) -> String {
         (NoCompute::Threads, _) => "only one thread per core".into(),
         (NoCompute::Cpus, Pinning::Dedicated) => "not enough free cores".into(),
         (NoCompute::Cpus, Pinning::DedicatedThreads) => "not enough free CPU threads".into(),
-        (NoCompute::Cpus, Pinning::Shared) => "not enough CPUs".into(),
+        (NoCompute::Cpus, Pinning::Shared) => {
+            format!("not enough CPUs for {} vCPUs", request.demand.cpu.vcpus())
+        }
         (NoCompute::Memory(PageSize::None), _) => "not enough memory".into(),
         (NoCompute::Memory(pages), _) => format!("not enough {pages} hugepages"),
     }
 }
 
 /// What to say when not even an empty node would do: the figure that no host reaches, or the counts.
-fn unsatisfiable(request: &Request, nodes: &[&NodeFacts], counts: &str) -> Explanation {
+fn unsatisfiable(request: &Request, nodes: &[&NodeFacts], limits: Limits, counts: &str) -> Explanation {
     let demand = &request.demand;
     let pages = demand.memory.pages;
     let unit = pages.mib().unwrap_or(1);
@@ -282,6 +326,7 @@ fn unsatisfiable(request: &Request, nodes: &[&NodeFacts], counts: &str) -> Expla
         (i64::try_from(dedicable).unwrap_or(i64::MAX), Reverse(node.name.clone()))
     };
     let largest_cpu = nodes.iter().map(|node| dedicable(&node)).max();
+    let largest_shared = nodes.iter().map(|node| (node.cpus(), Reverse(node.name.clone()))).max();
     let kind = match pages {
         PageSize::None => String::new(),
         pages => format!(" in {pages} hugepages"),
@@ -296,7 +341,18 @@ fn unsatisfiable(request: &Request, nodes: &[&NodeFacts], counts: &str) -> Expla
             "needs {} dedicated CPUs; the largest host, {name}, has {cpus} for desktops",
             demand.cpu.vcpus()
         ),
-        _ => format!("fits on no host even when nothing else runs; {counts}"),
+        _ => match largest_shared {
+            Some((cpus, Reverse(name)))
+                if shares_cpus && cpus.saturating_mul(limits.cpu_overcommit) < demand.cpu.vcpus() =>
+            {
+                format!(
+                    "needs {} vCPUs; the largest host, {name}, has {cpus} CPUs, and {} vCPUs may share one",
+                    demand.cpu.vcpus(),
+                    limits.cpu_overcommit
+                )
+            }
+            _ => format!("fits on no host even when nothing else runs; {counts}"),
+        },
     };
     Explanation { reason: Reason::Unsatisfiable, message }
 }

@@ -200,11 +200,7 @@ impl Snapshot {
     pub fn desktop_seen(&mut self, desktop: &Desktop) -> Change {
         let key = key_of(desktop);
         let resource_version = desktop.metadata.resource_version.clone().unwrap_or_default();
-        let seen = desktop
-            .status
-            .as_ref()
-            .and_then(|status| status.allocation.as_ref())
-            .filter(|allocation| allocation.compute.is_some());
+        let seen = desktop.allocation().filter(|allocation| allocation.compute.is_some());
         let old = self.desktops.get(&key).cloned().unwrap_or_default();
         let assumed = old.assumed.clone().filter(|_| old.resource_version == resource_version);
         let seen = match &old.seen {

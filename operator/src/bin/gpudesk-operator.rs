@@ -2,7 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "the program reads its surroundings")]
 #![expect(clippy::doc_markdown, reason = "the doc comments are what --help prints")]
 
-use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
+use std::{io::IsTerminal, net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
@@ -120,7 +120,10 @@ async fn main() -> anyhow::Result<()> {
 
 fn start_log(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for a terminal; in a file they are noise.
+    let colours = std::io::stderr().is_terminal();
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

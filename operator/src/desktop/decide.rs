@@ -34,9 +34,11 @@ pub enum Step {
     Release {
         /// Whether disks stay on the node, and the next start with them.
         park: bool,
-        /// `Stopped`, or `NodeLost`.
+        /// `Stopped`, `NodeLost`, or how the guest ended for good.
         reason: Reason,
     },
+    /// The guest ended for good and what it held was given back: it waits for somebody to start it.
+    Ended,
     /// It shall not run and holds nothing.
     Rest,
     /// It shall run: find a place, on this node if one is named.
@@ -49,7 +51,7 @@ pub enum Step {
 /// Decides. `keeps_disks` says whether the template leaves disks on the node; `None` when there is
 /// no template to tell, which counts as yes.
 pub fn decide(desktop: &Desktop, node: Presence, keeps_disks: Option<bool>) -> Step {
-    let allocation = desktop.status.as_ref().and_then(|status| status.allocation.as_ref());
+    let allocation = desktop.allocation();
     let ours = desktop.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == RELEASE_FINALIZER);
     if desktop.metadata.deletion_timestamp.is_some() {
         let gone = allocation.is_none() || node == Presence::Lost || reported(desktop, &[Reason::Released]);
@@ -62,6 +64,7 @@ pub fn decide(desktop: &Desktop, node: Presence, keeps_disks: Option<bool>) -> S
         Some(_) if node == Presence::Lost => Step::Release { park: false, reason: Reason::NodeLost },
         Some(allocation) if allocation.compute.is_some() => holding(desktop, allocation, keeps_disks),
         parked => match desktop.spec.power_state {
+            PowerState::Running if stays_ended(desktop) => Step::Ended,
             PowerState::Running => Step::Place { home: home(parked, keeps_disks) },
             PowerState::Stopped | PowerState::Suspended => Step::Rest,
         },
@@ -74,11 +77,48 @@ fn holding(desktop: &Desktop, allocation: &Allocation, keeps_disks: Option<bool>
         PowerState::Stopped if stopped => {
             Step::Release { park: keeps_disks.unwrap_or(true), reason: Reason::Stopped }
         }
-        PowerState::Running if stopped && restart_annotation(desktop) != allocation.restarted_at => {
+        PowerState::Running if stopped && restart_due(desktop, allocation).is_some() => {
             Step::Place { home: home(Some(allocation), keeps_disks) }
         }
+        PowerState::Running if restart_due(desktop, allocation).is_none() => match given_back(desktop) {
+            // Parked also without disks: it notes for which restart it was made.
+            Some(reason) => Step::Release { park: true, reason },
+            None => Step::Hold,
+        },
         PowerState::Running | PowerState::Stopped | PowerState::Suspended => Step::Hold,
     }
+}
+
+/// The value of the annotation that asks for a restart which was not made yet. Taking the annotation away
+/// asks for nothing.
+pub fn restart_due(desktop: &Desktop, allocation: &Allocation) -> Option<String> {
+    restart_annotation(desktop).filter(|asked| Some(asked) != allocation.restarted_at.as_ref())
+}
+
+/// How a guest can end by itself.
+const ENDS: [Reason; 2] = [Reason::GuestStopped, Reason::GuestCrashed];
+
+/// Whether the node says that the guest ended by itself, is not started again, and that nothing of it is
+/// left there but disks; and how it ended.
+fn given_back(desktop: &Desktop) -> Option<Reason> {
+    let how = ENDS.into_iter().find(|end| reported(desktop, &[*end]))?;
+    let status = desktop.status.as_ref()?;
+    let prepared = conditions::find(&status.conditions, ConditionType::DevicesPrepared)?;
+    (prepared.status == "False" && prepared.reason == Reason::Stopped.as_str()).then_some(how)
+}
+
+/// Whether a desktop that should run stays as its guest left it: nothing is held for it until somebody
+/// asks for a restart, or stops and starts it.
+pub fn stays_ended(desktop: &Desktop) -> bool {
+    let Some(status) = &desktop.status else { return false };
+    let Some(parked) = desktop.allocation().filter(|allocation| allocation.compute.is_none()) else {
+        return false;
+    };
+    let said = conditions::find(&status.conditions, ConditionType::Allocated);
+    desktop.spec.power_state == PowerState::Running
+        && restart_due(desktop, parked).is_none()
+        && said
+            .is_some_and(|said| said.status == "False" && ENDS.iter().any(|end| said.reason == end.as_str()))
 }
 
 fn home(allocation: Option<&Allocation>, keeps_disks: Option<bool>) -> Option<String> {

@@ -10,17 +10,18 @@ use std::time::Duration;
 
 use gpudesk_crds::{
     Desktop,
-    conditions::Reason,
+    conditions::{self, ConditionType, Reason},
     desktop::{Phase, PowerState},
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::{ResourceExt, runtime::controller::Action};
+use kube::runtime::controller::Action;
 use thiserror::Error;
 
 pub mod apply;
 pub mod decide;
 pub mod dereference;
+pub mod made_of;
 pub mod status;
 pub mod summary;
 #[cfg(test)]
@@ -31,12 +32,12 @@ use crate::{
     desktop_template::validate::keeps_disks,
     invalid::Invalid,
     placement::{request::DesktopKey, snapshot::key_of},
-    secret_access::{SecretAccess, owner_reference},
+    secret_access::{AccessError, Pair, SecretAccess, owner_reference},
     world::{Decision, NODE_LOST_AFTER, World},
     writer::{WriteError, Writer},
 };
 use decide::{Presence, Step};
-use status::Situation;
+use status::{Holding, Situation};
 use validate::{Referenced, Wanted};
 
 /// How often a desktop is looked at when nothing happens.
@@ -62,16 +63,15 @@ pub enum Error {
     Allocation(#[source] WriteError),
     /// The node could not be given or taken access to a Secret.
     #[error("cannot change which Secrets the node may read: {0}")]
-    Secrets(#[source] WriteError),
+    Secrets(#[source] AccessError),
 }
 
 impl Error {
     /// For metrics.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Finalizer(error) | Self::Status(error) | Self::Allocation(error) | Self::Secrets(error) => {
-                error.name()
-            }
+            Self::Finalizer(error) | Self::Status(error) | Self::Allocation(error) => error.name(),
+            Self::Secrets(error) => error.name(),
         }
     }
 
@@ -104,24 +104,31 @@ pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, E
     let referenced = dereference::dereference(world, desktop);
     let wanted = validate::validate(desktop, &referenced);
     let presence = node_of(desktop).map_or(Presence::Present, |node| world.presence(node));
-    let keeps_disks = referenced.template.as_ref().map(|template| keeps_disks(&template.spec));
+    let keeps_disks = keeps_disks_of(&referenced);
     let bound_to = node_of(desktop).filter(|_| keeps_disks != Some(false)).map(ToOwned::to_owned);
-    world.wants(&key, wanted.as_ref().ok(), bound_to);
     let step = decide::decide(desktop, presence, keeps_disks);
+    // Who waits for nobody but its user is not looked ahead for.
+    world.wants(&key, wanted.as_ref().ok().filter(|_| step != Step::Ended), bound_to);
     if !matches!(step, Step::Place { .. }) {
         world.not_waiting(&key);
     }
     match step {
-        Step::AddFinalizer => {
-            apply::set_finalizer(&context.writer, desktop, true).await.map_err(Error::Finalizer)?;
-        }
-        Step::RemoveFinalizer => {
-            shrink_secrets(desktop, &referenced, context).await?;
-            apply::set_finalizer(&context.writer, desktop, false).await.map_err(Error::Finalizer)?;
-        }
-        Step::Wait => {}
-        Step::Hold => hold(desktop, &referenced, context).await?,
-        Step::Release { park, reason } => release(desktop, &referenced, park, reason, context).await?,
+        Step::AddFinalizer => match context.writer.finalizer(desktop, true).await {
+            Err(WriteError::Refused(refused)) => {
+                let error = WriteError::Refused(refused);
+                let message = format!("the finalizer cannot be set, without which nothing is begun: {error}");
+                let why = Invalid::new(Reason::WriteRefused, message);
+                say_idle(desktop, Phase::Pending, None, why, context).await?;
+                return Err(Error::Finalizer(error));
+            }
+            result => result.map_err(Error::Finalizer)?,
+        },
+        // What it leaves behind is taken back once it is gone: nothing stands between.
+        Step::RemoveFinalizer => context.writer.finalizer(desktop, false).await.map_err(Error::Finalizer)?,
+        Step::Wait => wait(desktop, context).await?,
+        Step::Ended => {}
+        Step::Hold => hold(desktop, &wanted, &referenced, context).await?,
+        Step::Release { park, reason } => release(desktop, park, reason, context).await?,
         Step::Rest => rest(desktop, context).await?,
         Step::Place { home } => match wanted {
             Ok(wanted) => return place(desktop, &wanted, home, context).await,
@@ -163,19 +170,22 @@ async fn place(
         }
     };
     // The node must be able to read the Secret from the moment at which it sees the allocation.
-    if wanted.secret.is_some()
-        && let Err(error) = sync_secrets(&key, &allocation.node, None, context).await
+    if let Some(secret) = &wanted.secret
+        && let Err(error) = sync_secrets(&key, &allocation.node, context).await
     {
         if fresh {
             world.forget(&key);
+            let why = not_readable(&allocation.node, secret, &error);
+            say_idle(desktop, Phase::Pending, home, why, context).await?;
         }
-        return Err(error);
+        return Err(Error::Secrets(error));
     }
     let status = status::status(desktop, Situation::Placed((*allocation).clone()), &now());
     match context.writer.status(desktop, &status).await {
         Ok(()) => {
             world.written(&key);
-            tracing::info!(desktop = %key, node = %allocation.node, gpus = ?status.gpu_summary, "placed");
+            let gpus = status.gpu_summary.as_deref().unwrap_or("none");
+            tracing::info!(desktop = %key, node = %allocation.node, %gpus, "placed");
             if let Some(record) = &allocation.decision {
                 tracing::debug!(desktop = %key, node = %allocation.node, ?record, "decided");
             }
@@ -193,36 +203,143 @@ async fn place(
 }
 
 /// Says what the node does not say of a desktop that holds its place.
-async fn hold(desktop: &Desktop, referenced: &Referenced, context: &Context) -> Result<(), Error> {
-    if let (Some(node), Some(secret)) =
-        (node_of(desktop), validate::secret_name(desktop, referenced.template.as_deref()))
-        && !context.secrets.has(&desktop.namespace().unwrap_or_default(), node, &secret).await
+async fn hold(
+    desktop: &Desktop,
+    wanted: &Result<Wanted, Invalid>,
+    referenced: &Referenced,
+    context: &Context,
+) -> Result<(), Error> {
+    let world = &context.world;
+    let key = key_of(desktop);
+    let Some(allocation) = desktop.allocation() else { return Ok(()) };
+    let node = &allocation.node;
+    let mut remark = (desktop.spec.power_state == PowerState::Suspended).then(|| {
+        let message = "spec.powerState: Suspended is not yet supported; the desktop goes on as it is";
+        Invalid::new(Reason::NotYetSupported, message)
+    });
+    let mut failed = Ok(());
+    if let Some(secret) = validate::secret_name(desktop, referenced.template.as_deref())
+        && !context.secrets.has(&Pair { namespace: key.namespace.clone(), node: node.clone() }, &secret).await
+        && let Err(error) = sync_secrets(&key, node, context).await
     {
-        sync_secrets(&key_of(desktop), node, None, context).await?;
+        remark = Some(not_readable(node, &secret, &error));
+        failed = Err(Error::Secrets(error));
     }
-    let remark = (desktop.spec.power_state == PowerState::Suspended)
-        .then(|| "spec.powerState: Suspended is not yet supported; the desktop goes on as it is".to_owned());
-    let template_generation = referenced.template.as_ref().and_then(|template| template.metadata.generation);
-    let situation = Situation::Holding { template_generation, remark };
+    let due =
+        decide::restart_due(desktop, allocation).filter(|_| desktop.spec.power_state == PowerState::Running);
+    // The machine is only taken down for a start that can be made.
+    let refused = due.as_ref().and_then(|due| {
+        let home = Some(node.clone()).filter(|_| keeps_disks_of(referenced) != Some(false));
+        let fits = |wanted: &Wanted| {
+            let fits = world.would_fit(wanted, home);
+            fits.map_err(|why| Invalid::new(why.reason, why.message))
+        };
+        let why = wanted.as_ref().map_err(Clone::clone).and_then(fits).err()?;
+        let message = format!(
+            "the restart {due:?} is not made, for the desktop could not be started again: {}",
+            why.message
+        );
+        Some(Invalid::new(Reason::RestartRefused, message))
+    });
+    let stop_for = due.filter(|_| refused.is_none());
+    let restart = refused.or_else(|| restart_required(desktop, wanted, referenced));
+    let silence = world.heard(node).filter(|heard| {
+        let last_word_is_ours = desktop.status.as_ref().is_some_and(status::is_said_silent);
+        !heard.heard && (last_word_is_ours || !world.is_told(node, &key))
+    });
+    let silence =
+        silence.map(|heard| format!("{}: whether the machine runs is not known", heard.silence(node)));
+    let tells = silence.is_some();
+    let situation = Situation::Holding(Holding { remark, restart, stop_for, silence });
     let status = status::status(desktop, situation, &now());
-    apply::write_status(&context.writer, desktop, &status).await.map_err(Error::Status)
+    apply::write_status(&context.writer, desktop, &status).await.map_err(Error::Status)?;
+    if tells {
+        world.tell(node, &key);
+    }
+    failed
+}
+
+/// What another start would change.
+fn restart_required(
+    desktop: &Desktop,
+    wanted: &Result<Wanted, Invalid>,
+    referenced: &Referenced,
+) -> Option<Invalid> {
+    let allocation = desktop.allocation()?;
+    let generation = referenced.template.as_ref()?.metadata.generation;
+    let of_template = generation != Some(allocation.template_generation);
+    let (changes, what) = match wanted {
+        Ok(wanted) => {
+            let made_by =
+                desktop.status.as_ref()?.domain.as_ref().and_then(|domain| domain.template_generation);
+            let changes = made_of::changes(allocation, wanted, of_template && made_by == generation);
+            (changes, "")
+        }
+        // What cannot be read cannot be compared, and will not start.
+        Err(invalid) => (vec![invalid.message.clone()], "as it is, it would not start: "),
+    };
+    if changes.is_empty() {
+        return None;
+    }
+    let own = desktop.metadata.generation != Some(allocation.desktop_generation);
+    let reason = if of_template && !own { Reason::TemplateChanged } else { Reason::SpecChanged };
+    let message =
+        format!("changed since the start, and in effect at the next one: {what}{}", changes.join(", "));
+    Some(Invalid::new(reason, message))
+}
+
+fn not_readable(node: &str, secret: &str, error: &AccessError) -> Invalid {
+    let message = format!("node {node} cannot be allowed to read the Secret {secret}: {error}");
+    Invalid::new(Reason::SecretNotReadable, message)
+}
+
+/// Says why the deletion of a desktop does not go on, where nobody else does.
+async fn wait(desktop: &Desktop, context: &Context) -> Result<(), Error> {
+    let Some(node) = node_of(desktop) else { return Ok(()) };
+    let Some(heard) = context.world.heard(node).filter(|heard| !heard.heard) else { return Ok(()) };
+    if context.world.is_told(node, &key_of(desktop)) {
+        return Ok(());
+    }
+    let rest =
+        "what the desktop has there is given up when it is heard again, or when the GpuNode is deleted";
+    let silence = format!("{}: {rest}", heard.silence(node));
+    let status = match desktop.allocation() {
+        Some(allocation) if allocation.compute.is_some() => {
+            let holding = Holding { silence: Some(silence), ..Holding::default() };
+            status::status(desktop, Situation::Holding(holding), &now())
+        }
+        parked => {
+            let situation = Situation::Idle {
+                parked: parked.cloned(),
+                phase: Phase::Deleting,
+                reason: Reason::DaemonSilent,
+                message: silence,
+            };
+            status::status(desktop, situation, &now())
+        }
+    };
+    apply::write_status(&context.writer, desktop, &status).await.map_err(Error::Status)?;
+    context.world.tell(node, &key_of(desktop));
+    Ok(())
 }
 
 /// Takes back what the node has given up.
-async fn release(
-    desktop: &Desktop,
-    referenced: &Referenced,
-    park: bool,
-    reason: Reason,
-    context: &Context,
-) -> Result<(), Error> {
-    shrink_secrets(desktop, referenced, context).await?;
+async fn release(desktop: &Desktop, park: bool, reason: Reason, context: &Context) -> Result<(), Error> {
     let node = node_of(desktop).unwrap_or_default().to_owned();
+    let said = desktop.status.as_ref();
     let (phase, message) = match reason {
         Reason::NodeLost => (
             Phase::Pending,
             format!("GpuNode {node} does not exist any more: what the desktop had there is given up"),
         ),
+        Reason::GuestStopped | Reason::GuestCrashed => {
+            let conditions = said.map(|said| said.conditions.as_slice()).unwrap_or_default();
+            let how = conditions::find(conditions, ConditionType::Running);
+            let how = how.map(|running| running.message.clone()).unwrap_or_default();
+            let rest = "CPUs, memory and GPU shares are given back; ask for a restart, or stop and start it";
+            let failed = reason == Reason::GuestCrashed;
+            (if failed { Phase::Failed } else { Phase::Stopped }, format!("{how}; {rest}"))
+        }
         _ => (Phase::Stopped, "stopped, as asked".to_owned()),
     };
     tracing::info!(desktop = %key_of(desktop), %node, park, %reason, "released");
@@ -256,38 +373,22 @@ async fn say_idle(
     apply::write_status(&context.writer, desktop, &status).await.map_err(Error::Status)
 }
 
-/// Takes from the node the Secret of a desktop that does not run there any more.
-async fn shrink_secrets(desktop: &Desktop, referenced: &Referenced, context: &Context) -> Result<(), Error> {
-    let key = key_of(desktop);
-    let Some(node) = node_of(desktop) else { return Ok(()) };
-    let names_none = referenced.template.is_some()
-        && validate::secret_name(desktop, referenced.template.as_deref()).is_none();
-    if names_none || context.secrets.has_nothing(&key.namespace, node).await {
-        return Ok(());
-    }
-    sync_secrets(&key, node, Some(&key), context).await
-}
-
-async fn sync_secrets(
-    key: &DesktopKey,
-    node: &str,
-    except: Option<&DesktopKey>,
-    context: &Context,
-) -> Result<(), Error> {
+/// Lets the node read just the Secrets that desktops of the namespace on it name.
+async fn sync_secrets(key: &DesktopKey, node: &str, context: &Context) -> Result<(), AccessError> {
     let world = &context.world;
     let object = world.stores.nodes.get(&kube::runtime::reflector::ObjectRef::new(node));
     let owner = object.and_then(|node| owner_reference(&node));
-    let wanted = || world.secrets(&key.namespace, node, except);
-    match context.secrets.sync(&key.namespace, node, owner, wanted).await {
-        // A namespace that is being deleted takes its Roles with it.
-        Err(WriteError::Gone) if except.is_some() => Ok(()),
-        result => result.map_err(Error::Secrets),
-    }
+    let pair = Pair { namespace: key.namespace.clone(), node: node.to_owned() };
+    context.secrets.sync(&pair, owner, || world.secrets(&key.namespace, node)).await
+}
+
+fn keeps_disks_of(referenced: &Referenced) -> Option<bool> {
+    referenced.template.as_ref().map(|template| keeps_disks(&template.spec))
 }
 
 /// The node of the allocation, parked or not.
 fn node_of(desktop: &Desktop) -> Option<&str> {
-    Some(desktop.status.as_ref()?.allocation.as_ref()?.node.as_str())
+    Some(desktop.allocation()?.node.as_str())
 }
 
 /// Now, in the whole seconds that the API keeps.

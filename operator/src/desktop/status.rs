@@ -2,25 +2,21 @@
 
 use gpudesk_crds::{
     Allocation, Desktop, DesktopStatus, GpuAllocation, LastGpu, LastPlacement,
-    conditions::{self, ConditionType, Reason},
+    conditions::{self, ConditionType, Reason, Truth},
     desktop::Phase,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::summary;
+use crate::invalid::Invalid;
 
 /// What there is to say.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Situation {
     /// It has its place; the node makes it. Everything is said in this one write.
     Placed(Allocation),
-    /// It holds its place. `Ready` and the phase are the node's.
-    Holding {
-        /// Generation of the template now, if there is one.
-        template_generation: Option<i64>,
-        /// What is asked for and not done, while the desktop goes on as it is.
-        remark: Option<String>,
-    },
+    /// It holds its place. `Ready` and the phase are the node's, while its daemon is heard.
+    Holding(Holding),
     /// It holds nothing but, when parked, its node.
     Idle {
         /// The parked allocation.
@@ -32,6 +28,19 @@ pub enum Situation {
         /// Why, in a sentence.
         message: String,
     },
+}
+
+/// What there is to say of a desktop that holds its place.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Holding {
+    /// What is not as asked for, while the desktop goes on as it is.
+    pub remark: Option<Invalid>,
+    /// Why a restart would make a difference.
+    pub restart: Option<Invalid>,
+    /// The restart for which the node may stop the machine.
+    pub stop_for: Option<String>,
+    /// That the node's daemon is silent, if it is and this is for the operator to say.
+    pub silence: Option<String>,
 }
 
 /// The status that the operator applies: every field that it owns now, and no other. A field that
@@ -57,26 +66,30 @@ pub fn status(desktop: &Desktop, situation: Situation, now: &Time) -> DesktopSta
             wanted.gpu_summary = summary::gpus(&allocation.gpus);
             wanted.allocation = Some(allocation);
         }
-        Situation::Holding { template_generation, remark } => {
+        Situation::Holding(Holding { remark, restart, stop_for, silence }) => {
             let allocation = old.allocation.clone();
             let node = allocation.as_ref().map(|a| format!("on {}", a.node)).unwrap_or_default();
-            match remark {
-                None => say.that(ConditionType::Allocated, true, Reason::AsExpected, &node),
-                Some(remark) => say.that(ConditionType::Allocated, true, Reason::NotYetSupported, &remark),
+            let (reason, message) =
+                remark.map_or((Reason::AsExpected, node), |remark| (remark.reason, remark.message));
+            say.that(ConditionType::Allocated, true, reason, &message);
+            if let Some(Invalid { reason, message }) = restart {
+                say.that(ConditionType::RestartRequired, true, reason, &message);
             }
-            let decided_for = allocation.as_ref().map(|a| a.template_generation);
-            if template_generation.is_some() && template_generation != decided_for {
-                let message = "the template changed; the change applies at the next start";
-                say.that(ConditionType::RestartRequired, true, Reason::TemplateChanged, message);
-            }
-            // Until the node has said its first word, what was written with the allocation stays.
-            if is_starting(&old) {
+            // Until the node has said its first word, what was written with the allocation stays; and so
+            // does what was said in its silence, until it speaks.
+            let starting = is_starting(&old);
+            if let Some(message) = silence {
+                say.that(ConditionType::Ready, Truth::Unknown, Reason::DaemonSilent, &message);
+                wanted.phase = Some(Phase::Unknown);
+            } else if starting || is_said_silent(&old) {
                 say.again(ConditionType::Ready);
-                say.again(ConditionType::Running);
                 wanted.phase = old.phase;
             }
+            if starting {
+                say.again(ConditionType::Running);
+            }
             wanted.gpu_summary.clone_from(&old.gpu_summary);
-            wanted.allocation = allocation;
+            wanted.allocation = allocation.map(|allocation| Allocation { stop_for, ..allocation });
         }
         Situation::Idle { parked, phase, reason, message } => {
             say.that(ConditionType::Allocated, false, reason, &message);
@@ -100,6 +113,8 @@ pub fn parked(allocation: &Allocation) -> Allocation {
         desktop_generation,
         template_generation,
         restarted_at,
+        stop_for: _,
+        made_of: _,
         decided_at,
         compute: _,
         gpus: _,
@@ -112,6 +127,8 @@ pub fn parked(allocation: &Allocation) -> Allocation {
         desktop_generation,
         template_generation,
         restarted_at,
+        stop_for: None,
+        made_of: None,
         decided_at,
         compute: None,
         gpus: vec![],
@@ -140,6 +157,12 @@ fn is_starting(status: &DesktopStatus) -> bool {
         .is_some_and(|running| running.status == "False" && running.reason == Reason::Starting.as_str())
 }
 
+/// Whether the last word on `Ready` is the operator's, said in the silence of the node.
+pub fn is_said_silent(status: &DesktopStatus) -> bool {
+    conditions::find(&status.conditions, ConditionType::Ready)
+        .is_some_and(|ready| ready.reason == Reason::DaemonSilent.as_str())
+}
+
 struct Sayer<'a> {
     conditions: &'a mut Vec<Condition>,
     old: &'a [Condition],
@@ -148,7 +171,7 @@ struct Sayer<'a> {
 }
 
 impl Sayer<'_> {
-    fn that(&mut self, type_: ConditionType, status: bool, reason: Reason, message: &str) {
+    fn that(&mut self, type_: ConditionType, status: impl Into<Truth>, reason: Reason, message: &str) {
         self.again(type_);
         conditions::set(self.conditions, type_, status, reason, message, self.generation, self.now);
     }
@@ -170,7 +193,7 @@ pub fn differs(old: Option<&DesktopStatus>, wanted: &DesktopStatus) -> bool {
     };
     let mut ours = vec![ConditionType::Allocated, ConditionType::RestartRequired];
     let mut phase = false;
-    if !holds(wanted) {
+    if !holds(wanted) || is_said_silent(wanted) {
         ours.push(ConditionType::Ready);
         phase = old.phase != wanted.phase
             || conditions::find(&wanted.conditions, ConditionType::Ready).map(|c| c.observed_generation)
@@ -183,19 +206,19 @@ pub fn differs(old: Option<&DesktopStatus>, wanted: &DesktopStatus) -> bool {
         || !same_allocation(old.allocation.as_ref(), wanted.allocation.as_ref())
 }
 
-/// Whether the same is held: when and how that was decided does not matter.
+/// Whether the same is held, and the same allowed: when and how that was decided does not matter.
 fn same_allocation(a: Option<&Allocation>, b: Option<&Allocation>) -> bool {
     match (a, b) {
         (Some(a), Some(b)) => {
-            let (decided_at, decision) = (a.decided_at.clone(), a.decision.clone());
-            *a == Allocation { decided_at, decision, ..b.clone() }
+            let decided_at = a.decided_at.clone();
+            a.stop_for == b.stop_for && a.held() == Allocation { decided_at, ..b.held() }
         }
         (a, b) => a.is_none() && b.is_none(),
     }
 }
 
 /// Whether a desktop already says this reason and only the message is another.
-pub fn only_message_differs(desktop: &Desktop, why: &crate::invalid::Invalid) -> bool {
+pub fn only_message_differs(desktop: &Desktop, why: &Invalid) -> bool {
     let conditions = desktop.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     conditions::find(conditions, ConditionType::Allocated).is_some_and(|said| {
         said.status == "False" && said.reason == why.reason.as_str() && said.message != why.message

@@ -2,7 +2,9 @@
 
 #![expect(clippy::needless_pass_by_value, reason = "tests hand over what they wrote in place")]
 
+mod access;
 mod reading;
 mod rig;
 mod rounds;
+mod silence;
 mod steps;

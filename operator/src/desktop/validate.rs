@@ -13,7 +13,7 @@ use gpudesk_crds::{
     desktop_template_devices::{CloudInit, NvmeDisk, SriovNetwork},
 };
 
-use super::status;
+use super::{made_of, status};
 use crate::{
     desktop_template::validate as template_validate,
     gpu_profile::validate as profile_validate,
@@ -52,6 +52,8 @@ pub struct Wanted {
     pub restarted_at: Option<String>,
     /// Secret that its node must be able to read.
     pub secret: Option<String>,
+    /// What it is made of: see `Allocation.madeOf`.
+    pub made_of: String,
 }
 
 /// A desktop read for a plan.
@@ -136,6 +138,12 @@ fn read(desktop: &Desktop, template: &DesktopTemplate, referenced: &Referenced) 
         return Err(Invalid::new(Reason::InvalidSpec, message));
     }
     check_pages(&of_desktop, parts.memory)?;
+    check_labels(&of_desktop, "spec.nodeSelector", node_selector)?;
+    for (of, rules) in [(&of_desktop, own_affinity), (&of_template(desktop), &template.spec.affinity)] {
+        for rule in rules {
+            check_labels(of, &format!("spec.affinity[{}].matchLabels", rule.name), &rule.match_labels)?;
+        }
+    }
     let demand = Demand {
         node_selector: node_selector.clone(),
         tolerations: tolerations.iter().map(toleration).collect(),
@@ -161,6 +169,7 @@ fn read(desktop: &Desktop, template: &DesktopTemplate, referenced: &Referenced) 
         template_generation: template.metadata.generation.unwrap_or_default(),
         restarted_at,
         secret: secret_of(parts.cloud_init),
+        made_of: made_of::made_of(desktop, template),
     })
 }
 
@@ -296,6 +305,44 @@ fn check_pages(of: &str, memory: &Memory) -> Result<(), Invalid> {
         )),
         _ => Ok(()),
     }
+}
+
+/// A label that nothing can have is a slip of the pen.
+fn check_labels(of: &str, field: &str, labels: &BTreeMap<String, String>) -> Result<(), Invalid> {
+    let name = |text: &str, most: usize| {
+        let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+        text.len() <= most
+            && ends(text.chars().next())
+            && ends(text.chars().last())
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    let domain = |text: &str| {
+        text.len() <= 253
+            && text.split('.').all(|part| {
+                name(part, 253) && !part.contains('_') && !part.contains(|c: char| c.is_ascii_uppercase())
+            })
+    };
+    for (key, value) in labels {
+        let legal = match key.split_once('/') {
+            Some((prefix, key)) => domain(prefix) && name(key, 63),
+            None => name(key, 63),
+        };
+        if !legal {
+            let right = "write letters, digits and - _ . with a letter or digit at both ends, like rack or example.org/rack";
+            return Err(Invalid::new(
+                Reason::InvalidSpec,
+                format!("{of}: {field} names the label {key:?}, which no object can have: {right}"),
+            ));
+        }
+        if !value.is_empty() && !name(value, 63) {
+            let right = "write at most 63 letters, digits and - _ . with a letter or digit at both ends";
+            return Err(Invalid::new(
+                Reason::InvalidSpec,
+                format!("{of}: {field}.{key} is {value:?}, which no label can say: {right}"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn shares(

@@ -1,9 +1,11 @@
-//! One round over a template: who uses it, and whether desktops can be made from it.
+//! One round over a template: who uses it, and whether desktops can be made from it. It has our finalizer
+//! from first sight, so that it stays for as long as a desktop names it: the policy that refuses the
+//! deletion of a template in use reads the count in its status, which comes a moment later.
 #![expect(clippy::disallowed_methods, reason = "an adapter: it tells the time to pure parts")]
 
 use std::time::Duration;
 
-use gpudesk_crds::DesktopTemplate;
+use gpudesk_crds::{DesktopTemplate, RELEASE_FINALIZER};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{ResourceExt, runtime::controller::Action};
@@ -28,6 +30,18 @@ pub async fn reconcile(
 ) -> Result<Action, WriteError> {
     let key = DesktopKey::new(&template.namespace().unwrap_or_default(), &template.name_any());
     let (desktops, users) = world.users(&key, status::NAMED_USERS);
+    let ours = template.finalizers().iter().any(|finalizer| finalizer == RELEASE_FINALIZER);
+    match (template.metadata.deletion_timestamp.is_some(), ours) {
+        (false, false) => {
+            writer.finalizer(template, true).await?;
+            return Ok(Action::requeue(Duration::from_mins(30)));
+        }
+        (true, true) if desktops == 0 => {
+            writer.finalizer(template, false).await?;
+            return Ok(Action::await_change());
+        }
+        _ => {}
+    }
     let names = template.spec.gpus.iter().map(|gpu| gpu.profile_ref.name.clone());
     let profiles =
         names.filter_map(|name| Some((name.clone(), world.stores.profile_named(&name)?))).collect();

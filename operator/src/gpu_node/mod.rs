@@ -1,56 +1,49 @@
-//! One round over a node: the service account with which its daemon reads Secrets.
-#![expect(clippy::disallowed_methods, reason = "an adapter: it looks at the clock")]
+//! One round over a node: whether its daemon is heard, and the service account with which it reads
+//! Secrets.
+#![expect(clippy::disallowed_methods, reason = "an adapter: it tells the time to pure parts")]
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gpudesk_crds::GpuNode;
-use kube::{ResourceExt, runtime::controller::Action};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{Api, ResourceExt, runtime::controller::Action};
+use serde_json::json;
 
-use crate::{secret_access::SecretAccess, writer::WriteError};
+use crate::{
+    node_liveness,
+    secret_access::{AccessError, SecretAccess},
+    world::World,
+    writer::Writer,
+};
 
-/// A node whose object was made anew finds the account of the old one, which the garbage collector
-/// is about to remove: it is looked at once more after this time.
-const LOOK_AGAIN: Duration = Duration::from_mins(1);
-
-/// The nodes, by UID: when their account was asked for first, and whether it is known to be new.
-#[derive(Debug, Default)]
-pub struct Accounts {
-    asked: Mutex<BTreeMap<String, Asked>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Asked {
-    FoundAt(Instant),
-    Done,
-}
+/// How often a node is looked at when nothing happens.
+const SLOWLY: Duration = Duration::from_mins(30);
 
 /// One round.
 ///
 /// # Errors
-/// Those of the write.
+/// Those of the writes.
 pub async fn reconcile(
     node: &GpuNode,
+    world: &World,
+    writer: &Writer,
     secrets: &SecretAccess,
-    accounts: &Accounts,
-) -> Result<Action, WriteError> {
-    let uid = node.uid().unwrap_or_default();
-    let asked = || accounts.asked.lock().unwrap_or_else(PoisonError::into_inner);
-    let before = asked().get(&uid).copied();
-    if let Some(Asked::FoundAt(at)) = before
-        && at.elapsed() < LOOK_AGAIN
-    {
-        return Ok(Action::requeue(LOOK_AGAIN.saturating_sub(at.elapsed())));
-    }
-    if matches!(before, Some(Asked::Done)) || node.metadata.deletion_timestamp.is_some() {
+) -> Result<Action, AccessError> {
+    if node.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    let existed = secrets.service_account(node).await?;
-    if existed && before.is_none() {
-        asked().insert(uid, Asked::FoundAt(Instant::now()));
-        return Ok(Action::requeue(LOOK_AGAIN));
+    if let Some(heard) = world.heard(&node.name_any()) {
+        let now = Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
+        let wanted = node_liveness::condition(node, &heard, &now);
+        let says = |condition: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
+            (condition.status.clone(), condition.reason.clone(), condition.message.clone())
+        };
+        // The one entry of the list that is the operator's.
+        if node_liveness::said(node).map(says) != Some(says(&wanted)) {
+            writer.apply_status(&Api::all(writer.client()), node, &json!({"conditions": [wanted]})).await?;
+        }
     }
-    asked().insert(uid, Asked::Done);
-    Ok(Action::await_change())
+    secrets.service_account(node).await?;
+    Ok(Action::requeue(SLOWLY))
 }

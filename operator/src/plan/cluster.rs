@@ -1,12 +1,9 @@
 //! Reads the estate of a cluster. Changes nothing there.
-#![expect(clippy::disallowed_methods, reason = "adapter: leases are judged by the time now")]
 
-use std::{collections::BTreeMap, error::Error, fmt::Debug, path::PathBuf};
+use std::{fmt::Debug, path::PathBuf};
 
 use clap::Args;
-use gpudesk_crds::{DEFAULT_SYSTEM_NAMESPACE, Desktop, DesktopTemplate, GpuNode, GpuProfile, node_identity};
-use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1::Lease;
+use gpudesk_crds::{DEFAULT_SYSTEM_NAMESPACE, Desktop, DesktopTemplate, GpuNode, GpuProfile};
 use kube::{
     Api, Client, Config, Resource,
     api::ListParams,
@@ -17,7 +14,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use super::estate::Estate;
-use crate::placement::request::DesktopKey;
+use crate::{cause, node_liveness, placement::request::DesktopKey};
 
 /// Objects per answer of the API server.
 const PAGE: u32 = 500;
@@ -35,8 +32,8 @@ pub struct Connection {
     /// `default`.
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
-    /// Where the operator and the leases of the node daemons are.
-    #[arg(long, value_name = "NAMESPACE", default_value = DEFAULT_SYSTEM_NAMESPACE)]
+    /// Where the operator is. Without effect: whether node daemons live is read from their GpuNodes.
+    #[arg(long, value_name = "NAMESPACE", default_value = DEFAULT_SYSTEM_NAMESPACE, hide = true)]
     pub system_namespace: String,
 }
 
@@ -54,31 +51,13 @@ pub enum ClusterError {
     #[error("no cluster: {0}")]
     Config(#[from] kube::config::KubeconfigError),
     /// The API server refused or did not answer.
-    #[error("reading {what}: {}", said(source))]
+    #[error("reading {what}: {}", cause::of_request(source))]
     Api {
         /// What was read.
         what: &'static str,
         /// The cause.
         source: kube::Error,
     },
-}
-
-/// What the API server said, or why it said nothing.
-fn said(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => {
-            let mut texts = vec![other.to_string()];
-            let mut cause = other.source();
-            while let Some(error) = cause {
-                texts.push(error.to_string());
-                cause = error.source();
-            }
-            // An error often repeats its cause.
-            texts.dedup_by(|cause, error| error.ends_with(cause.as_str()));
-            texts.join(": ")
-        }
-    }
 }
 
 impl ClusterError {
@@ -91,7 +70,6 @@ impl ClusterError {
 /// A cluster that can be asked.
 pub struct Cluster {
     client: Client,
-    system_namespace: String,
     /// The namespace that is meant where none is named.
     pub namespace: String,
 }
@@ -112,7 +90,7 @@ impl Cluster {
         let namespace = connection.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let client = Client::try_from(config)
             .map_err(|source| ClusterError::Api { what: "the kubeconfig", source })?;
-        Ok(Self { client, system_namespace: connection.system_namespace.clone(), namespace })
+        Ok(Self { client, namespace })
     }
 
     /// Everything of ours that the cluster has.
@@ -126,12 +104,12 @@ impl Cluster {
         let templates: Vec<DesktopTemplate> = list("DesktopTemplates", self.all(), &mut remarks).await?;
         let desktops: Vec<Desktop> = list("Desktops", self.all(), &mut remarks).await?;
         let mut estate = Estate::of_cluster(nodes, profiles, templates, desktops);
-        let leases = Api::namespaced(self.client.clone(), &self.system_namespace);
-        match list::<Lease>("leases", leases, &mut remarks).await {
-            Ok(leases) => silence(&mut estate, leases, Timestamp::now()),
-            Err(error) => {
-                remarks.push(format!("{error}; a node whose daemon is silent is taken for one that answers"));
-            }
+        let unheard = estate.nodes.values().filter(|node| node_liveness::said(node).is_none()).count();
+        if unheard > 0 {
+            let which = if unheard == 1 { "1 GpuNode".to_owned() } else { format!("{unheard} GpuNodes") };
+            remarks.push(format!(
+                "of {which} no operator has said whether the daemon lives (condition DaemonHeard): taken for heard"
+            ));
         }
         estate.notes.extend(remarks);
         Ok(estate)
@@ -182,17 +160,4 @@ where
             None => return Ok(objects),
         }
     }
-}
-
-/// Marks the nodes whose daemon has not renewed its lease. Clocks differ: twice the lease is waited.
-fn silence(estate: &mut Estate, leases: Vec<Lease>, now: Timestamp) {
-    let leases: BTreeMap<String, Lease> =
-        leases.into_iter().filter_map(|lease| Some((lease.metadata.name.clone()?, lease))).collect();
-    let alive = |node: &str| {
-        let spec = leases.get(&node_identity(node)).and_then(|lease| lease.spec.as_ref());
-        let renewed = spec.and_then(|spec| spec.renew_time.as_ref()).map(|time| time.0);
-        let seconds = spec.and_then(|spec| spec.lease_duration_seconds).unwrap_or(180);
-        renewed.is_some_and(|renewed| now.as_second() - renewed.as_second() <= 2 * i64::from(seconds))
-    };
-    estate.silent = estate.nodes.keys().filter(|node| !alive(node)).cloned().collect();
 }

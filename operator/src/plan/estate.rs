@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     desktop::validate::{Referenced, profile_names},
+    node_liveness,
     placement::request::DesktopKey,
 };
 
@@ -39,8 +40,6 @@ pub struct Estate {
     pub templates: BTreeMap<DesktopKey, Arc<DesktopTemplate>>,
     /// Desktops in the order in which they appeared.
     pub desktops: Vec<Entry>,
-    /// Nodes whose daemon has not renewed its lease.
-    pub silent: BTreeSet<String>,
     /// What a reader should know: what was left out or taken as read.
     pub notes: Vec<String>,
     hosts: BTreeMap<String, PlannedHost>,
@@ -101,7 +100,8 @@ impl Estate {
     /// # Errors
     /// What is wrong with the manifests, a sentence each.
     pub fn lay(&mut self, manifests: Manifests) -> Result<(), Vec<String>> {
-        let Manifests { objects, ignored, mut faults } = manifests;
+        let Manifests { objects, ignored, notes, mut faults } = manifests;
+        self.notes.extend(notes);
         for (kind, count) in ignored {
             let what = if count == 1 { "object" } else { "objects" };
             self.notes.push(format!("{count} {what} of kind {kind} left out: no kind of gpudesk"));
@@ -198,6 +198,12 @@ impl Estate {
             self.places.insert(key, self.desktops.len());
             self.desktops.push(entry);
         }
+    }
+
+    /// Nodes of which the operator says that their daemon is silent.
+    pub fn silent(&self) -> BTreeSet<String> {
+        let silent = self.nodes.iter().filter(|(_, node)| node_liveness::said_silent(node));
+        silent.map(|(name, _)| name.clone()).collect()
     }
 
     /// The manifest of a profile.

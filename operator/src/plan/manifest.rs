@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use gpudesk_crds::{Desktop, DesktopTemplate, GROUP, GpuNode, GpuProfile, VERSION};
+use gpudesk_crds::{
+    Desktop, DesktopTemplate, GROUP, GpuNode, GpuProfile, VERSION,
+    yaml::{self, Reader},
+};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -47,6 +50,8 @@ pub struct Manifests {
     pub objects: Vec<(Origin, Object)>,
     /// How many objects of other kinds there are.
     pub ignored: BTreeMap<String, usize>,
+    /// What some readers would take for something else, a sentence each.
+    pub notes: Vec<String>,
     /// What is wrong: place, object, field, value and what would be right, a sentence each.
     pub faults: Vec<String>,
 }
@@ -55,10 +60,21 @@ impl Manifests {
     /// Reads all documents of a file, YAML or JSON. An object without namespace is one of `namespace`.
     /// After a document that cannot be read, the rest of the file is not looked at.
     pub fn read(&mut self, file: &str, text: &str, namespace: &str, schemas: &Schemas) {
+        let misreads = yaml::misreads(text);
         for (index, document) in serde_yaml::Deserializer::from_str(text).enumerate() {
             let origin = Origin { file: file.into(), document: index + 1, item: None };
             match value_of(document) {
                 Ok(Value::Null) => {}
+                Ok(value) if is_ours(&value) => {
+                    for misread in misreads.iter().filter(|misread| misread.document == index) {
+                        let said = format!("{origin}: {misread}");
+                        match misread.reader {
+                            Reader::Kubectl => self.faults.push(said),
+                            Reader::Yaml11 => self.notes.push(said),
+                        }
+                    }
+                    self.document(origin, value, namespace, schemas);
+                }
                 Ok(value) => self.document(origin, value, namespace, schemas),
                 Err(error) => {
                     self.faults.push(format!("{origin}: not YAML: {error}"));
@@ -116,6 +132,12 @@ impl Manifests {
             Err(error) => self.faults.push(format!("{of}: {error}")),
         }
     }
+}
+
+/// Whether a document is an object of ours, or a list that may hold some.
+fn is_ours(value: &Value) -> bool {
+    let group = value["apiVersion"].as_str().unwrap_or_default().split('/').next().unwrap_or_default();
+    group == GROUP || value["kind"].as_str().is_some_and(|kind| kind.ends_with("List"))
 }
 
 /// Whether a text is a manifest, as against a host file.
@@ -259,6 +281,39 @@ mod tests {
         assert!(faults[0].starts_with("room.yaml, document 1: not YAML: "), "{faults:?}");
         let faults = read("a: 1\na: 2\n").faults;
         assert!(faults[0].contains("duplicate"), "{faults:?}");
+    }
+
+    #[test]
+    fn what_kubectl_takes_for_something_else_is_refused_and_what_others_do_is_noted() {
+        let faults = read(&DESKTOP.replace("{name: anna}", "{name: anna, namespace: n}")).faults;
+        assert_eq!(
+            faults,
+            [
+                "room.yaml, document 1: metadata.namespace is n, a text without quotes that kubectl takes for a boolean; write \"n\""
+            ]
+        );
+        let quoted = read(&DESKTOP.replace("{name: anna}", "{name: anna, namespace: \"n\"}"));
+        assert!(quoted.faults.is_empty() && quoted.notes.is_empty());
+        let rule = "devices: [{name: keep, selector: {pciAddress: 0000:41:00.0}, management: Unmanaged}]";
+        let node = format!(
+            "apiVersion: gpudesk.dev/v1alpha1\nkind: GpuNode\nmetadata: {{name: host}}\nspec: {{{rule}}}\n"
+        );
+        let noted = read(&node);
+        assert_eq!((noted.faults.len(), noted.objects.len()), (0, 1));
+        assert!(
+            noted.notes[0].contains("spec.devices[0].selector.pciAddress is 0000:41:00.0"),
+            "{:?}",
+            noted.notes
+        );
+        assert!(
+            noted.notes[0].contains("PyYAML and Ansible, take for a number of base 60"),
+            "{:?}",
+            noted.notes
+        );
+        // What is not ours is not ours to judge.
+        assert!(
+            read("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {a: yes}\n").faults.is_empty()
+        );
     }
 
     #[test]

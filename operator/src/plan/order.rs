@@ -6,6 +6,7 @@ use gpudesk_crds::{Allocation, Desktop, DesktopTemplate, conditions::Reason, des
 
 use super::estate::{Entry, Estate};
 use crate::{
+    desktop::decide::stays_ended,
     desktop::validate::{Planned, Wanted, validate, validate_for_plan},
     desktop_template::validate::keeps_disks,
     gpu_profile::validate as profile_validate,
@@ -110,6 +111,7 @@ fn candidate(estate: &Estate, entry: &Entry, all: bool) -> Result<Candidate, Str
         return Err(format!("{origin} (Desktop {name}): {said}"));
     }
     let rests = desktop.metadata.deletion_timestamp.is_some()
+        || !all && stays_ended(desktop)
         || match desktop.spec.power_state {
             PowerState::Running => false,
             PowerState::Stopped | PowerState::Suspended => !all,
@@ -125,12 +127,11 @@ fn candidate(estate: &Estate, entry: &Entry, all: bool) -> Result<Candidate, Str
 
 /// What a desktop holds; nothing while it is parked.
 pub(super) fn held(desktop: &Desktop) -> Option<&Allocation> {
-    let allocation = desktop.status.as_ref()?.allocation.as_ref()?;
-    allocation.compute.is_some().then_some(allocation)
+    desktop.allocation().filter(|allocation| allocation.compute.is_some())
 }
 
 /// The node that has the disks of a desktop, where it left any. Without a template to tell, it did.
 pub fn home(desktop: &Desktop, template: Option<&DesktopTemplate>) -> Option<String> {
-    let allocation = desktop.status.as_ref()?.allocation.as_ref()?;
+    let allocation = desktop.allocation()?;
     template.is_none_or(|template| keeps_disks(&template.spec)).then(|| allocation.node.clone())
 }

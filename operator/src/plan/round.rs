@@ -101,7 +101,7 @@ impl<'a> Round<'a> {
         for node in estate.nodes.values() {
             snapshot.node_seen(node);
         }
-        snapshot.set_silent(estate.silent.clone());
+        snapshot.set_silent(estate.silent());
         for candidate in candidates {
             if held {
                 snapshot.desktop_seen(&candidate.desktop);
@@ -210,6 +210,8 @@ pub(crate) fn allocation(placed: Placed, desktop: &Desktop, wanted: &Wanted) -> 
         desktop_generation: desktop.metadata.generation.unwrap_or_default(),
         template_generation: wanted.template_generation,
         restarted_at: wanted.restarted_at.clone(),
+        stop_for: None,
+        made_of: None,
         decided_at: Time(Timestamp::UNIX_EPOCH),
         compute: Some(compute),
         gpus,

@@ -173,7 +173,7 @@ pub fn text<T: Serialize>(document: &T, output: Output, table: fn(&T) -> String)
     let fault = |error: String| Failure::Output(std::io::Error::other(error));
     match output {
         Output::Table => Ok(table(document)),
-        Output::Yaml => serde_yaml::to_string(document).map_err(|error| fault(error.to_string())),
+        Output::Yaml => gpudesk_crds::yaml::to_string(document).map_err(|error| fault(error.to_string())),
         Output::Json => serde_json::to_string_pretty(document)
             .map(|text| format!("{text}\n"))
             .map_err(|error| fault(error.to_string())),

@@ -18,6 +18,9 @@ pub struct DesktopExplanation {
     /// What the operator says of it in the condition `Allocated`; absent when it has not said anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allocated: Option<Said>,
+    /// What the condition `Ready` says of one that has its place; absent when that is as expected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<Said>,
     /// Why each node was left out; of a pending desktop.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<LeftOut>,

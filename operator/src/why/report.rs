@@ -79,16 +79,22 @@ fn document(
     notes: Vec<String>,
 ) -> DesktopExplanation {
     let conditions = object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let allocated = conditions::find(conditions, ConditionType::Allocated).map(|condition| Said {
-        status: condition.status.clone(),
-        reason: condition.reason.clone(),
-        message: condition.message.clone(),
-    });
+    let said = |type_: ConditionType| {
+        conditions::find(conditions, type_).map(|condition| Said {
+            status: condition.status.clone(),
+            reason: condition.reason.clone(),
+            message: condition.message.clone(),
+        })
+    };
+    let allocated = said(ConditionType::Allocated);
+    let ready =
+        said(ConditionType::Ready).filter(|ready| desktop.state == State::Held && ready.status != "True");
     DesktopExplanation {
         api_version: format!("{GROUP}/{VERSION}"),
         kind: "DesktopExplanation".into(),
         desktop,
         allocated,
+        ready,
         nodes: left_out,
         nearest,
         notes,

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use gpudesk_crds::DecisionRecord;
 
-use super::document::DesktopExplanation;
+use super::document::{DesktopExplanation, Said};
 use crate::plan::{
     document::{PlannedDesktop, State},
     table::{cells, of_move, part, shares, table},
@@ -17,6 +17,7 @@ pub fn print(answer: &DesktopExplanation) -> String {
         kind: _,
         desktop,
         allocated,
+        ready,
         nodes,
         nearest,
         // Said on standard error.
@@ -44,6 +45,9 @@ pub fn print(answer: &DesktopExplanation) -> String {
     line("Now:", desktop.message.as_deref().unwrap_or_default());
     if let Some(said) = allocated {
         line("Operator says:", &format!(" {} ({})", said.message, said.reason));
+    }
+    if let Some(Said { status, reason, message }) = ready {
+        line("Ready:", &format!("{status}: {message} ({reason})"));
     }
     line("Cards:", &shares(&desktop.gpus, ", "));
     if let Some(compute) = &desktop.compute {

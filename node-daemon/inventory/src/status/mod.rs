@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use gpudesk_crds::{
     GpuNodeSpec, GpuNodeStatus,
+    conditions::ConditionType,
     gpu_node_status::{Acceleration, Device, Fabric, Host, HostCpus, Instance, PcieLink},
     types::{PciAddress, ShareMode},
 };
@@ -218,6 +219,8 @@ fn lasting(status: &GpuNodeStatus) -> GpuNodeStatus {
         }
     };
     let mut status = status.clone();
+    // The operator's word, not the daemon's.
+    status.conditions.retain(|condition| condition.type_ != ConditionType::DaemonHeard.as_str());
     for pages in status.numa_cells.iter_mut().flat_map(|cell| &mut cell.hugepages) {
         pages.free = None;
     }

@@ -12,7 +12,7 @@ use super::builders::*;
 use crate::{
     Placed, Snapshot,
     explain::Explanation,
-    request::{CardRequirements, Previous, PreviousCard, Request, Share},
+    request::{CardRequirements, Previous, PreviousCard, Request, Share, VgpuWish},
 };
 
 fn snapshot(nodes: &[GpuNode]) -> Snapshot {
@@ -349,6 +349,25 @@ fn an_instance_of_an_allocation_is_not_counted_twice() {
 }
 
 #[test]
+fn what_is_short_is_told_with_its_figures_and_what_is_offered_with_its_names() {
+    let small = || snapshot(&[node("n", &[cell(0, 2, 65536, 0)], &[l40s(1, 0)])]);
+    let mut asked = request("a", vec![]);
+    demand(&mut asked).cpu.cores = 12;
+    let mut estate = small();
+    give(&mut estate, &asked);
+    asked.desktop.name = "b".into();
+    assert_eq!(decide(&mut estate, &asked).unwrap_err().message, "0/1 nodes: 1 not enough CPUs for 12 vCPUs");
+    demand(&mut asked).cpu.cores = 100;
+    let why = decide(&mut small(), &asked).unwrap_err().message;
+    assert_eq!(why, "needs 100 vCPUs; the largest host, n, has 4 CPUs, and 4 vCPUs may share one");
+    let of_type = |name: &str| request("a", vec![Share::Vgpu(VgpuWish::Type(name.into()))]);
+    let why = decide(&mut small(), &of_type("L40S")).unwrap_err().message;
+    assert!(why.contains("no card that offers L40S; offered: L40S-"), "{why}");
+    let why = decide(&mut small(), &of_type("A40-8Q")).unwrap_err().message;
+    assert!(why.contains("no card that offers A40-8Q; offered: L40S-") && why.ends_with(" more"), "{why}");
+}
+
+#[test]
 fn labels_and_rules_of_the_owner_hold() {
     let mut object = two_cells("n", &[l40s(1, 0)]);
     object.metadata.labels = Some([("zone".to_owned(), "a".to_owned())].into());
@@ -356,7 +375,7 @@ fn labels_and_rules_of_the_owner_hold() {
     demand(&mut asked).node_selector = [("zone".to_owned(), "b".to_owned())].into();
     assert_eq!(
         decide(&mut snapshot(&[object.clone()]), &asked).unwrap_err().message,
-        "0/1 nodes: 1 without the labels of nodeSelector"
+        "0/1 nodes: 1 without the label zone=b of nodeSelector"
     );
     demand(&mut asked).node_selector.clear();
     for (rule, text) in [

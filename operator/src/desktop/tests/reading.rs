@@ -166,3 +166,28 @@ fn rules_of_template_and_desktop_count_together() {
     assert_eq!(request.demand.tolerations, [tolerated("gpu", None), tolerated("for", Some("exams"))]);
     assert_eq!(request.demand.cpu.pinning, Pinning::DedicatedThreads);
 }
+
+#[test]
+fn a_label_that_nothing_can_have_is_named() {
+    let selecting = |key: &str, value: &str| read(json!({}), json!({"spec": {"nodeSelector": {key: value}}}));
+    for (key, value) in [("rack", "a1"), ("example.org/rack", ""), ("a_b.C", "x_1")] {
+        assert_eq!(selecting(key, value), Ok(()), "{key}={value}");
+    }
+    for (key, value, part) in [
+        ("room a", "1", "spec.nodeSelector names the label \"room a\", which no object can have"),
+        ("-x", "1", "\"-x\""),
+        ("Example.org/rack", "1", "\"Example.org/rack\""),
+        ("a/b/c", "1", "\"a/b/c\""),
+        ("", "1", "\"\""),
+        ("rack", "a 1", "spec.nodeSelector.rack is \"a 1\", which no label can say"),
+    ] {
+        let (reason, message) = selecting(key, value).unwrap_err();
+        assert!(reason == Reason::InvalidSpec && message.contains(part), "{message}");
+    }
+    let rule = json!({"affinity": [{"name": "near", "relation": "Apart", "matchLabels": {"b ad": "x"}, "required": true}]});
+    let (_, message) = read(rule, json!({})).unwrap_err();
+    assert!(
+        message.starts_with("DesktopTemplate demo/template: spec.affinity[near].matchLabels names"),
+        "{message}"
+    );
+}

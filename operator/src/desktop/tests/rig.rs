@@ -22,7 +22,7 @@ use crate::{
     desktop::Context,
     metrics::Metrics,
     placement::compute::Limits,
-    secret_access::SecretAccess,
+    secret_access::{self, Event as AccessEvent, SecretAccess},
     stores::Stores,
     watch::Seen,
     world::{Queues, World},
@@ -33,6 +33,7 @@ pub(super) struct Rig {
     pub(super) context: Context,
     pub(super) api: Handle<Request<Body>, Response<Body>>,
     pub(super) woken: UnboundedReceiver<ObjectRef<Desktop>>,
+    pub(super) access: UnboundedReceiver<AccessEvent>,
     desktops: StoreWriter<Desktop>,
     templates: StoreWriter<DesktopTemplate>,
     profiles: StoreWriter<GpuProfile>,
@@ -49,20 +50,23 @@ impl Rig {
         let (profiles, profiles_in) = store();
         let (nodes, nodes_in) = store();
         let (desktop_queue, woken) = unbounded();
+        let (access_queue, access) = unbounded();
         let queues = Queues {
             desktops: desktop_queue,
             templates: unbounded().0,
             profiles: unbounded().0,
             nodes: unbounded().0,
+            access: access_queue.clone(),
         };
         let stores = Stores { desktops, templates, profiles, nodes };
         let world = Arc::new(World::new(stores, queues, Limits::default(), metrics));
         world.lease(Seen::Complete);
-        let secrets = Arc::new(SecretAccess::new(writer.clone(), "gpudesk-system"));
+        let secrets = Arc::new(SecretAccess::new(writer.clone(), "gpudesk-system", access_queue));
         Self {
             context: Context { world, writer, secrets },
             api,
             woken,
+            access,
             desktops: desktops_in,
             templates: templates_in,
             profiles: profiles_in,
@@ -76,6 +80,41 @@ impl Rig {
         rig.template(&template(json!({})));
         rig.node(&node("node-a", 2048));
         rig
+    }
+
+    /// The same world once more, for a round beside its answers.
+    pub(super) fn beside(&self) -> Context {
+        Context {
+            world: self.context.world.clone(),
+            writer: self.context.writer.clone(),
+            secrets: self.context.secrets.clone(),
+        }
+    }
+
+    /// Works off what there is to be done for Roles.
+    pub(super) async fn tend(&mut self) {
+        let (sender, queue) = unbounded();
+        while let Ok(event) = self.access.try_recv() {
+            sender.unbounded_send(event).unwrap();
+        }
+        drop(sender);
+        secret_access::tend(self.context.secrets.clone(), self.context.world.clone(), queue).await;
+    }
+
+    /// The lease of a node, renewed at a second.
+    pub(super) fn lease(&self, node: &str, second: i64, duration: i32) {
+        let renewed = jiff::Timestamp::from_second(second).unwrap();
+        let lease: Lease = serde_json::from_value(json!({
+            "metadata": {"name": format!("gpudesk-node-{node}")},
+            "spec": {"renewTime": format!("{renewed:.6}"), "leaseDurationSeconds": duration},
+        }))
+        .unwrap();
+        self.context.world.lease(Seen::There(&lease));
+    }
+
+    pub(super) fn desktop_gone(&mut self, object: &Desktop) {
+        self.desktops.apply_watcher_event(&Event::Delete(object.clone()));
+        self.context.world.desktop(Seen::Gone(object));
     }
 
     pub(super) fn desktop(&mut self, object: &Desktop) {
@@ -168,7 +207,8 @@ pub(super) fn node(name: &str, memory_mib: i64) -> GpuNode {
 pub(super) fn template(spec: Value) -> DesktopTemplate {
     let mut object = json!({
         "apiVersion": "gpudesk.dev/v1alpha1", "kind": "DesktopTemplate",
-        "metadata": {"name": "template", "namespace": "demo", "generation": 7, "resourceVersion": "1"},
+        "metadata": {"name": "template", "namespace": "demo", "generation": 7, "resourceVersion": "1",
+                     "uid": "uid-of-template", "finalizers": ["gpudesk.dev/release"]},
         "spec": {"memory": {"sizeMiB": 1024}, "disks": [{"name": "system", "image": {"name": "debian"}}]},
     });
     merge(&mut object["spec"], spec);

@@ -24,12 +24,7 @@ async fn round(
     desktop: &Desktop,
     answer: impl FnOnce(&Value) -> (u16, Value),
 ) -> (Result<Action, Error>, (String, String, Value)) {
-    let Rig { context, .. } = rig;
-    let context = crate::desktop::Context {
-        world: context.world.clone(),
-        writer: context.writer.clone(),
-        secrets: context.secrets.clone(),
-    };
+    let context = rig.beside();
     let (result, request) = tokio::join!(reconcile(desktop, &context), rig.answer(answer));
     (result, request)
 }
@@ -209,58 +204,6 @@ async fn a_stop_parks_after_the_node_has_reported_and_the_next_start_is_at_home(
     assert_eq!(body["status"]["allocation"]["compute"]["cores"], 2);
     assert_eq!(body["status"]["allocation"]["desktopGeneration"], 5);
     assert!(body["status"].get("lastPlacement").is_none(), "the allocation says it");
-}
-
-#[tokio::test]
-async fn the_node_may_read_the_secret_before_it_sees_the_allocation_and_not_after_the_release() {
-    let mut rig = Rig::new();
-    rig.template(&template(json!({"cloudInit": {"secretRef": {"name": "passwords"}}})));
-    rig.node(&node("node-a", 2048));
-    let object = desktop("a", 5, json!({}));
-    rig.desktop(&object);
-    let context = crate::desktop::Context {
-        world: rig.context.world.clone(),
-        writer: rig.context.writer.clone(),
-        secrets: rig.context.secrets.clone(),
-    };
-    let echo = |body: &Value| (200, body.clone());
-    let answers = async {
-        let role = rig.answer(echo).await;
-        let binding = rig.answer(echo).await;
-        let status = rig.answer(accept).await;
-        (role, binding, status)
-    };
-    let (result, (role, binding, status)) = tokio::join!(reconcile(&object, &context), answers);
-    result.unwrap();
-    assert!(
-        role.1.starts_with("/apis/rbac.authorization.k8s.io/v1/namespaces/demo/roles/gpudesk-node-node-a?")
-    );
-    assert_eq!(
-        role.2["rules"],
-        json!([{"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["passwords"], "verbs": ["get"]}])
-    );
-    assert_eq!(binding.2["subjects"][0]["name"], "gpudesk-node-node-a");
-    assert_eq!(binding.2["subjects"][0]["namespace"], "gpudesk-system");
-    assert!(status.1.contains("/desktops/a/status"));
-
-    let mut gone = status.2.clone();
-    gone["status"]["conditions"] = json!([{"type": "Running", "status": "False", "reason": "Released", "message": "",
-        "observedGeneration": 4, "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
-    let mut object = after(&object, 6, &gone);
-    object.metadata.generation = Some(4);
-    object.metadata.deletion_timestamp = object.metadata.creation_timestamp.clone();
-    rig.desktop(&object);
-    let ok = |_: &Value| (200, json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}));
-    let answers = async {
-        let binding = rig.answer(ok).await;
-        let role = rig.answer(ok).await;
-        let finalizer = rig.answer(accept).await;
-        (binding, role, finalizer)
-    };
-    let (result, (binding, role, finalizer)) = tokio::join!(reconcile(&object, &context), answers);
-    result.unwrap();
-    assert_eq!((binding.0.as_str(), role.0.as_str()), ("DELETE", "DELETE"));
-    assert_eq!(finalizer.2["metadata"]["finalizers"], json!([]));
 }
 
 #[tokio::test]

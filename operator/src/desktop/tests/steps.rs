@@ -15,10 +15,12 @@ use super::rig::{desktop, merge, template};
 use crate::{
     desktop::{
         decide::{Presence, Step, decide},
-        status::{self, Situation},
+        made_of,
+        status::{self, Holding, Situation},
         summary,
         validate::{Referenced, validate},
     },
+    invalid::Invalid,
     placement::request::{Previous, PreviousCard},
 };
 
@@ -131,7 +133,7 @@ fn how_it_was_decided_is_no_part_of_what_is_held() {
     let held: Allocation = serde_json::from_value(allocation(true)).unwrap();
     let mut object = desktop("a", 5, json!({}));
     object.status = Some(status::status(&object, Situation::Placed(held), &at(1)));
-    let holding = Situation::Holding { template_generation: Some(7), remark: None };
+    let holding = Situation::Holding(Holding::default());
     let mut said = status::status(&object, holding, &at(2));
     let decision = gpudesk_crds::DecisionRecord { nodes: 3, ..Default::default() };
     said.allocation.as_mut().unwrap().decision = Some(decision);
@@ -204,31 +206,166 @@ fn nothing_is_written_when_only_times_differ() {
 }
 
 #[test]
-fn a_changed_template_is_said_beside_what_the_node_says() {
+fn what_is_said_of_a_restart_stands_beside_what_the_node_says() {
     let held: Allocation = serde_json::from_value(allocation(true)).unwrap();
     let mut object = desktop("a", 5, json!({}));
     let placed = status::status(&object, Situation::Placed(held), &at(1));
     object.status = Some(placed.clone());
-    let with_template =
-        |generation| Situation::Holding { template_generation: Some(generation), remark: None };
-    let same = status::status(&object, with_template(7), &at(2));
+    let restart = Invalid::new(Reason::TemplateChanged, "changed: disks");
+    let holding = |restart| Situation::Holding(Holding { restart, ..Holding::default() });
+    let same = status::status(&object, holding(None), &at(2));
     assert!(!status::differs(object.status.as_ref(), &same));
-    let changed = status::status(&object, with_template(8), &at(2));
+    let changed = status::status(&object, holding(Some(restart.clone())), &at(2));
     assert!(status::differs(object.status.as_ref(), &changed));
-    assert_eq!(find(&changed.conditions, ConditionType::RestartRequired).unwrap().reason, "TemplateChanged");
+    assert_eq!(find(&changed.conditions, ConditionType::RestartRequired).unwrap().message, "changed: disks");
     // Before the node's first word what the operator said stays; after it, it is the node's.
     assert_eq!(changed.phase, placed.phase);
     assert!(find(&changed.conditions, ConditionType::Ready).is_some());
-    for condition in &mut object.status.as_mut().unwrap().conditions {
-        if condition.type_ == "Running" {
+    spoken(&mut object);
+    let changed = status::status(&object, holding(Some(restart)), &at(2));
+    assert_eq!(changed.phase, None);
+    assert!(find(&changed.conditions, ConditionType::Ready).is_none());
+    assert!(find(&changed.conditions, ConditionType::Running).is_none());
+}
+
+/// The node says that the machine runs and is ready.
+fn spoken(object: &mut Desktop) {
+    let status = object.status.as_mut().unwrap();
+    status.phase = Some(gpudesk_crds::desktop::Phase::Running);
+    for condition in &mut status.conditions {
+        if ["Running", "Ready"].contains(&condition.type_.as_str()) {
             condition.status = "True".into();
             condition.reason = "AsExpected".into();
         }
     }
-    let changed = status::status(&object, with_template(8), &at(2));
-    assert_eq!(changed.phase, None);
-    assert!(find(&changed.conditions, ConditionType::Ready).is_none());
-    assert!(find(&changed.conditions, ConditionType::Running).is_none());
+}
+
+#[test]
+fn ready_and_phase_change_hands_with_the_silence_of_the_node_and_its_next_word() {
+    let held: Allocation = serde_json::from_value(allocation(true)).unwrap();
+    let mut object = desktop("a", 5, json!({}));
+    object.status = Some(status::status(&object, Situation::Placed(held), &at(1)));
+    spoken(&mut object);
+    let holding = |silence: Option<&str>| {
+        Situation::Holding(Holding { silence: silence.map(Into::into), ..Holding::default() })
+    };
+    let silent = status::status(&object, holding(Some("silent since then")), &at(2));
+    assert!(status::differs(object.status.as_ref(), &silent));
+    let ready = find(&silent.conditions, ConditionType::Ready).unwrap();
+    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("Unknown", "DaemonSilent"));
+    assert_eq!(
+        (ready.last_transition_time.clone(), silent.phase),
+        (at(2), Some(gpudesk_crds::desktop::Phase::Unknown))
+    );
+    assert!(
+        find(&silent.conditions, ConditionType::Running).is_none(),
+        "what frees something is the node's to say"
+    );
+    // It stays when the node is heard, until the node says something itself.
+    let running = find(&object.status.as_ref().unwrap().conditions, ConditionType::Running).cloned();
+    let mut there = silent.clone();
+    there.conditions.extend(running);
+    object.status = Some(there);
+    let heard = status::status(&object, holding(None), &at(3));
+    assert!(!status::differs(object.status.as_ref(), &heard));
+    assert_eq!((find(&heard.conditions, ConditionType::Ready), heard.phase), (Some(ready), silent.phase));
+    spoken(&mut object);
+    let after = status::status(&object, holding(None), &at(4));
+    assert!(find(&after.conditions, ConditionType::Ready).is_none() && after.phase.is_none());
+}
+
+#[test]
+fn what_a_guest_that_ended_for_good_held_is_taken_back_once_the_node_has_given_it_up() {
+    let ended = |reason: &str, prepared: &str| {
+        let mut conditions = running("False", reason, 3);
+        let prepared = json!({"type": "DevicesPrepared", "status": "False", "reason": prepared, "message": "",
+                              "observedGeneration": 3, "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        conditions.as_array_mut().unwrap().push(prepared);
+        conditions
+    };
+    let on = |conditions: Value, more: Value| with("Running", Some(allocation(true)), conditions, more);
+    let back = |reason| Step::Release { park: true, reason };
+    assert_eq!(step(&on(ended("GuestStopped", "Stopped"), json!({}))), back(Reason::GuestStopped));
+    assert_eq!(step(&on(ended("GuestCrashed", "Stopped"), json!({}))), back(Reason::GuestCrashed));
+    assert_eq!(
+        step(&on(ended("GuestCrashed", "GuestCrashed"), json!({}))),
+        Step::Hold,
+        "it is started again"
+    );
+    assert_eq!(step(&on(running("False", "GuestStopped", 3), json!({}))), Step::Hold);
+    let restart = json!({"metadata": {"annotations": {"gpudesk.dev/restartedAt": "now"}}});
+    assert_eq!(
+        step(&on(ended("GuestStopped", "Stopped"), restart.clone())),
+        Step::Hold,
+        "the node makes the restart"
+    );
+    // Parked, it is left alone until somebody asks.
+    let said = json!([{"type": "Allocated", "status": "False", "reason": "GuestStopped", "message": "",
+                       "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+    let parked = |power: &str, more| with(power, Some(allocation(false)), said.clone(), more);
+    assert_eq!(step(&parked("Running", json!({}))), Step::Ended);
+    assert_eq!(step(&parked("Running", restart)), place(Some("node-a")));
+    assert_eq!(step(&parked("Stopped", json!({}))), Step::Rest);
+}
+
+#[test]
+fn taking_the_restart_annotation_away_asks_for_nothing() {
+    let mut held = allocation(true);
+    held["restartedAt"] = json!("one");
+    let object = with("Running", Some(held), running("False", "Stopped", 3), json!({}));
+    assert_eq!(step(&object), Step::Hold);
+}
+
+#[test]
+fn who_is_released_holds_nothing_whatever_keeps_the_object() {
+    let deleted = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["example.com/other"]}});
+    let object = with("Running", Some(allocation(true)), running("False", "Released", 3), deleted);
+    assert_eq!((object.allocation(), step(&object)), (None, Step::Wait));
+}
+
+/// What has changed between two versions of template and desktop, as told to a desktop that runs.
+fn changes(before: (Value, Value), after: (Value, Value)) -> Vec<String> {
+    let read = |(of_template, own): (Value, Value)| {
+        let template = Some(Arc::new(template(of_template)));
+        let profiles = ["whole", "half"].map(|name| {
+            let mut profile = super::rig::profile(json!({"alternatives": [{"passthrough": {}}]}));
+            profile.metadata.name = Some(name.into());
+            (name.to_owned(), Arc::new(profile))
+        });
+        let referenced = Referenced { template, profiles: profiles.into() };
+        validate(&desktop("a", 5, json!({"spec": own})), &referenced).unwrap()
+    };
+    let mut held: Allocation = serde_json::from_value(allocation(true)).unwrap();
+    held.made_of = Some(read(before).made_of);
+    made_of::changes(&held, &read(after), false)
+}
+
+#[test]
+fn a_restart_is_said_to_change_what_it_would_change_field_by_field() {
+    let same = (json!({}), json!({}));
+    assert_eq!(changes(same.clone(), same.clone()), [""; 0]);
+    let cores = json!({"cpu": {"cores": 4, "pinning": "Dedicated"}});
+    let both = ["cpu.cores was 2 and is 4 now", "cpu.pinning was Shared and is Dedicated now"];
+    assert_eq!(changes(same.clone(), (cores, json!({}))), both);
+    let open = |more: Value| {
+        let mut all = json!({"allowOverrides": ["Cpu", "Gpus", "CloudInit"]});
+        merge(&mut all, more);
+        all
+    };
+    let own = json!({"overrides": {
+        "cpu": {"cores": 4}, "gpus": [{"name": "g", "profileRef": {"name": "half"}}],
+        "cloudInit": {"userData": "#cloud-config"},
+    }});
+    let found = changes((open(json!({})), json!({})), (open(json!({})), own.clone()));
+    assert_eq!(found, ["cloudInit", "cpu.cores was 2 and is 4 now", "gpus was none and is g of half now"]);
+    // What the desktop sets for itself does not change with the template.
+    let found = changes((open(json!({})), own.clone()), (open(json!({"cpu": {"cores": 9}})), own));
+    assert_eq!(found, [""; 0]);
+    let disks = json!({"disks": [{"name": "system", "image": {"name": "other"}}], "lifecycle": {"restartPolicy": "Never"}});
+    assert_eq!(
+        changes(same.clone(), (disks, json!({"priority": 5, "nodeSelector": {"a": "b"}}))),
+        ["disks", "nodeSelector"]
+    );
 }
 
 #[test]
