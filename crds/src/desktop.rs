@@ -42,7 +42,7 @@ use crate::{
     printcolumn(name = "PCI", type_ = "string", json_path = ".status.allocation.gpus[0].device", priority = 1, description = "PCI address of the first card."),
     printcolumn(name = "NUMA", type_ = "string", json_path = ".status.allocation.compute.numaCells", priority = 1, description = "NUMA cells of CPUs and memory."),
     printcolumn(name = "Address", type_ = "string", json_path = ".status.addresses[0]", priority = 1, description = "Address in the guest's network."),
-    printcolumn(name = "Console", type_ = "string", json_path = ".status.consoles[0].address", priority = 1, description = "Where the screen is reached on the node."),
+    printcolumn(name = "Console", type_ = "string", json_path = ".status.consoles[0].type", priority = 1, description = "Protocol of the screen; `kubectl desktop view NAME` opens it."),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1, description = "Why, when not ready.")
 )]
 #[serde(rename_all = "camelCase")]
@@ -192,7 +192,8 @@ pub struct DesktopStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub gpus: Vec<PreparedGpu>,
 
-    /// Where the screens are reached. Written by the node daemon.
+    /// The screens of the machine that runs. They listen on no port: `kubectl desktop view NAME` opens
+    /// one, for who may `patch` the desktop. Written by the node daemon.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -275,16 +276,36 @@ pub struct PreparedGpu {
     pub mig_uuid: Option<String>,
 }
 
-/// Where a screen is reached.
+/// A screen, and where it is reached.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConsoleStatus {
     /// Protocol.
     #[serde(rename = "type")]
     pub console_type: ConsoleType,
-    /// `address:port` on the node; loopback unless its owner chose otherwise.
+    /// `address:port` on the node where the screen is open to everybody who reaches it. Only there
+    /// for a machine that an earlier version of gpudesk started: its next start ends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 300))]
+    pub address: Option<String>,
+    /// The relay of the node, through which `kubectl desktop view` reaches the screen. Absent where
+    /// the node's owner has switched it off, and on simulated hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<ConsoleRelay>,
+}
+
+/// Where the daemon of the node passes a screen on to who may see it: TLS 1.3, and a ticket that is
+/// good for one desktop, once, for a minute.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConsoleRelay {
+    /// `address:port`, as the node's owner announces it: reached from the network of the cluster.
     #[schemars(length(max = 300))]
     pub address: String,
+    /// The key that the relay proves to have (RFC 7250): base64 of its `SubjectPublicKeyInfo`. Made anew
+    /// at each start of the node daemon.
+    #[schemars(length(max = 256))]
+    pub public_key: String,
 }
 
 /// Protocol of a screen.

@@ -87,7 +87,7 @@ pub struct DesktopTemplateSpec {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub networks: Vec<Network>,
 
-    /// Screens. Default: VNC on the node's loopback address.
+    /// Screens. Default: VNC.
     #[serde(default)]
     pub consoles: Consoles,
 

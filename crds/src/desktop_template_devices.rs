@@ -226,7 +226,8 @@ pub struct SriovNetwork {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Consoles {
-    /// VNC on the node's loopback address, at a port that the status names. Write `vnc: {}`.
+    /// VNC, on no port at all: `kubectl desktop view NAME` opens it, for who may `patch` the desktop.
+    /// Write `vnc: {}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vnc: Option<VncConsole>,
     /// SPICE. Not yet supported: a template that sets it is reported as not valid, and its desktops

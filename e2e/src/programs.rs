@@ -131,6 +131,8 @@ impl Service {
         let mut launch = Launch::new(name, binaries()?.join("gpudesk-node-daemon"))
             .args(["run", "--node-name", node, "--namespace", namespace])
             .args(["--metrics-addr", &format!("127.0.0.1:{metrics}"), "--log-format", "text"])
+            // Several on one machine, and none in the way of one that is its own.
+            .args(["--relay-addr", "127.0.0.1:0"])
             .args(["--state-dir".as_ref(), own_state.as_os_str()])
             .env("KUBECONFIG", kubeconfig);
         if let Some(file) = simulate {

@@ -42,7 +42,7 @@ fn up_and_down(state: &Path) -> Result<()> {
         "sim-rtx-pro-6000",
         "sim-l40s",
         "simulated",
-        "VNC at 127.0.0.1:",
+        "kubectl-desktop view hello -n quickstart",
         "make demo-down",
     ] {
         ensure!(first.contains(words), "{words:?} is missing in {first}");

@@ -1,8 +1,9 @@
 //! The command line.
 
 use std::{
-    net::SocketAddr,
+    net::{AddrParseError, SocketAddr},
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
@@ -81,9 +82,41 @@ pub struct Run {
     /// Where /metrics, /healthz and /readyz are served. Port 0 takes a free one, which the log names.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub metrics_addr: SocketAddr,
+    /// Where the relay listens, through which `kubectl desktop view` opens screens: TLS 1.3, for who shows
+    /// a ticket of the API. Empty: nowhere, and no screen is reached from outside the node.
+    #[arg(long, value_name = "ADDRESS", default_value = RELAY_ADDR, value_parser = ListenAt::from_str)]
+    pub relay_addr: ListenAt,
+    /// Where people reach the relay: ADDRESS or ADDRESS:PORT. Default: where it listens, or, when that is
+    /// every address, the one from which this host reaches the API server.
+    #[arg(long, value_name = "ADDRESS", value_parser = announced)]
+    pub relay_announce: Option<String>,
     /// How the log is written. What is written is set by `RUST_LOG`, `info` without it.
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
+}
+
+/// Every address, at [`gpudesk_crds::relay::DEFAULT_PORT`].
+const RELAY_ADDR: &str = "0.0.0.0:8443";
+
+/// Where something listens; `None`: nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenAt(pub Option<SocketAddr>);
+
+impl FromStr for ListenAt {
+    type Err = AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() { Ok(Self(None)) } else { text.parse().map(|address| Self(Some(address))) }
+    }
+}
+
+fn announced(text: &str) -> Result<String, String> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || "-.:[]".contains(c);
+    if (1..=255).contains(&text.len()) && text.chars().all(legal) {
+        Ok(text.to_owned())
+    } else {
+        Err("write an IP address or a name, with or without :PORT".to_owned())
+    }
 }
 
 /// Where and how a host is looked at.
@@ -186,5 +219,18 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_relay_listens_at_its_port_or_nowhere() {
+        let default = ListenAt::from_str(RELAY_ADDR).unwrap();
+        assert_eq!(default.0.map(|address| address.port()), Some(gpudesk_crds::relay::DEFAULT_PORT));
+        assert_eq!(ListenAt::from_str("").unwrap(), ListenAt(None));
+        assert!(ListenAt::from_str("8443").is_err());
+        for (text, right) in
+            [("192.0.2.7", true), ("[2001:db8::7]:1", true), ("a.b:1", true), ("", false), ("a b", false)]
+        {
+            assert_eq!(announced(text).is_ok(), right, "{text:?}");
+        }
     }
 }

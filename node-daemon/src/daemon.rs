@@ -42,6 +42,7 @@ use crate::{
     lease::{self, Heard},
     metrics::Metrics,
     orphans::Orphans,
+    relay::{self, Relay},
     secrets::Secrets,
     watch as desktops_watch,
 };
@@ -77,6 +78,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     let client = Client::try_from(config.clone()).context("connecting to the API server")?;
     // The lease must not wait behind a hundred status writes.
     let lease_client = Client::try_from(config.clone()).context("connecting to the API server")?;
+    let api_server = config.cluster_url.clone();
     let metrics = Metrics::default();
     let listener = TcpListener::bind(options.metrics_addr).await.context("listening for metrics")?;
     tracing::info!(address = %listener.local_addr()?, node = options.node_name, "serving metrics and health");
@@ -121,6 +123,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     let secrets = Secrets::new(client.clone(), config, &options.node_name, &options.namespace);
     let run = Desks {
         options: &options,
+        api_server: &api_server,
         state_dir: &state_dir,
         boot,
         source,
@@ -146,6 +149,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
 /// What running desktops needs.
 struct Desks<'a> {
     options: &'a Run,
+    api_server: &'a http::Uri,
     state_dir: &'a Path,
     boot: String,
     source: HostSource,
@@ -165,7 +169,7 @@ impl Desks<'_> {
         changed: Arc<Notify>,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
-        let Self { options, state_dir, boot, source, mut hardware, guest_network, secrets, sender, heard } = self;
+        let Self { options, api_server, state_dir, boot, source, mut hardware, guest_network, secrets, sender, heard } = self;
         let ready = async {
             let connected = connect(options, state_dir, &sender, &metrics).await;
             // The first look, which nothing is decided without.
@@ -176,6 +180,7 @@ impl Desks<'_> {
             ready = ready => ready?,
             () = stop.cancelled() => return Ok(()),
         };
+        let relay = open_relay(options, api_server).await;
         let simulated = source.is_simulated();
         let root = options.look.host_root.as_deref().unwrap_or(Path::new("/"));
         let node = Node {
@@ -198,12 +203,14 @@ impl Desks<'_> {
             kind,
             boot,
             latency: source.latency(),
+            relay: relay.as_ref().map(Relay::console),
         };
         report_given_away(&node.images);
         let desktops = Desktops::new(node, client.clone(), metrics.clone(), changed, heard, stop.clone());
         let desktops = Arc::new(desktops);
         desktops.settle().await;
         let (watched, stores) = watch::channel(None);
+        let screens = relay::serve(relay, &options.node_name, &hypervisor, client.clone(), stores.clone());
         let hint = Arc::new(Notify::new());
         let rounds = desktops_watch::run(
             Arc::clone(&desktops),
@@ -232,8 +239,26 @@ impl Desks<'_> {
             () = follow(hypervisor, &sender, &metrics) => {}
             () = settling => {}
             () = guest_network.keep() => {}
+            () = screens => {}
         }
         Ok(())
+    }
+}
+
+/// The relay, where it is wanted and can listen. Desktops run without it, so it is no reason to end.
+async fn open_relay(options: &Run, api_server: &http::Uri) -> Option<Relay> {
+    // On a simulated host there is nothing to see.
+    let listen = options.relay_addr.0.filter(|_| options.simulate.is_none())?;
+    let (host, port) = (api_server.host().unwrap_or_default(), api_server.port_u16().unwrap_or(443));
+    match Relay::bind(listen, options.relay_announce.as_deref(), &format!("{host}:{port}")).await {
+        Ok(relay) => {
+            tracing::info!(address = relay.console().address, "the relay of screens listens");
+            Some(relay)
+        }
+        Err(error) => {
+            tracing::error!(%listen, %error, "the relay of screens cannot listen: no screen is reached through this node until the daemon is started with another --relay-addr");
+            None
+        }
     }
 }
 

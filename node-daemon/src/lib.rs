@@ -5,7 +5,7 @@
 //!                                    ▲
 //!   Desktop, template ─▶ watch ─▶ desktop: observe ─▶ decide ─▶ act ──▶ Desktop.status
 //!                                    │                  partition (shares of cards), domain (XML)
-//!                                    ▼
+//!                                    ▼                                       relay ◀── people who look
 //!   host: the two seams, hypervisor (libvirt) and gpu_driver; files, images, seeds; the simulated host
 //! ```
 //!
@@ -26,5 +26,6 @@ pub mod metrics;
 pub mod orphans;
 pub mod partition;
 pub mod qcow2;
+pub mod relay;
 pub mod secrets;
 pub mod watch;

@@ -11,8 +11,8 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use gpudesk_node_daemon::domain::{
     Cpu, CpuModel, CpuSet, DomainMetadata, DomainSpec, Firmware, Given, Graphics, GuestCell, HostCells,
-    Hostdev, Kind, Listen, MdevDisplay, Memory, MemoryLayout, PageSize, Pinning, Platform, Q35, Screen,
-    Topology, Video, metadata,
+    Hostdev, Kind, MdevDisplay, Memory, MemoryLayout, PageSize, Pinning, Platform, Q35, Screen, Topology,
+    Video, metadata,
 };
 use gpudesk_node_daemon::host::hypervisor::{
     DomainEventKind as K, DomainState, Events, GuestState, Hypervisor, HypervisorError, HypervisorEvent,
@@ -48,13 +48,7 @@ fn spec(uuid: Uuid) -> DomainSpec {
             disks: vec![],
             filesystems: vec![],
             hostdevs: vec![],
-            screen: Some(Screen {
-                server: Graphics::Vnc {
-                    listen: Listen::Tcp { address: [127, 0, 0, 1].into(), port: None },
-                    password: None,
-                },
-                video: Video::Vga,
-            }),
+            screen: Some(Screen { server: Graphics::Vnc, video: Video::Vga }),
             agent: true,
         })),
         interfaces: vec![],

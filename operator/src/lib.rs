@@ -27,6 +27,7 @@ pub mod plan;
 pub mod run;
 pub mod secret_access;
 pub mod stores;
+pub mod view;
 pub mod waiting;
 pub mod watch;
 pub mod why;

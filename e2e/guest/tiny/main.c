@@ -79,8 +79,11 @@ void tiny_main(const struct multiboot *boot)
     timer_start();
     screen_status("running");
     print("tiny: ready\n");
-    while (!power_button_pressed())
+    while (!power_button_pressed()) {
+        if (key_pressed())
+            screen_mark();
         sleep_one_tick();
+    }
     print("tiny: power button, powering off\n");
     screen_status("powering off");
     power_off();

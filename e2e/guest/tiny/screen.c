@@ -78,6 +78,13 @@ void screen_show(uint32_t memory_mib, const char *command_line)
     out8(CRT_DATA, CURSOR_OFF);
 }
 
+void screen_mark(void)
+{
+    static unsigned marks;
+    if (marks < COLUMNS)
+        cells[(ROWS - 2) * COLUMNS + marks++] = (uint16_t)(GREY_ON_BLACK << 8 | FULL_BLOCK);
+}
+
 void screen_status(const char *text)
 {
     fill(ROWS - 1, WHITE_ON_BLUE);

@@ -64,11 +64,19 @@ void serial_start(void);
    `%4x`, `%6x` with that many digits. Nothing else. */
 void print(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* ---- keyboard.c ---------------------------------------------------------- */
+
+/* The code of a key that was pressed since the last call, 0 for none. */
+uint8_t key_pressed(void);
+
 /* ---- screen.c: what a screenshot shows ---------------------------------- */
 
 /* Fills the 80x25 text screen with the test card: title, colour bars, and a
    line with the memory and the command line. Harmless without a VGA card. */
 void screen_show(uint32_t memory_mib, const char *command_line);
+
+/* Draws one more block in the line above the last one; harmless when it is full. */
+void screen_mark(void);
 
 /* Replaces the last line of the screen. */
 void screen_status(const char *text);

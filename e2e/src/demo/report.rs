@@ -1,15 +1,17 @@
 //! What the demo shows at its end.
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use gpudesk_crds::domain_name;
 
-use super::{DESKTOP, NAMESPACE, Progress, desktops, picture};
+use super::{DESKTOP, NAMESPACE, Progress, picture};
 use crate::accelerator::accelerator;
 use crate::cluster::Cluster;
 use crate::libvirt_host::LibvirtHost;
+use crate::programs::binaries;
 use crate::screen::Screen;
 
 /// Saves the screen and prints the tables and the ways in and out.
@@ -22,8 +24,12 @@ pub(super) async fn print(
     let picture = picture();
     fs::create_dir_all(picture.parent().context("the picture lies in a folder")?)?;
     let domain = domain_name(NAMESPACE, DESKTOP);
-    let screen = Screen::settled(host, &domain, Duration::from_secs(30)).await?;
-    screen.save(&picture)?;
+    Screen::settled(host, &domain, Duration::from_secs(30)).await?;
+    // As a user does: through the relay of the node.
+    let plugin = binaries()?.join("kubectl-desktop");
+    let mut command = Command::new(&plugin);
+    command.args(["view", DESKTOP, "-n", NAMESPACE, "--screenshot"]).arg(&picture);
+    cluster.run(&mut command)?;
     progress.say(&format!("screen of {NAMESPACE}/{DESKTOP}: {}", picture.display()));
 
     let kubeconfig = cluster.control_plane().kubeconfig().display().to_string();
@@ -33,19 +39,13 @@ pub(super) async fn print(
         println!("$ kubectl get {kinds} -A");
         println!("{}", cluster.kubectl(["get", kinds, "--all-namespaces"])?);
     }
-    let desktop = desktops(cluster).get(DESKTOP).await?;
-    let console =
-        desktop.status.and_then(|status| status.consoles.first().map(|console| console.address.clone()));
     println!("{NAMESPACE}/{DESKTOP} is a real QEMU guest on {node}, run with {}.", accelerator());
     println!("sim-rtx-pro-6000 and sim-l40s are simulated: they have no cards and run no guests.");
     println!();
-    if let Some(console) = console {
-        println!("  its screen     VNC at {console} on this machine, user student, password gpudesk");
-        println!(
-            "                 (from elsewhere: ssh -L {}:{console} THIS-MACHINE)",
-            console.rsplit(':').next().unwrap_or("5900")
-        );
-    }
+    println!("  its screen     export KUBECONFIG={kubeconfig}");
+    println!("                 {} view {DESKTOP} -n {NAMESPACE} --port 5950", plugin.display());
+    println!("                 vncviewer 127.0.0.1::5950       user student, password gpudesk");
+    println!("                 (from elsewhere: ssh -L 5950:127.0.0.1:5950 THIS-MACHINE)");
     println!("  as a picture   {}", picture.display());
     println!("  kubectl        export KUBECONFIG={kubeconfig}");
     println!(

@@ -3,7 +3,6 @@
 //! CPUs, memory, pages, NUMA cells and GPUs come from the allocation alone.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
     num::{NonZeroU32, NonZeroU64},
     path::PathBuf,
 };
@@ -26,9 +25,8 @@ use super::{
 use crate::{
     domain::{
         Cache, Cpu, CpuModel, CpuSet, DirectKernel, Disk, DomainMetadata, DomainSpec, Firmware, Given,
-        Graphics, Hostdev, Image, ImageFormat, ImageSource, Interface, Kind, Link, Listen, MacAddress,
-        MdevDisplay, Microvm, PciAddress, Pinning, Platform, Q35, QemuProcess, Screen, Slot, Topology, Uefi,
-        Video,
+        Graphics, Hostdev, Image, ImageFormat, ImageSource, Interface, Kind, Link, MacAddress, MdevDisplay,
+        Microvm, PciAddress, Pinning, Platform, Q35, QemuProcess, Screen, Slot, Topology, Uefi, Video,
     },
     host::{
         folder::{DesktopFolder, Owner},
@@ -313,8 +311,7 @@ fn function(address: ApiPciAddress) -> Result<Hostdev, Problem> {
 }
 
 fn screen() -> Screen {
-    let listen = Listen::Tcp { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: None };
-    Screen { server: Graphics::Vnc { listen, password: None }, video: Video::Vga }
+    Screen { server: Graphics::Vnc, video: Video::Vga }
 }
 
 #[cfg(test)]

@@ -48,7 +48,10 @@ use std::{
 };
 
 use gpudesk_crds::{
-    Allocation, Desktop, DesktopTemplate, desktop_template::Lifecycle, gpu_node_status::Acceleration,
+    Allocation, Desktop, DesktopTemplate,
+    desktop::ConsoleRelay,
+    desktop_template::Lifecycle,
+    gpu_node_status::Acceleration,
 };
 use jiff::{SignedDuration, Timestamp};
 use kube::{Client, ResourceExt};
@@ -126,6 +129,8 @@ pub struct Node {
     pub boot: String,
     /// How long a simulated host takes.
     pub latency: Latency,
+    /// Where people reach the screens.
+    pub relay: Option<ConsoleRelay>,
 }
 
 impl Node {
@@ -355,6 +360,7 @@ impl Desktops {
             restart_policy: round.lifecycle().restart_policy,
             boot: &self.node.boot,
             acceleration: self.node.acceleration(),
+            relay: self.node.relay.as_ref(),
             now: Timestamp::now(),
         });
         // While nobody hears this node it is the operator who says that nothing is known of its desktops.

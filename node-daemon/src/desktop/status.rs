@@ -3,7 +3,9 @@
 use gpudesk_crds::{
     Desktop, DesktopStatus,
     conditions::{self, ConditionType, Reason},
-    desktop::{ConsoleStatus, ConsoleType, DomainStatus, Phase, PowerState, PreparedGpu, TuningResult},
+    desktop::{
+        ConsoleRelay, ConsoleStatus, ConsoleType, DomainStatus, Phase, PowerState, PreparedGpu, TuningResult,
+    },
     desktop_template::RestartPolicy,
     gpu_node_status::Acceleration,
 };
@@ -83,6 +85,8 @@ pub struct Report<'a> {
     pub boot: &'a str,
     /// How guests run on this host.
     pub acceleration: Acceleration,
+    /// The relay of this node.
+    pub relay: Option<&'a ConsoleRelay>,
     /// Now.
     pub now: Timestamp,
 }
@@ -125,7 +129,7 @@ pub fn status(report: &Report<'_>) -> DesktopStatus {
             started_at: Some(time(machine.started_at)),
             template_generation: Some(machine.template_generation),
         });
-        status.consoles = consoles(&machine.endpoints);
+        status.consoles = consoles(&machine.endpoints, report.relay);
         status.addresses.clone_from(&machine.addresses);
         status.tuning.clone_from(&machine.tuning);
     }
@@ -174,7 +178,7 @@ fn up(report: &Report<'_>, machine: &Machine) -> Words {
     } else if stopping {
         Say { status: true, reason: Reason::Stopping, message: "the guest is asked to shut down".into() }
     } else {
-        Say::yes("")
+        Say::yes(open_screen(machine))
     };
     let ready = if let Some(problem) = report.problem {
         Say::no(problem.reason(), problem.to_string())
@@ -197,6 +201,14 @@ fn up(report: &Report<'_>, machine: &Machine) -> Words {
         Wanted::Run | Wanted::Leave => Phase::Running,
     };
     Words { prepared: Say::yes(""), running, guest, ready, phase }
+}
+
+/// What is said of a machine that an earlier version of the daemon started: it runs on as it is.
+fn open_screen(machine: &Machine) -> String {
+    let open = machine.endpoints.iter().find_map(Endpoint::open_at);
+    open.map_or_else(String::new, |open| {
+        format!("the screen is open to everybody who reaches {open} on this node: the next start ends that")
+    })
 }
 
 /// What is said of the guest, and whether it stands in the way of `Ready`.
@@ -293,15 +305,16 @@ fn troubled(report: &Report<'_>, problem: &Problem) -> Words {
     Words { prepared, running: no(), guest: no(), ready: no(), phase }
 }
 
-fn consoles(endpoints: &[Endpoint]) -> Vec<ConsoleStatus> {
+fn consoles(endpoints: &[Endpoint], relay: Option<&ConsoleRelay>) -> Vec<ConsoleStatus> {
     let console = |endpoint: &Endpoint| {
         let console_type = match endpoint.kind.as_str() {
             "vnc" => ConsoleType::Vnc,
             "spice" => ConsoleType::Spice,
             _ => return None,
         };
-        let address = endpoint.address.as_deref().unwrap_or("127.0.0.1");
-        Some(ConsoleStatus { console_type, address: format!("{address}:{}", endpoint.port?) })
+        // Only VNC is passed on.
+        let relay = relay.filter(|_| console_type == ConsoleType::Vnc).cloned();
+        Some(ConsoleStatus { console_type, address: endpoint.open_at(), relay })
     };
     endpoints.iter().filter_map(console).collect()
 }

@@ -9,8 +9,7 @@ fn at(second: i64) -> Timestamp {
 }
 
 fn machine(guest: Guest) -> Machine {
-    let vnc =
-        Endpoint { kind: "vnc".into(), port: Some(5901), address: Some("127.0.0.1".into()), socket: None };
+    let vnc = Endpoint { kind: "vnc".into(), ..Endpoint::default() };
     Machine {
         name: "school.anna".into(),
         paused: false,
@@ -42,6 +41,7 @@ fn report<'a>(desktop: &'a Desktop, observed: &'a Observed, machine: Option<&'a 
         restart_policy: RestartPolicy::OnFailure,
         boot: "boot",
         acceleration: Acceleration::Kvm,
+        relay: None,
         now: at(1010),
     }
 }
@@ -64,12 +64,25 @@ fn a_guest_with_agent_is_ready_once_it_answers() {
 }
 
 #[test]
-fn a_console_is_shown_with_its_port_and_not_before() {
+fn a_screen_is_shown_with_the_relay_and_an_open_one_says_so() {
     let (desktop, observed) = (desktop("", SMALL, "[]"), Observed::default());
     let mut up = machine(Guest::NoAgent);
-    let shown = status(&report(&desktop, &observed, Some(&up))).consoles;
-    assert_eq!(shown[0].address, "127.0.0.1:5901");
-    up.endpoints[0].port = None;
+    let relay = ConsoleRelay { address: "192.0.2.7:8443".into(), public_key: "key".into() };
+    let shown = status(&Report { relay: Some(&relay), ..report(&desktop, &observed, Some(&up)) });
+    assert_eq!((&shown.consoles[0].address, &shown.consoles[0].relay), (&None, &Some(relay)));
+    let running = |status: &DesktopStatus| {
+        conditions::find(&status.conditions, ConditionType::Running).unwrap().message.clone()
+    };
+    assert_eq!(running(&shown), "");
+    // As the version before made it.
+    up.endpoints[0].port = Some(5901);
+    let shown = status(&report(&desktop, &observed, Some(&up)));
+    assert_eq!(
+        (shown.consoles[0].address.as_deref(), &shown.consoles[0].relay),
+        (Some("127.0.0.1:5901"), &None)
+    );
+    assert!(running(&shown).contains("open to everybody who reaches 127.0.0.1:5901"), "{}", running(&shown));
+    up.endpoints[0].kind = "rdp".into();
     assert_eq!(status(&report(&desktop, &observed, Some(&up))).consoles, []);
 }
 

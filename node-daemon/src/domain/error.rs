@@ -98,12 +98,6 @@ pub enum DomainError {
         /// The tag.
         tag: String,
     },
-    /// A console's password is empty, or longer than its protocol uses.
-    #[error("a console's password has 1 to {limit} bytes")]
-    PasswordLength {
-        /// The most that count.
-        limit: usize,
-    },
     /// Two devices want the one early framebuffer.
     #[error("only one device can have a ramfb")]
     TwoRamfb,

@@ -24,17 +24,23 @@ pub struct LiveDomain {
     pub serial_terminal: Option<String>,
 }
 
-/// Where a graphics server listens.
+/// A graphics server, and where it listens: nowhere, but in a domain of an earlier version.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Endpoint {
     /// `vnc` or `spice`.
     pub kind: String,
-    /// Its TCP port, once it has one.
+    /// Its TCP port.
     pub port: Option<u16>,
-    /// Its address.
+    /// The address of that.
     pub address: Option<String>,
-    /// Its Unix socket.
-    pub socket: Option<String>,
+}
+
+impl Endpoint {
+    /// Where everybody who reaches it is let in: `address:port`; `None` when it listens nowhere.
+    pub fn open_at(&self) -> Option<String> {
+        let ip = self.address.as_deref().unwrap_or("127.0.0.1");
+        self.port.map(|port| if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") })
+    }
 }
 
 impl LiveDomain {
@@ -61,12 +67,10 @@ impl LiveDomain {
                 kind: attribute("type").unwrap_or_default(),
                 port: last.attribute("port").and_then(|port| port.parse().ok()).filter(|port| *port > 0),
                 address: attribute("listen"),
-                socket: attribute("socket"),
             }),
             ["domain", "devices", "graphics", "listen"] => {
                 if let Some(endpoint) = self.graphics.last_mut() {
                     endpoint.address = attribute("address").or(endpoint.address.take());
-                    endpoint.socket = attribute("socket").or(endpoint.socket.take());
                 }
             }
             ["domain", "devices", "channel", "target"] if last.attribute("name") == Some(AGENT_CHANNEL) => {
@@ -119,15 +123,11 @@ mod tests {
             <channel type='unix'><target type='virtio' name='other' state='connected'/></channel>\
             <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0' state='disconnected'/></channel>\
             <graphics type='vnc' port='5901' autoport='yes'><listen type='address' address='127.0.0.1'/></graphics>\
-            <graphics type='vnc' socket='/x/s'><listen type='socket' socket='/x/s'/></graphics>\
+            <graphics type='vnc' sharePolicy='ignore'><listen type='none'/></graphics>\
             </devices></domain>";
-        let tcp = Endpoint {
-            kind: "vnc".into(),
-            port: Some(5901),
-            address: Some("127.0.0.1".into()),
-            socket: None,
-        };
-        let unix = Endpoint { kind: "vnc".into(), port: None, address: None, socket: Some("/x/s".into()) };
+        let older = Endpoint { kind: "vnc".into(), port: Some(5901), address: Some("127.0.0.1".into()) };
+        let nowhere = Endpoint { kind: "vnc".into(), ..Endpoint::default() };
+        assert_eq!((older.open_at().as_deref(), nowhere.open_at()), (Some("127.0.0.1:5901"), None));
         assert_eq!(
             LiveDomain::parse(xml).unwrap(),
             LiveDomain {
@@ -135,7 +135,7 @@ mod tests {
                 name: "a.b".into(),
                 memory_mib: 2048,
                 vcpus: 4,
-                graphics: vec![tcp, unix],
+                graphics: vec![older, nowhere],
                 has_agent: true,
                 agent_connected: false,
                 serial_terminal: Some("/dev/pts/4".into()),

@@ -45,7 +45,7 @@ pub use disk::{Cache, Disk, Image, ImageFormat, ImageSource, Slot};
 pub use error::DomainError;
 pub use filesystem::Filesystem;
 pub use firmware::{DirectKernel, Firmware, Tpm, Uefi};
-pub use graphics::{Graphics, Listen, Password, Screen, Video};
+pub use graphics::{Graphics, Screen, Video};
 pub use hostdev::{Given, Hostdev, MdevDisplay, PciAddress};
 pub use live::{Endpoint, LiveDomain};
 pub use memory::{GuestCell, HostCells, Memory, MemoryLayout, PageSize};

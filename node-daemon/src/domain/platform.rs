@@ -113,8 +113,7 @@ impl Q35 {
         Image::check_all(disks.iter().map(|disk| &disk.image))?;
         filesystems.iter().try_for_each(Filesystem::check)?;
         Hostdev::check(hostdevs, screen.is_some())?;
-        self.buses(interfaces).check(guest_cells)?;
-        screen.as_ref().map_or(Ok(()), Screen::check)
+        self.buses(interfaces).check(guest_cells)
     }
 
     fn write_features(&self, xml: &mut Xml, kind: Kind) {
@@ -207,8 +206,7 @@ impl Q35 {
     fn buses(&self, interfaces: usize) -> Buses {
         let count = |condition: bool| usize::from(condition);
         let virtio_disks = self.disks.iter().filter(|disk| disk.slot == Slot::Virtio).count();
-        let spice =
-            self.screen.as_ref().is_some_and(|screen| matches!(screen.server, Graphics::Spice { .. }));
+        let spice = self.screen.as_ref().is_some_and(|screen| matches!(screen.server, Graphics::Spice));
         let others = interfaces
             + virtio_disks
             + count(self.disks.iter().any(|disk| disk.slot.is_scsi()))

@@ -1,6 +1,6 @@
 //! The seam between the daemon and what runs the domains.
 
-use std::fmt;
+use std::{fmt, os::fd::OwnedFd};
 
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, StreamExt};
@@ -55,6 +55,9 @@ pub trait Hypervisor: Send + Sync {
     ///
     /// An agent that does not answer is [`HypervisorError::Transient`].
     fn agent_command(&self, uuid: Uuid, command: String) -> Answer<'_, String>;
+
+    /// A client's end of the first VNC screen, which asks for no password.
+    fn open_screen(&self, uuid: Uuid) -> Answer<'_, OwnedFd>;
 
     /// A picture of the first screen.
     fn screenshot(&self, uuid: Uuid) -> Answer<'_, Screenshot>;

@@ -5,8 +5,8 @@ use std::num::{NonZeroU32, NonZeroU64};
 use gpudesk_node_daemon::domain::{
     Cache, Cpu, CpuModel, CpuSet, DirectKernel, Disk, DomainMetadata, DomainSpec, Filesystem, Firmware,
     Given, Graphics, GuestCell, HostCells, Hostdev, Image, ImageFormat, ImageSource, Interface, Kind, Link,
-    Listen, MacAddress, MdevDisplay, Memory, MemoryLayout, Microvm, PageSize, Password, PciAddress, Pinning,
-    Platform, Q35, QemuProcess, Screen, Slot, Topology, Tpm, Uefi, Video,
+    MacAddress, MdevDisplay, Memory, MemoryLayout, Microvm, PageSize, PciAddress, Pinning, Platform, Q35,
+    QemuProcess, Screen, Slot, Topology, Tpm, Uefi, Video,
 };
 use uuid::Uuid;
 
@@ -43,8 +43,7 @@ pub(crate) fn interface(index: u8, link: Link) -> Interface {
 }
 
 pub(crate) fn vnc(video: Video) -> Screen {
-    let listen = Listen::Tcp { address: [127, 0, 0, 1].into(), port: None };
-    Screen { server: Graphics::Vnc { listen, password: None }, video }
+    Screen { server: Graphics::Vnc, video }
 }
 
 pub(crate) fn q35() -> Q35 {
@@ -228,13 +227,7 @@ pub(crate) fn vgpu_display() -> DomainSpec {
                 }
                 .into(),
             ],
-            screen: Some(Screen {
-                server: Graphics::Spice {
-                    listen: Listen::Tcp { address: [127, 0, 0, 1].into(), port: Some(5930) },
-                    password: Some(Password::new("<\"&'>")),
-                },
-                video: Video::None,
-            }),
+            screen: Some(Screen { server: Graphics::Spice, video: Video::None }),
             ..q35()
         })),
     );

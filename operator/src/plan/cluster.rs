@@ -93,6 +93,11 @@ impl Cluster {
         Ok(Self { client, namespace })
     }
 
+    /// The way to it.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// Everything of ours that the cluster has.
     ///
     /// # Errors

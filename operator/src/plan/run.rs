@@ -29,17 +29,24 @@ pub enum Failure {
     /// The cluster could not be read.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
+    /// There is no screen to see now; a sentence.
+    #[error("{0}")]
+    NotSeen(String),
+    /// The API server could not do what it was asked for.
+    #[error("{0}")]
+    Api(String),
     /// The result could not be printed.
     #[error("printing the result: {0}")]
     Output(#[from] std::io::Error),
 }
 
 impl Failure {
-    /// The exit status: 2 for wrong input, 3 for everything else.
+    /// The exit status: 1 for a screen that is not there, 2 for wrong input, 3 for everything else.
     pub fn exit_status(&self) -> u8 {
         match self {
+            Self::NotSeen(_) => 1,
             Self::Input(_) => 2,
-            Self::Cluster(_) | Self::Output(_) => 3,
+            Self::Cluster(_) | Self::Api(_) | Self::Output(_) => 3,
         }
     }
 }

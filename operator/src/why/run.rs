@@ -73,7 +73,7 @@ fn unknown(key: &DesktopKey) -> Failure {
 }
 
 /// The desktop that a name means.
-fn key(name: &str, namespace: &str) -> DesktopKey {
+pub fn key(name: &str, namespace: &str) -> DesktopKey {
     match name.split_once('/') {
         Some(("desktop" | "desktops" | "desktops.gpudesk.dev" | "dsk", name)) => {
             DesktopKey::new(namespace, name)

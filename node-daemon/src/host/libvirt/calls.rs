@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "QEMU's process is known by a file that libvirt writes")]
 
 use std::fs;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
@@ -213,6 +214,19 @@ pub(super) fn agent_ping(connect: &Connect, uuid: Uuid) -> Outcome<bool> {
 
 pub(super) fn agent_command(connect: &Connect, uuid: Uuid, command: &str) -> Outcome<String> {
     Ok(connect.lookup_domain_by_uuid(uuid)?.qemu_agent_command(command, AGENT_SECONDS, 0)?)
+}
+
+#[expect(unsafe_code, reason = "the virt crate gives a descriptor as a number")]
+pub(super) fn open_screen(connect: &Connect, uuid: Uuid) -> Outcome<OwnedFd> {
+    let domain = connect.lookup_domain_by_uuid(uuid)?;
+    let screen = describe(&domain)?.graphics.iter().position(|endpoint| endpoint.kind == "vnc");
+    let number = screen.and_then(|screen| u32::try_from(screen).ok());
+    let number = number.ok_or_else(|| Fault::Answer("the domain has no VNC screen".to_owned()))?;
+    let answer = domain.open_graphics_fd(number, sys::VIR_DOMAIN_OPEN_GRAPHICS_SKIPAUTH)?;
+    let descriptor =
+        i32::try_from(answer).map_err(|_| Fault::Answer(format!("{answer} is no descriptor")))?;
+    // SAFETY: libvirt has just made the descriptor for the caller, who alone knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 pub(super) fn screenshot(connect: &Connect, uuid: Uuid) -> Outcome<Screenshot> {

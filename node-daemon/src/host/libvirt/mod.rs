@@ -14,6 +14,7 @@ mod events;
 mod fault;
 mod session;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -254,6 +255,12 @@ impl Hypervisor for LibvirtHypervisor {
     fn agent_command(&self, uuid: Uuid, command: String) -> Answer<'_, String> {
         self.call(Lane::Guest, format!("ask the agent of domain {uuid}"), move |c| {
             calls::agent_command(c, uuid, &command)
+        })
+    }
+
+    fn open_screen(&self, uuid: Uuid) -> Answer<'_, OwnedFd> {
+        self.call(Lane::Quick, format!("open the screen of domain {uuid}"), move |c| {
+            calls::open_screen(c, uuid)
         })
     }
 

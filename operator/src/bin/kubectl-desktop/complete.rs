@@ -85,11 +85,14 @@ mod tests {
         assert_eq!(after(&["plan", "--from"]), "--from-cluster\n:4\n");
         assert_eq!(after(&["plan", "-o", ""]), "table\nyaml\njson\n:4\n");
         assert_eq!(after(&["completion", "ba"]), "bash\n:4\n");
+        assert_eq!(after(&["vi"]), "view\n:4\n");
+        assert_eq!(after(&["view", "--via", ""]), "auto\ndirect\nport-forward\n:4\n");
     }
 
     #[test]
     fn files_are_left_to_the_shell() {
         assert_eq!(after(&["plan", "-f", "x"]), ":0\n");
+        assert_eq!(after(&["view", "--screenshot", ""]), ":0\n");
         assert_eq!(after(&["why", "a", "-n", ""]), ":4\n");
     }
 }

@@ -1,4 +1,5 @@
-//! `kubectl desktop`: plans desktops without a cluster or beside one, and says why a desktop waits.
+//! `kubectl desktop`: plans desktops without a cluster or beside one, says why a desktop waits, and opens
+//! its screen.
 
 mod complete;
 
@@ -7,10 +8,11 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use gpudesk_operator::{
     plan::run::{self as plan, Failure},
+    view::run as view,
     why::run as why,
 };
 
-/// Plans gpudesk desktops, and says why one waits. Changes nothing, anywhere.
+/// Plans gpudesk desktops, says why one waits, and opens the screen of one that runs.
 #[derive(Debug, Parser)]
 #[command(name = "kubectl-desktop", bin_name = "kubectl desktop", version, after_long_help = STATUS)]
 struct Cli {
@@ -18,8 +20,8 @@ struct Cli {
     command: Command,
 }
 
-const STATUS: &str = "Exit status: 0 every desktop has its place; 1 some are pending; 2 wrong input; \
-                      3 the cluster could not be read.";
+const STATUS: &str = "Exit status: 0 every desktop has its place; 1 some are pending, or the screen is not there; \
+                      2 wrong input; 3 the cluster could not be read.";
 
 const PLAN_EXAMPLES: &str = "\
 Examples:
@@ -56,6 +58,23 @@ Examples:
 Exit status: 0 it has its place, or should have none; 1 it is pending; 2 wrong input, or no such desktop;
 3 the cluster could not be read.";
 
+const VIEW_EXAMPLES: &str = "\
+Examples:
+  # Prints 127.0.0.1:PORT, and passes the screen to the first viewer that connects there, until he leaves
+  kubectl desktop view anna -n school
+  vncviewer 127.0.0.1::PORT
+
+  # A picture of it
+  kubectl desktop view anna -n school --screenshot anna.png
+
+Who may patch the Desktop may open its screen (the roles edit and admin): a ticket for it, good for a minute
+and once, is written into the annotation gpudesk.dev/view-ticket and taken away again. The screen comes from the
+node daemon of its node over TLS. Where this computer does not reach the node, a port-forward to the daemon's pod
+is tried, which takes the right to create pods/portforward in the namespace of gpudesk.
+
+Exit status: 0 it was seen; 1 there is no screen to see now, or none for you; 2 wrong input, or no such
+desktop; 3 the API server could not be asked.";
+
 const COMPLETION_EXAMPLES: &str = "\
 Examples:
   # For `kubectl-desktop`
@@ -74,6 +93,9 @@ enum Command {
     /// Say why a desktop is where it is, or why it waits: node by node, and what is nearest to a place.
     #[command(after_long_help = WHY_EXAMPLES)]
     Why(Box<why::Why>),
+    /// Open the screen of a desktop for a VNC viewer on this computer, or take a picture of it.
+    #[command(after_long_help = VIEW_EXAMPLES)]
+    View(Box<view::View>),
     /// Print a script that completes this command line in a shell.
     #[command(after_long_help = COMPLETION_EXAMPLES)]
     Completion {
@@ -107,6 +129,7 @@ fn run(command: Command) -> Result<bool, Failure> {
     match command {
         Command::Plan(options) => runtime()?.block_on(plan::run(&options)),
         Command::Why(options) => runtime()?.block_on(why::run(&options)),
+        Command::View(options) => runtime()?.block_on(view::run(&options)),
         Command::Completion { shell } => {
             let mut script = vec![];
             clap_complete::generate(shell, &mut Cli::command(), "kubectl-desktop", &mut script);
