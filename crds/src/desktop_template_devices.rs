@@ -19,14 +19,17 @@ pub struct Disk {
     /// How the guest sees it. Default: `Virtio`.
     #[serde(default)]
     pub bus: DiskBus,
-    /// A golden image: the desktop writes to an overlay of its own and the image stays as it is.
+    /// A golden image: the desktop writes to an overlay of its own and the image stays as it is. A
+    /// desktop that has its overlay already keeps it when another image is named here; a golden image
+    /// that was replaced or changed under its overlays is noticed, and they are not started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageDisk>,
     /// An empty disk that lives as long as the desktop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blank: Option<SizedDisk>,
-    /// An image file of the host, used as it is. Only below the folders that the owner of the node
-    /// allows; `..` and symbolic links out of them are refused on the node.
+    /// An image file of the host, used as it is. Only regular files below the folders that the owner of
+    /// the node allows; `..`, symbolic and hard links are refused on the node. Two desktops use one file
+    /// at the same time only when both only read it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_file: Option<HostFileDisk>,
     /// An image file on an NFS server. Not yet supported: a template that sets it is reported as
@@ -78,7 +81,8 @@ pub struct ImageDisk {
     #[schemars(length(max = 64))]
     #[x_kube(validation = Rule::new("self.matches('^[0-9a-f]{64}$')").message("write 64 lower-case hexadecimal digits, as sha256sum prints them"))]
     pub sha256: Option<String>,
-    /// Size of the desktop's disk in GiB when it should be larger than the image. 1 to 65536.
+    /// Size of the desktop's disk in GiB when it should be larger than the image; a smaller one than the
+    /// image's is refused on the node. 1 to 65536.
     #[serde(rename = "sizeGiB", default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65_536))]
     pub size_gib: Option<i32>,
@@ -103,10 +107,12 @@ pub struct HostFileDisk {
     #[x_kube(validation = Rule::new("self.startsWith('/') && !self.matches('[[:cntrl:]]')").message("write an absolute path, one that begins with /, without control characters"))]
     #[x_kube(validation = Rule::new("!self.split('/').exists(p, p == '..')").message("path must not contain .."))]
     pub path: String,
-    /// Format of the file. Stated and never guessed, for a guest could forge it. Default: `Raw`.
+    /// Format of the file. Stated and never guessed, for a guest could forge it. A `Qcow2` file that
+    /// names a backing file or an external data file is refused at each start. Default: `Raw`.
     #[serde(default)]
     pub format: DiskFormat,
-    /// Whether the guest may only read. Default: false.
+    /// Whether the guest may only read. The file then keeps its owner, and QEMU's user must be able to
+    /// read it (`chmod o+r`); else it is QEMU's user's while the machine runs. Default: false.
     #[serde(default)]
     pub read_only: bool,
 }

@@ -1,6 +1,9 @@
 //! Desktops on this machine: real libvirt, real QEMU, a guest that only has to exist.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
+#[path = "desktops/disks.rs"]
+mod disks;
+
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -28,6 +31,10 @@ fn main() -> ExitCode {
         .trial("a_guest_that_dies_is_started_again", guest_dies)
         .trial("each_mistake_shows_its_own_reason_and_the_others_go_on", mistakes)
         .trial("a_missing_template_that_appears_is_taken", template_appears)
+        .trial("golden_images_kernels_and_what_is_only_read_stay_their_owners", disks::ownership)
+        .trial("a_forged_header_opens_no_other_file", disks::forged_headers)
+        .trial("a_file_is_shared_only_by_those_who_read_it", disks::shared_files)
+        .trial("a_disk_keeps_to_its_golden_image_and_is_not_cut", disks::golden_images)
         .run()
 }
 

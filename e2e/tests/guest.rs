@@ -2,18 +2,20 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
-use std::process::ExitCode;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use gpudesk_crds::conditions::{self, ConditionType};
+use gpudesk_crds::conditions::{self, ConditionType, Reason};
 use gpudesk_crds::{GpuNode, domain_name};
 use gpudesk_e2e::guest_network::{NAMES, OUTSIDE, Surroundings, heard};
 use gpudesk_e2e::processes::run;
-use gpudesk_e2e::real_host::{NODE, RealHost, built};
+use gpudesk_e2e::real_host::{NODE, RealHost, TINY, built};
 use gpudesk_e2e::screen::Screen;
 use gpudesk_e2e::trials::{Environment, Suite};
 use gpudesk_e2e::waiting::eventually;
@@ -44,6 +46,7 @@ write_files:
 fn main() -> ExitCode {
     Suite::<DebianHost>::new("guest")
         .trial("a_debian_guest_is_set_up_answers_never_reaches_its_host_and_is_never_restarted", guest)
+        .trial("a_header_that_a_guest_writes_opens_no_file_of_the_host", forged_header)
         .run()
 }
 
@@ -51,7 +54,8 @@ struct DebianHost(RealHost);
 
 impl Environment for DebianHost {
     async fn start() -> Result<Self> {
-        Ok(Self(RealHost::start_with("debian-host", &[built("e2e/guest/build-image.sh")?]).await?))
+        let images = [built("e2e/guest/build-image.sh")?, built("e2e/guest/build-tiny.sh")?];
+        Ok(Self(RealHost::start_with("debian-host", &images).await?))
     }
 
     async fn stop(self) -> Result<()> {
@@ -168,13 +172,76 @@ async fn reaches_out_and_never_the_host(host: &RealHost, domain: &str) -> Result
     silent().await
 }
 
+/// A guest writes a qcow2 header into its raw file, and another desktop names the file as Qcow2.
+async fn forged_header(environment: Arc<DebianHost>) -> Result<()> {
+    let host = &environment.0;
+    let objects = host.objects("forger").await?;
+    let golden = host.libvirt().images()?.join("debian-12.qcow2");
+    let secret = host.allowed_root().parent().context("a parent")?.join("secret-of-the-host");
+    std::fs::write(&secret, "secret")?;
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600))?;
+    let file = host.allowed_root().join("guest.raw");
+    std::fs::write(&file, vec![0; 1 << 20])?;
+    let state = |path: &Path| -> Result<(u32, u32, u32, i64, u64)> {
+        let it = path.metadata()?;
+        Ok((it.uid(), it.gid(), it.mode(), it.mtime(), it.len()))
+    };
+    let before = (state(&golden)?, state(&secret)?);
+
+    let disk = format!("{{name: raw, hostFile: {{path: {}}}}}", file.display());
+    let disks = format!("disks: [{{name: system, image: {{name: debian-12}}}}, {disk}]");
+    let template = TEMPLATE.replace("disks: [{name: system, image: {name: debian-12}}]", &disks);
+    let inline = "cloudInit: {inline: {userData: '#cloud-config'}}";
+    objects
+        .template("forger", &template.replace("cloudInit: {secretRef: {name: first-boot}}", inline))
+        .await?;
+    objects.desktop("forger", "templateRef: {name: forger}").await?;
+    objects.is("forger", ConditionType::GuestReady, true, BOOT).await?;
+    ensure!(state(&golden)? == before.0, "the golden image is not given away");
+
+    let forged = host.allowed_root().join("forged");
+    let backing = ["create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b"];
+    run(Command::new("qemu-img").args(backing).args([&secret, &forged]).arg("1G"))?;
+    let mut header = std::fs::read(&forged)?;
+    header.truncate(4096);
+    let domain = domain_name(objects.namespace(), "forger");
+    let open = json!({"execute": "guest-file-open", "arguments": {"path": "/dev/vdb", "mode": "r+"}});
+    let handle = agent(host, &domain, &open)?;
+    let written = json!({"handle": handle, "buf-b64": STANDARD.encode(&header)});
+    agent(host, &domain, &json!({"execute": "guest-file-write", "arguments": written}))?;
+    agent(host, &domain, &json!({"execute": "guest-file-close", "arguments": {"handle": handle}}))?;
+    eventually("the header is in the file", SOON, || async {
+        Ok(std::fs::read(&file)?.starts_with(b"QFI\xfb").then_some(()))
+    })
+    .await?;
+
+    let disk = format!("{{name: d, hostFile: {{path: {}, format: Qcow2}}}}", file.display());
+    let reader = TINY.replace("{name: data, blank: {sizeGiB: 1}}", &disk);
+    objects.template("reader", &reader).await?;
+    for when in ["while the forger runs", "once the forger is gone"] {
+        objects.desktop("reader", "templateRef: {name: reader}").await?;
+        let said = objects.says("reader", ConditionType::DevicesPrepared, Reason::ImageInvalid, SOON).await?;
+        ensure!(said.message.contains("secret-of-the-host"), "{when}: {said:?}");
+        objects.delete("reader", SOON).await?;
+        ensure!((state(&golden)?, state(&secret)?) == before, "{when}: a file of the host was touched");
+        if when.starts_with("while") {
+            objects.delete("forger", SOON).await?;
+        }
+    }
+    ensure!(std::fs::read(&secret)? == b"secret");
+    Ok(())
+}
+
+/// What the guest's agent answers.
+fn agent(host: &RealHost, domain: &str, command: &Value) -> Result<Value> {
+    let answer =
+        host.libvirt().virsh(["qemu-agent-command", domain, &command.to_string(), "--timeout", "10"])?;
+    Ok(serde_json::from_str::<Value>(&answer)?["return"].take())
+}
+
 /// Reads a file of the guest through its agent.
 fn read_file(host: &RealHost, domain: &str, path: &str) -> Result<String> {
-    let agent = |command: Value| -> Result<Value> {
-        let answer =
-            host.libvirt().virsh(["qemu-agent-command", domain, &command.to_string(), "--timeout", "10"])?;
-        Ok(serde_json::from_str::<Value>(&answer)?["return"].take())
-    };
+    let agent = |command: Value| agent(host, domain, &command);
     let handle = agent(json!({"execute": "guest-file-open", "arguments": {"path": path}}))?;
     let content = agent(json!({"execute": "guest-file-read", "arguments": {"handle": handle}}))?;
     agent(json!({"execute": "guest-file-close", "arguments": {"handle": handle}}))?;

@@ -13,6 +13,7 @@ use gpudesk_crds::conditions::ConditionType;
 use gpudesk_crds::relay::{Refusal, VIEW_TICKET_ANNOTATION, ViewTicket};
 use gpudesk_crds::{Desktop, domain_name};
 use gpudesk_e2e::cluster::SYSTEM_NAMESPACE;
+use gpudesk_e2e::identity::service_account_kubeconfig;
 use gpudesk_e2e::objects::{Objects, condition};
 use gpudesk_e2e::programs::binaries;
 use gpudesk_e2e::real_host::{RealHost, TINY};
@@ -24,6 +25,7 @@ use gpudesk_operator::view::rfb::Rfb;
 use gpudesk_operator::view::run::ViewError;
 use gpudesk_operator::view::target::{self, Target};
 use gpudesk_operator::view::ticket::Ticket;
+use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::PostParams;
@@ -256,21 +258,21 @@ async fn tickets(host: Arc<RealHost>) -> Result<()> {
     Ok(())
 }
 
-/// A kubeconfig of a user with a role in a namespace.
+/// A kubeconfig of somebody with a role in a namespace.
 async fn user(host: &RealHost, namespace: &str, name: &str, role: &str) -> Result<PathBuf> {
-    let bindings: Api<RoleBinding> = Api::namespaced(host.cluster().client().clone(), namespace);
+    let client = host.cluster().client();
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+    let account = serde_json::from_value(json!({"metadata": {"name": name}}))?;
+    accounts.create(&PostParams::default(), &account).await?;
+    let bindings: Api<RoleBinding> = Api::namespaced(client.clone(), namespace);
     let binding = json!({
         "metadata": {"name": name},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
-        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name}],
+        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
     });
     bindings.create(&PostParams::default(), &serde_json::from_value(binding)?).await?;
-    let text = std::fs::read_to_string(host.cluster().control_plane().kubeconfig())?;
-    let mut config: serde_yaml::Value = serde_yaml::from_str(&text)?;
-    config["users"][0]["user"]["as"] = name.into();
-    let path = host.cluster().state().join(format!("{name}.kubeconfig"));
-    std::fs::write(&path, serde_yaml::to_string(&config)?)?;
-    Ok(path)
+    let (control_plane, state) = (host.cluster().control_plane(), host.cluster().state());
+    service_account_kubeconfig(control_plane, state, namespace, name, None).await
 }
 
 async fn rights(host: Arc<RealHost>) -> Result<()> {

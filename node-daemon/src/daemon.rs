@@ -108,7 +108,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
         source: source.clone(),
         client: client.clone(),
         hypervisor,
-        guest_network: guest_network.view(),
+        guest_network: Arc::clone(&guest_network),
         changed: Arc::clone(&changed),
         changes: Arc::clone(&changes),
         seen,
@@ -169,7 +169,18 @@ impl Desks<'_> {
         changed: Arc<Notify>,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
-        let Self { options, api_server, state_dir, boot, source, mut hardware, guest_network, secrets, sender, heard } = self;
+        let Self {
+            options,
+            api_server,
+            state_dir,
+            boot,
+            source,
+            mut hardware,
+            guest_network,
+            secrets,
+            sender,
+            heard,
+        } = self;
         let ready = async {
             let connected = connect(options, state_dir, &sender, &metrics).await;
             // The first look, which nothing is decided without.
@@ -236,7 +247,7 @@ impl Desks<'_> {
         tokio::select! {
             () = rounds => {}
             () = orphans.look_after(stores) => {}
-            () = follow(hypervisor, &sender, &metrics) => {}
+            () = follow(Arc::clone(&hypervisor), &sender, &metrics) => {}
             () = settling => {}
             () = guest_network.keep() => {}
             () = screens => {}

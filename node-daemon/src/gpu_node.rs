@@ -33,6 +33,7 @@ use crate::{
     host::{
         changes::Changes,
         gpu_driver::GpuInstance,
+        guest_network::GuestNetwork,
         hardware::HardwareSeen,
         hook::DiscoveryHook,
         hypervisor::Hypervisor,
@@ -78,7 +79,7 @@ pub struct Publisher {
     /// What is known of libvirt.
     pub hypervisor: watch::Receiver<(HypervisorView, Option<Arc<dyn Hypervisor>>)>,
     /// What keeps guests away from the host.
-    pub guest_network: watch::Receiver<GuestNetworkView>,
+    pub guest_network: Arc<GuestNetwork>,
     /// Told when desktops or shares on the host may have changed.
     pub changed: Arc<Notify>,
     /// What changed in the hardware.
@@ -114,6 +115,7 @@ impl Publisher {
     pub async fn run(mut self) {
         let (sender, mut stored) = watch::channel(Stored::default());
         let watching = observe(self.client.clone(), self.node.clone(), sender);
+        let mut filter = self.guest_network.view();
         let publishing = async {
             let mut said = Said { status: None, hook: HookView::NotConfigured, whole: None };
             // Before the first look it is not known whether there is a GpuNode at all.
@@ -133,7 +135,7 @@ impl Publisher {
                     () = sleep(SLOWLY) => {}
                     _ = stored.changed() => {}
                     _ = self.hypervisor.changed() => {}
-                    _ = self.guest_network.changed() => {}
+                    _ = filter.changed() => {}
                 }
             }
         };
@@ -185,7 +187,12 @@ impl Publisher {
         let before = said.status.as_ref().or_else(|| stored.and_then(|node| node.status.as_ref()));
         let none = GpuNodeSpec::default();
         let (gpu_driver_version, vgpu_manager_version) = content.driver_versions;
-        let guest_network = self.guest_network.borrow_and_update().clone();
+        let mut guest_network = self.guest_network.view().borrow().clone();
+        if let (GuestNetworkView::Filtered { except }, Some(hypervisor)) =
+            (&mut guest_network, hypervisor.as_deref())
+        {
+            *except = unseen_guests(hypervisor, self.guest_network.group()).await;
+        }
         let status = status::status(&Findings {
             facts: &content.facts,
             simulated: self.source.is_simulated(),
@@ -267,6 +274,23 @@ async fn observe(client: Client, node: String, stored: watch::Sender<Stored>) {
             Err(error) => tracing::warn!(%error, "the GpuNode cannot be watched"),
         }
     }
+}
+
+/// Desktops whose guests run since before there was a filter that sees their network.
+async fn unseen_guests(hypervisor: &dyn Hypervisor, group: u32) -> Vec<String> {
+    let mut unseen = vec![];
+    for domain in hypervisor.list().await.unwrap_or_default() {
+        let Some(Ok(Some(ours))) = domain.metadata.as_deref().map(metadata::parse) else { continue };
+        if domain.state.is_active()
+            && let Ok(details) = hypervisor.details(domain.uuid).await
+            && details.live.has_user_network
+            && details.live.qemu_group != Some(group)
+        {
+            unseen.push(format!("{}/{}", ours.namespace, ours.name));
+        }
+    }
+    unseen.sort();
+    unseen
 }
 
 /// Cards that domains of ours hold whole; or why it cannot be told.

@@ -288,8 +288,8 @@ impl World {
     /// not there.
     pub fn heard(&self, node: &str) -> Option<Heard> {
         let cluster = self.lock();
-        let known = cluster.leases_known && cluster.snapshot.node_names().any(|there| there == node);
-        known.then(|| cluster.liveness.heard(node, !cluster.silent.contains(node)))
+        let there = cluster.snapshot.node(node).is_some_and(|state| state.facts.is_some());
+        (cluster.leases_known && there).then(|| cluster.liveness.heard(node, !cluster.silent.contains(node)))
     }
 
     /// Whether a desktop was told that its node is silent, since it is.

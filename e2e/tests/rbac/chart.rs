@@ -59,7 +59,7 @@ pub(crate) async fn policies(cluster: Arc<Cluster>) -> Result<()> {
         bindings.iter().map(|binding| binding["spec"]["policyName"].to_string()).collect();
     ensure!(bound.len() == POLICIES.len() && bindings.len() == POLICIES.len() + 1, "{bound:?}");
     for binding in &bindings {
-        let only_warns = name(binding) == "inline-user-data.gpudesk.dev";
+        let only_warns = name(binding) == "inline-user-data-warn.gpudesk.dev";
         let actions = if only_warns { json!(["Warn"]) } else { json!(["Deny"]) };
         ensure!(binding["spec"]["validationActions"] == actions, "{binding:#}");
     }
@@ -266,8 +266,7 @@ pub(crate) async fn rights(cluster: Arc<Cluster>) -> Result<()> {
         "gpunodes.gpudesk.dev: create get list patch watch",
         "namespaces kube-system: get",
     ];
-    let daemon_at_home =
-        ["leases.coordination.k8s.io: create get patch update", "serviceaccounts/token: create"];
+    let daemon_at_home = ["leases.coordination.k8s.io: create get patch", "serviceaccounts/token: create"];
     for (account, everywhere, at_home) in [
         ("gpudesk-operator", &operator[..], &operator_at_home[..]),
         ("gpudesk-node-daemon", &daemon, &daemon_at_home),

@@ -40,7 +40,18 @@ fn main() -> ExitCode {
         .trial("a_namespace_goes_with_a_template_in_use", people::namespace)
         .trial("tenants_write_no_status_and_no_finalizer", people::tenants)
         .trial("view_edit_and_admin_have_rights_on_desktops", people::roles)
-        .trial("every_field_is_written_by_those_of_the_table_and_nobody_else", fields::writers)
+        .trial("fields_of_a_desktop_are_written_as_the_table_says", |cluster| {
+            fields::writers(cluster, "Desktop")
+        })
+        .trial("fields_of_a_template_are_written_as_the_table_says", |cluster| {
+            fields::writers(cluster, "DesktopTemplate")
+        })
+        .trial("fields_of_a_node_are_written_as_the_table_says", |cluster| {
+            fields::writers(cluster, "GpuNode")
+        })
+        .trial("fields_of_a_profile_are_written_as_the_table_says", |cluster| {
+            fields::writers(cluster, "GpuProfile")
+        })
         .trial("an_owner_that_does_not_exist_is_no_way_to_delete", metadata::garbage)
         .trial("the_programs_make_objects_with_the_metadata_they_need_and_no_other", metadata::made)
         .trial("the_operator_writes_one_condition_of_a_node_beside_its_daemon", metadata::heard)

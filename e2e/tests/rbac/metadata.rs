@@ -31,7 +31,7 @@ pub(crate) async fn garbage(cluster: Arc<Cluster>) -> Result<()> {
     let daemon = Person::daemon(&cluster, "kept-node").await?;
     let cordoned = json!({"spec": {"cordoned": true, "taints": [{"key": "exams"}]}});
     for name in ["kept-node", "lost-node"] {
-        admin.may(&apply(gpunode(name), object("GpuNode", name, cordoned.clone()))).await?;
+        admin.may(&create(gpunode(""), object("GpuNode", name, cordoned.clone()))).await?;
     }
     objects.desktop("kept", "{templateRef: {name: t}}").await?;
     objects.desktop("lost", "{templateRef: {name: t}}").await?;
@@ -143,41 +143,46 @@ pub(crate) async fn made(cluster: Arc<Cluster>) -> Result<()> {
             body: marked(binding(name, name, &[name])),
         },
     ];
+    let own = |node: &str, more: Value| {
+        let mut owner = nobody()[0].clone();
+        owner["apiVersion"] = "gpudesk.dev/v1alpha1".into();
+        owner["kind"] = "GpuNode".into();
+        owner["name"] = node.into();
+        for (field, value) in more.as_object().into_iter().flatten() {
+            owner[field] = value.clone();
+        }
+        json!([owner])
+    };
     for made in &all {
         let person = if made.who == "daemon" { &daemon } else { &operator };
         person.may(&create(format!("{}?dryRun=All", made.folder), made.body.clone())).await?;
         let mut labels = made.body["metadata"]["labels"].clone();
         labels["rack"] = "a1".into();
-        for (field, value) in [
-            ("ownerReferences", nobody()),
-            ("finalizers", json!(["example.org/keep"])),
-            ("annotations", json!({"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/a"})),
-            ("labels", labels),
-        ] {
+        for (field, value, words) in [
             // Roles and accounts have an owner, but no other than their GpuNode.
-            let words = if field == "ownerReferences" { "" } else { field };
-            let words = if field == "labels" { "may not write" } else { words };
+            ("ownerReferences", nobody(), ""),
+            ("finalizers", json!(["example.org/keep"]), "finalizers"),
+            ("annotations", json!({"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/a"}), "annotations"),
+            ("labels", labels, "may not write"),
+        ] {
             person.may_not(&made.with(field, value), words).await?;
         }
-    }
-    let own = |node: &str, more: Value| {
-        let mut owner = json!({
-            "apiVersion": "gpudesk.dev/v1alpha1", "kind": "GpuNode", "name": node,
-            "uid": "00000000-0000-4000-8000-000000000000",
-        });
-        owner.as_object_mut().context("an object")?.extend(more.as_object().cloned().unwrap_or_default());
-        Ok::<_, anyhow::Error>(json!([owner]))
-    };
-    for made in &all[3..] {
-        let mut dry = made.with("ownerReferences", own("made-a", json!({}))?);
+        if made.folder == all[2].folder || made.who == "daemon" {
+            continue;
+        }
+        let mut dry = made.with("ownerReferences", own("made-a", json!({})));
         dry.path.push_str("?dryRun=All");
         operator.may(&dry).await?;
         for other in [
-            own("made-b", json!({}))?,
-            own("made-a", json!({"blockOwnerDeletion": true}))?,
-            own("made-a", json!({"controller": true}))?,
+            own("made-b", json!({})),
+            own("made-a", json!({"blockOwnerDeletion": true})),
+            own("made-a", json!({"controller": true})),
         ] {
             operator.may_not(&made.with("ownerReferences", other), "may name no owner of the").await?;
+        }
+        if made.body["kind"] == "Role" {
+            // What is bound next has to be there.
+            operator.may(&create(&made.folder, made.body.clone())).await?;
         }
     }
     let mut account = all[3].body.clone();

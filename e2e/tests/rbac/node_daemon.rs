@@ -96,7 +96,6 @@ pub(crate) async fn desktops(cluster: Arc<Cluster>) -> Result<()> {
         (json!({"allocation": null}), "status.allocation"),
         (json!({"gpuSummary": "8x A"}), "status.gpuSummary"),
         (json!({"lastPlacement": {"node": "run-a"}}), "status.lastPlacement"),
-        (json!({"allocation": null, "gpuSummary": null}), "status.allocation, status.gpuSummary"),
     ];
     for (part, field) in parts {
         let patch = merge(status("here"), json!({"status": part}));

@@ -90,7 +90,7 @@ pub(crate) async fn roles(cluster: Arc<Cluster>) -> Result<()> {
 pub(crate) async fn accounts(cluster: Arc<Cluster>) -> Result<()> {
     let operator = Person::operator(&cluster).await?;
     operator.may(&account("gpudesk-node-account-a")).await?;
-    let words = "may only write service accounts named gpudesk-node-NODE";
+    let words = "may only write ServiceAccounts named gpudesk-node-NODE";
     for name in ["other", "gpudesk-operator-2", "gpudesk-node"] {
         operator.may_not(&account(name), words).await?;
     }

@@ -48,9 +48,7 @@ use std::{
 };
 
 use gpudesk_crds::{
-    Allocation, Desktop, DesktopTemplate,
-    desktop::ConsoleRelay,
-    desktop_template::Lifecycle,
+    Allocation, Desktop, DesktopTemplate, desktop::ConsoleRelay, desktop_template::Lifecycle,
     gpu_node_status::Acceleration,
 };
 use jiff::{SignedDuration, Timestamp};

@@ -83,7 +83,9 @@ impl Desktops {
         if let (true, Some(summary), Some(metadata)) = (active, summary, metadata) {
             sight.observed.prepared = true;
             sight.machine = Some(self.machine(round, sight, &summary, &metadata).await?);
-            round.folder.bound_serial_log().await?;
+            if let Err(error) = round.folder.bound_serial_log().await {
+                tracing::warn!(%error, "the serial log may grow without end");
+            }
         } else if round.wanted == Wanted::Run {
             sight.observed.prepared = false;
             let materials = self.materials(round).await?;

@@ -149,17 +149,19 @@ impl Problem {
             Self::TemplateInvalid { .. } => Reason::TemplateInvalid,
             Self::Unconfirmed { .. } => Reason::Unknown,
             Self::NotYetSupported { .. } => Reason::NotYetSupported,
-            Self::Invalid(_) | Self::Domain(_) => Reason::InvalidSpec,
+            Self::Invalid(_) | Self::Domain(_) | Self::Image(ImageError::LargerThanDisk { .. }) => {
+                Reason::InvalidSpec
+            }
             Self::Image(ImageError::NotFound { .. } | ImageError::NotAName { .. }) => Reason::ImageNotFound,
-            Self::Image(ImageError::LargerThanDisk { .. }) => Reason::InvalidSpec,
-            Self::Image(_) | Self::ClosedFile { .. } => Reason::ImageInvalid,
+            Self::Image(_) | Self::ClosedFile { .. } | Self::Folder(FolderError::Image { .. }) => {
+                Reason::ImageInvalid
+            }
             Self::FileInUse { .. } => Reason::HostPathNotAllowed,
             Self::Path(PathError::NotFound { .. }) => Reason::HostPathNotFound,
             Self::Path(PathError::NotAllowed { .. } | PathError::Unreadable { .. }) => {
                 Reason::HostPathNotAllowed
             }
             Self::Secret(_) => Reason::SecretNotReadable,
-            Self::Folder(FolderError::Image { .. }) => Reason::ImageInvalid,
             Self::Seed(_) | Self::Folder(_) | Self::Gpu(_) | Self::Internal(_) => Reason::DeviceFailed,
             Self::Conflict { .. } | Self::ForeignDomain { .. } => Reason::AllocationConflict,
             Self::GuestNetwork(_) => Reason::GuestNetworkUnfiltered,

@@ -22,6 +22,10 @@ pub struct LiveDomain {
     pub agent_connected: bool,
     /// The terminal on the host of the first serial port.
     pub serial_terminal: Option<String>,
+    /// It has an interface of the kind `user`.
+    pub has_user_network: bool,
+    /// Number of the group that its QEMU was told to run in.
+    pub qemu_group: Option<u32>,
 }
 
 /// A graphics server, and where it listens: nowhere, but in a domain of an earlier version.
@@ -80,11 +84,22 @@ impl LiveDomain {
             ["domain", "devices", "serial", "source"] if self.serial_terminal.is_none() => {
                 self.serial_terminal = attribute("path");
             }
+            ["domain", "devices", "interface"] => {
+                self.has_user_network |= last.attribute("type") == Some("user")
+            }
             _ => {}
         }
     }
 
     fn text(&mut self, path: &[Element], text: &str) {
+        if let [domain, seclabel, label] = path
+            && domain.is("", "domain")
+            && seclabel.is("", "seclabel")
+            && seclabel.attribute("model") == Some("dac")
+            && label.is("", "label")
+        {
+            self.qemu_group = text.split_once(":+").and_then(|(_, group)| group.trim().parse().ok());
+        }
         let [domain, part] = path else { return };
         if !domain.is("", "domain") || !part.namespace.is_empty() {
             return;
@@ -124,7 +139,10 @@ mod tests {
             <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0' state='disconnected'/></channel>\
             <graphics type='vnc' port='5901' autoport='yes'><listen type='address' address='127.0.0.1'/></graphics>\
             <graphics type='vnc' sharePolicy='ignore'><listen type='none'/></graphics>\
-            </devices></domain>";
+            <interface type='bridge'/><interface type='user'><mac address='02:00:00:00:00:01'/></interface>\
+            </devices><seclabel type='dynamic' model='apparmor'><label>x:+1</label></seclabel>\
+            <seclabel type='static' model='dac' relabel='yes'><label>+64055:+2113000001</label>\
+            <imagelabel>+64055:+2</imagelabel></seclabel></domain>";
         let older = Endpoint { kind: "vnc".into(), port: Some(5901), address: Some("127.0.0.1".into()) };
         let nowhere = Endpoint { kind: "vnc".into(), ..Endpoint::default() };
         assert_eq!((older.open_at().as_deref(), nowhere.open_at()), (Some("127.0.0.1:5901"), None));
@@ -139,6 +157,8 @@ mod tests {
                 has_agent: true,
                 agent_connected: false,
                 serial_terminal: Some("/dev/pts/4".into()),
+                has_user_network: true,
+                qemu_group: Some(2_113_000_001),
             }
         );
     }

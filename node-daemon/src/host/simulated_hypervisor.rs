@@ -12,7 +12,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::DirBuilderExt,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
 };
 
@@ -207,6 +207,14 @@ impl<H: Hypervisor> Hypervisor for SimulatedHypervisor<H> {
 
     fn capabilities(&self) -> Answer<'_, Capabilities> {
         self.driver.capabilities()
+    }
+
+    fn open_screen(&self, uuid: Uuid) -> Answer<'_, OwnedFd> {
+        self.driver.open_screen(uuid)
+    }
+
+    fn qemu_user(&self) -> Answer<'_, Option<u32>> {
+        self.driver.qemu_user()
     }
 
     fn networks(&self) -> Answer<'_, Vec<NetworkSummary>> {

@@ -14,10 +14,7 @@ use gpudesk_crds::{
     relay::{Refusal, RelayRequest, ViewTicket},
 };
 use jiff::Timestamp;
-use kube::{
-    Api, Client,
-    runtime::reflector::{ObjectRef, Store},
-};
+use kube::{Api, Client, runtime::reflector::ObjectRef};
 use tokio::{net::UnixStream, sync::watch, time::sleep};
 use uuid::Uuid;
 
@@ -28,6 +25,7 @@ use super::{
 use crate::{
     domain::metadata,
     host::hypervisor::{Hypervisor, HypervisorError},
+    orphans::Watched,
 };
 
 /// How long the watch may be behind a client that has just written its ticket.
@@ -42,7 +40,7 @@ pub struct Door {
     node: String,
     relay: ConsoleRelay,
     hypervisor: Arc<dyn Hypervisor>,
-    watched: watch::Receiver<Option<Store<Desktop>>>,
+    watched: watch::Receiver<Option<Watched>>,
     client: Client,
     lookers: Lookers,
     asked: Mutex<Option<Instant>>,
@@ -55,7 +53,7 @@ impl Door {
         relay: ConsoleRelay,
         hypervisor: Arc<dyn Hypervisor>,
         client: Client,
-        watched: watch::Receiver<Option<Store<Desktop>>>,
+        watched: watch::Receiver<Option<Watched>>,
     ) -> Self {
         Self {
             node: node.into(),
@@ -79,7 +77,7 @@ impl Door {
         let name = ObjectRef::new(&request.name).within(&request.namespace);
         let start = Instant::now();
         loop {
-            let known = self.watched.borrow().as_ref().and_then(|store| store.get(&name));
+            let known = self.watched.borrow().as_ref().and_then(|watched| watched.desktops.get(&name));
             let judged =
                 known.as_deref().map_or_else(|| Err(no_ticket()), |known| self.judge(known, request));
             let is_missing = judged.as_ref().is_err_and(|refused| refused.reason == Refusal::NoTicket);

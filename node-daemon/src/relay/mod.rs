@@ -19,15 +19,15 @@ use std::{
     sync::Arc,
 };
 
-use gpudesk_crds::{Desktop, desktop::ConsoleRelay};
-use kube::{Client, runtime::reflector::Store};
+use gpudesk_crds::desktop::ConsoleRelay;
+use kube::Client;
 use tokio::{
     net::{TcpListener, UdpSocket, lookup_host},
     sync::watch,
 };
 
 use self::{door::Door, identity::Identity, listener::Doorkeeper};
-use crate::host::hypervisor::Hypervisor;
+use crate::{host::hypervisor::Hypervisor, orphans::Watched};
 
 /// A relay that listens already and answers once it is served.
 pub struct Relay {
@@ -75,7 +75,7 @@ pub async fn serve(
     node: &str,
     hypervisor: &Arc<dyn Hypervisor>,
     client: Client,
-    watched: watch::Receiver<Option<Store<Desktop>>>,
+    watched: watch::Receiver<Option<Watched>>,
 ) {
     let Some(relay) = relay else { return std::future::pending().await };
     let door = Door::new(node, relay.console(), Arc::clone(hypervisor), client, watched);

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use gpudesk_node_daemon::domain::{
-    CpuSet, DomainError, DomainSpec, Given, Graphics, GuestCell, Hostdev, MdevDisplay, MemoryLayout,
-    PciAddress, Platform, Q35, Screen, Video, metadata,
+    CpuSet, DomainError, DomainSpec, Given, GuestCell, Hostdev, MdevDisplay, MemoryLayout, PciAddress,
+    Platform, Q35, metadata,
 };
 use uuid::Uuid;
 

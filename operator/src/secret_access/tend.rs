@@ -34,9 +34,11 @@ async fn look(access: &Arc<SecretAccess>, world: &World, backoff: &Arc<Backoff<P
             drop(granted);
             return access.forget_nothing(&pair, shared);
         }
+        // Looked at once what else the watches have to say of the pair is known.
         Event::Object(_, kind, version) => {
             *granted.version(kind) = version;
             granted.names = None;
+            return access.notice(Event::Desktops(pair));
         }
     }
     let node = world.stores.nodes.get(&ObjectRef::new(&pair.node));

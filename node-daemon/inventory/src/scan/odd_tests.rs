@@ -39,6 +39,7 @@ fn status(facts: &HostFacts) -> GpuNodeStatus {
         facts,
         simulated: false,
         hypervisor: &HypervisorView::Silent("it was not asked".into()),
+        guest_network: &crate::status::GuestNetworkView::NotAsked,
         gpu_driver_version: None,
         vgpu_manager_version: None,
         unlicensed_vgpus: None,

@@ -28,7 +28,12 @@ impl Scanner {
 
     /// Functions that can only be virtual ones of the function at `own`, where it says how many are on and
     /// neither it nor they say which: the next ones with its ids that have none themselves.
-    fn look_like_functions_of(&self, own: PciAddress, folder: &str, all: &[PciAddress]) -> Vec<PciAddress> {
+    pub(super) fn look_like_functions_of(
+        &self,
+        own: PciAddress,
+        folder: &str,
+        all: &[PciAddress],
+    ) -> Vec<PciAddress> {
         let count = self.tree.line(&format!("{folder}/sriov_numvfs")).and_then(|line| line.parse().ok());
         let count: usize = count.filter(|count| *count <= 256).unwrap_or(0);
         if count == 0 {

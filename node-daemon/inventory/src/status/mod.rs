@@ -61,7 +61,10 @@ pub enum GuestNetworkView {
     /// The owner of the machine sees to it.
     External,
     /// The daemon's filter is there and whole.
-    Filtered,
+    Filtered {
+        /// Desktops (`namespace/name`) whose guests it does not see, because they run since before it.
+        except: Vec<String>,
+    },
     /// It is not; cause and remedy.
     Unfiltered(String),
 }

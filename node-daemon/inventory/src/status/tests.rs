@@ -67,7 +67,7 @@ fn findings<'a>(
         facts,
         simulated: false,
         hypervisor: NOT_ASKED,
-        guest_network: &GuestNetworkView::Filtered,
+        guest_network: &GuestNetworkView::NotAsked,
         gpu_driver_version: None,
         vgpu_manager_version: None,
         unlicensed_vgpus: None,

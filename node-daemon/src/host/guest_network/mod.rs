@@ -154,7 +154,9 @@ impl GuestNetwork {
     pub fn is_enforced(&self) -> bool {
         match *self.view.borrow() {
             GuestNetworkView::NoGuests | GuestNetworkView::External => false,
-            GuestNetworkView::NotAsked | GuestNetworkView::Filtered | GuestNetworkView::Unfiltered(_) => true,
+            GuestNetworkView::NotAsked
+            | GuestNetworkView::Filtered { .. }
+            | GuestNetworkView::Unfiltered(_) => true,
         }
     }
 
@@ -181,7 +183,7 @@ impl GuestNetwork {
         let outcome = self.put_where_missing(&mut standing).await;
         standing.seen = Some((began, outcome.clone()));
         let view = match &outcome {
-            Ok(()) => GuestNetworkView::Filtered,
+            Ok(()) => GuestNetworkView::Filtered { except: vec![] },
             Err(error) => GuestNetworkView::Unfiltered(error.to_string()),
         };
         self.view.send_if_modified(|said| {

@@ -122,7 +122,10 @@ async fn a_role_that_somebody_deleted_or_changed_is_made_anew() {
     while rig.access.try_recv().is_ok() {}
     seen(&mut rig, Kind::Role, None);
     let context = rig.beside();
+    // Noted first, and looked at once everything that the watches had to say is noted.
+    rig.tend().await;
     let event = rig.access.try_recv().unwrap();
+    assert_eq!(event, Event::Desktops(pair()));
     let (sender, events) = futures::channel::mpsc::unbounded();
     sender.unbounded_send(event).unwrap();
     drop(sender);

@@ -69,7 +69,15 @@ pub(super) fn guest_network(findings: &Findings<'_>) -> Say {
         GuestNetworkView::External => Say::not_needed(
             "--guest-network-filter external is set: the owner of this host keeps guests off it",
         ),
-        GuestNetworkView::Filtered => Say::expected(),
+        GuestNetworkView::Filtered { except } if except.is_empty() => Say::expected(),
+        GuestNetworkView::Filtered { except } => Say::no(
+            Reason::GuestNetworkUnfiltered,
+            format!(
+                "these desktops run since before guests were kept off the host, and are from their next start, so \
+                 restart them: {}",
+                message::listed(except)
+            ),
+        ),
         GuestNetworkView::Unfiltered(why) => Say::no(
             Reason::GuestNetworkUnfiltered,
             format!("desktops with user networks do not start: {}", message::clip(why.trim(), 460)),

@@ -141,7 +141,7 @@ fn world() -> World {
             acceleration: Acceleration::Kvm,
             why_not_kvm: None,
         },
-        guest_network: GuestNetworkView::Filtered,
+        guest_network: GuestNetworkView::Filtered { except: vec![] },
         gpu_driver_version: Some("570.133.10".into()),
         vgpu_manager_version: Some("570.133.10".into()),
         unlicensed_vgpus: Some(0),

@@ -170,6 +170,12 @@ fn guest_network_filtered_gives_the_cause_and_who_else_may_see_to_it() {
                 &["do not start", "no nft; install it"],
             ),
             (
+                |world| world.guest_network = GuestNetworkView::Filtered { except: vec!["lab/old".into()] },
+                false,
+                Reason::GuestNetworkUnfiltered,
+                &["lab/old", "restart"],
+            ),
+            (
                 |world| world.guest_network = GuestNetworkView::External,
                 true,
                 Reason::NotNeeded,
