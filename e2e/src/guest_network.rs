@@ -43,8 +43,8 @@ print('ready', flush=True); sys.stdin.read()
 const TRY: &str = r"
 import concurrent.futures, json, os, socket, subprocess, sys
 nic = [name for name in os.listdir('/sys/class/net') if name != 'lo'][0]
-for command in (f'addr add fec0::77/64 dev {nic} nodad', f'route replace default via fec0::2 dev {nic}'):
-    subprocess.run(['ip', '-6'] + command.split())
+for command in (f'link set {nic} up', f'-6 addr replace fec0::77/64 dev {nic} nodad', f'-6 route replace default via fec0::2 dev {nic}'):
+    subprocess.run(['ip'] + command.split())
 def hears(address):
     host, port = address.rsplit(' ', 1)
     family = socket.AF_INET6 if ':' in host else socket.AF_INET

@@ -36,6 +36,9 @@ use tokio::net::TcpStream;
 
 const SOON: Duration = Duration::from_secs(90);
 
+/// Held by each trial: some start the daemon again, and some crowd its relay.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 fn main() -> ExitCode {
     Suite::<RealHost>::new("view")
         .trial("a_screen_stands_on_no_port_and_is_seen_and_used_by_the_plugin", seen)
@@ -50,6 +53,14 @@ fn main() -> ExitCode {
 async fn run_tiny(objects: &Objects, name: &str) -> Result<Desktop> {
     objects.desktop(name, "templateRef: {name: tiny}").await?;
     objects.is(name, ConditionType::Ready, true, SOON).await
+}
+
+/// Waits until the guest has drawn its test card.
+async fn drawn(host: &RealHost, objects: &Objects, name: &str) -> Result<()> {
+    let domain = domain_name(objects.namespace(), name);
+    let screen = Screen::settled(host.libvirt(), &domain, SOON).await?;
+    ensure!(screen.painted() > 500, "nothing stands on the screen of {domain}");
+    Ok(())
 }
 
 fn plugin(kubeconfig: &Path, arguments: &[&str]) -> Result<Command> {
@@ -119,6 +130,7 @@ fn listening(pid: u32) -> Result<Vec<String>> {
 }
 
 async fn seen(host: Arc<RealHost>) -> Result<()> {
+    let _alone = ALONE.lock().await;
     let objects = host.objects("seen").await?;
     objects.template("tiny", TINY).await?;
     let desktop = run_tiny(&objects, "one").await?;
@@ -134,6 +146,7 @@ async fn seen(host: Arc<RealHost>) -> Result<()> {
     let words = condition(&desktop, ConditionType::Running).context("Running is there")?.message.clone();
     ensure!(words.is_empty(), "nothing is said of an open port: {words}");
 
+    drawn(&host, &objects, "one").await?;
     let before = picture(&host, objects.namespace(), "one").await?;
     ensure!(before.painted() > 500, "the test card stands on the screen");
     let kubeconfig = host.cluster().control_plane().kubeconfig().to_owned();
@@ -202,6 +215,7 @@ fn refused<T>(outcome: Result<T, ViewError>, reason: Refusal) -> Result<()> {
 }
 
 async fn tickets(host: Arc<RealHost>) -> Result<()> {
+    let _alone = ALONE.lock().await;
     let objects = host.objects("tickets").await?;
     objects.template("tiny", TINY).await?;
     run_tiny(&objects, "one").await?;
@@ -276,9 +290,11 @@ async fn user(host: &RealHost, namespace: &str, name: &str, role: &str) -> Resul
 }
 
 async fn rights(host: Arc<RealHost>) -> Result<()> {
+    let _alone = ALONE.lock().await;
     let objects = host.objects("rights").await?;
     objects.template("tiny", TINY).await?;
     run_tiny(&objects, "one").await?;
+    drawn(&host, &objects, "one").await?;
     let file = tempfile::NamedTempFile::new()?;
     let path = file.path().to_str().context("a path that is text")?;
     let arguments = ["view", "one", "-n", objects.namespace(), "--screenshot", path];
@@ -313,9 +329,11 @@ async fn rights(host: Arc<RealHost>) -> Result<()> {
 }
 
 async fn strangers(host: Arc<RealHost>) -> Result<()> {
+    let _alone = ALONE.lock().await;
     let objects = host.objects("strangers").await?;
     objects.template("tiny", TINY).await?;
     run_tiny(&objects, "one").await?;
+    drawn(&host, &objects, "one").await?;
     let one = target_of(&objects, "one").await?;
     let mut idle = vec![];
     for _ in 0..200 {
@@ -349,6 +367,7 @@ async fn strangers(host: Arc<RealHost>) -> Result<()> {
 }
 
 async fn reasons(host: Arc<RealHost>) -> Result<()> {
+    let _alone = ALONE.lock().await;
     let objects = host.objects("reasons").await?;
     objects.template("tiny", TINY).await?;
     objects.template("blind", &format!("{TINY}consoles: {{}}\n")).await?;
@@ -379,6 +398,7 @@ async fn reasons(host: Arc<RealHost>) -> Result<()> {
 }
 
 async fn older(host: Arc<RealHost>) -> Result<()> {
+    let _alone = ALONE.lock().await;
     let objects = host.objects("older").await?;
     objects.template("tiny", TINY).await?;
     let desktop = run_tiny(&objects, "one").await?;
@@ -408,6 +428,7 @@ async fn older(host: Arc<RealHost>) -> Result<()> {
     let words = condition(&shown, ConditionType::Running).context("Running is there")?.message.clone();
     ensure!(words.contains("open to everybody") && words.contains("the next start ends that"), "{words}");
     ensure!(pids() == running, "it runs on as it is");
+    drawn(&host, &objects, "one").await?;
     ensure!(
         picture(&host, objects.namespace(), "one").await?.painted() > 500,
         "it is seen as the others are"

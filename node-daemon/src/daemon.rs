@@ -26,7 +26,7 @@ use crate::{
         changes::Changes,
         folder::{DesktopFolders, boot_id},
         guest_network::GuestNetwork,
-        hardware::{HardwareView, hardware},
+        hardware::{HardwareSeen, HardwareView, hardware},
         hypervisor::{Hypervisor, HypervisorEvent},
         images::ImageStore,
         kvm_probe::{Kvm, probe},
@@ -111,7 +111,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
         guest_network: Arc::clone(&guest_network),
         changed: Arc::clone(&changed),
         changes: Arc::clone(&changes),
-        seen,
+        seen: seen.clone(),
         hook: options.look.hook.as_deref().map(|file| options.look.hook_at(file, &options.node_name)),
         metrics: metrics.clone(),
     };
@@ -127,13 +127,14 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
         state_dir: &state_dir,
         boot,
         source,
+        seen,
         hardware,
         guest_network,
         secrets,
         sender,
         heard,
     };
-    let desktops = run.run(client, metrics, changed, stop.clone());
+    let desktops = Box::pin(run.run(client, metrics, changed, stop.clone()));
     tokio::select! {
         result = desktops => result?,
         // Whatever ends here is a fault: together they are the daemon.
@@ -153,6 +154,7 @@ struct Desks<'a> {
     state_dir: &'a Path,
     boot: String,
     source: HostSource,
+    seen: HardwareSeen,
     hardware: HardwareView,
     guest_network: Arc<GuestNetwork>,
     secrets: Secrets,
@@ -175,6 +177,7 @@ impl Desks<'_> {
             state_dir,
             boot,
             source,
+            seen,
             mut hardware,
             guest_network,
             secrets,
@@ -182,10 +185,12 @@ impl Desks<'_> {
             heard,
         } = self;
         let ready = async {
-            let connected = connect(options, state_dir, &sender, &metrics).await;
-            // The first look, which nothing is decided without.
-            hardware.changed().await;
-            connected
+            let connected = connect(options, state_dir, &sender, &metrics).await?;
+            // Nothing is decided without a first look, which a hook or the API server may delay elsewhere.
+            let looking = source.clone();
+            let facts = tokio::task::spawn_blocking(move || looking.facts()).await;
+            seen.set(&facts.context("looking at the host")?);
+            anyhow::Ok(connected)
         };
         let (hypervisor, kind) = tokio::select! {
             ready = ready => ready?,

@@ -21,7 +21,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-/// What is written is OpenMetrics, and Prometheus reads it as such only when that is said.
+/// What is written is `OpenMetrics`, and Prometheus reads it as such only when that is said.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Figures about this daemon. Cheap to clone.

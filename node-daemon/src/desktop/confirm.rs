@@ -35,17 +35,12 @@ impl Desktops {
     }
 }
 
-/// What an allocation gives, without how that was decided.
-fn held(allocation: &Allocation) -> Allocation {
-    Allocation { decision: None, ..allocation.clone() }
-}
-
 /// In what the Desktop is not the one that was worked on.
 fn differs(round: &Round<'_>, live: &Desktop) -> Option<&'static str> {
     if live.metadata.uid != round.desktop.metadata.uid {
         return Some("the Desktop of this name is another one now");
     }
-    if desired::allocation(live).map(held) != round.allocation.map(held) {
+    if desired::allocation(live).map(Allocation::held) != round.allocation.map(Allocation::held) {
         return Some("its allocation has changed meanwhile");
     }
     (desired::wanted(live) != Wanted::Run).then_some("it shall not run any more")

@@ -22,17 +22,18 @@ pub const MAX_RESTARTED_AT: usize = 128;
 
 /// What `desktop` asks of the node of its allocation.
 ///
-/// A restart is asked for by the annotation: the machine is stopped, the operator sees it and decides
-/// anew with the annotation's value, and then the machine is started.
+/// A restart is asked for by the annotation: once the operator has checked that the desktop can be started
+/// again (`stopFor`), the machine is stopped, the operator sees it and decides anew with the annotation's
+/// value, and then the machine is started.
 pub fn wanted(desktop: &Desktop) -> Wanted {
     if desktop.metadata.deletion_timestamp.is_some() {
         return Wanted::Remove;
     }
-    let Some(allocation) = allocation(desktop).filter(|allocation| allocation.compute.is_some()) else {
+    if allocation(desktop).is_none_or(|allocation| allocation.compute.is_none()) {
         return Wanted::Stop;
-    };
+    }
     match desktop.spec.power_state {
-        PowerState::Running if restart_asked(desktop) == allocation.restarted_at.as_deref() => Wanted::Run,
+        PowerState::Running if !is_restart(desktop) => Wanted::Run,
         PowerState::Running | PowerState::Stopped => Wanted::Stop,
         PowerState::Suspended => Wanted::Leave,
     }
@@ -45,19 +46,24 @@ pub fn allocation(desktop: &Desktop) -> Option<&Allocation> {
 
 /// Whether the machine is to be stopped only to be started again.
 pub fn is_restart(desktop: &Desktop) -> bool {
-    let allocation = allocation(desktop).filter(|allocation| allocation.compute.is_some());
+    let asked = restart_asked(desktop);
+    let due = |allocation: &Allocation| {
+        allocation.compute.is_some()
+            && asked.is_some()
+            && asked == allocation.stop_for.as_deref()
+            && asked != allocation.restarted_at.as_deref()
+    };
     desktop.metadata.deletion_timestamp.is_none()
         && desktop.spec.power_state == PowerState::Running
-        && allocation.is_some_and(|allocation| restart_asked(desktop) != allocation.restarted_at.as_deref())
+        && allocation(desktop).is_some_and(due)
 }
 
 /// Whether the end of the last run is still what is to be said: the desktop shall run, with its place or
-/// parked, and nobody has asked for another run.
+/// parked, and no other run was begun by a restart.
 pub fn end_counts(desktop: &Desktop) -> bool {
-    let restarted_at = allocation(desktop).map(|allocation| allocation.restarted_at.as_deref());
     desktop.metadata.deletion_timestamp.is_none()
         && desktop.spec.power_state == PowerState::Running
-        && restarted_at == Some(restart_asked(desktop))
+        && !is_restart(desktop)
 }
 
 /// The value of the restart annotation.

@@ -54,6 +54,7 @@ async fn a_restart_that_could_not_succeed_is_not_begun() {
         let mut asked = running.clone();
         let annotation = (gpudesk_crds::RESTARTED_AT_ANNOTATION.to_owned(), value.to_owned());
         asked.metadata.annotations = Some([annotation].into());
+        asked.status.as_mut().unwrap().allocation.as_mut().unwrap().stop_for = Some(value.into());
         asked
     };
     let broken = |from: &str, to: &str| Some(template(&OFFICE.replace(from, to)));
@@ -76,6 +77,12 @@ async fn a_restart_that_could_not_succeed_is_not_begun() {
         assert_eq!(reason(&status, "Ready"), ("True", why));
         assert_eq!(desktops.node.hypervisor.get(uid).await.unwrap().state, DomainState::Running, "{why}");
     }
+    // Nor is one that the operator has not checked.
+    let mut unchecked = asked("now");
+    unchecked.status.as_mut().unwrap().allocation.as_mut().unwrap().stop_for = Some("earlier".into());
+    desktops.round(&unchecked, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
+    assert_eq!(desktops.node.hypervisor.get(uid).await.unwrap().state, DomainState::Running);
     desktops.round(&asked("now"), Some(template(OFFICE))).await.unwrap();
     assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("False", "Stopped"));
 }

@@ -289,6 +289,7 @@ async fn a_restart_by_annotation_stops_and_waits_for_the_operator() {
     let mut asked = seen(&desktop, &written.recv().await.unwrap());
     let annotation = (gpudesk_crds::RESTARTED_AT_ANNOTATION.to_owned(), "now".to_owned());
     asked.metadata.annotations = Some([annotation].into());
+    asked.status.as_mut().unwrap().allocation.as_mut().unwrap().stop_for = Some("now".into());
     desktops.round(&asked, Some(template(OFFICE))).await.unwrap();
     let status = written.recv().await.unwrap();
     assert_eq!(reason(&status, "Running"), ("False", "Stopped"));

@@ -11,14 +11,15 @@ use tokio::sync::watch;
 pub struct Hardware {
     /// Its cards.
     pub cards: Vec<Device>,
-    /// Its online CPUs.
+    /// Its online CPUs that desktops without CPUs of their own may run on: all but the isolated ones.
     pub cpus: CpuSet,
 }
 
 impl From<&HostFacts> for Hardware {
     fn from(facts: &HostFacts) -> Self {
         let cores = facts.numa_cells.iter().flat_map(|cell| &cell.cores);
-        Self { cards: facts.cards.clone(), cpus: cores.flat_map(CpuSet::iter).collect() }
+        let is_shared = |cpu: &u32| !facts.cpus.isolated.contains(*cpu);
+        Self { cards: facts.cards.clone(), cpus: cores.flat_map(CpuSet::iter).filter(is_shared).collect() }
     }
 }
 
@@ -26,8 +27,8 @@ impl From<&HostFacts> for Hardware {
 #[derive(Clone, Debug)]
 pub struct HardwareView(watch::Receiver<Arc<Hardware>>);
 
-/// Where each look at the host leaves what it saw.
-#[derive(Debug)]
+/// Where each look at the host leaves what it saw. Cheap to clone.
+#[derive(Clone, Debug)]
 pub struct HardwareSeen(watch::Sender<Arc<Hardware>>);
 
 /// A view and its source; empty before the first look.
@@ -85,5 +86,8 @@ mod tests {
         seen.set(&facts);
         waiting.changed().await;
         assert_eq!(view.now().cards.len(), 1);
+        facts.cpus.isolated = "1".parse().unwrap();
+        seen.set(&facts);
+        assert_eq!(view.now().cpus, "0".parse().unwrap(), "nobody floats on isolated CPUs");
     }
 }

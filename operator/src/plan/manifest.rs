@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_value_that_no_schema_can_judge_is_named_too() {
-        let node = "apiVersion: gpudesk.dev/v1alpha1\nkind: GpuNode\nmetadata: {name: n}\nspec: {}\nstatus: {devices: [{pciAddress: '41', vendorId: '10de', deviceId: '2bb5', product: x}]}\n";
+        let node = "apiVersion: gpudesk.dev/v1alpha1\nkind: GpuNode\nmetadata: {name: host}\nspec: {}\nstatus: {devices: [{pciAddress: '41', vendorId: '10de', deviceId: '2bb5', product: x}]}\n";
         let faults = read(node).faults;
         assert!(faults[0].contains("\"41\" is no PCI address: write "), "{faults:?}");
     }

@@ -54,7 +54,7 @@ impl Ticket {
             let content = ViewTicket::new(&target.uid, &target.relay.public_key, &ticket.secret, end);
             let text =
                 serde_json::to_string(&content).map_err(|error| ViewError::Failed(error.to_string()))?;
-            let written = ticket.apply(&json!({ VIEW_TICKET_ANNOTATION: text })).await;
+            let written = ticket.apply(Some(json!({ VIEW_TICKET_ANNOTATION: text }))).await;
             let written = written.map_err(|error| ViewError::patch(error, target))?;
             // The end is by the clock of the API server, whatever this computer's says.
             let own =
@@ -69,15 +69,20 @@ impl Ticket {
 
     /// Takes it away again. It ends by itself, so a failure is nobody's.
     pub async fn remove(self) {
-        let _ = self.apply(&json!({})).await;
+        let _ = self.apply(None).await;
     }
 
-    async fn apply(&self, annotations: &Value) -> Result<Desktop, kube::Error> {
+    /// Applies these annotations, or nothing at all: then no trace of the manager is left.
+    async fn apply(&self, annotations: Option<Value>) -> Result<Desktop, kube::Error> {
+        // The UID keeps it from being a Desktop that was made anew meanwhile.
+        let mut metadata = json!({ "name": self.name, "uid": self.uid });
+        if let Some(annotations) = annotations {
+            metadata["annotations"] = annotations;
+        }
         let apply = json!({
             "apiVersion": Desktop::api_version(&()),
             "kind": Desktop::kind(&()),
-            // The UID keeps it from being a Desktop that was made anew meanwhile.
-            "metadata": { "name": self.name, "uid": self.uid, "annotations": annotations },
+            "metadata": metadata,
         });
         let params = PatchParams::apply(&self.manager).force();
         self.desktops.patch(&self.name, &params, &Patch::Apply(&apply)).await

@@ -30,6 +30,7 @@ impl Scanner {
             }
         };
         let iommu_group = self.iommu_group(&function, address);
+        let message = message.or_else(|| supports::behind_a_controller(address));
         let message = message.or_else(|| match &iommu_group {
             Some(group) if !group.viable => Some(supports::not_viable(group)),
             Some(_) => None,

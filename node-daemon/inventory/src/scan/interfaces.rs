@@ -47,7 +47,10 @@ impl Scanner {
         if let Some(device) = vdpa.first() {
             return Some(format!("the host's {device} is on it"));
         }
-        (self.interfaces(address).is_empty()).then(|| {
+        // An InfiniBand function needs none.
+        let class = self.tree.line(&format!("{}/class", self.folder(address)));
+        let is_infiniband = class.is_some_and(|class| class.starts_with("0x0207"));
+        (!is_infiniband && self.interfaces(address).is_empty()).then(|| {
             format!(
                 "its driver {driver} shows no interface here, so a container or a program may have it: bind the \
                  function to vfio-pci to give it away"

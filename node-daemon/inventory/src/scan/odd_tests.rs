@@ -112,6 +112,13 @@ fn a_cache_without_cpus_is_none() {
     let facts = with_cpus(&empty);
     assert!(facts.numa_cells[0].caches.is_empty());
     assert_eq!(status::faults(&status(&facts)), [""; 0]);
+    let below = [
+        ("sys/devices/system/cpu/cpu0/cache/index1/level", "2\n"),
+        ("sys/devices/system/cpu/cpu0/cache/index1/shared_cpu_map", "00000001\n"),
+    ];
+    let facts = with_cpus(&empty.into_iter().chain(below).collect::<Vec<_>>());
+    let caches: Vec<i32> = facts.numa_cells[0].caches.iter().map(|cache| cache.level).collect();
+    assert_eq!(caches, [2], "the highest of which it is told who shares it");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use gpudesk_crds::{
     gpu_node_status::{Device, IommuGroup, ModeSupport, Sriov},
-    types::ShareMode,
+    types::{PciAddress, ShareMode},
 };
 
 /// Judges each mode from everything that is known of the card.
@@ -24,10 +24,10 @@ pub fn judge(card: &Device, iommu_groups: Option<usize>) -> Vec<ModeSupport> {
 }
 
 fn passthrough(card: &Device, iommu_groups: Option<usize>) -> Option<String> {
+    if card.iommu_group.is_none() && iommu_groups == Some(0) && !card.boot_vga {
+        return Some("the kernel shows no IOMMU groups: see the condition IommuEnabled".into());
+    }
     obstacle(card).or_else(|| match &card.iommu_group {
-        None if iommu_groups == Some(0) => {
-            Some("the kernel shows no IOMMU groups: see the condition IommuEnabled".into())
-        }
         None => Some("the IOMMU group of the card is not known".into()),
         Some(_) if card.reset_methods.is_empty() => {
             Some("the card has no reset method, so it cannot be cleaned between users".into())
@@ -41,6 +41,9 @@ fn passthrough(card: &Device, iommu_groups: Option<usize>) -> Option<String> {
 pub fn obstacle(card: &Device) -> Option<String> {
     if card.boot_vga {
         return Some("the host shows its own screen on this card: give the host another one".into());
+    }
+    if let Some(why) = behind_a_controller(card.pci_address) {
+        return Some(why);
     }
     if let Some(group) = card.iommu_group.as_ref().filter(|group| !group.viable) {
         return Some(not_viable(group));
@@ -71,6 +74,20 @@ pub fn functions_on(sriov: Option<Sriov>, shown: usize) -> Option<String> {
     (on > 0).then(|| {
         let functions = if on == 1 { "1 virtual function of it is" } else { &format!("{on} virtual functions of it are") };
         format!("{functions} switched on: it can be given whole once no machine uses them and they are switched off")
+    })
+}
+
+/// Why what has an address in a domain of more than sixteen bits cannot be given away: such domains are
+/// made by Intel's VMD, whose requests all come from the controller itself.
+///
+/// Source: the kernel's `drivers/pci/controller/vmd.c`.
+pub fn behind_a_controller(address: PciAddress) -> Option<String> {
+    (address.domain > 0xffff).then(|| {
+        format!(
+            "it is behind a controller that makes PCI domain {:x} (Intel VMD), and cannot be given away alone: \
+             switch VMD off in the firmware",
+            address.domain
+        )
     })
 }
 

@@ -218,7 +218,7 @@ fn a_card_of_which_the_cell_is_not_known_is_not_called_far_away() {
     let two = [cell(0, 8, 65536, 0), cell(1, 8, 65536, 0)];
     let memory_alone = [cell(0, 8, 65536, 0), json!({"id": 1, "memoryMiB": 1024})];
     for object in [unknown(None, &two), unknown(Some(1), &two[..1]), unknown(Some(2), &two)] {
-        let why = decide(&mut snapshot(&[object.clone()]), &asked).unwrap_err();
+        let why = decide(&mut snapshot(std::slice::from_ref(&object)), &asked).unwrap_err();
         assert_eq!(why.reason, Reason::Unschedulable);
         assert!(why.message.contains("the cell of the card is not known"), "{}", why.message);
         assert!(decide(&mut snapshot(&[object]), &request("b", vec![Share::Passthrough])).is_ok());
@@ -252,7 +252,7 @@ fn memory_is_bound_to_cells_that_are_no_devices() {
         let mut asked = request("a", vec![]);
         demand(&mut asked).numa = numa;
         demand(&mut asked).memory.mib = mib;
-        let compute = decide(&mut snapshot(&[superchip.clone()]), &asked).unwrap().compute;
+        let compute = decide(&mut snapshot(std::slice::from_ref(&superchip)), &asked).unwrap().compute;
         (compute.numa_cells, compute.numa_strict)
     };
     assert_eq!(given(NumaPolicy::None, 4096), (vec![0, 1], true));

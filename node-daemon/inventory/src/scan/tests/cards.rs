@@ -100,8 +100,10 @@ fn a_card_in_a_domain_of_five_digits_is_read_like_any_other() {
     let host = host();
     let real = "sys/devices/pci0000:00/0000:00:0e.0/pci10000:e0/10000:e0:06.0/10000:e1:00.0";
     function(host.path(), real, 70, "nvidia");
-    let facts = scanner(host.path()).read();
+    let mut facts = scanner(host.path()).read();
+    judge_modes(&mut facts);
     let card = facts.cards.iter().find(|card| card.pci_address == address("10000:e1:00.0")).unwrap();
+    assert!(card.supports[0].reason.as_ref().unwrap().contains("behind a controller"), "{card:?}");
     assert_eq!(card.pci_address.to_string(), "10000:e1:00.0");
     assert_eq!(card.iommu_group.as_ref().unwrap().id, 70);
     assert_eq!(card.pcie_path.last(), Some(&address("10000:e0:06.0")));

@@ -38,10 +38,11 @@ pub(super) fn enabled(findings: &Findings<'_>, managed: &[&Device]) -> Say {
             } else {
                 ""
             };
-            fixes.push(format!(
-                "run /usr/lib/nvidia/sriov-manage -e for {}{place}",
-                message::listed(&addresses)
-            ));
+            let which = match addresses.as_slice() {
+                [one] => one.clone(),
+                several => format!("for each of {}", message::listed(several)),
+            };
+            fixes.push(format!("run /usr/lib/nvidia/sriov-manage -e {which}{place}"));
         }
         fixes.extend(others.iter().take(2).map(|card| {
             let total = card.sriov.unwrap_or_default().total_vfs;

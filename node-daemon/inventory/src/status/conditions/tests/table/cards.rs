@@ -79,7 +79,7 @@ fn a_consumer_card_beside_a_card_that_is_divided_needs_no_virtual_functions() {
         card.sriov = Some(Sriov { total_vfs: 32, num_vfs: 0 });
     }
     let message = said(&world).message;
-    assert!(message.contains("sriov-manage -e for 0000:01:00.0, 0000:41:00.0"), "{message}");
+    assert!(message.contains("sriov-manage -e for each of 0000:01:00.0, 0000:41:00.0"), "{message}");
 }
 
 fn card_of(world: &mut World, vendor: &str, driver: &str, num_vfs: i32) {
