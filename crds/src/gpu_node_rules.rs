@@ -46,6 +46,7 @@ impl GpuNodeSpec {
     ///
     /// A rule that keeps a card by its UUID or serial number holds also while the card does not tell it,
     /// as without its driver: then it counts for each card that may be the one.
+    #[expect(clippy::needless_pass_by_value, reason = "an iterator is given as it was made")]
     pub fn rule_for<'a>(
         &self,
         card: &Device,

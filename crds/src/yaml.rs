@@ -3,7 +3,7 @@
 //! In YAML 1.2, which we read and write, `n` is a text and so is `0000:41:00.0`. In YAML 1.1 the one is
 //! "no" and the other a number of base 60 (<https://yaml.org/type/bool.html>,
 //! <https://yaml.org/type/float.html>). kubectl reads booleans and whole numbers as YAML 1.1 does, and
-//! PyYAML (and so Ansible) all of it. So what would be misread is told where we read it, and quoted where
+//! `PyYAML` (and so Ansible) all of it. So what would be misread is told where we read it, and quoted where
 //! we write it.
 
 use std::fmt;
@@ -202,9 +202,9 @@ fn path(levels: &[Level]) -> String {
     for level in levels {
         match level {
             Level::Mapping { key: Some(key) } if path.is_empty() => path.clone_from(key),
-            Level::Mapping { key: Some(key) } => path += &format!(".{key}"),
+            Level::Mapping { key: Some(key) } => path.extend([".", key]),
             Level::Mapping { key: None } => {}
-            Level::Sequence { next } => path += &format!("[{next}]"),
+            Level::Sequence { next } => path.extend(["[", &next.to_string(), "]"]),
         }
     }
     path

@@ -419,7 +419,8 @@ async fn older(host: Arc<RealHost>) -> Result<()> {
         let consoles = desktop.status.as_ref().map(|status| status.consoles.clone()).unwrap_or_default();
         consoles.first().and_then(|console| console.address.clone())
     };
-    let pids = || host.libvirt().guests().into_iter().map(|guest| guest.pid()).collect::<Vec<_>>();
+    let pids =
+        || host.libvirt().guests().into_iter().map(gpudesk_e2e::processes::Identity::pid).collect::<Vec<_>>();
     let running = pids();
     host.restart_daemon(None).await?;
     let shown =

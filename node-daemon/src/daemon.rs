@@ -99,7 +99,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     });
     let silent = HypervisorView::Silent("not connected yet".into());
     let (sender, hypervisor) = watch::channel::<HypervisorState>((silent, None));
-    let changed = Arc::new(Notify::new());
+    let done = Arc::new(Notify::new());
     let changes = Arc::new(Changes::default());
     let (seen, hardware) = hardware();
     let guest_network = Arc::new(GuestNetwork::new(options.guest_network.clone(), libvirt_uri(&options)));
@@ -109,7 +109,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
         client: client.clone(),
         hypervisor,
         guest_network: Arc::clone(&guest_network),
-        changed: Arc::clone(&changed),
+        changed: Arc::clone(&done),
         changes: Arc::clone(&changes),
         seen: seen.clone(),
         hook: options.look.hook.as_deref().map(|file| options.look.hook_at(file, &options.node_name)),
@@ -134,7 +134,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
         sender,
         heard,
     };
-    let desktops = Box::pin(run.run(client, metrics, changed, stop.clone()));
+    let desktops = Box::pin(run.run(client, metrics, done, stop.clone()));
     tokio::select! {
         result = desktops => result?,
         // Whatever ends here is a fault: together they are the daemon.

@@ -231,7 +231,7 @@ pub(crate) async fn heard(cluster: Arc<Cluster>) -> Result<()> {
         json!({"conditions": [condition("DaemonHeard", "b")], "host": {"simulated": false}}),
         json!({"conditions": [condition("DaemonHeard", "b")], "missing": ["all"]}),
     ] {
-        operator.may_not(&says_dry(&status, parts), words).await?;
+        operator.may_not(&says_dry(&status, &parts), words).await?;
     }
     operator.may_not(&merge(&status, json!({"status": {"conditions": []}})), words).await?;
     operator.may_not(&merge(&status, json!({"status": null})), words).await?;
@@ -240,13 +240,13 @@ pub(crate) async fn heard(cluster: Arc<Cluster>) -> Result<()> {
     }
     let words = "may not write the condition DaemonHeard of a GpuNode";
     daemon
-        .may_not(&says_dry(&status, json!({"conditions": [condition("DaemonHeard", "by me")]})), words)
+        .may_not(&says_dry(&status, &json!({"conditions": [condition("DaemonHeard", "by me")]})), words)
         .await?;
     let without = json!({"status": {"conditions": [condition("Ready", "b"), condition("KvmUsable", "")]}});
     daemon.may_not(&merge(&status, without), words).await
 }
 
 /// Applies, with force, under a name that nobody has yet.
-fn says_dry(status: &str, parts: Value) -> Ask {
+fn says_dry(status: &str, parts: &Value) -> Ask {
     apply(status, object("GpuNode", "heard-a", json!({"status": parts})))
 }

@@ -71,10 +71,9 @@ pub fn decide(wanted: Wanted, observed: &Observed, rules: &Rules<'_>, now: Times
         Wanted::Run if active => Action::Nothing(None),
         Wanted::Run => bring_up(observed, rules, now),
         Wanted::Stop | Wanted::Remove | Wanted::Withdraw if active => bring_down(observed, rules, now),
-        Wanted::Stop if holds(observed) => Action::Release,
+        Wanted::Stop | Wanted::Withdraw if holds(observed) => Action::Release,
         Wanted::Stop if observed.record.is_some() && !stays(observed, rules) => Action::Release,
         Wanted::Remove if holds(observed) || observed.folder => Action::Release,
-        Wanted::Withdraw if holds(observed) => Action::Release,
         Wanted::Leave | Wanted::Stop | Wanted::Remove | Wanted::Withdraw => Action::Nothing(None),
     }
 }

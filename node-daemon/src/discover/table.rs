@@ -16,7 +16,7 @@ pub(super) fn print(status: &GpuNodeStatus) -> String {
     text += &if status.devices.is_empty() { "No cards.\n\n".into() } else { part(&cards(status)) };
     let refused = refusals(&status.devices);
     if !refused.is_empty() {
-        text += &format!("{refused}\n");
+        text.extend([refused.as_str(), "\n"]);
     }
     if !status.host_devices.is_empty() {
         text += &part(&host_devices(status));
@@ -160,5 +160,5 @@ fn refusals(cards: &[Device]) -> String {
             say(card, format!(": {why}"));
         }
     }
-    lines.iter().map(|(what, addresses)| format!("{}{what}\n", addresses.join(", "))).collect()
+    lines.iter().flat_map(|(what, addresses)| [addresses.join(", "), what.clone(), "\n".into()]).collect()
 }

@@ -85,7 +85,7 @@ impl LiveDomain {
                 self.serial_terminal = attribute("path");
             }
             ["domain", "devices", "interface"] => {
-                self.has_user_network |= last.attribute("type") == Some("user")
+                self.has_user_network |= last.attribute("type") == Some("user");
             }
             _ => {}
         }

@@ -126,9 +126,8 @@ impl Door {
         };
         let uid: Uuid = request.desktop_uid.parse().map_err(|_| no_ticket())?;
         let domain = self.hypervisor.get(uid).await.map_err(failed)?;
-        let ours = match domain.metadata.as_deref().map(metadata::parse) {
-            Some(Ok(Some(ours))) => ours,
-            _ => return Err(not_running()),
+        let Some(Ok(Some(ours))) = domain.metadata.as_deref().map(metadata::parse) else {
+            return Err(not_running());
         };
         let is_its_own =
             ours.desktop_uid == uid && ours.namespace == request.namespace && ours.name == request.name;

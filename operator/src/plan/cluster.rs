@@ -32,7 +32,7 @@ pub struct Connection {
     /// `default`.
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
-    /// Where the operator is. Without effect: whether node daemons live is read from their GpuNodes.
+    /// Where the operator is. Without effect: whether node daemons live is read from their `GpuNode`s.
     #[arg(long, value_name = "NAMESPACE", default_value = DEFAULT_SYSTEM_NAMESPACE, hide = true)]
     pub system_namespace: String,
 }

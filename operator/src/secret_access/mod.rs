@@ -82,7 +82,7 @@ impl AccessError {
 pub enum Event {
     /// What the desktops of a pair name may be something else than before.
     Desktops(Pair),
-    /// A Role or RoleBinding of ours has this version now, or is gone.
+    /// A Role or `RoleBinding` of ours has this version now, or is gone.
     Object(Pair, Kind, Option<String>),
 }
 
@@ -99,7 +99,7 @@ impl Event {
 pub enum Kind {
     /// The Role.
     Role,
-    /// The RoleBinding.
+    /// The `RoleBinding`.
     RoleBinding,
 }
 
@@ -110,7 +110,7 @@ struct Granted {
     names: Option<BTreeSet<String>>,
     /// Version of the Role, where there is one of ours.
     role: Option<String>,
-    /// Version of the RoleBinding, where there is one of ours.
+    /// Version of the `RoleBinding`, where there is one of ours.
     binding: Option<String>,
     /// Somebody is about to try again.
     retrying: bool,
@@ -170,7 +170,7 @@ impl SecretAccess {
         let mut granted = shared.lock().await;
         let result = self.bring(pair, owner, wanted(), &mut granted).await;
         drop(granted);
-        self.forget_nothing(pair, shared);
+        self.forget_nothing(pair, &shared);
         result
     }
 
@@ -233,11 +233,11 @@ impl SecretAccess {
     }
 
     /// Of a pair that has nothing, nothing is remembered.
-    fn forget_nothing(&self, pair: &Pair, shared: Shared) {
+    fn forget_nothing(&self, pair: &Pair, shared: &Shared) {
         let mut pairs = self.pairs();
         let nothing = shared.try_lock().is_ok_and(|granted| granted.is_nothing());
         // The map's and ours: nobody else is about to use it.
-        if nothing && Arc::strong_count(&shared) == 2 {
+        if nothing && Arc::strong_count(shared) == 2 {
             pairs.remove(pair);
         }
     }

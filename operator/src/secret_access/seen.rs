@@ -1,4 +1,4 @@
-//! What the watches show of our Roles, RoleBindings and service accounts. Their metadata alone: what is
+//! What the watches show of our Roles, `RoleBindings` and service accounts. Their metadata alone: what is
 //! in them is known from what was written, and another version says that somebody else wrote.
 
 use std::{collections::BTreeSet, fmt::Debug, sync::Arc};

@@ -32,7 +32,7 @@ async fn look(access: &Arc<SecretAccess>, world: &World, backoff: &Arc<Backoff<P
         Event::Desktops(_) => {}
         Event::Object(_, kind, version) if *granted.version(kind) == version => {
             drop(granted);
-            return access.forget_nothing(&pair, shared);
+            return access.forget_nothing(&pair, &shared);
         }
         // Looked at once what else the watches have to say of the pair is known.
         Event::Object(_, kind, version) => {
@@ -62,5 +62,5 @@ async fn look(access: &Arc<SecretAccess>, world: &World, backoff: &Arc<Backoff<P
         }
     }
     drop(granted);
-    access.forget_nothing(&pair, shared);
+    access.forget_nothing(&pair, &shared);
 }

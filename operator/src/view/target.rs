@@ -84,8 +84,7 @@ mod tests {
 
     use super::*;
 
-    fn desktop(spec: Value, status: Value) -> Desktop {
-        let mut spec = spec;
+    fn desktop(mut spec: Value, status: &Value) -> Desktop {
         spec["templateRef"] = json!({"name": "office"});
         serde_json::from_value(json!({
             "apiVersion": "gpudesk.dev/v1alpha1", "kind": "Desktop",
@@ -95,17 +94,17 @@ mod tests {
         .unwrap()
     }
 
-    fn running(acceleration: &str, consoles: Value) -> Desktop {
+    fn running(acceleration: &str, consoles: &Value) -> Desktop {
         let allocation = json!({"node": "gpu-1", "desktopGeneration": 1, "templateGeneration": 1,
             "decidedAt": "2026-01-05T08:00:00Z"});
         let domain = json!({"name": "school.anna", "acceleration": acceleration});
-        desktop(json!({}), json!({"allocation": allocation, "domain": domain, "consoles": consoles}))
+        desktop(json!({}), &json!({"allocation": allocation, "domain": domain, "consoles": consoles}))
     }
 
     #[test]
     fn a_machine_that_runs_has_its_screen_at_the_relay_of_its_node() {
         let relay = json!({"address": "192.0.2.7:8443", "publicKey": "key"});
-        let target = of(&running("Kvm", json!([{"type": "VNC", "relay": relay}]))).unwrap();
+        let target = of(&running("Kvm", &json!([{"type": "VNC", "relay": relay}]))).unwrap();
         assert_eq!((target.uid.as_str(), target.node.as_str()), ("u-1", "gpu-1"));
         assert_eq!(
             (target.relay.address.as_str(), target.relay.public_key.as_str()),
@@ -119,26 +118,26 @@ mod tests {
             json!({"conditions": [{"type": "Ready", "status": "False", "reason": reason, "message": message,
                 "lastTransitionTime": "2026-01-05T08:00:00Z"}]})
         };
-        let mut leaving = desktop(json!({}), json!({}));
+        let mut leaving = desktop(json!({}), &json!({}));
         leaving.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-05T08:00:00Z")).unwrap();
         let cases = [
             (
-                desktop(json!({"powerState": "Stopped"}), json!({})),
+                desktop(json!({"powerState": "Stopped"}), &json!({})),
                 "school/anna is stopped; to start it: kubectl patch",
             ),
-            (desktop(json!({}), json!({})), "does not run yet: the operator has said nothing"),
+            (desktop(json!({}), &json!({})), "does not run yet: the operator has said nothing"),
             (
-                desktop(json!({}), ready("Unsatisfiable", "0/5 nodes: 5 cordoned")),
+                desktop(json!({}), &ready("Unsatisfiable", "0/5 nodes: 5 cordoned")),
                 "does not run: 0/5 nodes: 5 cordoned",
             ),
-            (desktop(json!({}), ready("Starting", "")), "does not run yet: Starting"),
+            (desktop(json!({}), &ready("Starting", "")), "does not run yet: Starting"),
             (leaving, "is being deleted"),
-            (running("Simulated", json!([{"type": "VNC"}])), "simulated host gpu-1"),
-            (running("Kvm", json!([])), "DesktopTemplate office has none"),
-            (running("Kvm", json!([{"type": "SPICE"}])), "has no VNC screen"),
-            (running("Kvm", json!([{"type": "VNC"}])), "node gpu-1, whose daemon has no relay"),
+            (running("Simulated", &json!([{"type": "VNC"}])), "simulated host gpu-1"),
+            (running("Kvm", &json!([])), "DesktopTemplate office has none"),
+            (running("Kvm", &json!([{"type": "SPICE"}])), "has no VNC screen"),
+            (running("Kvm", &json!([{"type": "VNC"}])), "node gpu-1, whose daemon has no relay"),
             (
-                running("Kvm", json!([{"type": "VNC", "address": "127.0.0.1:5901"}])),
+                running("Kvm", &json!([{"type": "VNC", "address": "127.0.0.1:5901"}])),
                 "is at 127.0.0.1:5901 there",
             ),
         ];

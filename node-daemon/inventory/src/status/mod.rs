@@ -198,7 +198,9 @@ fn chosen<'a>(devices: &'a [Device], which: &[bool]) -> impl Iterator<Item = &'a
 fn rules_that_keep(spec: &GpuNodeSpec, devices: &mut [Device]) {
     let notes: Vec<Option<String>> = devices
         .iter()
-        .map(|card| spec.rule_for(card, devices.iter()).filter(|rule| rule.keeps())?.note)
+        .map(|card| {
+            spec.rule_for(card, devices.iter()).filter(gpudesk_crds::gpu_node_rules::CardRule::keeps)?.note
+        })
         .collect();
     for (card, note) in devices.iter_mut().zip(notes) {
         if let (None, Some(note)) = (&card.unavailable, note) {

@@ -15,7 +15,7 @@ fn with_drive() -> tempfile::TempDir {
     write(root, &format!("{DRIVE}/class"), "0x010802");
     write(root, &format!("{DRIVE}/nvme/nvme0/nvme0n1/size"), "7501476528\n");
     write(root, &format!("{DRIVE}/nvme/nvme0/nvme0n1/dev"), "259:0\n");
-    link(root, "sys/block/nvme0n1", &format!("../../{}/nvme/nvme0/nvme0n1", DRIVE));
+    link(root, "sys/block/nvme0n1", &format!("../../{DRIVE}/nvme/nvme0/nvme0n1"));
     write(root, "proc/1/mounts", "/dev/mapper/vg-root / ext4 rw 0 0\n");
     host
 }
