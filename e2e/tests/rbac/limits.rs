@@ -73,6 +73,32 @@ pub(crate) async fn priority(cluster: Arc<Cluster>) -> Result<()> {
     user.may_not(&to(4000), "allows at most 100").await
 }
 
+pub(crate) async fn host_networks(cluster: Arc<Cluster>) -> Result<()> {
+    let namespace = cluster.namespace("bridges").await?;
+    give(&cluster, "bridger", "admin", Some(&namespace)).await?;
+    let (admin, user) = (Person::admin(&cluster), Person::user(&cluster, "bridger"));
+    let templates = namespaced(&namespace, "desktoptemplates");
+    knows(&user, &templates).await?;
+    let template = |name: &str, networks: &Value| {
+        let spec = json!({"cpu": {"cores": 1}, "memory": {"sizeMiB": 64}, "networks": networks});
+        create(&templates, object("DesktopTemplate", name, json!({"spec": spec})))
+    };
+    let out = json!([{"name": "out", "user": {}}]);
+    let bridge = json!([{"name": "out", "user": {}}, {"name": "host", "bridge": {"name": "cni0"}}]);
+    let network = json!([{"name": "host", "libvirtNetwork": {"name": "default"}}]);
+    user.may_not(&template("a", &bridge), "spec.networks names bridge/cni0;").await?;
+    user.may_not(&template("a", &network), "spec.networks names libvirtNetwork/default;").await?;
+    user.may(&template("mine", &out)).await?;
+    let mine = namespaced(&namespace, "desktoptemplates/mine");
+    user.may_not(&merge(&mine, json!({"spec": {"networks": bridge}})), "names bridge/cni0;").await?;
+
+    // What an administrator has put there stays, and can be changed otherwise.
+    admin.may(&template("given", &bridge)).await?;
+    let given = namespaced(&namespace, "desktoptemplates/given");
+    user.may(&merge(&given, json!({"spec": {"cpu": {"cores": 2}}}))).await?;
+    user.may_not(&merge(&given, json!({"spec": {"networks": network}})), "libvirtNetwork/default").await
+}
+
 pub(crate) async fn inline(cluster: Arc<Cluster>) -> Result<()> {
     let namespace = cluster.namespace("inline").await?;
     let admin = Person::admin(&cluster);

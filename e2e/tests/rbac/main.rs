@@ -56,6 +56,7 @@ fn main() -> ExitCode {
         .trial("the_programs_make_objects_with_the_metadata_they_need_and_no_other", metadata::made)
         .trial("the_operator_writes_one_condition_of_a_node_beside_its_daemon", metadata::heard)
         .trial("a_priority_has_a_cap_in_each_namespace", limits::priority)
+        .trial("a_bridge_of_the_host_is_named_only_where_an_admin_says_so", limits::host_networks)
         .trial("inline_user_data_is_warned_of_and_refused_where_an_admin_says_so", limits::inline)
         .trial("objects_are_kept_as_they_are_applied", gitops::kept_as_applied)
         .trial("what_is_applied_twice_changes_nothing", gitops::applied_twice)
