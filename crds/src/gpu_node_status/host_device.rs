@@ -52,6 +52,7 @@ pub struct HostDevice {
     /// The NUMA cell that the firmware names although the host does not have it: the device's cell is then
     /// not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub absent_numa_cell: Option<i32>,
     /// The IOMMU group and who else is in it; absent without an IOMMU.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -53,7 +53,7 @@ impl HostFile {
         for card in &mut cards {
             // Functions that carry vGPUs can be switched off again, so they do not keep a card from
             // being given whole.
-            let off = Device { sriov: None, ..card.clone() };
+            let off = Device { sriov: None, virtual_functions: vec![], ..card.clone() };
             card.supports = supports::judge(&off, groups);
         }
         let nvidia = cards.iter().any(|card| card.driver.as_deref() == Some("nvidia"));

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{at, held, merged};
 use crate::hook::parse;
+use crate::scan::judge_modes;
 
 /// As the script prints it for four cards: one given whole to a machine, one with mdevs, one with
 /// virtual functions of its own kind, one without an IOMMU.
@@ -64,8 +65,9 @@ fn supports(card: &Device, mode: ShareMode) -> &ModeSupport {
 
 #[test]
 fn the_document_describes_a_host_by_itself() {
-    let facts = merged(vec![], SAMPLE);
+    let mut facts = merged(vec![], SAMPLE);
     assert_eq!(facts.incomplete, Vec::<String>::new());
+    judge_modes(&mut facts);
     let addresses: Vec<String> = facts.cards.iter().map(|card| card.pci_address.to_string()).collect();
     assert_eq!(addresses, ["0000:00:02.0", "0000:3b:00.0", "0000:ae:00.0", "0001:d6:00.0"]);
 

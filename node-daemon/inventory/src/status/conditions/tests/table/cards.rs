@@ -28,36 +28,6 @@ fn regions_without_an_address_are_named_with_their_card() {
             ),
             (|world| world.card().bars.clear(), true, Reason::Unknown, &[]),
             (|world| world.facts.cards.clear(), true, Reason::NotNeeded, &[]),
-            (
-                |world| {
-                    no_vgpus(world);
-                    world.card().product = "NVIDIA GeForce RTX 5090".into();
-                    world.card().sriov = Some(Sriov { total_vfs: 16, num_vfs: 0 });
-                },
-                true,
-                Reason::NotNeeded,
-                &["divided"],
-            ),
-            (
-                |world| {
-                    no_vgpus(world);
-                    world.card().product = "10de:2f04".into();
-                    world.card().class = "0300".into();
-                    world.card().sriov = Some(Sriov { total_vfs: 1, num_vfs: 0 });
-                },
-                true,
-                Reason::NotNeeded,
-                &["divided"],
-            ),
-            (
-                |world| {
-                    world.facts.kernel_state.vgpu_manager_service = Some(false);
-                    world.facts.kernel_state.driver_in_container = true;
-                },
-                false,
-                Reason::HostDriverMissing,
-                &["comes from a container", "the pod of the vGPU manager"],
-            ),
         ],
     );
 }
@@ -242,6 +212,36 @@ fn vgpu_host_ready_tells_driver_service_and_licence_apart() {
                 true,
                 Reason::NotNeeded,
                 &["divided"],
+            ),
+            (
+                |world| {
+                    no_vgpus(world);
+                    world.card().product = "NVIDIA GeForce RTX 5090".into();
+                    world.card().sriov = Some(Sriov { total_vfs: 16, num_vfs: 0 });
+                },
+                true,
+                Reason::NotNeeded,
+                &["divided"],
+            ),
+            (
+                |world| {
+                    no_vgpus(world);
+                    world.card().product = "10de:2f04".into();
+                    world.card().class = "0300".into();
+                    world.card().sriov = Some(Sriov { total_vfs: 1, num_vfs: 0 });
+                },
+                true,
+                Reason::NotNeeded,
+                &["divided"],
+            ),
+            (
+                |world| {
+                    world.facts.kernel_state.vgpu_manager_service = Some(false);
+                    world.facts.kernel_state.driver_in_container = true;
+                },
+                false,
+                Reason::HostDriverMissing,
+                &["comes from a container", "the pod of the vGPU manager"],
             ),
             (|world| world.facts.cards.clear(), true, Reason::NotNeeded, &[]),
         ],
