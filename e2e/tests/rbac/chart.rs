@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 
 use crate::ask::{Person, create, get};
 
-const POLICIES: [&str; 18] = [
+const POLICIES: [&str; 19] = [
     "finalizers.gpudesk.dev",
+    "host-networks.gpudesk.dev",
     "inline-user-data.gpudesk.dev",
     "namespace-labels.gpudesk.dev",
     "node-daemon-desktops.gpudesk.dev",

@@ -80,7 +80,10 @@ pub(crate) async fn host_networks(cluster: Arc<Cluster>) -> Result<()> {
     let templates = namespaced(&namespace, "desktoptemplates");
     knows(&user, &templates).await?;
     let template = |name: &str, networks: &Value| {
-        let spec = json!({"cpu": {"cores": 1}, "memory": {"sizeMiB": 64}, "networks": networks});
+        let machine = json!({"firmware": "DirectKernel", "directKernel": {"kernel": "a"}});
+        let spec = json!({
+            "cpu": {"cores": 1}, "memory": {"sizeMiB": 64}, "machine": machine, "networks": networks,
+        });
         create(&templates, object("DesktopTemplate", name, json!({"spec": spec})))
     };
     let out = json!([{"name": "out", "user": {}}]);

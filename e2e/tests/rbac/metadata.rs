@@ -55,14 +55,11 @@ pub(crate) async fn garbage(cluster: Arc<Cluster>) -> Result<()> {
         }
         apply(path, object(kind, name, parts))
     };
+    // More than one policy refuses it; any may be the first.
     for (person, ask, words) in [
-        (&daemon, owned(gpunode("kept-node")), "may not write metadata.ownerReferences of a GpuNode"),
-        (
-            &daemon,
-            applied(gpunode("kept-node"), "GpuNode", "kept-node"),
-            "may not write metadata.ownerReferences",
-        ),
-        (&operator, owned(desktop("kept")), "may write nothing of desktops but the status and its finalizer"),
+        (&daemon, owned(gpunode("kept-node")), "metadata.ownerReferences"),
+        (&daemon, applied(gpunode("kept-node"), "GpuNode", "kept-node"), "metadata.ownerReferences"),
+        (&operator, owned(desktop("kept")), "denied request: "),
         (&writer, owned(desktop("kept")), "may be changed only with the right to delete kept"),
     ] {
         person.may_not(&ask, words).await?;
