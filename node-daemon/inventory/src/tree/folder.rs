@@ -15,6 +15,8 @@ use rustix::{
 
 use super::{ATTRIBUTE, Kind, NAMES};
 
+/// How often a path is followed anew that the kernel could not follow for renames elsewhere (openat2(2), EAGAIN).
+const RETRIES: usize = 256;
 /// First bytes asked for; attributes of sysfs are no longer than a page.
 const PAGE: usize = 4096;
 
@@ -54,7 +56,16 @@ impl Folder {
             return Ok(rustix::fs::openat(base, path, flags, Mode::empty())?);
         }
         // With a folder as base, that folder is the root for its links: sysfs has none to follow there.
-        Ok(match rustix::fs::openat2(base, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
+        let confined = || rustix::fs::openat2(base, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
+        let mut opened = confined();
+        // The kernel answers so when anything on the machine was renamed while it followed a `..` of a link.
+        for _ in 0..RETRIES {
+            if opened.as_ref().err() != Some(&Errno::AGAIN) {
+                break;
+            }
+            opened = confined();
+        }
+        Ok(match opened {
             Err(Errno::NOSYS) => self.by_hand(base.as_fd(), path, flags)?,
             result => result?,
         })

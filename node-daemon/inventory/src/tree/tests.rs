@@ -182,3 +182,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn renames_elsewhere_keep_nothing_from_being_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    fs::create_dir_all(root.join("sys/devices/a")).unwrap();
+    fs::write(root.join("sys/devices/a/vendor"), "0x10de\n").unwrap();
+    fs::create_dir_all(root.join("sys/bus/pci/devices")).unwrap();
+    std::os::unix::fs::symlink("../../../devices/a", root.join("sys/bus/pci/devices/a")).unwrap();
+    let tree = Tree::open(&root).unwrap();
+    let (one, other) = (dir.path().join("one"), dir.path().join("other"));
+    fs::write(&one, "").unwrap();
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                fs::rename(&one, &other).unwrap();
+                fs::rename(&other, &one).unwrap();
+            }
+        });
+        let read = (0..2000).filter(|_| tree.line("sys/bus/pci/devices/a/vendor").is_some()).count();
+        ended.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(read, 2000);
+    });
+}

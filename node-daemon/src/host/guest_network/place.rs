@@ -15,6 +15,7 @@ use std::{
 };
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
+use rustix::io::Errno;
 use tokio::{io::AsyncWriteExt, net::UnixStream, process::Command, time::timeout};
 
 use super::GuestNetworkError;
@@ -74,8 +75,10 @@ impl Place {
     pub(super) fn resolv_conf(&self) -> Option<String> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         // Links in it are those of that root.
+        let open = || openat2(&self.root, "etc/resolv.conf", flags, Mode::empty(), ResolveFlags::IN_ROOT);
+        // Renames elsewhere, while a `..` of the link is followed: openat2(2), EAGAIN.
         let file =
-            openat2(&self.root, "etc/resolv.conf", flags, Mode::empty(), ResolveFlags::IN_ROOT).ok()?;
+            (0..256).map(|_| open()).find(|opened| opened.as_ref().err() != Some(&Errno::AGAIN))?.ok()?;
         let mut bytes = vec![];
         File::from(file).take(RESOLV_CONF).read_to_end(&mut bytes).ok()?;
         Some(String::from_utf8_lossy(&bytes).into_owned())
