@@ -130,6 +130,8 @@ impl Service {
         std::fs::create_dir_all(&own_state)?;
         let mut launch = Launch::new(name, binaries()?.join("gpudesk-node-daemon"))
             .args(["run", "--node-name", node, "--namespace", namespace])
+            // At once: a test does not wait for a host that might be going down.
+            .args(["--give-back-after", "0"])
             .args(["--metrics-addr", &format!("127.0.0.1:{metrics}"), "--log-format", "text"])
             // Several on one machine, and none in the way of one that is its own.
             .args(["--relay-addr", "127.0.0.1:0"])

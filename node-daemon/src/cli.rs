@@ -73,6 +73,10 @@ pub struct Run {
     /// How guests run. `auto` tries KVM with a test guest and falls back to emulation.
     #[arg(long, value_enum, default_value_t)]
     pub acceleration: AccelerationChoice,
+    /// Seconds after which a desktop whose guest ended by itself, and is not started again, gives back what
+    /// it held. A host that is shut down ends its guests first: within this time they start again with it.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    pub give_back_after: u32,
     /// How guests are kept away from the host.
     #[command(flatten)]
     pub guest_network: GuestNetworkSettings,

@@ -7,6 +7,7 @@ use anyhow::Context;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use gpudesk_crds::gpu_node_status::Acceleration;
 use gpudesk_inventory::{status::HypervisorView, topology::uevent::Change};
+use jiff::SignedDuration;
 use kube::{Client, Config};
 use tokio::{
     net::TcpListener,
@@ -219,6 +220,7 @@ impl Desks<'_> {
             kind,
             boot,
             latency: source.latency(),
+            give_back_after: SignedDuration::from_secs(options.give_back_after.into()),
             relay: relay.as_ref().map(Relay::console),
         };
         report_given_away(&node.images);

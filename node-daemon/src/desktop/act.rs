@@ -360,7 +360,7 @@ impl Desktops {
                 round.folder.remove().await?;
                 true
             }
-            Wanted::Stop if !round.stays(sight, &self.node.boot) => round.folder.remove_run().await?,
+            Wanted::Stop if !round.stays(sight, &self.node) => round.folder.remove_run().await?,
             // How it ended stays noted down, and what is not this node's is put aside whole.
             Wanted::Stop | Wanted::Run | Wanted::Leave | Wanted::Withdraw => false,
         };

@@ -43,6 +43,9 @@ pub struct Rules<'a> {
     pub boot: &'a str,
     /// The end of the last run is still what is to be said of the desktop.
     pub end_counts: bool,
+    /// Time from a run's end by itself until what it held is given back: a host that is shut down ends
+    /// its guests first, and they are to start again with it.
+    pub give_back_after: SignedDuration,
 }
 
 /// The one action.
@@ -93,7 +96,10 @@ fn bring_up(observed: &Observed, rules: &Rules<'_>, now: Timestamp) -> Action {
     if let Some((record, end)) = end {
         match record.after(end, rules.restart_policy) {
             // What it held is given back, for nothing may need it for a long time.
-            AfterEnd::Stay if holds(observed) => return Action::Release,
+            AfterEnd::Stay if holds(observed) => {
+                let at = end.at.checked_add(rules.give_back_after).unwrap_or(end.at);
+                return if now < at { Action::Nothing(Some(at)) } else { Action::Release };
+            }
             AfterEnd::Stay => return Action::Nothing(None),
             AfterEnd::RestartAt(time) if now < time => return Action::Nothing(Some(time)),
             AfterEnd::RestartAt(_) => {}
@@ -154,7 +160,13 @@ mod tests {
 
     fn with(wanted: Wanted, observed: &Observed, restart_policy: RestartPolicy, grace: i64) -> Action {
         let shutdown_grace = SignedDuration::from_secs(grace);
-        let rules = Rules { restart_policy, shutdown_grace, boot: "boot", end_counts: true };
+        let rules = Rules {
+            restart_policy,
+            shutdown_grace,
+            boot: "boot",
+            end_counts: true,
+            give_back_after: SignedDuration::ZERO,
+        };
         decide(wanted, observed, &rules, at(NOW))
     }
 
@@ -224,6 +236,7 @@ mod tests {
             shutdown_grace: SignedDuration::ZERO,
             boot: "boot",
             end_counts: false,
+            give_back_after: SignedDuration::ZERO,
         };
         assert_eq!(decide(Wanted::Stop, &gone, &rules, at(NOW)), Action::Release, "switched off");
     }

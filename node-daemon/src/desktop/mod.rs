@@ -127,6 +127,8 @@ pub struct Node {
     pub boot: String,
     /// How long a simulated host takes.
     pub latency: Latency,
+    /// Time from a run's end by itself until what it held is given back.
+    pub give_back_after: SignedDuration,
     /// Where people reach the screens.
     pub relay: Option<ConsoleRelay>,
 }
@@ -188,17 +190,18 @@ impl Round<'_> {
     }
 
     /// Whether its machine ended by itself for good, and nobody has asked for anything else since.
-    fn stays(&self, sight: &Sight, boot: &str) -> bool {
-        decide::stays(&sight.observed, &self.rules(boot))
+    fn stays(&self, sight: &Sight, node: &Node) -> bool {
+        decide::stays(&sight.observed, &self.rules(node))
     }
 
-    fn rules<'b>(&self, boot: &'b str) -> Rules<'b> {
+    fn rules<'b>(&self, node: &'b Node) -> Rules<'b> {
         let lifecycle = self.lifecycle();
         Rules {
             restart_policy: lifecycle.restart_policy,
             shutdown_grace: SignedDuration::from_secs(lifecycle.shutdown_grace_seconds.into()),
-            boot,
+            boot: &node.boot,
             end_counts: desired::end_counts(self.desktop),
+            give_back_after: node.give_back_after,
         }
     }
 
@@ -333,7 +336,7 @@ impl Desktops {
         // What was seen before a failure is still the best that is known.
         self.observe(round, sight).await?;
         self.hold_back(round, sight).await;
-        let rules = round.rules(&self.node.boot);
+        let rules = round.rules(&self.node);
         let action = decide(round.wanted, &sight.observed, &rules, Timestamp::now());
         self.act(action, round, sight).await?;
         Ok(action)
@@ -354,7 +357,7 @@ impl Desktops {
             gpus: &gpus,
             problem,
             held_back: round.held_back.as_ref(),
-            stays: round.stays(sight, &self.node.boot),
+            stays: round.stays(sight, &self.node),
             restart_policy: round.lifecycle().restart_policy,
             boot: &self.node.boot,
             acceleration: self.node.acceleration(),

@@ -78,7 +78,11 @@ impl RunRecord {
 
     /// Whether it is of another decision than the one of this time.
     pub fn is_of_another(&self, decided_at: Timestamp) -> bool {
-        self.decided_at.is_some_and(|at| at != decided_at)
+        match self.decided_at {
+            Some(at) => at != decided_at,
+            // Earlier versions did not note it: what ended before the decision was not its run.
+            None => self.ended.is_some_and(|end| end.at < decided_at),
+        }
     }
 
     /// The record with the end noticed `now`.

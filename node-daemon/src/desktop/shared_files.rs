@@ -106,6 +106,10 @@ impl Desktops {
             )));
         }
         let _comparing = self.starting.comparing.lock().await;
+        // Before the list: a claim that is given up after this is of a machine that the list shows.
+        for (other, others) in lock(&self.starting.uses).iter().filter(|(other, _)| **other != uid) {
+            refuse(clash(&own, others), || format!("the desktop {other}, which is just starting"))?;
+        }
         let mut running = vec![];
         for summary in self.node.hypervisor.list().await? {
             if summary.uuid != uid
@@ -121,12 +125,10 @@ impl Desktops {
             let read = |(owner, files): (String, FolderFiles)| (owner, files.read_json::<Vec<Use>>(RECORD));
             Ok(running.into_iter().map(read).collect::<Vec<_>>())
         };
-        for (owner, others) in round.folder.on_thread(read).await? {
+        let others = if own.is_empty() { vec![] } else { round.folder.on_thread(read).await? };
+        for (owner, others) in others {
             // Of a desktop that an earlier version started nothing is known; QEMU's own locks hold.
             refuse(clash(&own, &others?.unwrap_or_default()), || owner)?;
-        }
-        for (other, others) in lock(&self.starting.uses).iter().filter(|(other, _)| **other != uid) {
-            refuse(clash(&own, others), || format!("the desktop {other}, which is just starting"))?;
         }
         round.folder.write_json(RECORD, own.clone()).await?;
         lock(&self.starting.uses).insert(uid, own);

@@ -276,7 +276,7 @@ fn ended(report: &Report<'_>) -> Option<Words> {
     };
     Some(Words {
         // By this word the operator knows that only disks are left here.
-        prepared: if report.stays {
+        prepared: if report.stays && report.observed.domain.is_none() && !report.observed.instances {
             Say::no(Reason::Stopped, "its machine ended and holds nothing but its disks")
         } else if report.observed.prepared {
             Say::yes("")

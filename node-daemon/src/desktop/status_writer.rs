@@ -5,7 +5,10 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use gpudesk_crds::{Desktop, DesktopStatus, NODE_DAEMON_FIELD_MANAGER};
+use gpudesk_crds::{
+    Desktop, DesktopStatus, NODE_DAEMON_FIELD_MANAGER,
+    conditions::{ConditionType, Reason},
+};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams},
@@ -52,9 +55,14 @@ impl StatusWriter {
         let desktops: Api<Desktop> = Api::namespaced(self.client.clone(), &owner.namespace);
         // The operator takes an allocation back on these words: they must not be said of one that it
         // gave after what was looked at.
+        let gives_back = status.conditions.iter().any(|said| {
+            said.type_ == ConditionType::DevicesPrepared.as_str() && said.reason == Reason::Stopped.as_str()
+        });
         let guard = match wanted {
             Wanted::Stop | Wanted::Remove => desktop.resource_version(),
-            Wanted::Run | Wanted::Leave | Wanted::Withdraw => None,
+            Wanted::Run | Wanted::Leave | Wanted::Withdraw => {
+                desktop.resource_version().filter(|_| gives_back)
+            }
         };
         let mut apply = json!({
             "apiVersion": Desktop::api_version(&()),

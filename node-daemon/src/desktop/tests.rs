@@ -129,6 +129,7 @@ pub(super) async fn desktops(state: &Path, api: PretendedApi) -> Fixture {
         kind: Kind::Test,
         boot: "boot".into(),
         latency: Latency::default(),
+        give_back_after: SignedDuration::ZERO,
         relay: None,
     };
     let (changed, stop) = (Arc::new(Notify::new()), CancellationToken::new());

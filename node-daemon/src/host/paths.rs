@@ -87,12 +87,12 @@ impl AllowedRoots {
             return Err(self.not_allowed(path, "it has more than one name: hard links"));
         }
         let real = found.real_path().map_err(unreadable)?;
+        // By what the folders are: in a pod one folder of the host may be mounted under two names.
+        let which = |path: &Path| rustix::fs::stat(path).ok().map(|stat| (stat.st_dev, stat.st_ino));
+        let above: Vec<_> = real.ancestors().skip(1).filter_map(which).collect();
         let within = |folders: &[PathBuf]| {
-            let is_below = |folder: &PathBuf| match folder.canonicalize() {
-                Ok(folder) => real.starts_with(folder),
-                Err(_) => real.starts_with(folder),
-            };
-            folders.iter().any(is_below)
+            let is_above = |folder: &PathBuf| which(folder).is_some_and(|folder| above.contains(&folder));
+            folders.iter().any(|folder| real.starts_with(folder) || is_above(folder))
         };
         if within(&self.closed) {
             return Err(self.not_allowed(path, "it is in the state folder of gpudesk"));

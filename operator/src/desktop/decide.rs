@@ -61,6 +61,8 @@ pub fn decide(desktop: &Desktop, node: Presence, keeps_disks: Option<bool>) -> S
         return Step::AddFinalizer;
     }
     match allocation {
+        // It stays as its guest left it: there is nothing to give up but the name of the node.
+        Some(_) if node == Presence::Lost && stays_ended(desktop) => Step::Ended,
         Some(_) if node == Presence::Lost => Step::Release { park: false, reason: Reason::NodeLost },
         Some(allocation) if allocation.compute.is_some() => holding(desktop, allocation, keeps_disks),
         parked => match desktop.spec.power_state {
@@ -80,12 +82,12 @@ fn holding(desktop: &Desktop, allocation: &Allocation, keeps_disks: Option<bool>
         PowerState::Running if stopped && restart_due(desktop, allocation).is_some() => {
             Step::Place { home: home(Some(allocation), keeps_disks) }
         }
-        PowerState::Running if restart_due(desktop, allocation).is_none() => match given_back(desktop) {
+        PowerState::Running => match given_back(desktop) {
             // Parked also without disks: it notes for which restart it was made.
             Some(reason) => Step::Release { park: true, reason },
             None => Step::Hold,
         },
-        PowerState::Running | PowerState::Stopped | PowerState::Suspended => Step::Hold,
+        PowerState::Stopped | PowerState::Suspended => Step::Hold,
     }
 }
 

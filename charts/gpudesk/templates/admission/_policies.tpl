@@ -65,7 +65,8 @@ matchConstraints:
 {{- define "gpudesk.metadataVariables" -}}
 {{- $server := list "name" "namespace" "uid" "resourceVersion" "generation" "creationTimestamp" "managedFields" -}}
 - name: metadata
-  expression: "object == null ? {} : dyn(object.metadata)"
+  # What is deleted is not changed: each policy says of DELETE itself whether it is the writer's.
+  expression: "object != null ? dyn(object.metadata) : oldObject != null ? dyn(oldObject.metadata) : {}"
 - name: oldMetadata
   expression: "oldObject == null ? {} : dyn(oldObject.metadata)"
 - name: changedMetadata

@@ -117,6 +117,45 @@ fn no_vgpus(world: &mut World) {
 }
 
 #[test]
+fn vgpu_host_ready_knows_consumer_cards_and_drivers_in_containers() {
+    check(
+        ConditionType::VgpuHostReady,
+        &[
+            (
+                |world| {
+                    no_vgpus(world);
+                    world.card().product = "NVIDIA GeForce RTX 5090".into();
+                    world.card().sriov = Some(Sriov { total_vfs: 16, num_vfs: 0 });
+                },
+                true,
+                Reason::NotNeeded,
+                &["divided"],
+            ),
+            (
+                |world| {
+                    no_vgpus(world);
+                    world.card().product = "10de:2f04".into();
+                    world.card().class = "0300".into();
+                    world.card().sriov = Some(Sriov { total_vfs: 1, num_vfs: 0 });
+                },
+                true,
+                Reason::NotNeeded,
+                &["divided"],
+            ),
+            (
+                |world| {
+                    world.facts.kernel_state.vgpu_manager_service = Some(false);
+                    world.facts.kernel_state.driver_in_container = true;
+                },
+                false,
+                Reason::HostDriverMissing,
+                &["comes from a container", "the pod of the vGPU manager"],
+            ),
+        ],
+    );
+}
+
+#[test]
 fn vgpu_host_ready_tells_driver_service_and_licence_apart() {
     check(
         ConditionType::VgpuHostReady,
@@ -212,36 +251,6 @@ fn vgpu_host_ready_tells_driver_service_and_licence_apart() {
                 true,
                 Reason::NotNeeded,
                 &["divided"],
-            ),
-            (
-                |world| {
-                    no_vgpus(world);
-                    world.card().product = "NVIDIA GeForce RTX 5090".into();
-                    world.card().sriov = Some(Sriov { total_vfs: 16, num_vfs: 0 });
-                },
-                true,
-                Reason::NotNeeded,
-                &["divided"],
-            ),
-            (
-                |world| {
-                    no_vgpus(world);
-                    world.card().product = "10de:2f04".into();
-                    world.card().class = "0300".into();
-                    world.card().sriov = Some(Sriov { total_vfs: 1, num_vfs: 0 });
-                },
-                true,
-                Reason::NotNeeded,
-                &["divided"],
-            ),
-            (
-                |world| {
-                    world.facts.kernel_state.vgpu_manager_service = Some(false);
-                    world.facts.kernel_state.driver_in_container = true;
-                },
-                false,
-                Reason::HostDriverMissing,
-                &["comes from a container", "the pod of the vGPU manager"],
             ),
             (|world| world.facts.cards.clear(), true, Reason::NotNeeded, &[]),
         ],
