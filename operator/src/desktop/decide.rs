@@ -82,12 +82,12 @@ fn holding(desktop: &Desktop, allocation: &Allocation, keeps_disks: Option<bool>
         PowerState::Running if stopped && restart_due(desktop, allocation).is_some() => {
             Step::Place { home: home(Some(allocation), keeps_disks) }
         }
-        PowerState::Running => match given_back(desktop) {
+        PowerState::Running if restart_due(desktop, allocation).is_none() => match given_back(desktop) {
             // Parked also without disks: it notes for which restart it was made.
             Some(reason) => Step::Release { park: true, reason },
             None => Step::Hold,
         },
-        PowerState::Stopped | PowerState::Suspended => Step::Hold,
+        PowerState::Running | PowerState::Stopped | PowerState::Suspended => Step::Hold,
     }
 }
 
