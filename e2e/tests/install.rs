@@ -8,7 +8,7 @@ use gpudesk_e2e::state::checkout;
 const EVERYTHING_BUT_VIRTUALIZATION: &str = "gcc 4:12.2.0-3\ngcc-multilib 4:12.2.0-3\nlibc6-dev 2.36\nmake 4.3\n\
     git 1:2.39\nca-certificates 2023\npkgconf 1.8.1\novmf 2022.11\nmmdebstrap 1.3\ne2fsprogs 1.47\nfdisk 2.38\n\
     mtools 4.0\ndosfstools 4.2\nsyslinux 3:6.04\nsyslinux-common 3:6.04\nzstd 1.5\nxz-utils 5.4\ncpio 2.13\n\
-    kmod 30\npython3 3.11\npython3-venv 3.11\nutil-linux 2.38\n";
+    kmod 30\nnftables 1.0\niproute2 6.1\npython3 3.11\npython3-venv 3.11\nutil-linux 2.38\n";
 const VIRTUALIZATION: [&str; 5] =
     ["libvirt-dev", "libvirt-daemon-system", "libvirt-clients", "qemu-system-x86", "qemu-utils"];
 
