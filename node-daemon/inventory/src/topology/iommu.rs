@@ -39,6 +39,8 @@ pub fn judge(
         }
     }
     members.truncate(MEMBERS);
+    // A device that the host uses tells more than a bridge before it.
+    in_the_way.sort_by_key(is_bridge);
     let (viable, message) = if let Some(first) = in_the_way.first() {
         let more = match in_the_way.len() {
             1 => String::new(),
