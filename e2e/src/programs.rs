@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -208,6 +208,11 @@ impl Service {
         self.process.stop(GRACE)?;
         self.process = self.launch.start(&self.state, self.lifetime)?;
         Ok(())
+    }
+
+    /// Stops it and returns the status with which it ended by itself; none when it did not.
+    pub fn end(mut self) -> Result<Option<ExitStatus>> {
+        self.process.end(GRACE)
     }
 
     /// Stops it and returns whether it ended by itself when asked to.

@@ -177,4 +177,33 @@ mod tests {
         let here = std::fs::read_to_string("/etc/resolv.conf").ok();
         assert_eq!(place.resolv_conf(), here);
     }
+
+    #[test]
+    fn renames_elsewhere_do_not_hide_the_resolver() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("root");
+        for name in ["etc", "run/systemd"] {
+            std::fs::create_dir_all(root.join(name)).unwrap();
+        }
+        std::fs::write(root.join("run/systemd/resolv.conf"), "nameserver 192.0.2.53\n").unwrap();
+        std::os::unix::fs::symlink("../run/systemd/resolv.conf", root.join("etc/resolv.conf")).unwrap();
+        let open = |path: &std::path::Path| {
+            openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
+        };
+        let place = Place { process: open(&root), network: open(&root), root: open(&root) };
+        let (one, other) = (folder.path().join("one"), folder.path().join("other"));
+        std::fs::write(&one, "").unwrap();
+        let ended = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::fs::rename(&one, &other).unwrap();
+                    std::fs::rename(&other, &one).unwrap();
+                }
+            });
+            let read = (0..2000).filter(|_| place.resolv_conf().is_some()).count();
+            ended.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(read, 2000);
+        });
+    }
 }
