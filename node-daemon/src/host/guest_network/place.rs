@@ -186,7 +186,9 @@ mod tests {
             std::fs::create_dir_all(root.join(name)).unwrap();
         }
         std::fs::write(root.join("run/systemd/resolv.conf"), "nameserver 192.0.2.53\n").unwrap();
-        std::os::unix::fs::symlink("../run/systemd/resolv.conf", root.join("etc/resolv.conf")).unwrap();
+        // A long way, so that a rename comes in between.
+        let target = format!("{}../run/systemd/resolv.conf", "../etc/".repeat(200));
+        std::os::unix::fs::symlink(target, root.join("etc/resolv.conf")).unwrap();
         let open = |path: &std::path::Path| {
             openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
         };
