@@ -189,7 +189,10 @@ impl Service {
     /// Also for an answer that is no success.
     pub async fn get(&self, path: &str) -> Result<String> {
         let server = format!("http://127.0.0.1:{}", self.metrics).parse()?;
-        let client = Client::try_from(Config::new(server))?;
+        // What it says now counts, and 503 is an answer: kube would ask again for minutes.
+        let mut config = Config::new(server);
+        config.default_retry = false;
+        let client = Client::try_from(config)?;
         Ok(client.request_text(http::Request::get(path).body(Vec::new())?).await?)
     }
 

@@ -299,13 +299,14 @@ async fn keep(bare: Bare, mut stored: watch::Receiver<Stored>, last: watch::Rece
             bare.make().await?;
             if let Some(status) = &last { bare.write(status).await } else { Ok(()) }
         };
-        match made.await {
+        match timeout(PATIENCE, made).await {
             // Soon the watch shows it.
-            Ok(()) => _ = timeout(PAUSE, stored.changed()).await,
-            Err(error) => {
+            Ok(Ok(())) => _ = timeout(PAUSE, stored.changed()).await,
+            Ok(Err(error)) => {
                 tracing::warn!(%error, "the GpuNode is missing and could not be made");
                 sleep(RETRY).await;
             }
+            Err(_) => tracing::warn!("the GpuNode is missing, and the API server does not answer"),
         }
     }
 }

@@ -55,8 +55,11 @@ fn of_one(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
+    /// Addresses, and how many connections of each.
+    type Crowd<'a> = &'a [(&'a str, usize)];
+
     /// Those who had to go, when strangers come from these addresses: so many from each, in turn.
-    fn gone(come: &[(&str, usize)]) -> Vec<(String, usize)> {
+    fn gone(come: Crowd<'_>) -> Vec<(String, usize)> {
         let mut strangers = Strangers::default();
         let mut gone = HashMap::<String, usize>::new();
         for (address, count) in come {
@@ -73,7 +76,7 @@ mod tests {
 
     #[test]
     fn who_has_most_goes() {
-        let cases: [(&[(&str, usize)], &[(&str, usize)]); 6] = [
+        let cases: [(Crowd<'_>, Crowd<'_>); 6] = [
             (&[("192.0.2.1", STRANGERS)], &[]),
             (&[("192.0.2.1", STRANGERS + 5)], &[("192.0.2.1", 5)]),
             // A flood after one who came in good faith, and before.

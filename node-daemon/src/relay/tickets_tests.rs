@@ -114,7 +114,7 @@ fn places_are_limited_and_the_first_at_a_desktop_is_always_there() {
     places.push(take("a", "a-0").ok().unwrap());
 
     // One namespace takes what it can of as many desktops as it likes.
-    let mut fill = |namespace: &str, places: &mut Vec<Place>| {
+    let mut crowd = |namespace: &str, places: &mut Vec<Place>| {
         for desktop in 0..40 {
             let uid = format!("{namespace}-{desktop}");
             while let Ok(place) = take(namespace, &uid) {
@@ -122,10 +122,10 @@ fn places_are_limited_and_the_first_at_a_desktop_is_always_there() {
             }
         }
     };
-    fill("a", &mut places);
+    crowd("a", &mut places);
     assert_eq!(places.len(), 40 + FURTHER_OF_A_NAMESPACE, "the first of each, and its share beside them");
     for namespace in ["b", "c", "d", "e"] {
-        fill(namespace, &mut places);
+        crowd(namespace, &mut places);
     }
     assert_eq!(places.len(), 5 * 40 + FURTHER_OF_A_NODE);
     for (namespace, uid, message) in [
