@@ -234,7 +234,8 @@ pub enum Phase {
     Failed,
     /// It is being deleted.
     Deleting,
-    /// Nobody can tell: the daemon of its node is silent.
+    /// Nobody can tell: the daemon of its node is silent. So is read what only a newer version knows.
+    #[serde(other)]
     Unknown,
 }
 
@@ -283,11 +284,12 @@ pub struct ConsoleStatus {
     /// Protocol.
     #[serde(rename = "type")]
     pub console_type: ConsoleType,
-    /// `address:port` on the node where the screen is open to everybody who reaches it. Only there
-    /// for a machine that an earlier version of gpudesk started: its next start ends it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// `address:port` on the node where the screen is open to everybody who reaches it: of a machine that
+    /// an earlier version of gpudesk started, until its next start. Empty: it stands on no port.
+    // Always written: versions before this one cannot read a console without it.
+    #[serde(default)]
     #[schemars(length(max = 300))]
-    pub address: Option<String>,
+    pub address: String,
     /// The relay of the node, through which `kubectl desktop view` reaches the screen. Absent where
     /// the node's owner has switched it off, and on simulated hosts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -317,6 +319,10 @@ pub enum ConsoleType {
     /// SPICE.
     #[serde(rename = "SPICE")]
     Spice,
+    /// What a newer version knows.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 /// What became of one tuning.

@@ -28,6 +28,7 @@ pub mod gpu_node;
 pub mod gpu_node_rules;
 pub mod gpu_node_status;
 pub mod gpu_profile;
+mod lenient;
 pub mod relay;
 pub mod schema;
 pub mod types;

@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{LazyLock, mpsc};
 use std::time::{Duration, Instant};
 
@@ -259,6 +259,13 @@ impl Process {
         tracing::warn!("{} did not end within {grace:?} and is killed", self.name);
         self.kill()?;
         Ok(false)
+    }
+
+    /// Like [`Self::stop`]; returns the status with which it ended by itself, where it is our child.
+    pub fn end(&mut self, grace: Duration) -> Result<Option<ExitStatus>> {
+        let by_itself = self.stop(grace)?;
+        let status = self.child.as_mut().map(Child::wait).transpose()?;
+        Ok(status.filter(|_| by_itself))
     }
 
     /// Ends it with `SIGKILL`. It is gone on return.

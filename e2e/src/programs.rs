@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -189,7 +189,10 @@ impl Service {
     /// Also for an answer that is no success.
     pub async fn get(&self, path: &str) -> Result<String> {
         let server = format!("http://127.0.0.1:{}", self.metrics).parse()?;
-        let client = Client::try_from(Config::new(server))?;
+        // What it says now counts, and 503 is an answer: kube would ask again for minutes.
+        let mut config = Config::new(server);
+        config.default_retry = false;
+        let client = Client::try_from(config)?;
         Ok(client.request_text(http::Request::get(path).body(Vec::new())?).await?)
     }
 
@@ -208,6 +211,11 @@ impl Service {
         self.process.stop(GRACE)?;
         self.process = self.launch.start(&self.state, self.lifetime)?;
         Ok(())
+    }
+
+    /// Stops it and returns the status with which it ended by itself; none when it did not.
+    pub fn end(mut self) -> Result<Option<ExitStatus>> {
+        self.process.end(GRACE)
     }
 
     /// Stops it and returns whether it ended by itself when asked to.

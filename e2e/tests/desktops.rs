@@ -74,7 +74,7 @@ async fn life(environment: Arc<RealHost>) -> Result<()> {
 
     let console = status.consoles.first().context("it has a console")?;
     ensure!(
-        console.address.is_none() && console.relay.is_some(),
+        console.address.is_empty() && console.relay.is_some(),
         "the screen stands on no port: {console:?}"
     );
 

@@ -24,6 +24,10 @@ use gpudesk_e2e::waiting::{eventually, until, until_gone};
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
 
 const SOON: Duration = Duration::from_mins(2);
 const REAL: &str = "real";
@@ -35,6 +39,7 @@ fn main() -> ExitCode {
         .trial("a_simulated_daemon_that_is_killed_goes_on_where_it_was", simulated_goes_on)
         .trial("a_simulated_host_wants_its_secret_as_a_real_one_does", simulated_secret)
         .trial("a_daemon_ends_when_asked_though_the_api_server_is_away", ends_without_api)
+        .trial("a_daemon_ends_when_asked_though_the_api_server_never_answers", ends_beside_a_silent_api)
         .run()
 }
 
@@ -82,6 +87,28 @@ impl Away {
         })
         .await?;
         Ok(())
+    }
+
+    /// The port of the API server.
+    async fn server(&self, node: &str) -> Result<String> {
+        let text = std::fs::read_to_string(self.cluster.daemon_kubeconfig(node).await?)?;
+        let server = text.split("https://127.0.0.1:").nth(1).context("a server on this machine")?;
+        Ok(server.chars().take_while(char::is_ascii_digit).collect())
+    }
+
+    /// A simulated host whose daemon takes `port` for the API server's.
+    async fn start_at(&self, node: &str, port: u16) -> Result<Service> {
+        let server = self.server(node).await?;
+        let text = std::fs::read_to_string(self.cluster.daemon_kubeconfig(node).await?)?;
+        let text = text.replace(&format!("127.0.0.1:{server}"), &format!("127.0.0.1:{port}"));
+        let kubeconfig = self.cluster.state().join(format!("{node}-elsewhere.kubeconfig"));
+        std::fs::write(&kubeconfig, text)?;
+        let options = DaemonOptions {
+            node: node.to_owned(),
+            simulate: Some(checkout().join("examples/hosts/l40s-4.yaml")),
+            ..DaemonOptions::default()
+        };
+        self.cluster.spawn_daemon(&options, &kubeconfig)
     }
 
     async fn start_simulated(&self, node: &str) -> Result<Service> {
@@ -247,22 +274,65 @@ async fn simulated_secret(environment: Arc<Away>) -> Result<()> {
 
 async fn ends_without_api(environment: Arc<Away>) -> Result<()> {
     const NODE: &str = "sim-alone";
-    let kubeconfig = environment.cluster.daemon_kubeconfig(NODE).await?;
-    let text = std::fs::read_to_string(&kubeconfig)?;
-    let server = text.split("https://127.0.0.1:").nth(1).context("a server on this machine")?;
-    let port: String = server.chars().take_while(char::is_ascii_digit).collect();
-    let nobody = gpudesk_e2e::ports::free()?;
-    let text = text.replace(&format!("127.0.0.1:{port}"), &format!("127.0.0.1:{nobody}"));
-    let nowhere = environment.cluster.state().join("nowhere.kubeconfig");
-    std::fs::write(&nowhere, text)?;
-    let options = DaemonOptions {
-        node: NODE.to_owned(),
-        simulate: Some(checkout().join("examples/hosts/l40s-4.yaml")),
-        ..DaemonOptions::default()
-    };
-    let daemon = environment.cluster.spawn_daemon(&options, &nowhere)?;
+    let daemon = environment.start_at(NODE, gpudesk_e2e::ports::free()?).await?;
     eventually("it serves its figures", SOON, || async { Ok(daemon.get("/healthz").await.ok()) }).await?;
     ensure!(daemon.get("/readyz").await.is_err(), "it is not ready without an API server");
-    ensure!(daemon.stop()?, "it ends by itself when it is asked to");
+    ends_well(daemon)
+}
+
+fn ends_well(daemon: Service) -> Result<()> {
+    let status = daemon.end()?;
+    ensure!(
+        status.is_some_and(|status| status.success()),
+        "it ends by itself when it is asked to: {status:?}"
+    );
     Ok(())
+}
+
+/// Passes connections on until `frozen`; from then on it takes them and says nothing any more.
+async fn pass_until(frozen: watch::Receiver<bool>, listener: TcpListener, server: String) {
+    while let Ok((mut client, _)) = listener.accept().await {
+        let (server, mut frozen) = (server.clone(), frozen.clone());
+        tokio::spawn(async move {
+            let mut upstream = TcpStream::connect(server).await?;
+            tokio::select! {
+                passed = tokio::io::copy_bidirectional(&mut client, &mut upstream) => { passed?; }
+                _ = async { frozen.wait_for(|frozen| *frozen).await.is_ok() } => std::future::pending().await,
+            }
+            std::io::Result::Ok(())
+        });
+    }
+}
+
+async fn ends_beside_a_silent_api(environment: Arc<Away>) -> Result<()> {
+    const NODE: &str = "sim-unanswered";
+    // One that never answered.
+    let (freeze, frozen) = watch::channel(true);
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let port = listener.local_addr()?.port();
+    let server = environment.server(NODE).await?;
+    tokio::spawn(pass_until(frozen, listener, format!("127.0.0.1:{server}")));
+    let daemon = environment.start_at(NODE, port).await?;
+    eventually("it serves its figures", SOON, || async { Ok(daemon.get("/healthz").await.ok()) }).await?;
+    ends_well(daemon)?;
+    // One that did, while desktops run and watches stand.
+    freeze.send_replace(false);
+    let objects = environment.objects("unanswered").await?;
+    let daemon = environment.start_at(NODE, port).await?;
+    daemon.wait_ready().await?;
+    environment.give_to("unanswered", NODE).await?;
+    objects
+        .template(
+            "small",
+            "{memory: {sizeMiB: 512}, guestAgent: false, disks: [{name: s, image: {name: any}}]}",
+        )
+        .await?;
+    objects.desktop("one", "{templateRef: {name: small}, nodeSelector: {trial: unanswered}}").await?;
+    runs_on(&objects, "one", NODE).await?;
+    freeze.send_replace(true);
+    ends_well(daemon)?;
+    freeze.send_replace(false);
+    let daemon = environment.start_at(NODE, port).await?;
+    objects.delete("one", SOON).await?;
+    ends_well(daemon)
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::sync::Arc;
@@ -129,6 +130,14 @@ fn listening(pid: u32) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// What somebody else on this computer gets of a port that is open for a viewer: its end, and not a byte.
+fn another_user_is_closed(address: &str) -> Result<()> {
+    let script = format!("exec 3<>/dev/tcp/{}; head -c 1 <&3 | wc -c", address.replace(':', "/"));
+    let output = Command::new("bash").args(["-c", &script]).uid(65_534).output()?;
+    ensure!(String::from_utf8_lossy(&output.stdout).trim() == "0", "{output:?}");
+    Ok(())
+}
+
 async fn seen(host: Arc<RealHost>) -> Result<()> {
     let _alone = ALONE.lock().await;
     let objects = host.objects("seen").await?;
@@ -136,7 +145,7 @@ async fn seen(host: Arc<RealHost>) -> Result<()> {
     let desktop = run_tiny(&objects, "one").await?;
     let consoles = desktop.status.clone().unwrap_or_default().consoles;
     let console = consoles.first().context("it has a console")?;
-    ensure!(console.address.is_none() && console.relay.is_some(), "{console:?}");
+    ensure!(console.address.is_empty() && console.relay.is_some(), "{console:?}");
     let guests = host.libvirt().guests();
     ensure!(!guests.is_empty(), "QEMU runs");
     for guest in guests {
@@ -152,6 +161,7 @@ async fn seen(host: Arc<RealHost>) -> Result<()> {
     let kubeconfig = host.cluster().control_plane().kubeconfig().to_owned();
     let (mut plugin, address) = viewing(&kubeconfig, objects.namespace(), "one")?;
     ensure!(address.starts_with("127.0.0.1:"), "{address}");
+    another_user_is_closed(&address)?;
     let mut rfb = Rfb::open(TcpStream::connect(&address).await?).await?;
     let first = rfb.picture().await?;
     ensure!(TcpStream::connect(&address).await.is_err(), "one viewer, and nobody else");
@@ -417,7 +427,7 @@ async fn older(host: Arc<RealHost>) -> Result<()> {
     host.libvirt().virsh(["start", &domain])?;
     let open = |desktop: &Desktop| {
         let consoles = desktop.status.as_ref().map(|status| status.consoles.clone()).unwrap_or_default();
-        consoles.first().and_then(|console| console.address.clone())
+        consoles.first().map(|console| console.address.clone()).filter(|address| !address.is_empty())
     };
     let pids =
         || host.libvirt().guests().into_iter().map(gpudesk_e2e::processes::Identity::pid).collect::<Vec<_>>();

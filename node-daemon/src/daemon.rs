@@ -9,6 +9,7 @@ use gpudesk_crds::gpu_node_status::Acceleration;
 use gpudesk_inventory::{status::HypervisorView, topology::uevent::Change};
 use jiff::SignedDuration;
 use kube::{Client, Config};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -51,6 +52,9 @@ use crate::{
 /// The emulator, when libvirt does not name one.
 const QEMU: &str = "qemu-system-x86_64";
 
+/// Descriptors that the daemon may have where its host allows it: each who looks at a screen takes two.
+const DESCRIPTORS: u64 = 65_536;
+
 /// How long rounds may still take once the daemon was asked to end.
 const LAST_ROUNDS: Duration = Duration::from_secs(20);
 
@@ -62,6 +66,7 @@ type HypervisorState = (HypervisorView, Option<Arc<dyn Hypervisor>>);
 /// What makes it impossible to run at all: a host file, the state folder, the address for metrics,
 /// the way to the API server.
 pub async fn run(options: Run) -> anyhow::Result<()> {
+    raise_descriptors();
     let mut folder = fs::DirBuilder::new();
     folder.recursive(true).mode(0o711).create(&options.state_dir).context("making the state folder")?;
     let state_dir = options.state_dir.canonicalize().context("finding the state folder")?;
@@ -277,6 +282,17 @@ async fn open_relay(options: &Run, api_server: &http::Uri) -> Option<Relay> {
             tracing::error!(%listen, %error, "the relay of screens cannot listen: no screen is reached through this node until the daemon is started with another --relay-addr");
             None
         }
+    }
+}
+
+/// Lets this process have more descriptors than the usual 1,024, within what the host allows.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.unwrap_or(DESCRIPTORS).min(DESCRIPTORS);
+    if limit.current.is_some_and(|current| current < wanted)
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit })
+    {
+        tracing::warn!(%error, "the daemon may have no more descriptors than before");
     }
 }
 

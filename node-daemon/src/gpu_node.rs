@@ -51,6 +51,9 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// How long the first look waits for what may come at once.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Wait before a missing `GpuNode` is made again that could not be made.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// Why the host could not be shown.
 #[derive(Debug, Error)]
 enum ShowError {
@@ -115,6 +118,8 @@ impl Publisher {
     pub async fn run(mut self) {
         let (sender, mut stored) = watch::channel(Stored::default());
         let watching = observe(self.client.clone(), self.node.clone(), sender);
+        let (shown, last) = watch::channel(None);
+        let keeping = keep(self.bare(), stored.clone(), last);
         let mut filter = self.guest_network.view();
         let publishing = async {
             let mut said = Said { status: None, hook: HookView::NotConfigured, whole: None };
@@ -124,9 +129,12 @@ impl Publisher {
             let _ = timeout(PATIENCE, self.hypervisor.wait_for(|(_, hypervisor)| hypervisor.is_some())).await;
             loop {
                 let now = stored.borrow_and_update().clone();
-                if let Err(error) = self.show(now.node.as_deref(), &mut said).await {
-                    tracing::warn!(%error, "the host is not shown as it is");
-                    said.status = None;
+                match self.show(&now, &mut said).await {
+                    Ok(()) => _ = shown.send_replace(said.status.clone()),
+                    Err(error) => {
+                        tracing::warn!(%error, "the host is not shown as it is");
+                        said.status = None;
+                    }
                 }
                 sleep(PAUSE).await;
                 tokio::select! {
@@ -139,23 +147,26 @@ impl Publisher {
                 }
             }
         };
-        tokio::join!(watching, publishing);
+        tokio::join!(watching, keeping, publishing);
     }
 
-    async fn show(&mut self, stored: Option<&GpuNode>, said: &mut Said) -> Result<(), ShowError> {
-        let nodes: Api<GpuNode> = Api::all(self.client.clone());
-        let params = PatchParams::apply(NODE_DAEMON_FIELD_MANAGER).force();
-        let simulated = self.source.is_simulated().to_string();
+    fn bare(&self) -> Bare {
+        Bare {
+            nodes: Api::all(self.client.clone()),
+            name: self.node.clone(),
+            simulated: self.source.is_simulated().to_string(),
+        }
+    }
+
+    async fn show(&mut self, now: &Stored, said: &mut Said) -> Result<(), ShowError> {
+        let (bare, stored) = (self.bare(), now.node.as_deref());
         let labels = stored.and_then(|node| node.metadata.labels.as_ref());
-        if labels.and_then(|labels| labels.get("gpudesk.dev/simulated")) != Some(&simulated) {
-            // An empty spec is what the schema asks for; those of people stay beside it.
-            let apply = json!({
-                "apiVersion": GpuNode::api_version(&()),
-                "kind": GpuNode::kind(&()),
-                "metadata": { "name": self.node, "labels": { "gpudesk.dev/simulated": simulated } },
-                "spec": {},
-            });
-            nodes.patch(&self.node, &params, &Patch::Apply(&apply)).await?;
+        let is_labelled = labels
+            .and_then(|labels| labels.get(Bare::SIMULATED))
+            .is_some_and(|label| *label == bare.simulated);
+        // One that is known to be missing is made elsewhere, where nothing here is waited for.
+        if !is_labelled && (stored.is_some() || !now.known) {
+            bare.make().await?;
             said.status = None;
         }
         let (view, hypervisor) = self.hypervisor.borrow_and_update().clone();
@@ -212,13 +223,7 @@ impl Publisher {
         if before.is_some_and(|before| !status::differs(before, &status)) {
             return Ok(());
         }
-        let apply = json!({
-            "apiVersion": GpuNode::api_version(&()),
-            "kind": GpuNode::kind(&()),
-            "metadata": { "name": self.node },
-            "status": status,
-        });
-        nodes.patch_status(&self.node, &params, &Patch::Apply(&apply)).await?;
+        bare.write(&status).await?;
         self.metrics.node_written();
         said.status = Some(status);
         Ok(())
@@ -244,6 +249,64 @@ impl Publisher {
             if let Err(error) = told.await {
                 tracing::warn!(%error, "the hook's answer is not in what is shown");
             }
+        }
+    }
+}
+
+/// The `GpuNode` as the daemon makes it.
+struct Bare {
+    nodes: Api<GpuNode>,
+    name: String,
+    /// Value of the label.
+    simulated: String,
+}
+
+impl Bare {
+    const SIMULATED: &str = "gpudesk.dev/simulated";
+
+    async fn make(&self) -> kube::Result<()> {
+        // An empty spec is what the schema asks for; those of people stay beside it.
+        let apply = json!({
+            "apiVersion": GpuNode::api_version(&()),
+            "kind": GpuNode::kind(&()),
+            "metadata": { "name": self.name, "labels": { Self::SIMULATED: self.simulated } },
+            "spec": {},
+        });
+        let params = PatchParams::apply(NODE_DAEMON_FIELD_MANAGER).force();
+        self.nodes.patch(&self.name, &params, &Patch::Apply(&apply)).await?;
+        Ok(())
+    }
+
+    async fn write(&self, status: &GpuNodeStatus) -> kube::Result<()> {
+        let apply = json!({
+            "apiVersion": GpuNode::api_version(&()),
+            "kind": GpuNode::kind(&()),
+            "metadata": { "name": self.name },
+            "status": status,
+        });
+        let params = PatchParams::apply(NODE_DAEMON_FIELD_MANAGER).force();
+        self.nodes.patch_status(&self.name, &params, &Patch::Apply(&apply)).await?;
+        Ok(())
+    }
+}
+
+/// Makes the `GpuNode` whenever it is missing, with what it last said. Nothing of the host is waited for:
+/// a hook or a driver may take longer than the operator waits before it takes a node for lost.
+async fn keep(bare: Bare, mut stored: watch::Receiver<Stored>, last: watch::Receiver<Option<GpuNodeStatus>>) {
+    while stored.wait_for(|stored| stored.known && stored.node.is_none()).await.is_ok() {
+        let last = last.borrow().clone();
+        let made = async {
+            bare.make().await?;
+            if let Some(status) = &last { bare.write(status).await } else { Ok(()) }
+        };
+        match timeout(PATIENCE, made).await {
+            // Soon the watch shows it.
+            Ok(Ok(())) => _ = timeout(PAUSE, stored.changed()).await,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the GpuNode is missing and could not be made");
+                sleep(RETRY).await;
+            }
+            Err(_) => tracing::warn!("the GpuNode is missing, and the API server does not answer"),
         }
     }
 }
@@ -314,3 +377,7 @@ async fn whole_cards(
     metrics.set_desktops(active);
     Ok(whole)
 }
+
+#[cfg(test)]
+#[path = "gpu_node_tests.rs"]
+mod tests;

@@ -130,11 +130,11 @@ pub struct Device {
     #[serde(default)]
     pub health: Health,
     /// How vGPUs are made on this card, as found on the host.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::lenient::word")]
     #[schemars(schema_with = "crate::schema::optional::<Framework>")]
     pub framework: Option<Framework>,
     /// Each mode, whether the card can be used in it, and if not, why.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "crate::lenient::items")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["mode".into()]))]
     pub supports: Vec<ModeSupport>,
@@ -148,7 +148,7 @@ pub struct Device {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub units: Option<CardUnits>,
     /// Every share that the driver offers, with its size and its legal positions.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "crate::lenient::items")]
     #[schemars(length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub placements: Vec<Placement>,
@@ -169,6 +169,10 @@ pub enum DeviceKind {
     Display,
     /// A processing accelerator that is no GPU.
     Accelerator,
+    /// What a newer version knows, read as no GPU.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 impl DeviceKind {

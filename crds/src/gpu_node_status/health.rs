@@ -17,7 +17,7 @@ pub struct Health {
     #[schemars(length(max = 512))]
     pub message: Option<String>,
     /// What the driver says must be done; absent when it does not say.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::lenient::word")]
     #[schemars(schema_with = "crate::schema::optional::<RecoveryAction>")]
     pub recovery_action: Option<RecoveryAction>,
     /// Errors that the driver reported since the daemon started, one entry per code and slice.
@@ -45,7 +45,8 @@ pub enum HealthState {
     Unknown,
     /// The driver sees no fault.
     Healthy,
-    /// Out of capacity until it is seen healthy.
+    /// Out of capacity until it is seen healthy. So is read what only a newer version knows.
+    #[serde(other)]
     Failed,
 }
 

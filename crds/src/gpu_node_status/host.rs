@@ -88,4 +88,8 @@ pub enum Acceleration {
     Emulation,
     /// No guest runs at all.
     Simulated,
+    /// What a newer version knows.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }

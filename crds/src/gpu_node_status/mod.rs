@@ -50,7 +50,7 @@ pub struct GpuNodeStatus {
 
     /// Network cards and NVMe drives on PCI, keyed by PCI address. Those that a desktop may take
     /// say `usable`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "crate::lenient::items")]
     #[schemars(length(max = 128))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["pciAddress".into()]))]
     pub host_devices: Vec<HostDevice>,
@@ -60,13 +60,13 @@ pub struct GpuNodeStatus {
     pub fabric: Option<Fabric>,
 
     /// What could run here if nothing did: per type, how many of it alone fit.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "crate::lenient::items")]
     #[schemars(length(max = 512))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub capacity: Vec<TypeCount>,
 
     /// What is in use now, per type. A GPU instance that several vGPUs share counts once.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "crate::lenient::items")]
     #[schemars(length(max = 512))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub allocated: Vec<TypeCount>,

@@ -64,7 +64,7 @@ pub struct Placement {
     #[schemars(range(min = 0))]
     pub framebuffer_mib: i64,
     /// Series of a vGPU type; absent for MIG profiles and virtual functions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::lenient::word")]
     #[schemars(schema_with = "crate::schema::optional::<VgpuSeries>")]
     pub series: Option<VgpuSeries>,
     /// Length in units (`units.migMemory` or `units.vgpuRegion`). 0 when the share has no position.
@@ -106,7 +106,7 @@ pub struct Placement {
     #[schemars(range(min = 0, max = 1000))]
     pub frame_rate_limit: Option<i32>,
     /// vGPU types that can live on a GPU instance of this MIG profile.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "crate::lenient::items")]
     #[schemars(length(max = 64))]
     pub vgpu_types: Vec<MigBackedType>,
 }
@@ -165,6 +165,7 @@ pub struct Instance {
     #[schemars(length(min = 1, max = 64))]
     pub type_name: String,
     /// The mode that the share belongs to.
+    #[serde(deserialize_with = "crate::lenient::mode_of_existing")]
     pub mode: ShareMode,
     /// The vGPU type on the GPU instance, in mode `Mig`. Absent when it is not known, and for a GPU
     /// instance without a vGPU.

@@ -150,6 +150,7 @@ mod tests {
             ended: ended.map(|(second, crashed)| Ended { at: at(second), crashed }),
             ends_in_a_row: row,
             shutdown_sent_at: shutdown.map(at),
+            called_off: None,
             deleting: false,
         }
     }
@@ -239,6 +240,37 @@ mod tests {
             give_back_after: SignedDuration::ZERO,
         };
         assert_eq!(decide(Wanted::Stop, &gone, &rules, at(NOW)), Action::Release, "switched off");
+    }
+
+    #[test]
+    fn what_ended_with_its_host_is_kept_for_a_while_and_starts_with_it_again() {
+        let ended = |at| Observed {
+            domain: Some(domain(false, true)),
+            prepared: true,
+            instances: true,
+            folder: true,
+            record: Some(run(Some((at, false)), 1, None)),
+        };
+        let rules = |boot| Rules {
+            restart_policy: RestartPolicy::OnFailure,
+            shutdown_grace: SignedDuration::ZERO,
+            boot,
+            end_counts: true,
+            give_back_after: SignedDuration::from_secs(300),
+        };
+        let go = |observed: &Observed, boot| decide(Wanted::Run, observed, &rules(boot), at(NOW));
+        // A host that is shut down ends its guests first: nothing is given back yet, and it is looked at
+        // again when it would be.
+        assert_eq!(go(&ended(NOW), "boot"), Action::Nothing(Some(at(NOW + 300))));
+        assert_eq!(go(&ended(NOW - 299), "boot"), Action::Nothing(Some(at(NOW + 1))));
+        assert_eq!(go(&ended(NOW - 300), "boot"), Action::Release);
+        for since in [0, 299, 300, 86_400] {
+            assert_eq!(go(&ended(NOW - since), "the next boot"), Action::Start, "after {since} s");
+        }
+        // Who asks for another thing meanwhile does not wait.
+        for wanted in [Wanted::Stop, Wanted::Remove, Wanted::Withdraw] {
+            assert_eq!(decide(wanted, &ended(NOW), &rules("boot"), at(NOW)), Action::Release);
+        }
     }
 
     #[test]

@@ -87,6 +87,52 @@ async fn a_restart_that_could_not_succeed_is_not_begun() {
     assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("False", "Stopped"));
 }
 
+/// A machine that was asked to shut down long ago, by a stop that was called off.
+async fn called_off(desktops: &tests::Fixture, running: &Desktop, uid: Uuid) {
+    let folder = desktops.node.folders.of(uid);
+    let record: record::RunRecord = folder.read_json(observe::RECORD).await.unwrap().unwrap();
+    let sent = Timestamp::now().checked_sub(SignedDuration::from_mins(5)).unwrap();
+    let asked = record::RunRecord { shutdown_sent_at: Some(sent), ..record };
+    folder.write_json(observe::RECORD, asked).await.unwrap();
+    desktops.round(running, Some(template(OFFICE))).await.unwrap();
+    let record: record::RunRecord = folder.read_json(observe::RECORD).await.unwrap().unwrap();
+    assert_eq!((record.shutdown_sent_at, record.called_off), (None, Some(sent)), "the next stop asks anew");
+}
+
+#[tokio::test]
+async fn a_stop_that_was_called_off_is_forgotten() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, "[]"), 28);
+    desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
+    let running = seen(&desktop, &written.recv().await.unwrap());
+    called_off(&desktops, &running, uid).await;
+    // A restart is looked at before it is begun.
+    let mut restart = running.clone();
+    restart.metadata.annotations =
+        Some([(gpudesk_crds::RESTARTED_AT_ANNOTATION.into(), "now".into())].into());
+    restart.status.as_mut().unwrap().allocation.as_mut().unwrap().stop_for = Some("now".into());
+    desktops.round(&restart, Some(template(&OFFICE.replace("name: win", "name: gone")))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "ImageNotFound"));
+    assert_eq!(desktops.node.hypervisor.get(uid).await.unwrap().state, DomainState::Running);
+    desktops.round(&running, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
+
+    // A guest that obeys it all the same comes up again: it did not stop by itself.
+    desktops.node.hypervisor.shutdown(uid).await.unwrap();
+    desktops.round(&running, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(desktops.node.hypervisor.get(uid).await.unwrap().state, DomainState::Running);
+    // The run after it owes nothing to that stop.
+    desktops.node.hypervisor.shutdown(uid).await.unwrap();
+    desktops.round(&running, Some(template(OFFICE))).await.unwrap();
+    let mut last = None;
+    while let Ok(status) = written.try_recv() {
+        last = Some(status);
+    }
+    assert_eq!(reason(&last.unwrap(), "Running"), ("False", "GuestStopped"));
+}
+
 #[tokio::test]
 async fn what_ended_for_good_holds_nothing_and_says_so_until_it_is_switched_off() {
     let state = tempfile::tempdir().unwrap();

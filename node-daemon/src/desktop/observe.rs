@@ -146,16 +146,29 @@ impl Desktops {
         let noticed = match record {
             None if summary.state.is_active() => begun(None),
             Some(record) if summary.state.is_active() && record.ended.is_some() => begun(Some(&record)),
+            // The stop was called off.
+            Some(record)
+                if summary.state.is_active()
+                    && record.shutdown_sent_at.is_some()
+                    && matches!(round.wanted, Wanted::Run | Wanted::Leave) =>
+            {
+                record.going_on()
+            }
             Some(record) if !summary.state.is_active() && record.boot == boot && record.ended.is_none() => {
-                if record.shutdown_sent_at.is_some() {
+                let crashed = summary.state == DomainState::Crashed;
+                if let Some(asked) = record.asked(now, crashed) {
                     // The end that was asked for; what is wanted now begins anew.
                     if round.wanted == Wanted::Run {
                         round.folder.remove_file(RECORD).await?;
                         return Ok(None);
                     }
-                    return Ok(Some(record));
+                    if record.shutdown_sent_at.is_some() {
+                        return Ok(Some(record));
+                    }
+                    RunRecord { shutdown_sent_at: Some(asked), ..record }
+                } else {
+                    record.with_end(now, crashed)
                 }
-                record.with_end(now, summary.state == DomainState::Crashed)
             }
             record => return Ok(record),
         };

@@ -11,6 +11,8 @@ const GOOD_RUN: SignedDuration = SignedDuration::from_mins(10);
 const FIRST_WAIT: SignedDuration = SignedDuration::from_secs(10);
 /// The longest wait before a restart.
 const LONGEST_WAIT: SignedDuration = SignedDuration::from_mins(5);
+/// So long after it was asked to shut down, a guest that goes down may be obeying a stop that was called off.
+const OBEYING: SignedDuration = SignedDuration::from_mins(10);
 
 /// The last run of a desktop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +34,9 @@ pub struct RunRecord {
     /// When the guest was asked to shut down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shutdown_sent_at: Option<Timestamp>,
+    /// When it was last asked to by a stop that was called off since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub called_off: Option<Timestamp>,
     /// It was asked to because the desktop was being deleted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub deleting: bool,
@@ -66,8 +71,22 @@ impl RunRecord {
             ended: None,
             ends_in_a_row: before.map_or(0, |before| before.ends_in_a_row),
             shutdown_sent_at: None,
+            called_off: None,
             deleting: false,
         }
+    }
+
+    /// The record of a run that is to go on although the guest was asked to shut down: the next stop asks
+    /// it again.
+    #[must_use]
+    pub fn going_on(self) -> Self {
+        Self { called_off: self.shutdown_sent_at, shutdown_sent_at: None, deleting: false, ..self }
+    }
+
+    /// When the end that is noticed `now` was asked for; `None` when it was not.
+    pub fn asked(&self, now: Timestamp, crashed: bool) -> Option<Timestamp> {
+        let obeys = |sent: &Timestamp| !crashed && now.duration_since(*sent) < OBEYING;
+        self.shutdown_sent_at.or_else(|| self.called_off.filter(obeys))
     }
 
     /// The record of a run for the allocation that was decided then.
@@ -153,6 +172,19 @@ mod tests {
     fn a_good_run_begins_the_row_anew() {
         let record = RunRecord { ends_in_a_row: 5, ..RunRecord::started(at(0), "boot", None) };
         assert_eq!(wait(&record.with_end(at(700), true)), 0);
+    }
+
+    #[test]
+    fn a_stop_that_was_called_off_is_forgotten_but_may_still_be_obeyed() {
+        let asked = RunRecord { shutdown_sent_at: Some(at(5)), ..RunRecord::started(at(0), "boot", None) };
+        assert_eq!(asked.asked(at(100_000), true), Some(at(5)));
+        let goes_on = asked.going_on();
+        assert_eq!((goes_on.shutdown_sent_at, goes_on.called_off), (None, Some(at(5))));
+        assert_eq!(goes_on.asked(at(604), false), Some(at(5)));
+        assert_eq!(goes_on.asked(at(604), true), None, "nobody asks for a crash");
+        assert_eq!(goes_on.asked(at(605), false), None, "by then it goes down for reasons of its own");
+        let next = RunRecord::started(at(9), "boot", Some(&goes_on));
+        assert_eq!(next.asked(at(10), false), None, "another run");
     }
 
     #[test]

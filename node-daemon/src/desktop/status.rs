@@ -314,7 +314,7 @@ fn consoles(endpoints: &[Endpoint], relay: Option<&ConsoleRelay>) -> Vec<Console
         };
         // Only VNC is passed on.
         let relay = relay.filter(|_| console_type == ConsoleType::Vnc).cloned();
-        Some(ConsoleStatus { console_type, address: endpoint.open_at(), relay })
+        Some(ConsoleStatus { console_type, address: endpoint.open_at().unwrap_or_default(), relay })
     };
     endpoints.iter().filter_map(console).collect()
 }

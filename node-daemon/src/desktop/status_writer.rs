@@ -120,3 +120,73 @@ impl StatusWriter {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use gpudesk_crds::conditions;
+    use http::{Request, Response};
+    use jiff::Timestamp;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use kube::client::Body;
+
+    use super::*;
+    use crate::desktop::fixtures::{SMALL, UID, desktop};
+
+    /// The version that a status is written with, and whether it was taken for written when the API says
+    /// `code`.
+    async fn guarded(wanted: Wanted, prepared: Reason, code: u16) -> (Option<String>, bool) {
+        let (service, mut api) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let writer = StatusWriter::new(Client::new(service, "school"));
+        let desktop = desktop("", SMALL, "[]");
+        let owner = Owner { namespace: "school".into(), name: "anna".into(), uid: UID.parse().unwrap() };
+        let mut status = DesktopStatus::default();
+        let now = Time(Timestamp::UNIX_EPOCH);
+        conditions::set(
+            &mut status.conditions,
+            ConditionType::DevicesPrepared,
+            false,
+            prepared,
+            "",
+            Some(7),
+            &now,
+        );
+        let asked = async {
+            let (request, respond) = api.next_request().await.unwrap();
+            let body = request.into_body().collect_bytes().await.unwrap();
+            let object: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let answer = if code == 200 {
+                serde_json::to_vec(&desktop).unwrap()
+            } else {
+                format!(r#"{{"kind":"Status","status":"Failure","code":{code},"message":"x","reason":"x"}}"#)
+                    .into()
+            };
+            respond.send_response(Response::builder().status(code).body(Body::from(answer)).unwrap());
+            object["metadata"]["resourceVersion"].as_str().map(ToOwned::to_owned)
+        };
+        let (version, written) = tokio::join!(asked, writer.write(&desktop, wanted, &owner, status));
+        written.unwrap();
+        (version, writer.lock().contains_key(&owner.uid))
+    }
+
+    #[tokio::test]
+    async fn words_that_free_something_are_bound_to_the_version_that_was_looked_at() {
+        let seen = Some("70".to_owned());
+        for (wanted, prepared, version) in [
+            (Wanted::Stop, Reason::Stopped, &seen),
+            (Wanted::Stop, Reason::Stopping, &seen),
+            (Wanted::Remove, Reason::Released, &seen),
+            // A machine that ended by itself for good gives back what it held.
+            (Wanted::Run, Reason::Stopped, &seen),
+            (Wanted::Leave, Reason::Stopped, &seen),
+            // Nothing is freed by these, and no other writer is in their way.
+            (Wanted::Run, Reason::AsExpected, &None),
+            (Wanted::Run, Reason::GuestStopped, &None),
+            (Wanted::Leave, Reason::NotYetSupported, &None),
+        ] {
+            let (said, written) = guarded(wanted, prepared, 200).await;
+            assert_eq!((&said, written), (version, true), "{wanted:?} {prepared}");
+        }
+        // Another version is there already: it was not said, and that is no failure.
+        assert_eq!(guarded(Wanted::Stop, Reason::Stopped, 409).await, (seen, false));
+    }
+}

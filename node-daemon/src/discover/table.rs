@@ -136,6 +136,7 @@ fn product(card: &Device) -> String {
         DeviceKind::Gpu => card.product.clone(),
         DeviceKind::Display => format!("{} (no GPU, a display controller)", card.product),
         DeviceKind::Accelerator => format!("{} (no GPU, an accelerator)", card.product),
+        DeviceKind::Unknown => format!("{} (not known to be a GPU)", card.product),
     }
 }
 

@@ -248,6 +248,42 @@ mod tests {
     }
 
     #[test]
+    fn the_daemons_folders_are_known_under_a_second_name() {
+        let (dir, _) = fixture();
+        let (allowed, inner) = (dir.path().join("allowed"), dir.path().join("allowed/sub/disk.raw"));
+        let roots = || AllowedRoots::new(vec![allowed.clone()]);
+        let refused = |roots: &AllowedRoots, path: &Path, writes| {
+            roots.file(path.to_str().unwrap(), writes).unwrap_err().to_string()
+        };
+        // Its own flags name them by another way than the tenant.
+        let (by_link, outside) = (allowed.join("inner"), dir.path().join("outside"));
+        assert!(refused(&roots().besides(&by_link, &[]), &inner, false).contains("state folder"));
+        assert!(refused(&roots().besides(&outside, &[by_link]), &inner, true).contains("readOnly"));
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        // As in a pod, where one folder of the host is mounted at two places.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                use rustix::mount::{MountPropagationFlags as Propagation, mount_bind, mount_change};
+                // SAFETY: this thread alone has other mounts from here on, and it ends with them.
+                #[allow(unsafe_code)]
+                unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.unwrap();
+                mount_change("/", Propagation::PRIVATE | Propagation::REC).unwrap();
+                let second = allowed.join("second");
+                std::fs::create_dir(&second).unwrap();
+                mount_bind(&outside, &second).unwrap();
+                let file = second.join("secret");
+                assert_eq!(roots().file(file.to_str().unwrap(), true).unwrap().file.path, file);
+                assert!(refused(&roots().besides(&outside, &[]), &file, false).contains("state folder"));
+                let images = roots().besides(&dir.path().join("x"), std::slice::from_ref(&outside));
+                assert!(refused(&images, &file, true).contains("readOnly"));
+                assert_eq!(images.file(file.to_str().unwrap(), false).unwrap().file.path, file);
+            });
+        });
+    }
+
+    #[test]
     fn a_node_that_allows_no_folder_says_so() {
         let error = AllowedRoots::default().file("/etc/passwd", false).unwrap_err().to_string();
         assert!(error.contains("this node allows none"), "{error}");

@@ -144,7 +144,8 @@ impl Doorkeeper for Door {
     fn admit(&self, request: RelayRequest) -> BoxFuture<'_, Result<Admitted, Refused>> {
         async move {
             let ticket = self.ticket(&request).await?;
-            let place = self.lookers.take(&request.desktop_uid, &ticket, Timestamp::now())?;
+            let place =
+                self.lookers.take(&request.namespace, &request.desktop_uid, &ticket, Timestamp::now())?;
             let screen = self.screen(&request).await?;
             Ok(Admitted { screen, place: Box::new(place) })
         }

@@ -1,6 +1,6 @@
 //! Takes connections, and passes bytes for those that the door lets in.
 
-use std::{collections::VecDeque, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use gpudesk_crds::relay::{LONGEST_LINE, PROTOCOL, Refusal, RelayAnswer, RelayRequest};
@@ -14,9 +14,8 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-/// Connections that have not shown a good ticket yet. When one more comes, the oldest goes: idle ones
-/// cannot keep a good one out, and descriptors stay far below the usual limit of 1,024.
-const STRANGERS: usize = 128;
+use super::strangers::Strangers;
+
 /// Time for the handshake and the line. A client writes its ticket between the two.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Time for the door to decide, and for the answer to go out.
@@ -59,7 +58,7 @@ impl Refused {
 pub(super) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, keeper: impl Doorkeeper) {
     let acceptor = TlsAcceptor::from(tls);
     let keeper = Arc::new(keeper);
-    let mut strangers = VecDeque::<AbortHandle>::new();
+    let mut strangers = Strangers::<AbortHandle>::default();
     loop {
         let (socket, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -70,19 +69,16 @@ pub(super) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, keeper:
                 continue;
             }
         };
-        strangers.retain(|stranger| !stranger.is_finished());
-        if strangers.len() >= STRANGERS
-            && let Some(oldest) = strangers.pop_front()
-        {
-            oldest.abort();
-        }
         let (acceptor, keeper) = (acceptor.clone(), Arc::clone(&keeper));
         let meeting = tokio::spawn(async move {
             if let Err(error) = meet(&acceptor, &*keeper, socket, peer).await {
                 tracing::debug!(%peer, %error, "a connection to the relay came to nothing");
             }
         });
-        strangers.push_back(meeting.abort_handle());
+        strangers.retain(|stranger| !stranger.is_finished());
+        if let Some(too_many) = strangers.push(peer.ip(), meeting.abort_handle()) {
+            too_many.abort();
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_rustls::{TlsConnector, client};
 
 use super::*;
-use crate::relay::Relay;
+use crate::relay::{Relay, strangers::STRANGERS};
 
 /// Takes every key for the right one: what a client checks is not tested here.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   listener: TLS 1.3, one bounded line in time ─▶ door: ticket, place, domain ─▶ bytes both ways
-//!                identity: a key of this start       tickets: pure                 QEMU, by a descriptor
+//!       strangers: pure, identity: a key of this start    tickets: pure         QEMU, by a descriptor
 //! ```
 //!
 //! QEMU listens nowhere, so this is the only way in from outside the node. Whoever knocks is a stranger
@@ -11,6 +11,7 @@
 pub mod door;
 pub mod identity;
 pub mod listener;
+mod strangers;
 pub mod tickets;
 
 use std::{

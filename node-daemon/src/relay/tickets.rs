@@ -15,8 +15,11 @@ use super::listener::Refused;
 
 /// Most who look at one desktop at a time.
 const LOOKERS_OF_A_DESKTOP: usize = 16;
-/// Most who look at desktops of this node at a time: each is two descriptors.
-const LOOKERS_OF_A_NODE: usize = 256;
+/// Most who look beside another at the same desktop, on this node: each is two descriptors. The first who
+/// looks at a desktop always has a place, so that nobody's desktops keep another's owner out.
+const FURTHER_OF_A_NODE: usize = 256;
+/// And most of those in one namespace.
+const FURTHER_OF_A_NAMESPACE: usize = 64;
 /// For so long after its end a used ticket is remembered, should the clock be set back.
 const MEMORY: SignedDuration = SignedDuration::from_mins(10);
 
@@ -82,32 +85,66 @@ pub struct Lookers(Arc<Mutex<Counts>>);
 #[derive(Default)]
 struct Counts {
     used: HashMap<String, Timestamp>,
-    of_desktop: HashMap<String, usize>,
+    of_desktop: HashMap<String, Looked>,
+}
+
+/// How many look at a desktop.
+#[derive(Default)]
+struct Looked {
+    namespace: String,
+    count: usize,
+}
+
+impl Looked {
+    /// Those beside the first.
+    fn further(&self) -> usize {
+        self.count.saturating_sub(1)
+    }
 }
 
 impl Lookers {
-    /// Uses `ticket` up and takes a place at the desktop with this UID.
+    /// Uses `ticket` up and takes a place at the desktop with this UID in `namespace`.
     ///
     /// # Errors
     /// `Full`, which leaves the ticket as it is; `NoTicket` when it was used before.
-    pub fn take(&self, uid: &str, ticket: &ViewTicket, now: Timestamp) -> Result<Place, Refused> {
+    pub fn take(
+        &self,
+        namespace: &str,
+        uid: &str,
+        ticket: &ViewTicket,
+        now: Timestamp,
+    ) -> Result<Place, Refused> {
         let mut counts = self.lock();
         counts.used.retain(|_, end| now.duration_since(*end) < MEMORY);
         if counts.used.contains_key(&ticket.sha256) {
             return Err(no_ticket());
         }
-        let here: usize = counts.of_desktop.values().sum();
-        let desktop = counts.of_desktop.get(uid).copied().unwrap_or_default();
-        if desktop >= LOOKERS_OF_A_DESKTOP {
-            let message = format!("{desktop} look at this desktop, and more may not");
-            return Err(Refused::new(Refusal::Full, message));
+        let full = |message: String| Err(Refused::new(Refusal::Full, message));
+        let here = counts.of_desktop.get(uid).map_or(0, |looked| looked.count);
+        if here >= LOOKERS_OF_A_DESKTOP {
+            return full(format!("{here} look at this desktop, and more may not"));
         }
-        if here >= LOOKERS_OF_A_NODE {
-            let message = format!("{here} look at desktops of this node, and more may not");
-            return Err(Refused::new(Refusal::Full, message));
+        if here > 0 {
+            let further = |of: &dyn Fn(&Looked) -> bool| -> usize {
+                counts.of_desktop.values().filter(|looked| of(looked)).map(Looked::further).sum()
+            };
+            if further(&|looked| looked.namespace == namespace) >= FURTHER_OF_A_NAMESPACE {
+                return full(format!(
+                    "somebody looks at this desktop, and beside others {FURTHER_OF_A_NAMESPACE} look at desktops of \
+                     namespace {namespace} on this node already"
+                ));
+            }
+            if further(&|_| true) >= FURTHER_OF_A_NODE {
+                return full(format!(
+                    "somebody looks at this desktop, and beside others {FURTHER_OF_A_NODE} look at desktops of this \
+                     node already"
+                ));
+            }
         }
         counts.used.insert(ticket.sha256.clone(), ticket.expires_at.0);
-        *counts.of_desktop.entry(uid.to_owned()).or_default() += 1;
+        let looked = counts.of_desktop.entry(uid.to_owned()).or_default();
+        namespace.clone_into(&mut looked.namespace);
+        looked.count += 1;
         Ok(Place { lookers: self.clone(), uid: uid.to_owned() })
     }
 
@@ -125,9 +162,9 @@ pub struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut counts = self.lookers.lock();
-        if let Some(count) = counts.of_desktop.get_mut(&self.uid) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(looked) = counts.of_desktop.get_mut(&self.uid) {
+            looked.count -= 1;
+            if looked.count == 0 {
                 counts.of_desktop.remove(&self.uid);
             }
         }

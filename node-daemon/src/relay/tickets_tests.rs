@@ -85,50 +85,74 @@ fn a_ticket_is_used_once_also_by_many_at_once() {
     let lookers = Lookers::default();
     let first = ticket("s");
     let taken = std::thread::scope(|scope| {
-        let racers: Vec<_> = (0..10).map(|_| scope.spawn(|| lookers.take(UID, &first, at(0)))).collect();
+        let racers: Vec<_> =
+            (0..10).map(|_| scope.spawn(|| lookers.take("school", UID, &first, at(0)))).collect();
         racers.into_iter().filter_map(|racer| racer.join().unwrap().ok()).collect::<Vec<_>>()
     });
     assert_eq!(taken.len(), 1);
     drop(taken);
-    assert_eq!(lookers.take(UID, &first, at(TICKET_SECONDS)).err(), Some(no_ticket()));
+    assert_eq!(lookers.take("school", UID, &first, at(TICKET_SECONDS)).err(), Some(no_ticket()));
     // What has ended long ago needs no memory.
-    let _later = lookers.take(UID, &ticket("t"), at(TICKET_SECONDS + MEMORY.as_secs() + 1)).ok().unwrap();
+    let _later =
+        lookers.take("school", UID, &ticket("t"), at(TICKET_SECONDS + MEMORY.as_secs() + 1)).ok().unwrap();
     assert_eq!(lookers.lock().used.len(), 1);
 }
 
 #[test]
-fn places_are_limited_per_desktop_and_per_node_and_given_back() {
+fn places_are_limited_and_the_first_at_a_desktop_is_always_there() {
     let lookers = Lookers::default();
     let mut number = 0;
-    let mut take = |uid: &str| {
+    let mut take = |namespace: &str, uid: &str| {
         number += 1;
-        lookers.take(uid, &ticket(&number.to_string()), at(0))
+        lookers.take(namespace, uid, &ticket(&number.to_string()), at(0))
     };
-    let mut places: Vec<_> = (0..LOOKERS_OF_A_DESKTOP).map(|_| take(UID).ok().unwrap()).collect();
-    let full = take(UID).err().unwrap();
+    let mut places: Vec<_> = (0..LOOKERS_OF_A_DESKTOP).map(|_| take("a", "a-0").ok().unwrap()).collect();
+    let full = take("a", "a-0").err().unwrap();
     assert_eq!(full.reason, Refusal::Full);
     assert!(full.message.contains("16 look at this desktop"), "{full:?}");
     places.pop();
-    places.push(take(UID).ok().unwrap());
-    let per_desktop = LOOKERS_OF_A_DESKTOP;
-    for desktop in 1..LOOKERS_OF_A_NODE / per_desktop {
-        places.extend((0..per_desktop).map(|_| take(&desktop.to_string()).ok().unwrap()));
+    places.push(take("a", "a-0").ok().unwrap());
+
+    // One namespace takes what it can of as many desktops as it likes.
+    let mut crowd = |namespace: &str, places: &mut Vec<Place>| {
+        for desktop in 0..40 {
+            let uid = format!("{namespace}-{desktop}");
+            while let Ok(place) = take(namespace, &uid) {
+                places.push(place);
+            }
+        }
+    };
+    crowd("a", &mut places);
+    assert_eq!(places.len(), 40 + FURTHER_OF_A_NAMESPACE, "the first of each, and its share beside them");
+    for namespace in ["b", "c", "d", "e"] {
+        crowd(namespace, &mut places);
     }
-    assert!(take("one more").err().unwrap().message.contains("256 look at desktops of this node"));
+    assert_eq!(places.len(), 5 * 40 + FURTHER_OF_A_NODE);
+    for (namespace, uid, message) in [
+        ("a", "a-39", "look at desktops of namespace a on this node already"),
+        ("e", "e-39", "look at desktops of this node already"),
+    ] {
+        let full = take(namespace, uid).err().unwrap();
+        assert!(full.reason == Refusal::Full && full.message.contains(message), "{full:?}");
+    }
+    // However full it is, who looks at a desktop that nobody looks at gets in.
+    places.push(take("a", "another").ok().unwrap());
+    places.push(take("f", "f-0").ok().unwrap());
+    assert_eq!(take("f", "f-0").err().unwrap().reason, Refusal::Full);
     drop(places);
     assert!(lookers.lock().of_desktop.is_empty(), "nothing is kept of desktops nobody looks at");
-    assert!(take("one more").is_ok());
+    assert!(take("a", "a-0").is_ok());
 }
 
 #[test]
 fn a_refusal_for_lack_of_room_leaves_the_ticket_as_it_is() {
     let lookers = Lookers::default();
     let places: Vec<_> = (0..LOOKERS_OF_A_DESKTOP)
-        .map(|number| lookers.take(UID, &ticket(&number.to_string()), at(0)).ok().unwrap())
+        .map(|number| lookers.take("school", UID, &ticket(&number.to_string()), at(0)).ok().unwrap())
         .collect();
-    assert_eq!(lookers.take(UID, &ticket("s"), at(0)).err().unwrap().reason, Refusal::Full);
+    assert_eq!(lookers.take("school", UID, &ticket("s"), at(0)).err().unwrap().reason, Refusal::Full);
     drop(places);
-    assert!(lookers.take(UID, &ticket("s"), at(1)).is_ok());
+    assert!(lookers.take("school", UID, &ticket("s"), at(1)).is_ok());
 }
 
 proptest! {

@@ -5,7 +5,7 @@
 //!           ◀─ ticket: the hash of a secret, by a patch                 who may patch, may look
 //!   relay   ◀─ dial: TLS to the one key that the Desktop names, the secret, and then the bytes
 //!              either way to the node: its address, or a port-forward
-//!   run: a loopback port for one viewer; or screenshot: a picture, by rfb
+//!   run: a loopback port for one viewer of this user (viewer); or screenshot: a picture, by rfb
 //! ```
 
 pub mod dial;
@@ -14,3 +14,4 @@ pub mod run;
 pub mod screenshot;
 pub mod target;
 pub mod ticket;
+mod viewer;

@@ -17,6 +17,7 @@ use super::{
     screenshot,
     target::{self, Target},
     ticket::Ticket,
+    viewer,
 };
 use crate::{
     placement::request::DesktopKey,
@@ -178,7 +179,7 @@ async fn enter(cluster: &Cluster, target: &Target, options: &View) -> Result<Rel
     entered
 }
 
-/// Passes the screen to the first who connects, until either side ends.
+/// Passes the screen to the first of this user who connects, until either side ends.
 async fn pass(mut screen: Relay, listener: TcpListener, key: &DesktopKey) -> Result<(), Failure> {
     let closed = || Failure::NotSeen(format!("the screen of {key} was closed"));
     // The server speaks first: that it does shows that the whole way is there.
@@ -193,7 +194,7 @@ async fn pass(mut screen: Relay, listener: TcpListener, key: &DesktopKey) -> Res
     print(&format!("{address}\n"))?;
     let mut nothing = [0; 1];
     let mut viewer: TcpStream = tokio::select! {
-        accepted = listener.accept() => accepted?.0,
+        accepted = viewer::accept(&listener) => accepted?,
         // The server waits for the viewer's word, so this is its end.
         _ = screen.read(&mut nothing) => return Err(closed()),
     };

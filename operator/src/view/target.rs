@@ -48,8 +48,10 @@ pub fn of(desktop: &Desktop) -> Result<Target, String> {
         ));
     };
     let Some(relay) = console.relay else {
-        let open =
-            console.address.map(|address| format!("; the screen is at {address} there")).unwrap_or_default();
+        let open = match console.address {
+            nowhere if nowhere.is_empty() => String::new(),
+            address => format!("; the screen is at {address} there"),
+        };
         return Err(format!(
             "{shown} runs on node {node}, whose daemon has no relay: --relay-addr is empty, the address was taken when \
              it started (its log says so), or it is an older version{open}"
@@ -136,6 +138,7 @@ mod tests {
             (running("Kvm", &json!([])), "DesktopTemplate office has none"),
             (running("Kvm", &json!([{"type": "SPICE"}])), "has no VNC screen"),
             (running("Kvm", &json!([{"type": "VNC"}])), "node gpu-1, whose daemon has no relay"),
+            (running("Kvm", &json!([{"type": "VNC", "address": ""}])), "or it is an older version"),
             (
                 running("Kvm", &json!([{"type": "VNC", "address": "127.0.0.1:5901"}])),
                 "is at 127.0.0.1:5901 there",
@@ -144,6 +147,7 @@ mod tests {
         for (desktop, words) in cases {
             let said = of(&desktop).unwrap_err();
             assert!(said.contains(words), "{words:?} is missing in {said:?}");
+            assert!(!said.contains("is at  there"), "{said:?}");
         }
     }
 }

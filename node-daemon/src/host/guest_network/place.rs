@@ -177,4 +177,34 @@ mod tests {
         let here = std::fs::read_to_string("/etc/resolv.conf").ok();
         assert_eq!(place.resolv_conf(), here);
     }
+
+    #[test]
+    fn renames_elsewhere_do_not_hide_the_resolver() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("root");
+        for name in ["etc", "run/systemd"] {
+            std::fs::create_dir_all(root.join(name)).unwrap();
+        }
+        std::fs::write(root.join("run/systemd/resolv.conf"), "nameserver 192.0.2.53\n").unwrap();
+        // A long way, so that a rename comes in between.
+        let target = format!("{}../run/systemd/resolv.conf", "../etc/".repeat(200));
+        std::os::unix::fs::symlink(target, root.join("etc/resolv.conf")).unwrap();
+        let open = |path: &std::path::Path| {
+            openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
+        };
+        let place = Place { process: open(&root), network: open(&root), root: open(&root) };
+        let (one, other) = (folder.path().join("one"), folder.path().join("other"));
+        std::fs::write(&one, "").unwrap();
+        std::thread::scope(|scope| {
+            let renaming = scope.spawn(|| {
+                for _ in 0..5000 {
+                    std::fs::rename(&one, &other).unwrap();
+                    std::fs::rename(&other, &one).unwrap();
+                }
+            });
+            while !renaming.is_finished() {
+                assert_eq!(place.resolv_conf().as_deref(), Some("nameserver 192.0.2.53\n"));
+            }
+        });
+    }
 }

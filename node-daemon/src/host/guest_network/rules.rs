@@ -16,20 +16,37 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub const FAMILIES: [&str; 2] = ["inet", "bridge"];
 
 /// "This network", loopback, link-local, multicast, and reserved with the broadcast address. What the
-/// host has an address in is found by the kernel's routes.
-const NEVER4: [(Ipv4Addr, u8); 5] = [
+/// host has an address in is found by the kernel's routes. And where clouds tell a machine who it is, with
+/// credentials, beside the link-local 169.254.169.254.
+const NEVER4: [(Ipv4Addr, u8); 8] = [
     (Ipv4Addr::UNSPECIFIED, 8),
     (Ipv4Addr::new(127, 0, 0, 0), 8),
     (Ipv4Addr::new(169, 254, 0, 0), 16),
     (Ipv4Addr::new(224, 0, 0, 0), 4),
     (Ipv4Addr::new(240, 0, 0, 0), 4),
+    // Alibaba Cloud: "Overview of ECS instance metadata".
+    (Ipv4Addr::new(100, 100, 100, 200), 32),
+    // Azure's wire server: "What is IP address 168.63.129.16?".
+    (Ipv4Addr::new(168, 63, 129, 16), 32),
+    // Oracle Cloud at Customer: "Retrieve Predefined Instance Metadata".
+    (Ipv4Addr::new(192, 0, 0, 192), 32),
 ];
-/// Unspecified and loopback, addresses of IPv4 in IPv6's clothes, link-local, multicast.
-const NEVER6: [(Ipv6Addr, u8); 4] = [
+/// Unspecified and loopback, addresses of IPv4 in IPv6's clothes, link-local, multicast; and services of
+/// clouds as above.
+const NEVER6: [(Ipv6Addr, u8); 9] = [
     (Ipv6Addr::UNSPECIFIED, 127),
     (Ipv6Addr::new(0, 0, 0, 0, 0, 0xFFFF, 0, 0), 96),
     (Ipv6Addr::new(0xFE80, 0, 0, 0, 0, 0, 0, 0), 10),
     (Ipv6Addr::new(0xFF00, 0, 0, 0, 0, 0, 0, 0), 8),
+    // AWS: "Use the Instance Metadata Service", and the agent of "EKS Pod Identity".
+    (Ipv6Addr::new(0xFD00, 0xEC2, 0, 0, 0, 0, 0, 0x254), 128),
+    (Ipv6Addr::new(0xFD00, 0xEC2, 0, 0, 0, 0, 0, 0x23), 128),
+    // Google Cloud: "About VM metadata", of instances without IPv4.
+    (Ipv6Addr::new(0xFD20, 0xCE, 0, 0, 0, 0, 0, 0x254), 128),
+    // Oracle Cloud Infrastructure: its SDK for Python, `oci.auth.signers`.
+    (Ipv6Addr::new(0xFD00, 0xC1, 0, 0, 0, 0, 0xA9FE, 0xA9FE), 128),
+    // Scaleway: the data source of cloud-init.
+    (Ipv6Addr::new(0xFD00, 0x42, 0, 0, 0, 0, 0, 0x42), 128),
 ];
 
 /// What guests may not reach, and who they are.
@@ -197,7 +214,10 @@ mod tests {
             for net in deny {
                 prop_assert!(sets.iter().any(|set| set.contains(&net)), "{net}");
             }
-            for address in ["127.0.0.1", "169.254.169.254", "255.255.255.255", "::1", "fe80::1", "ff02::1"] {
+            for address in ["127.0.0.1", "169.254.169.254", "255.255.255.255", "::1", "fe80::1", "ff02::1",
+                "100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd00:ec2::23",
+                "fd20:ce::254", "fd00:c1::a9fe:a9fe", "fd00:42::42"]
+            {
                 let address: IpAddr = address.parse().unwrap();
                 prop_assert!(sets.iter().any(|set| set.contains(&address)), "{address}");
             }

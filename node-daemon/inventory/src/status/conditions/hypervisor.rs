@@ -45,7 +45,11 @@ pub(super) fn kvm(findings: &Findings<'_>) -> Say {
         _ if findings.simulated => Say::simulated(),
         HypervisorView::Answers { acceleration: Acceleration::Simulated, .. } => Say::simulated(),
         HypervisorView::Answers { acceleration: Acceleration::Kvm, .. } => Say::expected(),
-        HypervisorView::Answers { acceleration: Acceleration::Emulation, why_not_kvm, .. } => {
+        HypervisorView::Answers {
+            acceleration: Acceleration::Emulation | Acceleration::Unknown,
+            why_not_kvm,
+            ..
+        } => {
             let why = why_not_kvm.as_deref().unwrap_or("no cause is known").trim();
             if why.starts_with(CHOSEN) {
                 return Say::not_needed(format!("guests run by plain emulation: {why}"));

@@ -1,0 +1,99 @@
+//! A `GpuNode` that is deleted while the host is looked at, against a pretended API.
+
+use std::{fs, os::unix::fs::PermissionsExt};
+
+use http::{Method, Request, Response};
+use kube::client::Body;
+use serde_json::Value;
+
+use super::*;
+use crate::host::{
+    guest_network::GuestNetworkSettings, hardware::hardware, libvirt::LibvirtHypervisor, source::HostSource,
+};
+
+fn answer(text: &str) -> Response<Body> {
+    Response::new(Body::from(text.as_bytes().to_vec()))
+}
+
+#[tokio::test]
+async fn one_that_is_deleted_is_made_again_while_the_hook_still_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, hook) = (folder.path().join("host.yaml"), folder.path().join("hook"));
+    fs::write(&file, "{coresPerSocket: 8, memoryMiB: 65536, cards: [{model: L40S, count: 1}]}").unwrap();
+    // The second time it is asked, it does not end before the test does.
+    let script = "#!/bin/sh\ncat >/dev/null\ncd \"${0%/*}\"\nif [ -e asked ]; then : >again; sleep 60; fi\n: >asked\necho '{\"gpus\": []}'\n";
+    fs::write(&hook, script).unwrap();
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    let source = HostSource::simulated(&file, "node-a", folder.path()).unwrap();
+    let hypervisor: Arc<dyn Hypervisor> =
+        Arc::new(LibvirtHypervisor::connect("test:///default").await.unwrap());
+    let view = HypervisorView::Answers {
+        versions: None,
+        acceleration: gpudesk_crds::gpu_node_status::Acceleration::Simulated,
+        why_not_kvm: None,
+    };
+    let (_libvirt, hypervisor) = watch::channel((view, Some(hypervisor)));
+    let (service, mut api) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+    let (seen, _hardware) = hardware();
+    let changes = Arc::new(Changes::default());
+    let publisher = Publisher {
+        node: "node-a".into(),
+        source,
+        client: Client::new(service, "default"),
+        hypervisor,
+        guest_network: Arc::new(GuestNetwork::new(GuestNetworkSettings::default(), "test:///default")),
+        changed: Arc::new(Notify::new()),
+        changes: Arc::clone(&changes),
+        seen,
+        hook: Some(DiscoveryHook::new(hook, "node-a", folder.path()).with_patience(Duration::from_mins(1))),
+        metrics: Metrics::default(),
+    };
+    let running = tokio::spawn(publisher.run());
+    let node = r#"{"apiVersion":"gpudesk.dev/v1alpha1","kind":"GpuNode","metadata":{"name":"node-a",
+        "resourceVersion":"5","labels":{"gpudesk.dev/simulated":"true"}},"spec":{}}"#
+        .replace('\n', "");
+    let list = format!(
+        r#"{{"apiVersion":"v1","kind":"List","metadata":{{"resourceVersion":"5"}},"items":[{node}]}}"#
+    );
+    // The watch is answered once the hook runs for the second time: the node was deleted.
+    let mut watched = None;
+    let mut said: Vec<(String, Value)> = vec![];
+    let is_again = || folder.path().join("again").exists();
+    loop {
+        let request = tokio::select! {
+            request = api.next_request() => request,
+            () = sleep(Duration::from_millis(50)) => None,
+        };
+        if let Some((request, respond)) = request {
+            let path = request.uri().path().to_owned();
+            if *request.method() == Method::PATCH {
+                let body = request.into_body().collect_bytes().await.unwrap();
+                said.push((path.clone(), serde_json::from_slice(&body).unwrap()));
+                respond.send_response(answer(&node));
+                // What is said first is everything that is known; then all is looked at again.
+                if said.len() == 1 {
+                    changes.add(Change::Whole);
+                }
+            } else if request.uri().query().unwrap_or_default().contains("watch=") {
+                watched = Some(respond);
+            } else {
+                respond.send_response(answer(&list));
+            }
+        }
+        if is_again()
+            && let Some(respond) = watched.take()
+        {
+            respond.send_response(answer(&format!("{{\"type\":\"DELETED\",\"object\":{node}}}\n")));
+        }
+        if said.len() == 3 {
+            break;
+        }
+        assert!(!running.is_finished());
+    }
+    let [(_, first), (made, bare), (status, again)] = said.as_slice() else { panic!("{said:?}") };
+    assert!(made.ends_with("/gpunodes/node-a") && status.ends_with("/gpunodes/node-a/status"), "{said:?}");
+    assert_eq!(bare["metadata"]["labels"]["gpudesk.dev/simulated"], "true");
+    assert_eq!(again["status"], first["status"], "it says what it last said");
+    assert!(is_again(), "and the hook has not ended");
+    running.abort();
+}
