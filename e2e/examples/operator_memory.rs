@@ -220,7 +220,8 @@ async fn settled(operator: &Service) -> Result<()> {
         let metrics = operator.metrics().await?;
         let rounds = metrics.lines().filter(|line| line.starts_with("gpudesk_operator_reconciles"));
         let rounds = rounds.collect::<Vec<_>>().join("\n");
-        if rounds == before {
+        // One that stands by has nothing to do either.
+        if rounds == before && !rounds.is_empty() {
             return Ok(());
         }
         before = rounds;
