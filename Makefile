@@ -10,7 +10,7 @@ export KUBECONFIG
 export GPUDESK_USE_KUBECONFIG := 1
 endif
 
-.PHONY: bench-discovery bench-placement help setup generate build lint advisories test fuzz demo demo-down
+.PHONY: bench-discovery bench-memory bench-placement help setup generate build lint advisories test fuzz demo demo-down
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,12 @@ test: build ## Every test, the end-to-end ones included
 SECONDS ?= 30
 bench-discovery: ## What discovery costs, as ratios: one JSON line each
 	@cargo bench -q -p gpudesk-node-daemon --bench discovery
+
+DESKTOPS ?= 10000
+bench-memory: ## Memory of the operator with DESKTOPS=10000 stopped desktops, also while it lists everything anew
+	@e2e/control-plane/build.sh > /dev/null
+	@cargo build -q --release -p gpudesk-operator -p gpudesk-node-daemon
+	@GPUDESK_LEASE_SECONDS=600 GPUDESK_BIN_DIR=$(CURDIR)/target/release cargo run -q -p gpudesk-e2e --example operator_memory -- --desktops $(DESKTOPS)
 
 # OPENB names a folder with the openb trace (cluster-trace-gpu-v2023): it is not part of this project.
 bench-placement: ## What a decision costs and how well cards are packed; OPENB=DIR for the openb trace, CHARTS=DIR for SVG

@@ -24,6 +24,7 @@ pub mod conditions;
 pub mod desktop;
 pub mod desktop_template;
 pub mod desktop_template_devices;
+pub mod faults;
 pub mod gpu_node;
 pub mod gpu_node_rules;
 pub mod gpu_node_status;

@@ -17,6 +17,13 @@ pub fn all() -> [CustomResourceDefinition; 4] {
         .map(as_stored)
 }
 
+/// The schema of a kind's objects, as JSON.
+pub fn of(definition: &CustomResourceDefinition) -> serde_json::Value {
+    let version = definition.spec.versions.first().and_then(|version| version.schema.as_ref());
+    let schema = version.and_then(|version| version.open_api_v3_schema.as_ref());
+    schema.and_then(|schema| serde_json::to_value(schema).ok()).unwrap_or_default()
+}
+
 /// The definition as an API server stores it, and so that objects stay as they are applied.
 ///
 /// Whoever compares whole objects sees no difference then. `kubectl apply` compares lists of custom

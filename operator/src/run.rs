@@ -74,6 +74,10 @@ pub enum Error {
 /// API server that does not answer, and what it decided is in the API or was never.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How long giving the lease back may take, a renewal under way included; without it the next one waits
+/// until it lapses.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// Name of the leader lease.
 const LEADER_LEASE: &str = "gpudesk-operator";
 
@@ -106,22 +110,33 @@ pub async fn run(
     ready.set(false);
     metrics.leading(true);
 
-    // The lease is given back after the loops have ended, and not before.
     let loops_ended = CancellationToken::new();
     let keep = candidate.keep(&leases, lease, &loops_ended);
-    let work = async {
-        let result = work(config, settings, metrics.clone(), ready, stop).await;
-        loops_ended.cancel();
-        result
-    };
+    let work = work(config, settings, metrics.clone(), ready, stop);
     tokio::pin!(keep, work);
     tokio::select! {
         lost = &mut keep => Err(lost.err().map_or(Error::Ended("leader lease"), Error::Lost)),
-        result = &mut work => {
-            keep.await?;
-            result
+        end = &mut work => {
+            // A write that is under way may land later: then the next one waits until the lease has lapsed.
+            if end? == End::Whole {
+                loops_ended.cancel();
+                match tokio::time::timeout(PATIENCE, keep).await {
+                    Ok(kept) => kept?,
+                    Err(_) => tracing::warn!("the leader lease was not given back: the API server does not answer"),
+                }
+            }
+            Ok(())
         }
     }
+}
+
+/// How the work ended once it was asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// No write is under way.
+    Whole,
+    /// What was begun may still be carried out.
+    Cut,
 }
 
 async fn work(
@@ -130,7 +145,7 @@ async fn work(
     metrics: Metrics,
     ready: Readiness,
     stop: CancellationToken,
-) -> Result<(), Error> {
+) -> Result<End, Error> {
     let client = Client::try_from(config.clone()).map_err(Box::new)?;
     let writer = Writer::new(write_client(config, settings.writes_per_second)?, metrics.clone());
     let mut tasks = Tasks::new();
@@ -157,7 +172,7 @@ async fn work(
     };
     tokio::select! {
         () = known => {}
-        () = stop.cancelled() => return Ok(()),
+        () = stop.cancelled() => return Ok(End::Whole),
         ended = tasks.join_next() => return Err(name_of(ended)),
     }
     ready.set(true);
@@ -169,18 +184,15 @@ async fn work(
         "all objects known"
     );
     start_wakers(&world, &mut tasks);
+    let access_events = access_events.take_until(stop.clone().cancelled_owned());
     let tending = secret_access::tend(secrets.clone(), world.clone(), access_events);
-    tasks.spawn(async move {
-        tending.await;
-        "queue of Roles"
-    });
     tokio::select! {
-        () = loops(&world, refs, &writer, &secrets, &settings, &stop) => {
-            if stop.is_cancelled() { Ok(()) } else { Err(Error::Ended("loop over objects")) }
+        _ = async { tokio::join!(loops(&world, refs, &writer, &secrets, &settings, &stop), tending) } => {
+            if stop.is_cancelled() { Ok(End::Whole) } else { Err(Error::Ended("loop over objects")) }
         }
         () = async { stop.cancelled().await; tokio::time::sleep(GRACE).await } => {
-            tracing::warn!("some rounds have not ended: the API server does not answer");
-            Ok(())
+            tracing::warn!("some rounds have not ended: the API server does not answer; the lease is left to lapse");
+            Ok(End::Cut)
         }
         ended = tasks.join_next() => Err(name_of(ended)),
     }

@@ -437,6 +437,13 @@ impl World {
         }
     }
 
+    /// A node is missing since so long ago.
+    #[cfg(test)]
+    pub(crate) fn missing_for(&self, node: &str, time: Duration) {
+        let since = Instant::now().checked_sub(time).unwrap();
+        self.lock().missing.insert(node.to_owned(), since);
+    }
+
     /// The Secrets that desktops of a namespace on a node name. One that is being deleted does not start
     /// again and needs none.
     pub fn secrets(&self, namespace: &str, node: &str) -> BTreeSet<String> {

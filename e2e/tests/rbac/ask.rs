@@ -26,6 +26,14 @@ pub(crate) struct Ask {
     pub(crate) body: Value,
 }
 
+impl Ask {
+    /// The same, judged and not carried out.
+    pub(crate) fn dry(&self) -> Self {
+        let and = if self.path.contains('?') { '&' } else { '?' };
+        Self { path: format!("{}{and}dryRun=All", self.path), ..self.clone() }
+    }
+}
+
 impl Person {
     /// The holder of every right.
     pub(crate) fn admin(cluster: &Cluster) -> Self {
@@ -116,8 +124,7 @@ impl Person {
     ///
     /// A policy is in effect some time after it was made, so it is asked again for a while.
     pub(crate) async fn may_not(&self, ask: &Ask, words: &str) -> Result<()> {
-        let mut dry = ask.clone();
-        dry.path = format!("{}{}dryRun=All", ask.path, if ask.path.contains('?') { '&' } else { '?' });
+        let dry = ask.dry();
         let what = format!("{} {} {} is refused", ask.method, ask.path, ask.body);
         let said =
             eventually(&what, Duration::from_secs(15), || async { Ok(self.try_ask(&dry).await?.err()) })
@@ -149,6 +156,11 @@ pub(crate) fn create(path: impl Into<String>, body: Value) -> Ask {
 /// Deletes.
 pub(crate) fn delete(path: impl Into<String>) -> Ask {
     ask("DELETE", path, "application/json", Value::Null)
+}
+
+/// Puts an object in the place of what is there.
+pub(crate) fn replace(path: impl Into<String>, body: Value) -> Ask {
+    ask("PUT", path, "application/json", body)
 }
 
 /// Merges a patch.

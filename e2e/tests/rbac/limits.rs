@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use gpudesk_e2e::cluster::Cluster;
 use serde_json::{Value, json};
 
-use crate::ask::{Person, create, merge, namespaced, object};
+use crate::ask::{Person, create, get, merge, namespaced, object, replace};
 use crate::people::{give, knows};
 
 fn desktop(name: &str, parts: &Value) -> Value {
@@ -38,13 +38,26 @@ pub(crate) async fn priority(cluster: Arc<Cluster>) -> Result<()> {
     user.may(&with("low", -5)).await?;
     user.may(&with("a", 0)).await?;
     user.may_not(&to(1), "allows at most 0").await?;
-    let label = |value: &str| {
-        merge(
-            format!("/api/v1/namespaces/{namespace}"),
-            json!({"metadata": {"labels": {"gpudesk.dev/max-priority": value}}}),
-        )
-    };
-    all.may_not(&label("1000000"), "only with the right to override-limits").await?;
+    let whole = format!("/api/v1/namespaces/{namespace}");
+    let labelled = |label: &str, value: &str| json!({"metadata": {"labels": {label: value}}});
+    let label = |value: &str| merge(&whole, labelled("gpudesk.dev/max-priority", value));
+    let words = "only with the right to override-limits";
+    all.may_not(&label("1000000"), words).await?;
+    // Nor beside its status or its finalizers, with which other labels are written.
+    let (status, finalize) = (format!("{whole}/status"), format!("{whole}/finalize"));
+    for (name, allowed) in
+        [("team", true), ("gpudesk.dev/max-priority", false), ("gpudesk.dev/inline-user-data", false)]
+    {
+        let mut body = all.may(&get(&whole)).await?;
+        body["metadata"]["labels"][name] = "100".into();
+        for ask in [merge(&status, labelled(name, "100")), replace(&finalize, body)] {
+            if allowed {
+                all.may(&ask.dry()).await?;
+            } else {
+                all.may_not(&ask, words).await?;
+            }
+        }
+    }
     for wrong in ["high", "1000001", "1.5"] {
         let said = admin.try_ask(&label(wrong)).await?.err();
         ensure!(
@@ -55,8 +68,7 @@ pub(crate) async fn priority(cluster: Arc<Cluster>) -> Result<()> {
         );
     }
     admin.may(&label("100")).await?;
-    let other = json!({"metadata": {"labels": {"team": "a"}}});
-    all.may(&merge(format!("/api/v1/namespaces/{namespace}"), other)).await?;
+    all.may(&merge(&whole, labelled("team", "a"))).await?;
     user.may_not(&to(101), "allows at most 100").await?;
     user.may(&to(100)).await?;
 

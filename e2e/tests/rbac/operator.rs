@@ -79,6 +79,30 @@ pub(crate) async fn roles(cluster: Arc<Cluster>) -> Result<()> {
     operator.may_not(&apply(bindings("other"), binding("other", "admin-made", &["other"])), names).await?;
     operator.may(&apply(bindings(NAME), binding(NAME, NAME, &[NAME]))).await?;
 
+    // What others have marked stays the operator's to change and to take away; their marks are not. A mark
+    // like ours gives it nothing.
+    let admin = Person::admin(&cluster);
+    let marks = json!({"metadata": {
+        "labels": {"gpudesk.dev/node": "grant-a", "rack": "a1"}, "annotations": {"example.org/why": "audit"},
+        "finalizers": ["example.org/keep"],
+    }});
+    for marked in [roles(NAME), bindings(NAME), roles("admin-made")] {
+        admin.may(&merge(&marked, marks.clone())).await?;
+    }
+    operator.may(&apply(roles(NAME), role(NAME, &reading(&["a", "b"])))).await?;
+    operator.may(&delete(roles(NAME)).dry()).await?;
+    operator.may(&delete(bindings(NAME)).dry()).await?;
+    for (field, words) in [
+        ("labels", "may not write the label"),
+        ("annotations", "may not write metadata.annotations"),
+        ("finalizers", "may not write metadata.finalizers"),
+    ] {
+        operator.may_not(&merge(roles(NAME), json!({"metadata": {field: null}})), words).await?;
+    }
+    operator.may_not(&merge(roles("admin-made"), json!({"rules": []})), names).await?;
+    for marked in [roles(NAME), bindings(NAME)] {
+        admin.may(&merge(&marked, json!({"metadata": {"finalizers": null}}))).await?;
+    }
     operator.may_not(&delete(roles("admin-made")), names).await?;
     operator.may_not(&delete(paths(SYSTEM_NAMESPACE, "roles", "gpudesk-node-daemon")), names).await?;
     operator.may_not(&delete(paths(SYSTEM_NAMESPACE, "rolebindings", "gpudesk-operator")), names).await?;

@@ -37,8 +37,9 @@ pub enum Step {
         /// `Stopped`, `NodeLost`, or how the guest ended for good.
         reason: Reason,
     },
-    /// The guest ended for good and what it held was given back: it waits for somebody to start it.
-    Ended,
+    /// The guest ended for good, in this way, and what it held was given back: it waits for somebody to
+    /// start it.
+    Ended(Reason),
     /// It shall not run and holds nothing.
     Rest,
     /// It shall run: find a place, on this node if one is named.
@@ -53,6 +54,7 @@ pub enum Step {
 pub fn decide(desktop: &Desktop, node: Presence, keeps_disks: Option<bool>) -> Step {
     let allocation = desktop.allocation();
     let ours = desktop.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == RELEASE_FINALIZER);
+    let ended = stays_ended(desktop);
     if desktop.metadata.deletion_timestamp.is_some() {
         let gone = allocation.is_none() || node == Presence::Lost || reported(desktop, &[Reason::Released]);
         return if ours && gone { Step::RemoveFinalizer } else { Step::Wait };
@@ -60,13 +62,12 @@ pub fn decide(desktop: &Desktop, node: Presence, keeps_disks: Option<bool>) -> S
     if !ours {
         return Step::AddFinalizer;
     }
-    match allocation {
+    match (allocation, ended) {
         // It stays as its guest left it: there is nothing to give up but the name of the node.
-        Some(_) if node == Presence::Lost && stays_ended(desktop) => Step::Ended,
-        Some(_) if node == Presence::Lost => Step::Release { park: false, reason: Reason::NodeLost },
-        Some(allocation) if allocation.compute.is_some() => holding(desktop, allocation, keeps_disks),
-        parked => match desktop.spec.power_state {
-            PowerState::Running if stays_ended(desktop) => Step::Ended,
+        (Some(_), Some(how)) => Step::Ended(how),
+        (Some(_), None) if node == Presence::Lost => Step::Release { park: false, reason: Reason::NodeLost },
+        (Some(allocation), None) if allocation.compute.is_some() => holding(desktop, allocation, keeps_disks),
+        (parked, _) => match desktop.spec.power_state {
             PowerState::Running => Step::Place { home: home(parked, keeps_disks) },
             PowerState::Stopped | PowerState::Suspended => Step::Rest,
         },
@@ -79,15 +80,16 @@ fn holding(desktop: &Desktop, allocation: &Allocation, keeps_disks: Option<bool>
         PowerState::Stopped if stopped => {
             Step::Release { park: keeps_disks.unwrap_or(true), reason: Reason::Stopped }
         }
-        PowerState::Running if stopped && restart_due(desktop, allocation).is_some() => {
-            Step::Place { home: home(Some(allocation), keeps_disks) }
-        }
-        PowerState::Running if restart_due(desktop, allocation).is_none() => match given_back(desktop) {
+        PowerState::Running => match given_back(desktop) {
+            // Nothing runs that a refusal would have to spare: it is a start like any other.
+            given_back if restart_due(desktop, allocation).is_some() && (stopped || given_back.is_some()) => {
+                Step::Place { home: home(Some(allocation), keeps_disks) }
+            }
             // Parked also without disks: it notes for which restart it was made.
             Some(reason) => Step::Release { park: true, reason },
             None => Step::Hold,
         },
-        PowerState::Running | PowerState::Stopped | PowerState::Suspended => Step::Hold,
+        PowerState::Stopped | PowerState::Suspended => Step::Hold,
     }
 }
 
@@ -109,18 +111,19 @@ fn given_back(desktop: &Desktop) -> Option<Reason> {
     (prepared.status == "False" && prepared.reason == Reason::Stopped.as_str()).then_some(how)
 }
 
-/// Whether a desktop that should run stays as its guest left it: nothing is held for it until somebody
-/// asks for a restart, or stops and starts it.
-pub fn stays_ended(desktop: &Desktop) -> bool {
-    let Some(status) = &desktop.status else { return false };
-    let Some(parked) = desktop.allocation().filter(|allocation| allocation.compute.is_none()) else {
-        return false;
-    };
-    let said = conditions::find(&status.conditions, ConditionType::Allocated);
-    desktop.spec.power_state == PowerState::Running
-        && restart_due(desktop, parked).is_none()
-        && said
-            .is_some_and(|said| said.status == "False" && ENDS.iter().any(|end| said.reason == end.as_str()))
+/// How the guest of a desktop ended that should run and stays as it left it: nothing is held for it until
+/// somebody asks for a restart, or stops and starts it.
+///
+/// A stop and a start are two generations. One that came alone is another change, and is noted
+/// ([`Step::Ended`]); of more that came while nobody looked, none is left to tell which they were.
+pub fn stays_ended(desktop: &Desktop) -> Option<Reason> {
+    let status = desktop.status.as_ref()?;
+    let parked = desktop.allocation().filter(|allocation| allocation.compute.is_none())?;
+    let said = conditions::find(&status.conditions, ConditionType::Allocated)?;
+    let generations = said.observed_generation.zip(desktop.metadata.generation);
+    let seen = generations.is_none_or(|(said, now)| now <= said + 1);
+    let asked = desktop.spec.power_state != PowerState::Running || restart_due(desktop, parked).is_some();
+    ENDS.into_iter().find(|end| !asked && seen && said.status == "False" && said.reason == end.as_str())
 }
 
 fn home(allocation: Option<&Allocation>, keeps_disks: Option<bool>) -> Option<String> {

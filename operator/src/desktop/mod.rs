@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gpudesk_crds::{
-    Desktop,
+    Desktop, GpuNode,
     conditions::{self, ConditionType, Reason},
     desktop::{Phase, PowerState},
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::runtime::controller::Action;
+use kube::{Api, runtime::controller::Action};
 use thiserror::Error;
 
 pub mod apply;
@@ -29,6 +29,7 @@ mod tests;
 pub mod validate;
 
 use crate::{
+    cause,
     desktop_template::validate::keeps_disks,
     invalid::Invalid,
     placement::{request::DesktopKey, snapshot::key_of},
@@ -64,6 +65,14 @@ pub enum Error {
     /// The node could not be given or taken access to a Secret.
     #[error("cannot change which Secrets the node may read: {0}")]
     Secrets(#[source] AccessError),
+    /// The API server does not say clearly whether a node is gone.
+    #[error("whether GpuNode {node} is gone is not clear: {}", cause::of_request(.source))]
+    Node {
+        /// The node.
+        node: String,
+        /// What came instead of an answer.
+        source: Box<kube::Error>,
+    },
 }
 
 impl Error {
@@ -72,6 +81,7 @@ impl Error {
         match self {
             Self::Finalizer(error) | Self::Status(error) | Self::Allocation(error) => error.name(),
             Self::Secrets(error) => error.name(),
+            Self::Node { .. } => "unclear",
         }
     }
 
@@ -103,12 +113,19 @@ pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, E
     let key = key_of(desktop);
     let referenced = dereference::dereference(world, desktop);
     let wanted = validate::validate(desktop, &referenced);
-    let presence = node_of(desktop).map_or(Presence::Present, |node| world.presence(node));
+    let mut presence = node_of(desktop).map_or(Presence::Present, |node| world.presence(node));
     let keeps_disks = keeps_disks_of(&referenced);
     let bound_to = node_of(desktop).filter(|_| keeps_disks != Some(false)).map(ToOwned::to_owned);
-    let step = decide::decide(desktop, presence, keeps_disks);
+    let mut step = decide::decide(desktop, presence, keeps_disks);
+    if presence == Presence::Lost {
+        let unless_lost = decide::decide(desktop, Presence::Missing, keeps_disks);
+        // What is given away is not taken back, and a watch may be behind or wrong.
+        if step != unless_lost && !is_gone(node_of(desktop).unwrap_or_default(), context).await? {
+            (presence, step) = (Presence::Missing, unless_lost);
+        }
+    }
     // Who waits for nobody but its user is not looked ahead for.
-    world.wants(&key, wanted.as_ref().ok().filter(|_| step != Step::Ended), bound_to);
+    world.wants(&key, wanted.as_ref().ok().filter(|_| !matches!(step, Step::Ended(_))), bound_to);
     if !matches!(step, Step::Place { .. }) {
         world.not_waiting(&key);
     }
@@ -126,7 +143,7 @@ pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, E
         // What it leaves behind is taken back once it is gone: nothing stands between.
         Step::RemoveFinalizer => context.writer.finalizer(desktop, false).await.map_err(Error::Finalizer)?,
         Step::Wait => wait(desktop, context).await?,
-        Step::Ended => {}
+        Step::Ended(how) => stay(desktop, how, context).await?,
         Step::Hold => hold(desktop, &wanted, &referenced, context).await?,
         Step::Release { park, reason } => release(desktop, park, reason, context).await?,
         Step::Rest => rest(desktop, context).await?,
@@ -142,6 +159,21 @@ pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, E
         Presence::Missing => NODE_LOST_AFTER,
         Presence::Present | Presence::Lost => SLOWLY,
     }))
+}
+
+/// Whether the API server itself says that a `GpuNode` does not exist.
+async fn is_gone(node: &str, context: &Context) -> Result<bool, Error> {
+    let nodes = Api::<GpuNode>::all(context.writer.client());
+    match nodes.get_metadata(node).await {
+        Ok(_) => Ok(false),
+        // Not any 404 of a proxy, or of a server that does not know the kind: one that names the object.
+        Err(kube::Error::Api(status))
+            if status.code == 404 && status.details.as_ref().is_some_and(|details| details.name == node) =>
+        {
+            Ok(true)
+        }
+        Err(source) => Err(Error::Node { node: node.to_owned(), source: Box::new(source) }),
+    }
 }
 
 /// Finds a place and writes it down; or says why there is none.
@@ -337,13 +369,27 @@ async fn release(desktop: &Desktop, park: bool, reason: Reason, context: &Contex
             let how = conditions::find(conditions, ConditionType::Running);
             let how = how.map(|running| running.message.clone()).unwrap_or_default();
             let rest = "CPUs, memory and GPU shares are given back; ask for a restart, or stop and start it";
-            let failed = reason == Reason::GuestCrashed;
-            (if failed { Phase::Failed } else { Phase::Stopped }, format!("{how}; {rest}"))
+            (ended_phase(reason), format!("{how}; {rest}"))
         }
         _ => (Phase::Stopped, "stopped, as asked".to_owned()),
     };
     tracing::info!(desktop = %key_of(desktop), %node, park, %reason, "released");
     say_idle(desktop, phase, park.then_some(node), Invalid::new(reason, message), context).await
+}
+
+/// Says the same of the generation that is there now, so that a stop and a start after it are told from
+/// another change.
+async fn stay(desktop: &Desktop, how: Reason, context: &Context) -> Result<(), Error> {
+    let said = desktop.status.as_ref();
+    let allocated = said.and_then(|said| conditions::find(&said.conditions, ConditionType::Allocated));
+    let why = Invalid::new(how, allocated.map(|said| said.message.clone()).unwrap_or_default());
+    let home = node_of(desktop).map(ToOwned::to_owned);
+    say_idle(desktop, ended_phase(how), home, why, context).await
+}
+
+/// How a desktop looks whose guest ended for good.
+fn ended_phase(how: Reason) -> Phase {
+    if how == Reason::GuestCrashed { Phase::Failed } else { Phase::Stopped }
 }
 
 /// Says that a desktop that shall not run does not.

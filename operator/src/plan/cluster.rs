@@ -3,7 +3,7 @@
 use std::{fmt::Debug, path::PathBuf};
 
 use clap::Args;
-use gpudesk_crds::{DEFAULT_SYSTEM_NAMESPACE, Desktop, DesktopTemplate, GpuNode, GpuProfile};
+use gpudesk_crds::{Desktop, DesktopTemplate, GpuNode, GpuProfile};
 use kube::{
     Api, Client, Config, Resource,
     api::ListParams,
@@ -32,9 +32,6 @@ pub struct Connection {
     /// `default`.
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
-    /// Where the operator is. Without effect: whether node daemons live is read from their `GpuNode`s.
-    #[arg(long, value_name = "NAMESPACE", default_value = DEFAULT_SYSTEM_NAMESPACE, hide = true)]
-    pub system_namespace: String,
 }
 
 impl Connection {

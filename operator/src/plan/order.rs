@@ -111,7 +111,7 @@ fn candidate(estate: &Estate, entry: &Entry, all: bool) -> Result<Candidate, Str
         return Err(format!("{origin} (Desktop {name}): {said}"));
     }
     let rests = desktop.metadata.deletion_timestamp.is_some()
-        || !all && stays_ended(desktop)
+        || !all && stays_ended(desktop).is_some()
         || match desktop.spec.power_state {
             PowerState::Running => false,
             PowerState::Stopped | PowerState::Suspended => !all,

@@ -6,7 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use gpudesk_crds::schema;
+use gpudesk_crds::{
+    faults::{self, Fault, joined},
+    schema,
+};
 use kube::core::cel::{CompiledSchema, Validator, compile_schema};
 use serde_json::Value;
 
@@ -31,9 +34,7 @@ impl Default for Schemas {
     fn default() -> Self {
         let mut kinds = BTreeMap::new();
         for crd in schema::all() {
-            let version = crd.spec.versions.first().and_then(|version| version.schema.as_ref());
-            let schema = version.and_then(|schema| schema.open_api_v3_schema.as_ref());
-            let schema = schema.and_then(|schema| serde_json::to_value(schema).ok()).unwrap_or_default();
+            let schema = schema::of(&crd);
             let compiled = compile_schema(&schema);
             kinds.insert(crd.spec.names.kind, (schema, compiled));
         }
@@ -55,7 +56,11 @@ impl Schemas {
         };
         let mut faults = Vec::new();
         metadata(object, &mut faults);
-        check(schema, object, "", &mut faults);
+        let mut note = |fault: Fault<'_>, path: &str, value: &mut Value, _: &Value| {
+            faults.extend(sentence(fault, path, value));
+            true
+        };
+        faults::look(schema, &mut object.clone(), "", &mut note);
         if faults.is_empty()
             && let Err(errors) = self.validator.validate_compiled(compiled, object, None)
         {
@@ -136,24 +141,42 @@ fn is_name(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(label)
 }
 
-fn check(schema: &Value, value: &Value, path: &str, faults: &mut Vec<String>) {
-    if faults.len() >= MOST {
-        return;
-    }
-    match (schema["type"].as_str(), value) {
-        (Some("object"), Value::Object(_)) => fields(schema, value, path, faults),
-        (Some("array"), Value::Array(items)) => entries(schema, items, path, faults),
-        (Some("string"), Value::String(text)) => text_fits(schema, text, path, faults),
-        (Some("integer"), Value::Number(number)) if number.is_i64() || number.is_u64() => {
-            number_fits(schema, number.as_f64().unwrap_or(f64::MAX), value, path, faults);
+/// What is wrong with the value at `path`, and what would be right.
+fn sentence(fault: Fault<'_>, path: &str, value: &Value) -> Option<String> {
+    let count = match value {
+        Value::String(text) => text.chars().count(),
+        Value::Array(items) => items.len(),
+        Value::Object(entries) => entries.len(),
+        _ => 0,
+    };
+    Some(match fault {
+        Fault::Unknown("apiVersion" | "kind" | "metadata", _) if path.is_empty() => return None,
+        Fault::Unknown(field, fields) => unknown(path, field, fields.keys().map(String::as_str)),
+        Fault::Missing(field) => format!("{} is missing", joined(path, field)),
+        Fault::Type(wanted) => format!("{path} is {}; write {}", shown(value), words(wanted)),
+        Fault::Choice(choices) => {
+            let near = nearest(value.as_str().unwrap_or_default(), choices.iter().copied());
+            let near = near.map(|near| format!("did you mean {near}? ")).unwrap_or_default();
+            format!("{path} is {value}; {near}write one of {}", listed(choices.into_iter()))
         }
-        (Some("number"), Value::Number(number)) => {
-            number_fits(schema, number.as_f64().unwrap_or(f64::MAX), value, path, faults);
+        Fault::Longer(most) => format!("{path} has {count} characters; at most {most} are possible"),
+        Fault::Shorter(_) => format!("{path} is empty; write something, or leave the field out"),
+        Fault::More(most) => format!("{path} has {count} entries; at most {most} are possible"),
+        Fault::Fewer(least) => format!("{path} has {count} entries; at least {least} must be there"),
+        Fault::Outside(least, most) => {
+            let range = match (least, most) {
+                (Some(least), Some(most)) => format!("{least} to {most}"),
+                (Some(least), None) => format!("{least} or more"),
+                (None, most) => format!("at most {}", most.unwrap_or(f64::MAX)),
+            };
+            format!("{path} is {value}; write {range}")
         }
-        // Without a value it is as if the field were absent: whoever needs it says so.
-        (Some("boolean"), Value::Bool(_)) | (None, _) | (_, Value::Null) => {}
-        (Some(wanted), _) => faults.push(format!("{path} is {}; write {}", shown(value), words(wanted))),
-    }
+        Fault::Twice(keys) => {
+            let key = keys.first().copied().unwrap_or_default();
+            let (path, value) = (joined(path, &keys.join(", ")), shown(value.get(key).unwrap_or(value)));
+            format!("{path} is {value}, as of an earlier entry; each must differ")
+        }
+    })
 }
 
 fn words(wanted: &str) -> &'static str {
@@ -165,100 +188,6 @@ fn words(wanted: &str) -> &'static str {
         "number" => "a number",
         _ => "true or false",
     }
-}
-
-fn fields(schema: &Value, value: &Value, path: &str, faults: &mut Vec<String>) {
-    let (Some(properties), Some(object)) = (schema["properties"].as_object(), value.as_object()) else {
-        return entries_of_map(schema, value, path, faults);
-    };
-    for required in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        if object.get(required).is_none_or(Value::is_null) {
-            faults.push(format!("{} is missing", joined(path, required)));
-        }
-    }
-    for (name, value) in object {
-        match properties.get(name) {
-            Some(schema) => check(schema, value, &joined(path, name), faults),
-            None if path.is_empty() && ["apiVersion", "kind", "metadata"].contains(&name.as_str()) => {}
-            None => faults.push(unknown(path, name, properties.keys().map(String::as_str))),
-        }
-    }
-}
-
-fn entries_of_map(schema: &Value, value: &Value, path: &str, faults: &mut Vec<String>) {
-    let values = &schema["additionalProperties"];
-    let Some(map) = value.as_object().filter(|_| values.is_object()) else { return };
-    if let Some(most) = schema["maxProperties"].as_u64().filter(|most| map.len() as u64 > *most) {
-        faults.push(format!("{path} has {} entries; at most {most} are possible", map.len()));
-    }
-    for (key, value) in map {
-        check(values, value, &joined(path, key), faults);
-    }
-}
-
-fn entries(schema: &Value, items: &[Value], path: &str, faults: &mut Vec<String>) {
-    let count = items.len() as u64;
-    if let Some(most) = schema["maxItems"].as_u64().filter(|most| count > *most) {
-        faults.push(format!("{path} has {count} entries; at most {most} are possible"));
-    }
-    if let Some(least) = schema["minItems"].as_u64().filter(|least| count < *least) {
-        faults.push(format!("{path} has {count} entries; at least {least} must be there"));
-    }
-    for (index, item) in items.iter().enumerate() {
-        check(&schema["items"], item, &format!("{path}[{index}]"), faults);
-    }
-    let keys: Vec<&str> = schema["x-kubernetes-list-map-keys"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
-    let identity = |item: &Value| keys.iter().map(|key| item[key].clone()).collect::<Vec<Value>>();
-    for (index, item) in items.iter().enumerate().filter(|_| !keys.is_empty()) {
-        if items.iter().take(index).any(|earlier| identity(earlier) == identity(item)) {
-            let (key, value) = (keys.join(", "), shown(&item[keys.first().copied().unwrap_or_default()]));
-            faults
-                .push(format!("{path}[{index}].{key} is {value}, as of an earlier entry; each must differ"));
-        }
-    }
-}
-
-fn text_fits(schema: &Value, text: &str, path: &str, faults: &mut Vec<String>) {
-    let choices: Vec<&str> =
-        schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    if !choices.is_empty() && !choices.contains(&text) {
-        let near = nearest(text, choices.iter().copied()).map(|near| format!("did you mean {near}? "));
-        let near = near.unwrap_or_default();
-        faults.push(format!("{path} is {text:?}; {near}write one of {}", listed(choices.into_iter())));
-    }
-    let count = text.chars().count() as u64;
-    if let Some(most) = schema["maxLength"].as_u64().filter(|most| count > *most) {
-        faults.push(format!("{path} has {count} characters; at most {most} are possible"));
-    }
-    if schema["minLength"].as_u64().is_some_and(|least| count < least) {
-        faults.push(format!("{path} is empty; write something, or leave the field out"));
-    }
-}
-
-fn number_fits(schema: &Value, number: f64, value: &Value, path: &str, faults: &mut Vec<String>) {
-    let (least, most) = (schema["minimum"].as_f64(), schema["maximum"].as_f64());
-    let (least_of_type, most_of_type) = match schema["format"].as_str() {
-        Some("int32") => (f64::from(i32::MIN), f64::from(i32::MAX)),
-        _ => (f64::MIN, f64::MAX),
-    };
-    let (from, to) = (least.unwrap_or(least_of_type), most.unwrap_or(most_of_type));
-    if number < from || number > to {
-        let range = match (least, most) {
-            (Some(least), Some(most)) => format!("{least} to {most}"),
-            (Some(least), None) => format!("{least} or more"),
-            (None, _) => format!("at most {to}"),
-        };
-        faults.push(format!("{path} is {value}; write {range}"));
-    }
-}
-
-fn joined(path: &str, field: &str) -> String {
-    if path.is_empty() { field.into() } else { format!("{path}.{field}") }
 }
 
 fn unknown<'a>(path: &str, field: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use futures::{StreamExt, channel::mpsc::UnboundedReceiver};
+use futures::{Stream, StreamExt};
 use kube::runtime::reflector::ObjectRef;
 
 use super::{Event, Pair, SecretAccess, owner_reference};
@@ -12,7 +12,7 @@ use crate::{backoff::Backoff, world::World};
 const CONCURRENCY: usize = 8;
 
 /// Works off the queue until it ends.
-pub async fn tend(access: Arc<SecretAccess>, world: Arc<World>, queue: UnboundedReceiver<Event>) {
+pub async fn tend(access: Arc<SecretAccess>, world: Arc<World>, queue: impl Stream<Item = Event>) {
     let backoff = Arc::new(Backoff::<Pair>::default());
     queue.for_each_concurrent(CONCURRENCY, |event| look(&access, &world, &backoff, event)).await;
 }

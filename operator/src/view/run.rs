@@ -4,7 +4,7 @@
 use std::{io, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use clap::Args;
-use gpudesk_crds::relay::Refusal;
+use gpudesk_crds::{DEFAULT_SYSTEM_NAMESPACE, relay::Refusal};
 use thiserror::Error;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -50,6 +50,9 @@ pub struct View {
     /// The way to the node.
     #[arg(long, value_enum, default_value_t)]
     pub via: Via,
+    /// Where gpudesk is installed, for a way through the API server.
+    #[arg(long, value_name = "NAMESPACE", default_value = DEFAULT_SYSTEM_NAMESPACE)]
+    pub system_namespace: String,
     /// The cluster.
     #[command(flatten)]
     pub connection: Connection,
@@ -170,7 +173,7 @@ async fn open(cluster: &Cluster, key: &DesktopKey, options: &View) -> Result<Rel
 }
 
 async fn enter(cluster: &Cluster, target: &Target, options: &View) -> Result<Relay, ViewError> {
-    let namespace = &options.connection.system_namespace;
+    let namespace = &options.system_namespace;
     // The key is proved before there is a ticket that could be shown to somebody else.
     let connection = dial::connect(cluster.client(), namespace, target, options.via).await?;
     let ticket = Ticket::write(cluster.client(), target).await?;

@@ -4,29 +4,33 @@
 //! itself and not the whole status. What is mended is named, field and value. The definition has no
 //! validation rules below `status`; patterns are kept by the types whose text they describe.
 
-use std::{collections::BTreeSet, sync::LazyLock};
+use std::sync::LazyLock;
 
-use gpudesk_crds::{GpuNodeStatus, schema};
+use gpudesk_crds::{
+    GpuNodeStatus,
+    faults::{self, Fault},
+    schema,
+};
 use serde_json::Value;
 
 /// Most sentences; the first ones say enough.
 const MOST: usize = 16;
 
 /// The schema of `GpuNode.status`.
-static STATUS: LazyLock<Value> = LazyLock::new(|| {
-    let [node, ..] = schema::all();
-    let version = node.spec.versions.first().and_then(|version| version.schema.as_ref());
-    let schema = version.and_then(|version| version.open_api_v3_schema.as_ref());
-    let schema = schema.and_then(|schema| serde_json::to_value(schema).ok()).unwrap_or_default();
-    schema["properties"]["status"].clone()
-});
+static STATUS: LazyLock<Value> =
+    LazyLock::new(|| schema::of(&schema::all()[0])["properties"]["status"].clone());
 
 /// The status without what the API server would refuse, and a sentence for each thing that was left out
 /// or cut.
 pub(super) fn mended(status: GpuNodeStatus) -> (GpuNodeStatus, Vec<String>) {
     let Ok(mut value) = serde_json::to_value(&status) else { return (status, vec![]) };
     let mut faults = vec![];
-    let fits = mend(&STATUS, &mut value, "status", &mut faults);
+    let mut mend = |fault: Fault<'_>, path: &str, value: &mut Value, schema: &Value| {
+        let (fits, said) = mend(fault, path, value, schema);
+        faults.extend(said);
+        fits
+    };
+    let fits = faults::look(&STATUS, &mut value, "status", &mut mend);
     if fits && faults.is_empty() {
         return (status, faults);
     }
@@ -36,98 +40,40 @@ pub(super) fn mended(status: GpuNodeStatus) -> (GpuNodeStatus, Vec<String>) {
     (mended, faults)
 }
 
-/// Makes `value` fit; false when only leaving it out helps.
-fn mend(schema: &Value, value: &mut Value, path: &str, faults: &mut Vec<String>) -> bool {
-    match value {
-        Value::Object(_) => mend_fields(schema, value, path, faults),
-        Value::Array(_) => mend_entries(schema, value, path, faults),
-        Value::String(text) => {
-            let count = text.chars().count() as u64;
-            let choices = schema["enum"].as_array();
-            if choices.is_some_and(|choices| !choices.iter().any(|choice| choice == text)) {
-                return refuse(faults, path, text, "not one of the values that are possible");
-            }
-            if schema["minLength"].as_u64().is_some_and(|least| count < least) {
-                return refuse(faults, path, text, "too short");
-            }
-            let Some(most) = schema["maxLength"].as_u64().filter(|most| count > *most) else { return true };
-            if schema["pattern"].is_string() || schema["format"].is_string() {
-                return refuse(faults, path, text, &format!("longer than {most} characters"));
-            }
-            faults.push(format!("{path} has {count} characters: it is cut to {most}"));
+/// Makes `value` fit, or has it left out; and what is said of that.
+fn mend(fault: Fault<'_>, path: &str, value: &mut Value, schema: &Value) -> (bool, Option<String>) {
+    let free = schema["pattern"].is_null() && schema["format"].is_null();
+    let why = match (fault, &mut *value) {
+        (Fault::Longer(most), Value::String(text)) if free => {
+            let count = text.chars().count();
             *text = text.chars().take(usize::try_from(most).unwrap_or(usize::MAX)).collect();
-            true
+            return (true, Some(format!("{path} has {count} characters: it is cut to {most}")));
         }
-        Value::Number(number) => {
-            let given = number.as_f64().unwrap_or(f64::NAN);
-            let least = schema["minimum"].as_f64().unwrap_or(f64::MIN);
-            let most = schema["maximum"].as_f64().unwrap_or(f64::MAX);
-            (least..=most).contains(&given)
-                || refuse(faults, path, &number.to_string(), &format!("outside of {least} to {most}"))
+        (Fault::More(most), Value::Array(items)) => {
+            let count = items.len();
+            items.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+            return (true, Some(format!("{path} has {count} entries: the first {most} are shown")));
         }
-        Value::Null | Value::Bool(_) => true,
-    }
-}
-
-fn refuse(faults: &mut Vec<String>, path: &str, value: &str, why: &str) -> bool {
-    let value: String = value.chars().take(40).collect();
-    faults.push(format!("{path} is {value:?}, {why}: it is left out"));
-    false
-}
-
-fn mend_fields(schema: &Value, value: &mut Value, path: &str, faults: &mut Vec<String>) -> bool {
-    let (Some(properties), Some(object)) = (schema["properties"].as_object(), value.as_object_mut()) else {
-        return true;
+        (Fault::Twice(keys), _) => {
+            let shown: String = faults::identity(value, &keys).chars().take(80).collect();
+            return (false, Some(format!("{path} is {shown} again: the first counts")));
+        }
+        (Fault::Unknown(..), _) => return (true, None),
+        // It was left out, and that was said.
+        (Fault::Missing(_), _) => return (false, None),
+        (Fault::Choice(_), _) => "not one of the values that are possible".to_owned(),
+        (Fault::Type(wanted), _) => format!("not of type {wanted}"),
+        (Fault::Longer(most), _) => format!("longer than {most} characters"),
+        (Fault::Shorter(least), _) => format!("shorter than {least} characters"),
+        (Fault::More(most), _) => format!("more than {most} entries"),
+        (Fault::Fewer(least), _) => format!("fewer than {least} entries"),
+        (Fault::Outside(least, most), _) => {
+            format!("outside of {} to {}", least.unwrap_or(f64::MIN), most.unwrap_or(f64::MAX))
+        }
     };
-    let required: Vec<&str> =
-        schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let mut fits = true;
-    object.retain(|name, value| {
-        let Some(schema) = properties.get(name) else { return true };
-        let keep = mend(schema, value, &format!("{path}.{name}"), faults);
-        fits &= keep || !required.contains(&name.as_str());
-        keep
-    });
-    fits
-}
-
-fn mend_entries(schema: &Value, value: &mut Value, path: &str, faults: &mut Vec<String>) -> bool {
-    let Some(items) = value.as_array_mut() else { return true };
-    let mut number = 0;
-    items.retain_mut(|item| {
-        let path = format!("{path}[{number}]");
-        number += 1;
-        mend(&schema["items"], item, &path, faults)
-    });
-    let keys: Vec<&str> = schema["x-kubernetes-list-map-keys"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
-    let is_set = schema["x-kubernetes-list-type"] == "set";
-    if !keys.is_empty() || is_set {
-        let mut seen: BTreeSet<String> = BTreeSet::new();
-        items.retain(|item| {
-            let identity: Value =
-                if is_set { item.clone() } else { keys.iter().map(|key| item[*key].clone()).collect() };
-            let identity = identity.to_string();
-            if seen.contains(&identity) {
-                let shown: String = identity.chars().take(80).collect();
-                faults.push(format!("{path} has {shown} twice: the first counts"));
-                return false;
-            }
-            seen.insert(identity)
-        });
-    }
-    if let Some(most) = schema["maxItems"].as_u64().filter(|most| items.len() as u64 > *most) {
-        faults.push(format!("{path} has {} entries: the first {most} are shown", items.len()));
-        items.truncate(usize::try_from(most).unwrap_or(usize::MAX));
-    }
-    let count = items.len() as u64;
-    schema["minItems"]
-        .as_u64()
-        .is_none_or(|least| count >= least || refuse(faults, path, &format!("{count} entries"), "too few"))
+    let value = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+    let value: String = value.chars().take(40).collect();
+    (false, Some(format!("{path} is {value:?}, {why}: it is left out")))
 }
 
 #[cfg(test)]
@@ -157,7 +103,7 @@ mod tests {
         let status = of_cells(vec![NumaCell { caches: vec![cache.clone(), cache], ..cell(0) }]);
         let (mended, faults) = mended(status);
         assert_eq!(mended.numa_cells[0].caches.len(), 1);
-        assert_eq!(faults, ["status.numaCells[0].caches has [\"\"] twice: the first counts"]);
+        assert_eq!(faults, ["status.numaCells[0].caches[1] is [\"\"] again: the first counts"]);
     }
 
     #[test]

@@ -144,6 +144,14 @@ impl Rig {
         self.nodes.apply_watcher_event(&Event::Apply(object.clone()));
     }
 
+    /// The watch shows the end of a node, long enough ago for its desktops to be given away.
+    pub(super) fn node_lost(&mut self, object: &GpuNode) {
+        self.nodes.apply_watcher_event(&Event::Delete(object.clone()));
+        self.context.world.node(Seen::Gone(object));
+        let name = object.metadata.name.as_deref().unwrap();
+        self.context.world.missing_for(name, crate::world::NODE_LOST_AFTER);
+    }
+
     /// Who was put into the queue since last asked.
     pub(super) fn drain_woken(&mut self) -> Vec<String> {
         let mut woken = vec![];

@@ -224,3 +224,108 @@ async fn a_node_without_lease_gets_nothing_and_its_first_renewal_wakes_nobody_in
     waking.abort();
     assert_eq!(rig.drain_woken(), ["a"]);
 }
+
+/// A desktop that was placed, and is as the watch shows it then.
+async fn placed(rig: &mut Rig) -> (Desktop, Value) {
+    let object = desktop("a", 5, json!({}));
+    rig.desktop(&object);
+    let (_, (_, _, body)) = round(rig, &object, accept).await;
+    let object = after(&object, 6, &body);
+    rig.desktop(&object);
+    (object, body)
+}
+
+#[tokio::test]
+async fn a_node_is_lost_when_the_api_server_says_so_and_not_when_the_watch_does() {
+    let mut rig = Rig::small();
+    let (object, _) = placed(&mut rig).await;
+    rig.node_lost(&node("node-a", 2048));
+    let there = |_: &Value| {
+        let api = ("meta.k8s.io/v1", "PartialObjectMetadata");
+        (200, json!({"apiVersion": api.0, "kind": api.1, "metadata": {"name": "node-a"}}))
+    };
+    let (result, (method, path, _)) = round(&mut rig, &object, there).await;
+    result.unwrap();
+    assert_eq!((method.as_str(), path.as_str()), ("GET", "/apis/gpudesk.dev/v1alpha1/gpunodes/node-a"));
+    // Somebody between may know no such path; a server that restarts may not either.
+    for (code, reason) in [(503, "ServiceUnavailable"), (404, "NotFound"), (403, "Forbidden")] {
+        let (result, (method, _, _)) = round(&mut rig, &object, |_| failure(code, reason)).await;
+        assert!(matches!(result, Err(Error::Node { .. })), "{code}: {result:?}");
+        assert_eq!(method, "GET");
+    }
+    let gone = |_: &Value| {
+        let (code, mut status) = failure(404, "NotFound");
+        status["details"] = json!({"name": "node-a", "group": "gpudesk.dev", "kind": "gpunodes"});
+        (code, status)
+    };
+    let context = rig.beside();
+    let (result, (_, _, body)) = tokio::join!(reconcile(&object, &context), async {
+        rig.answer(gone).await;
+        rig.answer(accept).await
+    });
+    result.unwrap();
+    assert_eq!(conditions(&body)["Running"].1, "NodeLost");
+    assert!(body["status"].get("allocation").is_none());
+}
+
+/// What the node says once a guest has ended for good.
+fn ended(placed: &Value) -> Value {
+    let mut said = placed.clone();
+    let all = said["status"]["conditions"].as_array_mut().unwrap();
+    let running = all.iter_mut().find(|condition| condition["type"] == "Running").unwrap();
+    (running["reason"], running["message"]) = (json!("GuestStopped"), json!("the guest shut itself down"));
+    let mut prepared = running.clone();
+    (prepared["type"], prepared["reason"]) = (json!("DevicesPrepared"), json!("Stopped"));
+    all.push(prepared);
+    said
+}
+
+#[tokio::test]
+async fn an_end_is_said_of_each_generation_so_that_a_stop_and_a_start_are_seen_later() {
+    let mut rig = Rig::small();
+    let (object, body) = placed(&mut rig).await;
+    let object = after(&object, 7, &ended(&body));
+    rig.desktop(&object);
+    let (_, (_, _, body)) = round(&mut rig, &object, accept).await;
+    assert_eq!(conditions(&body)["Allocated"].1, "GuestStopped");
+    let mut object = after(&object, 8, &body);
+    rig.desktop(&object);
+    silent(&rig, &object).await.unwrap();
+    // Another change, as of its owner.
+    (object.metadata.generation, object.metadata.resource_version) = (Some(4), Some("9".into()));
+    rig.desktop(&object);
+    let (_, (_, _, noted)) = round(&mut rig, &object, accept).await;
+    assert_eq!(conditions(&noted), conditions(&body));
+    assert_eq!(noted["status"]["phase"], body["status"]["phase"]);
+    assert!(noted["status"]["allocation"].get("compute").is_none());
+    let mut object = after(&object, 10, &noted);
+    rig.desktop(&object);
+    silent(&rig, &object).await.unwrap();
+    // Stopped and started while no operator looked.
+    (object.metadata.generation, object.metadata.resource_version) = (Some(6), Some("11".into()));
+    rig.desktop(&object);
+    let (_, (_, _, body)) = round(&mut rig, &object, accept).await;
+    assert_eq!(body["status"]["allocation"]["compute"]["cores"], 2);
+}
+
+#[tokio::test]
+async fn a_desktop_that_ended_and_cannot_be_restarted_holds_nothing_and_says_why() {
+    let mut rig = Rig::small();
+    let (object, body) = placed(&mut rig).await;
+    let mut object = after(&object, 7, &ended(&body));
+    object.metadata.annotations = Some([("gpudesk.dev/restartedAt".to_owned(), "now".to_owned())].into());
+    rig.desktop(&object);
+    rig.template(&template(json!({"memory": {"sizeMiB": 4096}})));
+    let (result, (_, _, body)) = round(&mut rig, &object, accept).await;
+    result.unwrap();
+    assert_eq!(body["status"]["allocation"]["node"], "node-a");
+    assert!(body["status"]["allocation"].get("compute").is_none(), "{body}");
+    assert_eq!(conditions(&body)["Ready"].1, "Unsatisfiable", "{body}");
+    // What it held is another's now, and it waits as others do.
+    rig.template(&template(json!({})));
+    rig.desktop(&after(&object, 8, &body));
+    let other = desktop("b", 9, json!({}));
+    rig.desktop(&other);
+    let (_, (_, _, body)) = round(&mut rig, &other, accept).await;
+    assert_eq!(body["status"]["allocation"]["node"], "node-a");
+}

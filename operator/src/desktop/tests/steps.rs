@@ -296,16 +296,28 @@ fn what_a_guest_that_ended_for_good_held_is_taken_back_once_the_node_has_given_i
     let restart = json!({"metadata": {"annotations": {"gpudesk.dev/restartedAt": "now"}}});
     assert_eq!(
         step(&on(ended("GuestStopped", "Stopped"), restart.clone())),
-        Step::Hold,
-        "the node makes the restart"
+        place(Some("node-a")),
+        "a start like any other, which may have to wait and holds nothing then"
     );
+    assert_eq!(step(&on(ended("GuestStopped", "GuestStopped"), restart.clone())), Step::Hold);
     // Parked, it is left alone until somebody asks.
     let said = json!([{"type": "Allocated", "status": "False", "reason": "GuestStopped", "message": "",
                        "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
     let parked = |power: &str, more| with(power, Some(allocation(false)), said.clone(), more);
-    assert_eq!(step(&parked("Running", json!({}))), Step::Ended);
+    assert_eq!(step(&parked("Running", json!({}))), Step::Ended(Reason::GuestStopped));
     assert_eq!(step(&parked("Running", restart)), place(Some("node-a")));
     assert_eq!(step(&parked("Stopped", json!({}))), Step::Rest);
+    // The end was said of generation 3: one change is not a stop and a start, two may be.
+    for (generation, expected) in [
+        (3, Step::Ended(Reason::GuestStopped)),
+        (4, Step::Ended(Reason::GuestStopped)),
+        (5, place(Some("node-a"))),
+    ] {
+        let mut said = said.clone();
+        said[0]["observedGeneration"] = json!(3);
+        let more = json!({"metadata": {"generation": generation}});
+        assert_eq!(step(&with("Running", Some(allocation(false)), said, more)), expected, "{generation}");
+    }
 }
 
 #[test]
