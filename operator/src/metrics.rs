@@ -44,6 +44,7 @@ struct KindOutcome {
 pub struct Metrics {
     registry: Arc<Registry>,
     malformed: Family<Kind, Counter>,
+    odd: Family<Kind, Gauge>,
     watch_errors: Family<Kind, Counter>,
     reconciles: Family<KindOutcome, Counter>,
     placements: Family<Outcome, Counter>,
@@ -58,6 +59,7 @@ impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("gpudesk_operator");
         let malformed = Family::default();
+        let odd = Family::default();
         let watch_errors = Family::default();
         let reconciles = Family::default();
         let placements = Family::default();
@@ -67,6 +69,11 @@ impl Default for Metrics {
         let leading = Gauge::default();
         let decision_seconds = Histogram::new(exponential_buckets(0.000_05, 4.0, 9));
         registry.register("malformed_objects", "Versions of objects that did not parse", malformed.clone());
+        registry.register(
+            "odd_objects",
+            "Objects of which this version does not understand everything: they count, and nobody acts on them",
+            odd.clone(),
+        );
         registry.register("watch_errors", "Interruptions of watches", watch_errors.clone());
         registry.register("reconciles", "Rounds over an object, by outcome", reconciles.clone());
         registry.register("placements", "Decisions where a desktop runs, by outcome", placements.clone());
@@ -82,6 +89,7 @@ impl Default for Metrics {
         Self {
             registry: Arc::new(registry),
             malformed,
+            odd,
             watch_errors,
             reconciles,
             placements,
@@ -98,6 +106,11 @@ impl Metrics {
     /// A version of an object did not parse.
     pub fn malformed(&self, kind: &str) {
         self.malformed.get_or_create(&Kind { kind: kind.into() }).inc();
+    }
+    /// How many objects of a kind are not understood whole.
+    pub fn odd(&self, kind: &str, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.odd.get_or_create(&Kind { kind: kind.into() }).set(count);
     }
     /// A watch was interrupted.
     pub fn watch_errors(&self, kind: &str) {

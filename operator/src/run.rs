@@ -27,9 +27,10 @@ use tower::limit::RateLimitLayer;
 
 use crate::{
     backoff::Backoff,
+    deadline::DeadlineLayer,
     desktop, desktop_template, gpu_node, gpu_profile,
     health::Readiness,
-    leader::{Candidate, Lost},
+    leader::{Candidate, Leadership, Lost},
     metrics::Metrics,
     placement::compute::Limits,
     secret_access::{self, AccessError, SecretAccess},
@@ -97,20 +98,20 @@ pub async fn run(
     };
     // Whoever stands by does so properly.
     ready.set(true);
-    let lease = tokio::select! {
-        lease = candidate.acquire(&leases, &stop) => lease,
+    let acquired = tokio::select! {
+        acquired = candidate.acquire(&leases, &stop) => acquired,
         () = stop.cancelled() => None,
     };
-    let Some(lease) = lease else { return Ok(()) };
-    tracing::info!(identity = %settings.identity, "leading");
+    let Some((taken, leadership)) = acquired else { return Ok(()) };
+    tracing::info!(identity = %settings.identity, term = %leadership.term, "leading");
     ready.set(false);
     metrics.leading(true);
 
     // The lease is given back after the loops have ended, and not before.
     let loops_ended = CancellationToken::new();
-    let keep = candidate.keep(&leases, lease, &loops_ended);
+    let keep = candidate.keep(&leases, taken, &loops_ended);
     let work = async {
-        let result = work(config, settings, metrics.clone(), ready, stop).await;
+        let result = work(config, &candidate, leadership, settings, metrics.clone(), ready, stop).await;
         loops_ended.cancel();
         result
     };
@@ -126,13 +127,31 @@ pub async fn run(
 
 async fn work(
     config: Config,
+    candidate: &Candidate,
+    leadership: Leadership,
     settings: Settings,
     metrics: Metrics,
     ready: Readiness,
     stop: CancellationToken,
 ) -> Result<(), Error> {
+    let connect = || {
+        let client = lease_client(config.clone(), settings.lease_duration).ok()?;
+        Some(Api::namespaced(client, &settings.namespace))
+    };
+    // Nothing is listed before what is listed can no longer change behind our back.
+    tokio::select! {
+        fenced = candidate.fenced(connect, &leadership) => if !fenced {
+            tracing::warn!(
+                "the admission policy operator-term.gpudesk.dev is not in force: waited for as long as a lease lasts instead; \
+                 what an operator that led before sent last may still be written"
+            );
+        },
+        () = stop.cancelled() => return Ok(()),
+    }
     let client = Client::try_from(config.clone()).map_err(Box::new)?;
-    let writer = Writer::new(write_client(config, settings.writes_per_second)?, metrics.clone());
+    let Leadership { term, before: _, deadline, doubted } = leadership;
+    let write_client = write_client(config, settings.writes_per_second, DeadlineLayer(deadline))?;
+    let writer = Writer::new(write_client, metrics.clone(), term, doubted);
     let mut tasks = Tasks::new();
     let (queue, access_events) = unbounded();
     let secrets = Arc::new(SecretAccess::new(writer.clone(), &settings.namespace, queue.clone()));
@@ -397,9 +416,15 @@ fn lease_client(mut config: Config, duration: Duration) -> Result<Client, Error>
     Ok(Client::try_from(config).map_err(Box::new)?)
 }
 
-fn write_client(mut config: Config, per_second: NonZeroU32) -> Result<Client, Error> {
+fn write_client(
+    mut config: Config,
+    per_second: NonZeroU32,
+    deadline: DeadlineLayer,
+) -> Result<Client, Error> {
     config.read_timeout = Some(Duration::from_secs(30));
     let per_second = u64::from(per_second.get());
     let builder = ClientBuilder::try_from(config).map_err(Box::new)?;
-    Ok(builder.with_layer(&RateLimitLayer::new(per_second, Duration::from_secs(1))).build())
+    let limit = RateLimitLayer::new(per_second, Duration::from_secs(1));
+    // Asked last: what waited for its turn past the deadline is not sent.
+    Ok(builder.with_layer(&limit).with_layer(&deadline).build())
 }

@@ -25,8 +25,9 @@ use crate::{
         request::{DesktopKey, Request, ShareRequest},
         snapshot::{Change, Snapshot, key_of},
     },
-    secret_access::{self, Pair},
+    secret_access::{self, Named, Pair},
     stores::Stores,
+    understood::{self, odd},
     waiting::Waiting,
     watch::Seen,
 };
@@ -75,6 +76,10 @@ struct Cluster {
     profiles_seen: BTreeMap<String, Spec>,
     leases_known: bool,
     silent: BTreeSet<String>,
+    /// Nodes that are odd.
+    odd_nodes: BTreeSet<String>,
+    /// Desktops that hold something that cannot be read, and on which node, where that can be.
+    unclear: BTreeMap<DesktopKey, Option<String>>,
     /// Desktops of silent nodes of which that was said.
     told: BTreeMap<String, BTreeSet<DesktopKey>>,
 }
@@ -148,8 +153,7 @@ impl World {
                 }
                 let key = key_of(desktop);
                 let before = node_held(&cluster, &key);
-                let change = cluster.snapshot.desktop_seen(desktop);
-                self.changed(&mut cluster, change);
+                self.take_in(&mut cluster, &key, desktop);
                 self.access_of(&key.namespace, [before, node_held(&cluster, &key)]);
                 self.wake(&key);
             }
@@ -162,10 +166,37 @@ impl World {
                 let before = node_held(&cluster, &key);
                 let change = cluster.snapshot.desktop_gone(&key);
                 self.changed(&mut cluster, change);
+                cluster.unclear.remove(&key);
+                self.close(&mut cluster);
                 self.access_of(&key.namespace, [before, None]);
             }
             Seen::Complete => self.wake_all(),
         }
+    }
+
+    /// What a desktop holds. Where that cannot be read, what was known of it stays taken; where nothing was
+    /// known, its node takes no more.
+    fn take_in(&self, cluster: &mut Cluster, key: &DesktopKey, desktop: &Desktop) {
+        let known = node_held(cluster, key);
+        let unclear = understood::holds_unclear(desktop)
+            .filter(|node| known.is_none() || node.is_some_and(|node| known.as_deref() != Some(node)));
+        if understood::holds_unclear(desktop).is_none() || known.is_none() {
+            let change = cluster.snapshot.desktop_seen(desktop);
+            self.changed(cluster, change);
+        }
+        match unclear {
+            Some(node) => _ = cluster.unclear.insert(key.clone(), node.map(ToOwned::to_owned)),
+            None => _ = cluster.unclear.remove(key),
+        }
+        self.close(cluster);
+    }
+
+    /// Closes to new desktops what is not understood, and opens what is again.
+    fn close(&self, cluster: &mut Cluster) {
+        let Cluster { snapshot, unclear, odd_nodes, .. } = cluster;
+        let closed = understood::closed(unclear.values(), odd_nodes, snapshot.node_names());
+        let change = snapshot.set_unclear(closed);
+        self.changed(cluster, change);
     }
 
     /// A template came in: its own status is looked at, and its desktops when its spec is new.
@@ -223,8 +254,14 @@ impl World {
                 let name = node.name_any();
                 cluster.missing.remove(&name);
                 cluster.liveness.node_seen(node);
+                if odd(node).is_some() {
+                    cluster.odd_nodes.insert(name.clone())
+                } else {
+                    cluster.odd_nodes.remove(&name)
+                };
                 let change = cluster.snapshot.node_seen(node);
                 self.changed(&mut cluster, change);
+                self.close(&mut cluster);
                 self.judge(&mut cluster);
                 self.wake_node(&name);
             }
@@ -232,8 +269,10 @@ impl World {
                 let name = node.name_any();
                 cluster.missing.insert(name.clone(), Instant::now());
                 cluster.liveness.node_gone(&name);
+                cluster.odd_nodes.remove(&name);
                 let change = cluster.snapshot.node_gone(&name);
                 self.changed(&mut cluster, change);
+                self.close(&mut cluster);
                 cluster.index.on_node(&name).for_each(|desktop| self.wake(desktop));
             }
             Seen::Complete => self.wake_all(),
@@ -439,19 +478,26 @@ impl World {
 
     /// The Secrets that desktops of a namespace on a node name. One that is being deleted does not start
     /// again and needs none.
-    pub fn secrets(&self, namespace: &str, node: &str) -> BTreeSet<String> {
-        let held: Vec<DesktopKey> = {
+    pub fn secrets(&self, namespace: &str, node: &str) -> Named {
+        let (held, unclear) = {
             let cluster = self.lock();
-            let held =
-                cluster.snapshot.node(node).map(|state| state.held.keys().cloned().collect::<Vec<_>>());
-            held.unwrap_or_default()
+            let held = cluster.snapshot.node(node).into_iter().flat_map(|state| state.held.keys());
+            let held: Vec<DesktopKey> = held.filter(|key| key.namespace == namespace).cloned().collect();
+            let mut unclear = cluster.unclear.iter().filter(|(key, _)| key.namespace == namespace);
+            (held, unclear.any(|(_, on)| on.as_deref().is_none_or(|on| on == node)))
         };
-        held.iter()
-            .filter(|key| key.namespace == namespace)
+        let mut named = Named { secrets: BTreeSet::new(), maybe_more: unclear };
+        let desktops = held
+            .iter()
             .filter_map(|key| self.stores.desktops.get(&ObjectRef::new(&key.name).within(&key.namespace)))
-            .filter(|desktop| desktop.metadata.deletion_timestamp.is_none())
-            .filter_map(|desktop| secret_name(&desktop, self.stores.template_of(&desktop).as_deref()))
-            .collect()
+            .filter(|desktop| desktop.metadata.deletion_timestamp.is_none());
+        for desktop in desktops {
+            let template = self.stores.template_of(&desktop);
+            named.maybe_more |= odd(&*desktop).is_some()
+                || template.as_deref().is_some_and(|template| odd(template).is_some());
+            named.secrets.extend(secret_name(&desktop, template.as_deref()));
+        }
+        named
     }
 
     /// How many desktops name a template, and the first of them.

@@ -333,6 +333,7 @@ pub fn owned(desktop: &Desktop) -> DesktopStatus {
         addresses,
         tuning,
         conditions,
+        operator_term: _,
     } = status;
     let compute = holds_compute(desktop);
     let own = |condition: &Condition| {
@@ -352,6 +353,7 @@ pub fn owned(desktop: &Desktop) -> DesktopStatus {
         addresses,
         tuning,
         conditions,
+        operator_term: None,
     }
 }
 

@@ -33,6 +33,7 @@ use crate::{
     invalid::Invalid,
     placement::{request::DesktopKey, snapshot::key_of},
     secret_access::{AccessError, Pair, SecretAccess, owner_reference},
+    understood::odd,
     world::{Decision, NODE_LOST_AFTER, World},
     writer::{WriteError, Writer},
 };
@@ -101,6 +102,11 @@ pub struct Context {
 pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, Error> {
     let world = &context.world;
     let key = key_of(desktop);
+    // It goes on as it is: what it is asked to be, or what it holds, is not understood.
+    if odd(desktop).is_some() {
+        world.not_waiting(&key);
+        return Ok(Action::await_change());
+    }
     let referenced = dereference::dereference(world, desktop);
     let wanted = validate::validate(desktop, &referenced);
     let presence = node_of(desktop).map_or(Presence::Present, |node| world.presence(node));
@@ -193,7 +199,8 @@ async fn place(
         }
         Err(error) => {
             // Only a first write that was refused is known to have changed nothing. After any other
-            // answer the assumption stays until the watch shows what became of it.
+            // answer the assumption stays until the watch shows what became of it; one whose term was
+            // refused is written again, for an API server may not have heard yet that we lead.
             if fresh && matches!(error, WriteError::Refused(_)) {
                 world.forget(&key);
             }
@@ -383,7 +390,8 @@ async fn sync_secrets(key: &DesktopKey, node: &str, context: &Context) -> Result
 }
 
 fn keeps_disks_of(referenced: &Referenced) -> Option<bool> {
-    referenced.template.as_ref().map(|template| keeps_disks(&template.spec))
+    let template = referenced.template.as_ref().filter(|template| odd(&***template).is_none());
+    template.map(|template| keeps_disks(&template.spec))
 }
 
 /// The node of the allocation, parked or not.

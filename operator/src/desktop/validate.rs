@@ -112,9 +112,10 @@ fn unsupported(desktop: &Desktop) -> Vec<String> {
 }
 
 fn template_of<'a>(desktop: &Desktop, referenced: &'a Referenced) -> Result<&'a DesktopTemplate, Invalid> {
-    referenced.template.as_deref().ok_or_else(|| {
+    let template = referenced.template.as_deref().ok_or_else(|| {
         Invalid::new(Reason::TemplateNotFound, format!("{} does not exist", of_template(desktop)))
-    })
+    })?;
+    Invalid::unless_understood(&of_template(desktop), template).map_or(Ok(template), Err)
 }
 
 fn read(desktop: &Desktop, template: &DesktopTemplate, referenced: &Referenced) -> Result<Wanted, Invalid> {
