@@ -139,7 +139,8 @@ async fn terms(cluster: &Cluster) -> Result<()> {
     let turns = json!({"spec": {"leaseTransitions": 5}});
     leases(client).patch(LEASE, &PatchParams::default(), &Patch::Merge(turns)).await?;
     eventually("whoever promised no term needs none", SOON, || async {
-        let (params, patch) = (PatchParams::apply("gpudesk-operator").force(), Patch::Apply(status(true, None)));
+        let (params, patch) =
+            (PatchParams::apply("gpudesk-operator").force(), Patch::Apply(status(true, None)));
         let applied = desktops.patch_status("a", &params, &patch);
         Ok(applied.await.is_ok().then_some(()))
     })
@@ -313,11 +314,8 @@ async fn taken_away(cluster: &Cluster) -> Result<()> {
         Ok((!leader.process().is_running()).then_some(()))
     })
     .await?;
-    ensure!(
-        leader.process().log_tail().contains("the leader lease was deleted"),
-        "{}",
-        leader.process().log_tail()
-    );
+    let log = leader.process().log()?;
+    ensure!(log.contains("the leader lease was deleted"), "{log}");
     leader.restart()?;
     terms.push(leads(&terms[2]).await?);
     works("anew").await?;

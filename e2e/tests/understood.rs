@@ -90,7 +90,9 @@ async fn not_understood(cluster: Arc<Cluster>) -> Result<()> {
     objects.profile("whole-t4", "{alternatives: [{passthrough: {}}]}").await?;
     let gpu = "gpus: [{name: g, profileRef: {name: whole-t4}}]";
     let template = |more: &str| {
-        format!("{{cpu: {{cores: 1}}, memory: {{sizeMiB: 1024}}, guestAgent: false, disks: [{{name: s, image: {{name: any}}}}], {more}}}")
+        format!(
+            "{{cpu: {{cores: 1}}, memory: {{sizeMiB: 1024}}, guestAgent: false, disks: [{{name: s, image: {{name: any}}}}], {more}}}"
+        )
     };
     for (name, more) in [("card", gpu), ("newer-template", gpu)] {
         objects.template(name, &template(more)).await?;
