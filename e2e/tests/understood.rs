@@ -132,10 +132,10 @@ async fn not_understood(cluster: Arc<Cluster>) -> Result<()> {
 
     operator.restart()?;
     operator.wait_ready().await?;
-    tokio::time::sleep(LOST).await;
     // It has seen all of it and acts: a desktop without a template is told so.
     objects.desktop("none", "{templateRef: {name: none}}").await?;
     objects.says("none", ConditionType::Allocated, Reason::TemplateNotFound, SOON).await?;
+    tokio::time::sleep(LOST).await;
     let unchanged = async |when: &str| -> Result<()> {
         let mut now = held(&desktops).await?;
         now.retain(|(name, _)| before.iter().any(|(known, _)| known == name));
