@@ -23,14 +23,11 @@ pub mod invalid;
 pub mod leader;
 pub mod metrics;
 pub mod node_liveness;
-pub mod plan;
 pub mod run;
 pub mod secret_access;
 pub mod stores;
-pub mod view;
 pub mod waiting;
 pub mod watch;
-pub mod why;
 pub mod world;
 pub mod writer;
 
