@@ -6,6 +6,7 @@
 mod counts;
 mod device;
 mod fabric;
+mod geometry;
 mod health;
 mod host;
 mod host_device;
