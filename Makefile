@@ -25,10 +25,11 @@ build: setup ## Build every program
 generate: ## Write the definitions of the four kinds into crds/ and into the chart
 	@cargo run -q -p gpudesk-crds --features crdgen --bin crdgen -- crds charts/gpudesk/crds
 
-lint: setup ## Formatting, clippy with warnings denied, licences and sources of dependencies
+lint: setup ## Formatting, clippy with warnings denied, licences and sources of dependencies, a lean operator
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --all-features -- -D warnings
 	@$$(e2e/install.sh --tool cargo-deny) check bans licenses sources
+	@! cargo tree -q -p gpudesk-operator -e normal --prefix none | grep -E '^(gpudesk-inventory|kubectl-desktop|comfy-table|png|tar|zstd) '
 
 advisories: setup ## Known vulnerabilities in dependencies (fetches the advisory database)
 	@$$(e2e/install.sh --tool cargo-deny) check advisories

@@ -4,7 +4,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{CpuSet, PageSize, PciAddress, ShareMode};
+use crate::{
+    handover::AllocationId,
+    types::{CpuSet, PageSize, PciAddress, ShareMode},
+};
 
 /// What a desktop holds. The durable record of a decision: written by the operator under a
 /// `resourceVersion` guard, copied by the node into the metadata of the libvirt domain.
@@ -17,6 +20,11 @@ pub struct Allocation {
     /// The node. Desktops can be listed by it: `--field-selector status.allocation.node=NODE`.
     #[schemars(length(min = 1, max = 253))]
     pub node: String,
+    /// Which decision of the desktop this is: each start is a new one, and parking keeps it. Whatever runs
+    /// on the node, and whatever the node says, names the decision it is for. Absent in what a version
+    /// without ids decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<AllocationId>,
     /// Generation of the desktop that this was decided for.
     pub desktop_generation: i64,
     /// Generation of the template that this was decided for.
@@ -261,6 +269,9 @@ pub struct LastPlacement {
     /// The node.
     #[schemars(length(min = 1, max = 253))]
     pub node: String,
+    /// The decision; the next one gets a higher number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocation_id: Option<AllocationId>,
     /// The cards of its shares of GPUs, keyed by the name of the share.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]

@@ -165,6 +165,8 @@ names! {
         SpecChanged,
         /// A restart was asked for that could not succeed; the machine goes on.
         RestartRefused,
+        /// Nodes refused several times what was decided: it waits for news of them.
+        RefusedByNode,
         /// The API server refuses what the operator has to write; the message is the API server's.
         WriteRefused,
         /// The node's daemon does not renew its lease: what it said last may be old.

@@ -13,6 +13,7 @@ use crate::{
     desktop_template::{Cpu, GpuRequest, Memory},
     desktop_template_devices::CloudInit,
     gpu_node_status::Acceleration,
+    handover::NodeReport,
     types::PciAddress,
 };
 
@@ -170,6 +171,11 @@ pub struct DesktopStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allocation: Option<Allocation>,
 
+    /// How far the node of the allocation is with it. Written by the node daemon. Programs decide on this
+    /// and not on the conditions, which are for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeReport>,
+
     /// Where the desktop ran last and with which cards, while it holds nothing: the next start takes
     /// the same again when all of it is free. Written by the operator when it takes an allocation's
     /// shares back; absent while the desktop holds its place, for then the allocation says it.
@@ -215,6 +221,12 @@ pub struct DesktopStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,
+    /// Term of the operator that wrote its part last: UID of its leader Lease and how often that changed
+    /// hands. An admission policy compares it with the Lease, so that an operator that leads no more
+    /// can write nothing. No program reads it here.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::schema::not_read")]
+    #[schemars(length(max = 80))]
+    pub operator_term: Option<String>,
 }
 
 /// The state of a desktop in one word.

@@ -70,7 +70,8 @@ fn fields(schema: &Value, value: &mut Value, path: &str, remedy: &mut impl Remed
     let missing = texts(&schema["required"]).into_iter();
     let missing: Vec<_> = missing.filter(|name| object.get(*name).is_none_or(Value::is_null)).collect();
     let faults = most.map(Fault::More).into_iter().chain(missing.into_iter().map(Fault::Missing));
-    faults.fold(true, |fits, fault| remedy(fault, path, value, schema) && fits)
+    // Each of them is told, also after one that was not mended.
+    faults.map(|fault| remedy(fault, path, value, schema)).filter(|fits| !fits).count() == 0
 }
 
 fn entries(schema: &Value, value: &mut Value, path: &str, remedy: &mut impl Remedy) -> bool {

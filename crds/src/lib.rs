@@ -29,6 +29,7 @@ pub mod gpu_node;
 pub mod gpu_node_rules;
 pub mod gpu_node_status;
 pub mod gpu_profile;
+pub mod handover;
 mod lenient;
 pub mod relay;
 pub mod schema;
@@ -45,6 +46,7 @@ pub use desktop_template::{DesktopTemplate, DesktopTemplateSpec, DesktopTemplate
 pub use gpu_node::{GpuNode, GpuNodeSpec};
 pub use gpu_node_status::GpuNodeStatus;
 pub use gpu_profile::{GpuProfile, GpuProfileSpec, GpuProfileStatus};
+pub use handover::{AllocationId, NodeReport, NodeState, Refusal};
 
 /// API group of every kind here.
 pub const GROUP: &str = "gpudesk.dev";

@@ -70,6 +70,11 @@ fn map_list(schema: Schema, key: &str) -> Schema {
     Schema::try_from(value).unwrap_or_default()
 }
 
+/// A text that is written for the API server and read by no program: never a difference.
+pub fn not_read<'de, D: serde::Deserializer<'de>>(text: D) -> Result<Option<String>, D::Error> {
+    <serde::de::IgnoredAny as serde::Deserialize>::deserialize(text).map(|_| None)
+}
+
 /// An optional enum. The derive would put the enum's own description in place of the field's.
 pub fn optional<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = T::json_schema(generator);

@@ -18,7 +18,7 @@ pub struct ParseError {
 }
 
 impl ParseError {
-    fn new(text: &str, kind: &'static str, expected: &'static str) -> Self {
+    pub(crate) fn new(text: &str, kind: &'static str, expected: &'static str) -> Self {
         // A hostile text must not come back whole in a message.
         Self { text: text.chars().take(80).collect(), kind, expected }
     }

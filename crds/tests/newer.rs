@@ -31,6 +31,7 @@ fn sample(schema: &Value, at: &str, enums: &mut Vec<String>) -> Value {
         _ => match schema["pattern"].as_str().unwrap_or_default() {
             pattern if pattern.starts_with("^([0-9]{1,4}") => json!("0-3"),
             pattern if pattern.starts_with("^([0-9a-fA-F]{4,8}:") => json!("0000:41:00.0"),
+            pattern if pattern.starts_with("^[1-9][0-9]{0,11}-") => json!("1-00000001"),
             // What people write is refused with words.
             _ if schema["x-kubernetes-validations"].to_string().contains("{4,8}:") => json!("0000:41:00.0"),
             _ => json!("a1"),

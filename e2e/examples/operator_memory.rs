@@ -3,6 +3,7 @@
 //!
 //! A desktop of each shape runs on a simulated host and is stopped; what etcd then has of it, of its template
 //! and of the node is copied as often as asked for. The operator is that of `GPUDESK_BIN_DIR`.
+#![allow(clippy::disallowed_methods, reason = "it reads what the kernel says of a process")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,7 +75,7 @@ async fn main() -> Result<()> {
             "residentPerDesktopKiB": each(now.resident), "peakPerDesktopKiB": each(now.peak),
         });
         println!("{line}");
-        now.forget_peak(&operator)
+        Memory::forget_peak(&operator)
     };
     say("known")?;
     for index in 0..arguments.desktops / 10 {
@@ -246,7 +247,7 @@ impl Memory {
     }
 
     /// The next peak is measured from here.
-    fn forget_peak(&self, service: &Service) -> Result<()> {
+    fn forget_peak(service: &Service) -> Result<()> {
         Ok(std::fs::write(format!("/proc/{}/clear_refs", service.process().pid()), "5")?)
     }
 }

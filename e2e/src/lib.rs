@@ -20,6 +20,7 @@ pub mod demo;
 pub mod etcd;
 pub mod gpu_node;
 pub mod guest_network;
+pub mod held_proxy;
 pub mod identity;
 pub mod kubeconfig;
 pub mod libvirt_host;

@@ -284,6 +284,11 @@ impl Process {
         }
     }
 
+    /// Its log.
+    pub fn log(&self) -> Result<String> {
+        fs::read_to_string(&self.log).with_context(|| format!("read {}", self.log.display()))
+    }
+
     /// The last lines of its log, for a message.
     pub fn log_tail(&self) -> String {
         let text = fs::read(&self.log).unwrap_or_default();

@@ -89,16 +89,19 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts the operator. `name` names its log: several may run, of which one leads.
+    /// Starts the operator with further `settings` of its command line. `name` names its log: several
+    /// may run, of which one leads.
     pub fn operator(
         name: &str,
         state: &Arc<StateDir>,
         lifetime: Lifetime,
         kubeconfig: &Path,
         namespace: &str,
+        settings: &[&str],
     ) -> Result<Self> {
         let metrics = ports::free()?;
         let launch = Launch::new(name, binaries()?.join("gpudesk-operator"))
+            .args(settings)
             .args(["--namespace", namespace])
             .args(["--metrics-addr", &format!("127.0.0.1:{metrics}"), "--log-format", "text"])
             .env("KUBECONFIG", kubeconfig);

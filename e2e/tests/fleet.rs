@@ -336,7 +336,10 @@ async fn malformed(environment: &Fleet, objects: &Objects) -> Result<()> {
     environment.operator.lock().await.wait_ready().await?;
     objects.desktop("after", "templateRef: {name: any}").await?;
     objects.is("after", ConditionType::Ready, true, SOON).await?;
-    objects.delete("after", SOON).await
+    objects.delete("after", SOON).await?;
+    // What it holds of its node cannot be read, so that nothing goes there for as long as it is.
+    environment.cluster.lock().await.kubectl(["delete", "desktop", "broken", "--namespace", namespace])?;
+    Ok(())
 }
 
 /// The same desktops again: every share is given back when they stop, and given anew.

@@ -68,6 +68,8 @@ enum ShowError {
 struct Stored {
     /// Whether the watch has said anything yet.
     known: bool,
+    /// It is there and cannot be understood: `node` is what was last known.
+    unclear: bool,
     node: Option<Arc<GpuNode>>,
 }
 
@@ -160,6 +162,10 @@ impl Publisher {
 
     async fn show(&mut self, now: &Stored, said: &mut Said) -> Result<(), ShowError> {
         let (bare, stored) = (self.bare(), now.node.as_deref());
+        if now.unclear && stored.is_none() {
+            // What its owner keeps of the cards is not known: nothing is offered by it.
+            return Ok(());
+        }
         let labels = stored.and_then(|node| node.metadata.labels.as_ref());
         let is_labelled = labels
             .and_then(|labels| labels.get(Bare::SIMULATED))
@@ -293,7 +299,7 @@ impl Bare {
 /// Makes the `GpuNode` whenever it is missing, with what it last said. Nothing of the host is waited for:
 /// a hook or a driver may take longer than the operator waits before it takes a node for lost.
 async fn keep(bare: Bare, mut stored: watch::Receiver<Stored>, last: watch::Receiver<Option<GpuNodeStatus>>) {
-    while stored.wait_for(|stored| stored.known && stored.node.is_none()).await.is_ok() {
+    while stored.wait_for(|stored| stored.known && !stored.unclear && stored.node.is_none()).await.is_ok() {
         let last = last.borrow().clone();
         let made = async {
             bare.make().await?;
@@ -316,23 +322,27 @@ async fn observe(client: Client, node: String, stored: watch::Sender<Stored>) {
     let nodes: Api<DeserializeGuard<GpuNode>> = Api::all(client);
     let config = watcher::Config::default().fields(&format!("metadata.name={node}"));
     let mut events = watcher(nodes, config).default_backoff().boxed();
-    let mut listed = None;
+    let (mut listed, mut unclear) = (None, false);
     while let Some(event) = events.next().await {
         // One that does not parse counts as there, with what was last known of it.
         match event {
-            Ok(Event::Init) => listed = None,
-            Ok(Event::InitApply(DeserializeGuard(node))) => listed = node.ok().map(Arc::new),
+            Ok(Event::Init) => (listed, unclear) = (None, false),
+            Ok(Event::InitApply(DeserializeGuard(node))) => {
+                unclear = node.is_err();
+                listed = node.ok().map(Arc::new);
+            }
             Ok(Event::InitDone) => {
-                stored.send_replace(Stored { known: true, node: listed.take() });
+                let node = listed.take().or_else(|| stored.borrow().node.clone().filter(|_| unclear));
+                stored.send_replace(Stored { known: true, unclear, node });
             }
             Ok(Event::Apply(DeserializeGuard(Ok(node)))) => {
-                stored.send_replace(Stored { known: true, node: Some(Arc::new(node)) });
+                stored.send_replace(Stored { known: true, unclear: false, node: Some(Arc::new(node)) });
             }
             Ok(Event::Apply(DeserializeGuard(Err(error)))) => {
                 tracing::warn!(%error, "the GpuNode cannot be understood");
             }
             Ok(Event::Delete(_)) => {
-                stored.send_replace(Stored { known: true, node: None });
+                stored.send_replace(Stored { known: true, unclear: false, node: None });
             }
             Err(error) => tracing::warn!(%error, "the GpuNode cannot be watched"),
         }

@@ -22,7 +22,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use gpudesk_crds::{Desktop, DesktopTemplate};
+use gpudesk_crds::{Allocation, Desktop, DesktopTemplate, handover::Standing as Made};
 use jiff::Timestamp;
 use kube::{
     Api, Client, ResourceExt,
@@ -37,7 +37,7 @@ use uuid::Uuid;
 use crate::{
     cluster::{Cluster, ClusterError},
     desktop::{
-        Desktops,
+        Desktops, decision,
         problem::Problem,
         standing::{Standing, standing},
         withdraw::Withdrawn,
@@ -212,10 +212,18 @@ impl Looking {
             Standing::Unallocated => {
                 if self.this.desktops.traces(owner).await?.runs {
                     self.tell(owner, "it is allocated to no node and its machine runs here: left running");
+                } else if self.this.desktops.clear_if_given_back(owner).await? {
+                    return Ok(Found::Nothing);
                 } else {
                     self.tell(owner, "it is allocated to no node and something of it is here: left as it is");
                 }
                 Ok(Found::Still(Stray::Unallocated))
+            }
+            Standing::Elsewhere(_) if self.is_of_another_decision(owner, live.as_ref()).await? => {
+                let words = "its machine runs here by a decision that is newer than the present one, or was never \
+                             heard of: left running";
+                self.tell(owner, words);
+                Ok(Found::Still(Stray::Unclear))
             }
             Standing::Elsewhere(other) => {
                 let why = format!("the desktop is allocated to node {other}");
@@ -223,6 +231,24 @@ impl Looking {
             }
             Standing::Gone => self.gone(owner).await,
         }
+    }
+
+    /// Whether a machine runs here that was made for a decision that the one which holds does not follow.
+    async fn is_of_another_decision(
+        &self,
+        owner: &Owner,
+        live: Option<&DynamicObject>,
+    ) -> Result<bool, OrphanError> {
+        let allocation = live.and_then(|live| live.data.pointer("/status/allocation"));
+        let allocation: Option<Allocation> =
+            allocation.and_then(|held| serde_json::from_value(held.clone()).ok());
+        let made_for = self.this.desktops.runs_for(owner).await?;
+        Ok(match (made_for, allocation) {
+            (None, _) => false,
+            (Some(made_for), Some(allocation)) => decision::standing(&made_for, &allocation) == Made::Unknown,
+            // Where it is allocated is known, and not by which decision.
+            (Some(_), None) => true,
+        })
     }
 
     /// There is no such Desktop, says the API now.

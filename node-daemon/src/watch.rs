@@ -11,6 +11,7 @@ use std::{
 
 use futures::{Stream, StreamExt, future, stream};
 use gpudesk_crds::{Desktop, DesktopTemplate};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client, Resource, ResourceExt,
     core::DeserializeGuard,
@@ -22,6 +23,7 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -256,7 +258,11 @@ where
         let understood = match event {
             Ok(Event::Apply(object)) => parsed(object).map(|object| Ok(Event::Apply(object))),
             Ok(Event::InitApply(object)) => parsed(object).map(|object| Ok(Event::InitApply(object))),
-            Ok(Event::Delete(object)) => parsed(object).map(|object| Ok(Event::Delete(object))),
+            // What is gone is gone, whatever it said last.
+            Ok(Event::Delete(object)) => {
+                let object = object.0.or_else(|invalid| bare(&invalid.metadata));
+                object.ok().map(|object| Ok(Event::Delete(object)))
+            }
             Ok(Event::Init) => Some(Ok(Event::Init)),
             Ok(Event::InitDone) => Some(Ok(Event::InitDone)),
             Err(error) => {
@@ -266,6 +272,17 @@ where
         };
         future::ready(understood)
     })
+}
+
+/// An object of which only the metadata counts.
+fn bare<K: Resource<DynamicType: Default> + DeserializeOwned>(
+    metadata: &ObjectMeta,
+) -> serde_json::Result<K> {
+    let of = K::DynamicType::default();
+    let (version, kind) = (K::api_version(&of), K::kind(&of));
+    // The least that the kinds watched here take.
+    let spec = json!({"templateRef": {"name": ""}, "memory": {"sizeMiB": 1}});
+    serde_json::from_value(json!({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}))
 }
 
 fn parsed<K: Resource>(object: DeserializeGuard<K>) -> Option<K> {
@@ -293,6 +310,14 @@ mod tests {
         desktop.metadata.namespace = Some(format!("ns-{uid}"));
         desktop.metadata.uid = Some(Uuid::from_u128(uid).to_string());
         desktop
+    }
+
+    #[test]
+    fn the_end_of_an_object_is_seen_whatever_it_said_last() {
+        let mut metadata = desktop(1).metadata;
+        metadata.resource_version = Some("7".into());
+        assert_eq!(bare::<Desktop>(&metadata).unwrap().metadata, metadata);
+        assert_eq!(bare::<DesktopTemplate>(&metadata).unwrap().metadata, metadata);
     }
 
     #[test]

@@ -92,10 +92,11 @@ impl Index {
 
     /// How many desktops name a template, and the first of them by name.
     pub fn users(&self, template: &DesktopKey, first: usize) -> (usize, Vec<String>) {
-        match self.by_template.get(template) {
-            Some(users) => (users.len(), users.iter().take(first).cloned().collect()),
-            None => (0, vec![]),
-        }
+        // Who names a template that cannot be read may name this one.
+        let any = DesktopKey::new(&template.namespace, "");
+        let users = [template, &any].map(|template| self.by_template.get(template));
+        let names: Vec<&String> = users.into_iter().flatten().flatten().collect();
+        (names.len(), names.into_iter().take(first).cloned().collect())
     }
 
     /// The desktops that have something on a node, be it only disks.

@@ -1,6 +1,9 @@
 //! Why an object cannot be acted on: said in a condition, and mended only by a change.
 
 use gpudesk_crds::conditions::Reason;
+use kube::Resource;
+
+use crate::understood;
 
 /// A reason of the closed set and the sentence that goes with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +18,12 @@ impl Invalid {
     /// A reason and its sentence.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
+    }
+
+    /// Of an object that this version does not understand whole; `None` of another.
+    pub fn unless_understood<K: Resource>(of: &str, object: &K) -> Option<Self> {
+        let fields = understood::odd(object)?;
+        Some(Self::new(Reason::NotYetSupported, understood::sentence(of, fields)))
     }
 
     /// Fields that ask for what this version does not do; `None` when there are none.

@@ -2,9 +2,14 @@
 //!
 //! A lease counts as lapsed when *we* have not seen it change for its duration, by our own
 //! monotonic clock; so clocks of machines need not agree.
+//!
+//! Two guards keep a leader that was deposed from writing. Its own: no request of it is awaited past
+//! two thirds of the lease's duration after the last renewal ([`Leadership::deadline`]). And the API
+//! server's, for what was sent before and arrives late: each status carries the *term*, which an
+//! admission policy compares with the Lease.
 #![expect(clippy::disallowed_methods, reason = "an adapter: it tells the time to the pure judgement")]
 
-use std::time::{Duration, Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -13,12 +18,24 @@ use k8s_openapi::{
 };
 use kube::{Api, api::PostParams};
 use thiserror::Error;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::cause;
 
 /// How long giving the lease back may take; without it the next one waits until it lapses.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// On the leader Lease: for which of its transitions the holder has promised to write its term with each
+/// status. An operator of a version that writes none leaves it as it is, and so promises nothing.
+const TERM_ANNOTATION: &str = "gpudesk.dev/operator-term";
+/// A Lease that is never made: by a trial of it a leader learns which terms the API server refuses.
+const TERM_PROBE: &str = "gpudesk-operator-term";
+/// Connections over which that is tried, each of which may end at another API server.
+const PROBES: usize = 3;
 
 /// Which lease, who we are, and how long it holds.
 #[derive(Clone, Debug)]
@@ -31,15 +48,39 @@ pub struct Candidate {
     pub duration: Duration,
 }
 
+/// What a leader writes by.
+#[derive(Clone, Debug)]
+pub struct Leadership {
+    /// UID of the Lease and how often it changed hands, as the admission policy writes it.
+    pub term: Arc<str>,
+    /// That of the leader before.
+    pub before: String,
+    /// When the last request must have ended. Moved on by each renewal.
+    pub deadline: watch::Receiver<Instant>,
+    /// Told when an API server refused our term: the lease is asked whether it is still ours.
+    pub doubted: Arc<Notify>,
+}
+
+/// A lease that was taken, to be kept.
+#[derive(Debug)]
+pub struct Taken {
+    lease: Lease,
+    deadline: watch::Sender<Instant>,
+    doubted: Arc<Notify>,
+}
+
 /// The lease was lost: somebody else may act now, so this process must not.
 #[derive(Debug, Error)]
 pub enum Lost {
-    /// Another process holds it.
+    /// Another process holds it, or ours under another term.
     #[error("the leader lease is held by {0}")]
     Taken(String),
+    /// Somebody deleted it: another may hold a new one.
+    #[error("the leader lease was deleted")]
+    Deleted,
     /// It could not be renewed in time.
-    #[error("the leader lease could not be renewed in time: {}", cause::of_request(.0))]
-    NotRenewed(#[source] Box<kube::Error>),
+    #[error("the leader lease could not be renewed in time: {0}")]
+    NotRenewed(String),
 }
 
 /// A lease as we saw it, and since when it is unchanged.
@@ -67,12 +108,21 @@ fn may_take(lease: &Lease, me: &str, seen: &mut Option<Observation>, now: Instan
 
 impl Candidate {
     /// Waits until the lease is ours. `None` when `stop` came first.
-    pub async fn acquire(&self, api: &Api<Lease>, stop: &CancellationToken) -> Option<Lease> {
+    pub async fn acquire(&self, api: &Api<Lease>, stop: &CancellationToken) -> Option<(Taken, Leadership)> {
         let mut seen = None;
         let mut said = false;
         loop {
+            let sent = Instant::now();
             match self.try_acquire(api, &mut seen).await {
-                Ok(Some(lease)) => return Some(lease),
+                Ok(Some(lease)) => {
+                    let (deadline, followed) = watch::channel(self.deadline(sent));
+                    let doubted = Arc::new(Notify::new());
+                    let term = self::term(&lease, 0).into();
+                    let before = self::term(&lease, 1);
+                    let leadership =
+                        Leadership { term, before, deadline: followed, doubted: doubted.clone() };
+                    return Some((Taken { lease, deadline, doubted }, leadership));
+                }
                 Ok(None) if !said => {
                     said = true;
                     tracing::info!(lease = %self.name, "another operator leads; standing by");
@@ -95,17 +145,14 @@ impl Candidate {
         seen: &mut Option<Observation>,
     ) -> kube::Result<Option<Lease>> {
         let Some(lease) = api.get_opt(&self.name).await? else {
-            let lease = Lease {
-                metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() },
-                spec: Some(self.spec(None)),
-            };
+            let named = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
+            let lease = self.taken(Lease { metadata: named, spec: None });
             return unless_conflict(api.create(&PostParams::default(), &lease).await);
         };
         if !may_take(&lease, &self.identity, seen, Instant::now()) {
             return Ok(None);
         }
-        let lease = Lease { spec: Some(self.spec(lease.spec.as_ref())), metadata: lease.metadata };
-        unless_conflict(api.replace(&self.name, &PostParams::default(), &lease).await)
+        unless_conflict(api.replace(&self.name, &PostParams::default(), &self.taken(lease)).await)
     }
 
     /// Renews the lease until `stop`, then gives it back.
@@ -115,45 +162,96 @@ impl Candidate {
     pub async fn keep(
         &self,
         api: &Api<Lease>,
-        mut lease: Lease,
+        mut taken: Taken,
         stop: &CancellationToken,
     ) -> Result<(), Lost> {
-        let mut renewed = Instant::now();
         let mut wait = self.duration / 3;
+        let mut why = "no answer".to_owned();
         loop {
+            let deadline = *taken.deadline.borrow();
+            let doubted = taken.doubted.clone();
             tokio::select! {
                 () = stop.cancelled() => {
-                    self.release(api, lease).await;
+                    self.release(api, taken.lease).await;
                     return Ok(());
                 }
+                // We stop before anybody else may start.
+                () = tokio::time::sleep_until(deadline) => return Err(Lost::NotRenewed(why)),
                 () = tokio::time::sleep(wait) => {}
+                // Each refusal asks; the lease is not asked more often than this.
+                () = async { doubted.notified().await; tokio::time::sleep(self.duration / 30).await } => {}
             }
-            let next = Lease { spec: Some(self.spec(lease.spec.as_ref())), metadata: lease.metadata.clone() };
-            let sent = Instant::now();
-            match api.replace(&self.name, &PostParams::default(), &next).await {
-                Ok(now) => {
-                    lease = now;
-                    renewed = sent;
-                    wait = self.duration / 3;
-                }
-                Err(error) => {
-                    // Our own renewal may have arrived though its answer did not.
-                    if let Ok(now) = api.get(&self.name).await {
-                        let holder = now.spec.as_ref().and_then(|spec| spec.holder_identity.clone());
-                        if holder.as_deref() != Some(&*self.identity) {
-                            return Err(Lost::Taken(holder.unwrap_or_default()));
-                        }
-                        lease = now;
-                    }
-                    // We stop before anybody else may start.
-                    if renewed.elapsed() > self.duration * 2 / 3 {
-                        return Err(Lost::NotRenewed(Box::new(error)));
-                    }
-                    tracing::warn!(error = %cause::of_request(&error), "the leader lease was not renewed; trying again");
+            match tokio::time::timeout_at(deadline, self.renew(api, &mut taken)).await {
+                Err(_) => return Err(Lost::NotRenewed(why)),
+                Ok(Ok(())) => wait = self.duration / 3,
+                Ok(Err(Some(lost))) => return Err(lost),
+                Ok(Err(None)) => {
+                    "the API server does not say that it was".clone_into(&mut why);
                     wait = self.duration / 15;
                 }
             }
         }
+    }
+
+    /// One renewal. The error says that the lease is lost, or nothing: then it may be tried again.
+    async fn renew(&self, api: &Api<Lease>, taken: &mut Taken) -> Result<(), Option<Lost>> {
+        let next = renewed(taken.lease.clone());
+        let sent = Instant::now();
+        let error = match api.replace(&self.name, &PostParams::default(), &next).await {
+            Ok(now) => {
+                taken.lease = now;
+                taken.deadline.send_replace(self.deadline(sent));
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        tracing::warn!(error = %cause::of_request(&error), "the leader lease was not renewed; trying again");
+        // Our own renewal may have arrived though its answer did not.
+        match api.get_opt(&self.name).await {
+            Ok(Some(now)) if term(&now, 0) == term(&taken.lease, 0) && holder(&now) == self.identity => {
+                taken.lease = now;
+                Err(None)
+            }
+            Ok(Some(now)) => Err(Some(Lost::Taken(holder(&now).to_owned()))),
+            Ok(None) => Err(Some(Lost::Deleted)),
+            Err(_) => Err(None),
+        }
+    }
+
+    /// When the requests of a leader that renewed its lease last at `renewed` must have ended: a third
+    /// of the duration before anybody else may take it.
+    fn deadline(&self, renewed: Instant) -> Instant {
+        renewed + self.duration * 2 / 3
+    }
+
+    /// Waits until what a leader before us sent can do no harm any more. Where the API servers that we reach
+    /// refuse the term before ours and take ours, that is at once. Else, as without the policy, it is when
+    /// the lease of a leader that nobody could see leave has lapsed: says so and returns false.
+    ///
+    /// `connect` makes a connection of its own each time.
+    pub async fn fenced(&self, connect: impl Fn() -> Option<Api<Lease>>, leadership: &Leadership) -> bool {
+        let Leadership { term, before, .. } = leadership;
+        let deadline = Instant::now() + self.duration;
+        let mut proven = 0;
+        while proven < PROBES {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            let refuses = async {
+                let api = connect()?;
+                let refused = probe(&api, before).await.is_err_and(|error| is_refused(&error));
+                (refused && probe(&api, term).await.is_ok()).then_some(())
+            };
+            match tokio::time::timeout_at(deadline, refuses).await {
+                Ok(Some(())) => proven += 1,
+                Ok(None) => {
+                    proven = 0;
+                    tokio::time::sleep(self.duration / 100).await;
+                }
+                Err(_) => return false,
+            }
+        }
+        true
     }
 
     /// Lets the next one start at once. Failure only means that it starts later.
@@ -174,19 +272,51 @@ impl Candidate {
         }
     }
 
-    fn spec(&self, old: Option<&LeaseSpec>) -> LeaseSpec {
-        let now = MicroTime(Timestamp::now());
-        let ours = old.filter(|old| old.holder_identity.as_deref() == Some(&*self.identity));
-        let transitions = old.and_then(|old| old.lease_transitions).unwrap_or(0);
-        LeaseSpec {
+    /// The lease as it is taken: a new term, also for whoever held it before under the same name.
+    fn taken(&self, lease: Lease) -> Lease {
+        let old = lease.spec.unwrap_or_default();
+        let transitions = old.lease_transitions.unwrap_or(0).saturating_add(1);
+        let mut metadata = lease.metadata;
+        let promise = (TERM_ANNOTATION.to_owned(), transitions.to_string());
+        metadata.annotations.get_or_insert_with(BTreeMap::new).extend([promise]);
+        let spec = LeaseSpec {
             holder_identity: Some(self.identity.clone()),
             lease_duration_seconds: Some(i32::try_from(self.duration.as_secs()).unwrap_or(i32::MAX)),
-            acquire_time: ours.and_then(|old| old.acquire_time.clone()).or(Some(now.clone())),
-            renew_time: Some(now),
-            lease_transitions: Some(if ours.is_some() { transitions } else { transitions.saturating_add(1) }),
+            acquire_time: Some(MicroTime(Timestamp::now())),
+            lease_transitions: Some(transitions),
             ..LeaseSpec::default()
-        }
+        };
+        renewed(Lease { metadata, spec: Some(spec) })
     }
+}
+
+/// The lease as it is renewed.
+fn renewed(lease: Lease) -> Lease {
+    let spec = lease.spec.map(|spec| LeaseSpec { renew_time: Some(MicroTime(Timestamp::now())), ..spec });
+    Lease { spec, ..lease }
+}
+
+/// What would become of a write of this term.
+async fn probe(api: &Api<Lease>, term: &str) -> kube::Result<Lease> {
+    let annotations = Some(BTreeMap::from([(TERM_ANNOTATION.to_owned(), term.to_owned())]));
+    let metadata = ObjectMeta { name: Some(TERM_PROBE.into()), annotations, ..ObjectMeta::default() };
+    api.create(&PostParams { dry_run: true, ..PostParams::default() }, &Lease { metadata, spec: None }).await
+}
+
+/// Whether the admission policy refused a term.
+pub fn is_refused(error: &kube::Error) -> bool {
+    // The API server names the policy, and has no other word for it.
+    matches!(error, kube::Error::Api(said) if said.code == 403 && said.message.contains("'operator-term.gpudesk.dev'"))
+}
+
+/// The term of whoever holds `lease`, or that of so many transitions before.
+fn term(lease: &Lease, back: i32) -> String {
+    let transitions = lease.spec.as_ref().and_then(|spec| spec.lease_transitions).unwrap_or(0);
+    format!("{}:{}", lease.metadata.uid.as_deref().unwrap_or_default(), transitions - back)
+}
+
+fn holder(lease: &Lease) -> &str {
+    lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
 }
 
 fn unless_conflict(result: kube::Result<Lease>) -> kube::Result<Option<Lease>> {
@@ -199,6 +329,13 @@ fn unless_conflict(result: kube::Result<Lease>) -> kube::Result<Option<Lease>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use http::{Method, Request, Response};
+    use kube::{Client, client::Body};
+    use serde_json::{Value, json};
+    use tower::service_fn;
+
     use super::*;
 
     fn lease(holder: Option<&str>, version: &str) -> Lease {
@@ -232,5 +369,202 @@ mod tests {
         assert!(may_take(&lease(None, "1"), "me", &mut None, now));
         assert!(may_take(&lease(Some(""), "1"), "me", &mut None, now));
         assert!(may_take(&lease(Some("me"), "1"), "me", &mut None, now));
+    }
+
+    /// An API server with one Lease.
+    #[derive(Clone, Default)]
+    struct Server(Arc<Mutex<State>>);
+
+    #[derive(Default)]
+    struct State {
+        lease: Option<Value>,
+        made: u32,
+        version: u32,
+        renewals: u32,
+        /// Requests are not answered.
+        hangs: bool,
+        /// The terms that the policy takes, where there is one.
+        takes: Option<Vec<String>>,
+    }
+
+    impl Server {
+        fn state(&self) -> std::sync::MutexGuard<'_, State> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+
+        fn api(&self) -> Api<Lease> {
+            let server = self.clone();
+            let service = service_fn(move |request: Request<Body>| {
+                let server = server.clone();
+                async move {
+                    let method = request.method().clone();
+                    let bytes = request.into_body().collect_bytes().await?;
+                    if server.state().hangs {
+                        std::future::pending::<()>().await;
+                    }
+                    let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+                    let (code, answer) = server.state().answer(&method, body);
+                    let response =
+                        Response::builder().status(code).body(Body::from(answer.to_string().into_bytes()));
+                    Ok::<_, kube::Error>(response.unwrap())
+                }
+            });
+            Api::namespaced(Client::new(service, "system"), "system")
+        }
+    }
+
+    impl State {
+        fn answer(&mut self, method: &Method, mut body: Value) -> (u16, Value) {
+            let failure = |code: u16, message: &str| {
+                (
+                    code,
+                    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": if code == 404 { "NotFound" } else { "" }, "message": message}),
+                )
+            };
+            if body["metadata"]["name"] == TERM_PROBE {
+                let term = body["metadata"]["annotations"][TERM_ANNOTATION].as_str().unwrap_or_default();
+                let taken = self.takes.as_ref().is_none_or(|terms| terms.iter().any(|taken| taken == term));
+                return if taken {
+                    (201, body)
+                } else {
+                    failure(403, "ValidatingAdmissionPolicy 'operator-term.gpudesk.dev' denied")
+                };
+            }
+            match (method, &self.lease) {
+                (&Method::GET, Some(lease)) => (200, lease.clone()),
+                (&Method::GET | &Method::PUT, None) => failure(404, "not found"),
+                (&Method::POST, Some(_)) => failure(409, "exists"),
+                (&Method::PUT, Some(lease))
+                    if lease["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"] =>
+                {
+                    failure(409, "changed")
+                }
+                (&Method::PUT | &Method::POST, before) => {
+                    let uid = before.as_ref().map(|before| before["metadata"]["uid"].clone());
+                    if uid.is_none() {
+                        self.made += 1;
+                    }
+                    body["metadata"]["uid"] = uid.unwrap_or_else(|| format!("u{}", self.made).into());
+                    self.version += 1;
+                    self.renewals += 1;
+                    body["metadata"]["resourceVersion"] = self.version.to_string().into();
+                    self.lease = Some(body.clone());
+                    (200, body)
+                }
+                _ => failure(405, "no such method"),
+            }
+        }
+    }
+
+    fn candidate(identity: &str) -> Candidate {
+        Candidate { name: "l".into(), identity: identity.into(), duration: Duration::from_secs(30) }
+    }
+
+    async fn lead(server: &Server, identity: &str) -> (Taken, Leadership) {
+        candidate(identity).acquire(&server.api(), &CancellationToken::new()).await.unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_term_is_another_each_time_the_lease_is_taken_and_a_renewal_keeps_it() {
+        let server = Server::default();
+        let (mut taken, first) = lead(&server, "me").await;
+        assert_eq!(&*first.term, "u1:1");
+        candidate("me").renew(&server.api(), &mut taken).await.unwrap();
+        assert_eq!(term(&taken.lease, 0), "u1:1");
+        let (taken, second) = lead(&server, "me").await;
+        assert_eq!(&*second.term, "u1:2", "the same identity, after it had ended");
+        candidate("me").release(&server.api(), taken.lease).await;
+        let (_, third) = lead(&server, "other").await;
+        assert_eq!(&*third.term, "u1:3", "given back and taken");
+        server.state().lease = None;
+        let (taken, fourth) = lead(&server, "other").await;
+        assert_eq!(&*fourth.term, "u2:1", "made anew");
+        // What tells the policy that whoever holds it now writes terms.
+        assert_eq!(taken.lease.metadata.annotations.unwrap()[TERM_ANNOTATION], "1");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_is_not_answered_ends_two_thirds_of_the_duration_after_its_last_renewal() {
+        let server = Server::default();
+        let (taken, leadership) = lead(&server, "me").await;
+        let start = Instant::now();
+        assert_eq!(*leadership.deadline.borrow() - start, Duration::from_secs(20));
+        let hang = async {
+            tokio::time::sleep(Duration::from_secs(25)).await;
+            server.state().hangs = true;
+            std::future::pending::<()>().await;
+        };
+        let (me, api, stop) = (candidate("me"), server.api(), CancellationToken::new());
+        let lost = tokio::select! {
+            lost = me.keep(&api, taken, &stop) => lost,
+            () = hang => unreachable!(),
+        };
+        assert!(matches!(lost, Err(Lost::NotRenewed(_))), "{lost:?}");
+        // Renewed last after 20 s.
+        assert_eq!(start.elapsed().as_secs(), 40);
+        assert_eq!(*leadership.deadline.borrow(), start + Duration::from_secs(40));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_whose_lease_was_deleted_or_made_anew_ends_at_its_next_renewal() {
+        for anew in [false, true] {
+            let server = Server::default();
+            let (taken, _) = lead(&server, "me").await;
+            server.state().lease = None;
+            if anew {
+                lead(&server, "other").await;
+            }
+            let start = Instant::now();
+            let lost = candidate("me").keep(&server.api(), taken, &CancellationToken::new()).await;
+            let as_it_is = if anew {
+                matches!(&lost, Err(Lost::Taken(by)) if by == "other")
+            } else {
+                matches!(lost, Err(Lost::Deleted))
+            };
+            assert!(as_it_is, "{lost:?}");
+            assert_eq!(start.elapsed().as_secs(), 10);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_is_doubted_asks_its_lease_and_leads_on_or_ends() {
+        let server = Server::default();
+        let (taken, leadership) = lead(&server, "me").await;
+        let stop = CancellationToken::new();
+        let api = server.api();
+        let me = candidate("me");
+        let keep = me.keep(&api, taken, &stop);
+        tokio::pin!(keep);
+        leadership.doubted.notify_one();
+        let wait = tokio::time::timeout(Duration::from_secs(2), &mut keep).await;
+        assert!(wait.is_err(), "{wait:?}");
+        assert_eq!(server.state().renewals, 2, "long before a third of the duration");
+        // Taken by another of the same name: it is the term that counts.
+        lead(&server, "me").await;
+        leadership.doubted.notify_one();
+        let lost = tokio::time::timeout(Duration::from_secs(2), keep).await.unwrap();
+        assert!(matches!(lost, Err(Lost::Taken(_))), "{lost:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_leader_waits_until_the_term_before_is_refused_and_its_own_taken() {
+        let server = Server::default();
+        let (_, leadership) = lead(&server, "me").await;
+        let connect = || Some(server.api());
+        let begun = Instant::now();
+        // A server that has not heard of the change, then one that has.
+        server.state().takes = Some(vec!["u1:0".into()]);
+        let catch_up = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            server.state().takes = Some(vec!["u1:1".into()]);
+        };
+        let me = candidate("me");
+        let (fenced, ()) = tokio::join!(me.fenced(connect, &leadership), catch_up);
+        assert!(fenced && (3..5).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+        // Without the policy everything is taken: it waits for as long as one lease lasts.
+        server.state().takes = None;
+        let begun = Instant::now();
+        assert!(!me.fenced(connect, &leadership).await);
+        assert_eq!(begun.elapsed().as_secs(), 30);
     }
 }

@@ -8,11 +8,12 @@
 //!
 //! Everything that decides is pure: the crate `gpudesk-placement`, `index`, `waiting`, `node_liveness`, and the files
 //! named `validate`, `decide`, `made_of`, `status` and `summary`. `world` holds them behind one lock; `watch`
-//! fills it; `writer`, `secret_access` and the files named `apply` write; `run` puts it together.
+//! fills it, with what `understood` makes of an object that this version does not understand whole; `writer`, `secret_access` and the files named `apply` write; `run` puts it together.
 #![forbid(unsafe_code)]
 
 pub mod backoff;
 pub mod cause;
+pub mod deadline;
 pub mod desktop;
 pub mod desktop_template;
 pub mod gpu_node;
@@ -23,14 +24,13 @@ pub mod invalid;
 pub mod leader;
 pub mod metrics;
 pub mod node_liveness;
-pub mod plan;
+pub mod refusals;
 pub mod run;
 pub mod secret_access;
 pub mod stores;
-pub mod view;
+pub mod understood;
 pub mod waiting;
 pub mod watch;
-pub mod why;
 pub mod world;
 pub mod writer;
 

@@ -44,11 +44,13 @@ struct KindOutcome {
 pub struct Metrics {
     registry: Arc<Registry>,
     malformed: Family<Kind, Counter>,
+    odd: Family<Kind, Gauge>,
     watch_errors: Family<Kind, Counter>,
     reconciles: Family<KindOutcome, Counter>,
     placements: Family<Outcome, Counter>,
     writes: Family<KindOutcome, Counter>,
     waiting: Gauge,
+    refused: Counter,
     silent: Family<Node, Gauge>,
     leading: Gauge,
     decision_seconds: Histogram,
@@ -58,20 +60,28 @@ impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("gpudesk_operator");
         let malformed = Family::default();
+        let odd = Family::default();
         let watch_errors = Family::default();
         let reconciles = Family::default();
         let placements = Family::default();
         let writes = Family::default();
         let waiting = Gauge::default();
+        let refused = Counter::default();
         let silent = Family::default();
         let leading = Gauge::default();
         let decision_seconds = Histogram::new(exponential_buckets(0.000_05, 4.0, 9));
         registry.register("malformed_objects", "Versions of objects that did not parse", malformed.clone());
+        registry.register(
+            "odd_objects",
+            "Objects of which this version does not understand everything: they count, and nobody acts on them",
+            odd.clone(),
+        );
         registry.register("watch_errors", "Interruptions of watches", watch_errors.clone());
         registry.register("reconciles", "Rounds over an object, by outcome", reconciles.clone());
         registry.register("placements", "Decisions where a desktop runs, by outcome", placements.clone());
         registry.register("writes", "Writes to the API server, by outcome", writes.clone());
         registry.register("waiting_desktops", "Desktops for which there is no room", waiting.clone());
+        registry.register("refused_decisions", "Decisions that their node refused", refused.clone());
         registry.register(
             "node_silent",
             "1 for each node whose daemon has not renewed its lease",
@@ -82,11 +92,13 @@ impl Default for Metrics {
         Self {
             registry: Arc::new(registry),
             malformed,
+            odd,
             watch_errors,
             reconciles,
             placements,
             writes,
             waiting,
+            refused,
             silent,
             leading,
             decision_seconds,
@@ -98,6 +110,11 @@ impl Metrics {
     /// A version of an object did not parse.
     pub fn malformed(&self, kind: &str) {
         self.malformed.get_or_create(&Kind { kind: kind.into() }).inc();
+    }
+    /// How many objects of a kind are not understood whole.
+    pub fn odd(&self, kind: &str, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.odd.get_or_create(&Kind { kind: kind.into() }).set(count);
     }
     /// A watch was interrupted.
     pub fn watch_errors(&self, kind: &str) {
@@ -118,6 +135,10 @@ impl Metrics {
     /// How many desktops wait.
     pub fn waiting(&self, count: usize) {
         self.waiting.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    /// A node refused a decision.
+    pub fn refused(&self) {
+        self.refused.inc();
     }
     /// Whether a node is silent.
     pub fn silent(&self, node: &str, silent: bool) {

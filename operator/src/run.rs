@@ -27,9 +27,10 @@ use tower::limit::RateLimitLayer;
 
 use crate::{
     backoff::Backoff,
+    deadline::DeadlineLayer,
     desktop, desktop_template, gpu_node, gpu_profile,
     health::Readiness,
-    leader::{Candidate, Lost},
+    leader::{Candidate, Leadership, Lost},
     metrics::Metrics,
     placement::compute::Limits,
     secret_access::{self, AccessError, SecretAccess},
@@ -101,18 +102,18 @@ pub async fn run(
     };
     // Whoever stands by does so properly.
     ready.set(true);
-    let lease = tokio::select! {
-        lease = candidate.acquire(&leases, &stop) => lease,
+    let acquired = tokio::select! {
+        acquired = candidate.acquire(&leases, &stop) => acquired,
         () = stop.cancelled() => None,
     };
-    let Some(lease) = lease else { return Ok(()) };
-    tracing::info!(identity = %settings.identity, "leading");
+    let Some((taken, leadership)) = acquired else { return Ok(()) };
+    tracing::info!(identity = %settings.identity, term = %leadership.term, "leading");
     ready.set(false);
     metrics.leading(true);
 
     let loops_ended = CancellationToken::new();
-    let keep = candidate.keep(&leases, lease, &loops_ended);
-    let work = work(config, settings, metrics.clone(), ready, stop);
+    let keep = candidate.keep(&leases, taken, &loops_ended);
+    let work = work(config, &candidate, leadership, settings, metrics.clone(), ready, stop);
     tokio::pin!(keep, work);
     tokio::select! {
         lost = &mut keep => Err(lost.err().map_or(Error::Ended("leader lease"), Error::Lost)),
@@ -120,9 +121,10 @@ pub async fn run(
             // A write that is under way may land later: then the next one waits until the lease has lapsed.
             if end? == End::Whole {
                 loops_ended.cancel();
-                match tokio::time::timeout(PATIENCE, keep).await {
-                    Ok(kept) => kept?,
-                    Err(_) => tracing::warn!("the leader lease was not given back: the API server does not answer"),
+                if let Ok(kept) = tokio::time::timeout(PATIENCE, keep).await {
+                    kept?;
+                } else {
+                    tracing::warn!("the leader lease was not given back: the API server does not answer");
                 }
             }
             Ok(())
@@ -141,13 +143,31 @@ enum End {
 
 async fn work(
     config: Config,
+    candidate: &Candidate,
+    leadership: Leadership,
     settings: Settings,
     metrics: Metrics,
     ready: Readiness,
     stop: CancellationToken,
 ) -> Result<End, Error> {
+    let connect = || {
+        let client = lease_client(config.clone(), settings.lease_duration).ok()?;
+        Some(Api::namespaced(client, &settings.namespace))
+    };
+    // Nothing is listed before what is listed can no longer change behind our back.
+    tokio::select! {
+        fenced = candidate.fenced(connect, &leadership) => if !fenced {
+            tracing::warn!(
+                "the admission policy operator-term.gpudesk.dev is not in force: waited for as long as a lease lasts instead; \
+                 what an operator that led before sent last may still be written"
+            );
+        },
+        () = stop.cancelled() => return Ok(End::Whole),
+    }
     let client = Client::try_from(config.clone()).map_err(Box::new)?;
-    let writer = Writer::new(write_client(config, settings.writes_per_second)?, metrics.clone());
+    let Leadership { term, before: _, deadline, doubted } = leadership;
+    let write_client = write_client(config, settings.writes_per_second, &DeadlineLayer(deadline))?;
+    let writer = Writer::new(write_client, metrics.clone(), term, doubted);
     let mut tasks = Tasks::new();
     let (queue, access_events) = unbounded();
     let secrets = Arc::new(SecretAccess::new(writer.clone(), &settings.namespace, queue.clone()));
@@ -409,9 +429,15 @@ fn lease_client(mut config: Config, duration: Duration) -> Result<Client, Error>
     Ok(Client::try_from(config).map_err(Box::new)?)
 }
 
-fn write_client(mut config: Config, per_second: NonZeroU32) -> Result<Client, Error> {
+fn write_client(
+    mut config: Config,
+    per_second: NonZeroU32,
+    deadline: &DeadlineLayer,
+) -> Result<Client, Error> {
     config.read_timeout = Some(Duration::from_secs(30));
     let per_second = u64::from(per_second.get());
     let builder = ClientBuilder::try_from(config).map_err(Box::new)?;
-    Ok(builder.with_layer(&RateLimitLayer::new(per_second, Duration::from_secs(1))).build())
+    let limit = RateLimitLayer::new(per_second, Duration::from_secs(1));
+    // Asked last: what waited for its turn past the deadline is not sent.
+    Ok(builder.with_layer(&limit).with_layer(deadline).build())
 }

@@ -1,4 +1,4 @@
-//! The one way in which objects come in: watched, guarded against malformed ones, trimmed, told to
+//! The one way in which objects come in: watched, read as far as they are understood, trimmed, told to
 //! an observer, stored.
 
 use std::collections::{HashMap, HashSet};
@@ -7,16 +7,19 @@ use std::{fmt::Debug, hash::Hash};
 use futures::{Stream, StreamExt, TryStreamExt, future};
 use kube::{
     Api, Resource, ResourceExt,
-    core::DeserializeGuard,
     runtime::{
         WatchStreamExt,
-        reflector::{ObjectRef, Store, store::Writer},
+        reflector::{ObjectRef, store::Writer},
         watcher::{self, Event, watcher},
     },
 };
 use serde::de::DeserializeOwned;
 
-use crate::{cause, metrics::Metrics};
+use crate::{
+    cause,
+    metrics::Metrics,
+    understood::{self, Read, odd},
+};
 
 /// What `kubectl apply` keeps of the last version: as large as the object and of no use here.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -43,10 +46,10 @@ impl<K> Copy for Seen<'_, K> {}
 /// Watches a kind until the future is dropped. Errors of the watch are logged and retried with
 /// backoff.
 ///
-/// An object that does not parse is logged once per version, counted, and left out; what was last
-/// known of it stays in the store and with the observer until it parses again or is deleted.
+/// An object that does not parse is logged once per version, counted, and there as far as it is understood:
+/// see [`understood`].
 pub async fn watch<K>(
-    api: Api<DeserializeGuard<K>>,
+    api: Api<Read<K>>,
     config: watcher::Config,
     writer: Writer<K>,
     metrics: Metrics,
@@ -70,26 +73,24 @@ type Logged<K> = HashMap<ObjectRef<K>, String>;
 
 /// The road of events from the watch to the store.
 fn through<K>(
-    events: impl Stream<Item = Result<Event<DeserializeGuard<K>>, watcher::Error>> + Send,
+    events: impl Stream<Item = Result<Event<Read<K>>, watcher::Error>> + Send,
     mut writer: Writer<K>,
     kind: String,
     metrics: Metrics,
     mut observe: impl FnMut(Seen<'_, K>) + Send,
 ) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send
 where
-    K: Resource + Clone + Send + Sync + 'static,
+    K: Resource + DeserializeOwned + Clone + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone,
 {
     let store = writer.as_reader();
     let mut listed: HashSet<ObjectRef<K>> = HashSet::new();
-    // Per object that does not parse, the version of which that was said.
+    // Per odd object, the version of which that was said.
     let mut logged: Logged<K> = HashMap::new();
-    let events = events.filter_map({
-        let store = store.clone();
-        move |event| {
-            let known = event.map(|event| known(event, &store, &kind, &metrics, &mut logged)).transpose();
-            future::ready(known)
-        }
+    let reading = (kind.clone(), metrics.clone());
+    let events = events.filter_map(move |event| {
+        let (kind, metrics) = &reading;
+        future::ready(event.map(|event| read(event, kind, metrics)).transpose())
     });
     // The store shows an event before the observer hears of it: whoever the observer wakes finds in
     // the store what it was woken for.
@@ -111,6 +112,13 @@ where
             }
             Event::Apply(_) | Event::Delete(_) => vec![],
         };
+        match event {
+            Event::Apply(object) | Event::InitApply(object) => say_odd(object, &kind, &metrics, &mut logged),
+            Event::Delete(object) => _ = logged.remove(&ObjectRef::from_obj(object)),
+            Event::Init => {}
+            Event::InitDone => gone.iter().for_each(|gone| _ = logged.remove(&ObjectRef::from_obj(&**gone))),
+        }
+        metrics.odd(&kind, logged.len());
         writer.apply_watcher_event(event);
         match event {
             Event::Apply(object) | Event::InitApply(object) => observe(Seen::There(object)),
@@ -126,51 +134,61 @@ where
     })
 }
 
-/// The event with a parsed, trimmed object; with the last known one in place of one that does not
-/// parse; or nothing.
-fn known<K>(
-    event: Event<DeserializeGuard<K>>,
-    store: &Store<K>,
-    kind: &str,
-    metrics: &Metrics,
-    logged: &mut Logged<K>,
-) -> Option<Event<K>>
+/// The event with an object that is trimmed and, if need be, odd. Nothing where not even its metadata can be read.
+fn read<K>(event: Event<Read<K>>, kind: &str, metrics: &Metrics) -> Option<Event<K>>
 where
-    K: Resource + Clone + 'static,
-    K::DynamicType: Default + Eq + Hash + Clone,
+    K: Resource + DeserializeOwned,
 {
-    let mut parse = |guard: DeserializeGuard<K>| match guard.0 {
-        Ok(mut object) => {
-            logged.remove(&ObjectRef::from_obj(&object));
-            trim(&mut object);
-            Some(object)
-        }
-        Err(invalid) => {
-            let meta = &invalid.metadata;
-            let name = meta.name.as_deref().unwrap_or_default();
-            let namespace = meta.namespace.as_deref().unwrap_or_default();
-            let version = meta.resource_version.clone().unwrap_or_default();
-            let reference = ObjectRef::new(name);
-            let reference = if namespace.is_empty() { reference } else { reference.within(namespace) };
-            if logged.insert(reference.clone(), version.clone()) != Some(version) {
-                metrics.malformed(kind);
-                tracing::error!(kind, namespace, name, error = %invalid.error, "object does not parse; what was last known of it counts");
+    let read = |read: Read<K>| {
+        let mut object = match read {
+            Read::Whole(mut object) => {
+                understood::unmark(&mut object);
+                object
             }
-            store.get(&reference).map(|object| K::clone(&object))
-        }
+            Read::Odd { metadata, value } => {
+                let Some(object) = understood::as_far_as_understood(value, kind) else {
+                    metrics.malformed(kind);
+                    tracing::error!(kind, ?metadata.namespace, ?metadata.name, "of an object not even the metadata is understood: it is left out");
+                    return None;
+                };
+                object
+            }
+        };
+        trim(&mut object);
+        Some(object)
     };
     match event {
-        Event::Apply(guard) => parse(guard).map(Event::Apply),
-        Event::Delete(guard) => {
-            let gone = parse(guard);
-            if let Some(gone) = &gone {
-                logged.remove(&ObjectRef::from_obj(gone));
-            }
-            gone.map(Event::Delete)
-        }
-        Event::InitApply(guard) => parse(guard).map(Event::InitApply),
+        Event::Apply(object) => read(object).map(Event::Apply),
+        Event::Delete(object) => read(object).map(Event::Delete),
+        Event::InitApply(object) => read(object).map(Event::InitApply),
         Event::Init => Some(Event::Init),
         Event::InitDone => Some(Event::InitDone),
+    }
+}
+
+/// Says of an odd object what is not understood of it, once for each version.
+fn say_odd<K>(object: &K, kind: &str, metrics: &Metrics, logged: &mut Logged<K>)
+where
+    K: Resource,
+    K::DynamicType: Default + Eq + Hash + Clone,
+{
+    let reference = ObjectRef::from_obj(object);
+    let Some(fields) = odd(object) else {
+        logged.remove(&reference);
+        return;
+    };
+    let version = object.resource_version().unwrap_or_default();
+    if logged.insert(reference, version.clone()) != Some(version) {
+        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+        let fields = fields.replace('\n', "; ");
+        metrics.malformed(kind);
+        tracing::error!(
+            kind,
+            namespace,
+            name,
+            fields,
+            "object is not understood whole: it counts, and nobody acts on it"
+        );
     }
 }
 
@@ -186,19 +204,16 @@ mod tests {
 
     use futures::stream;
     use gpudesk_crds::Desktop;
-    use kube::runtime::reflector::store;
+    use kube::runtime::reflector::{Store, store};
     use serde_json::{Value, json};
 
     use super::*;
 
-    fn event(
-        event: fn(DeserializeGuard<Desktop>) -> Event<DeserializeGuard<Desktop>>,
-        value: Value,
-    ) -> Input {
+    fn event(event: fn(Read<Desktop>) -> Event<Read<Desktop>>, value: Value) -> Input {
         serde_json::from_value(value).map(event).map_err(|_| watcher::Error::NoResourceVersion)
     }
 
-    type Input = Result<Event<DeserializeGuard<Desktop>>, watcher::Error>;
+    type Input = Result<Event<Read<Desktop>>, watcher::Error>;
 
     fn good(name: &str, version: &str) -> Value {
         json!({"metadata": {"name": name, "namespace": "demo", "resourceVersion": version,
@@ -238,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_malformed_object_is_counted_and_what_was_known_of_it_stays() {
+    async fn an_object_that_does_not_parse_is_there_and_is_counted() {
         let (store, heard, metrics) = play(vec![
             Ok(Event::Init),
             event(Event::InitApply, good("a", "1")),
@@ -249,19 +264,25 @@ mod tests {
             event(Event::Apply, good("c", "3")),
         ])
         .await;
-        // The last known version is said again; the unknown one does not stop those after it.
-        assert_eq!(heard, ["+a@1", "complete", "+a@1", "+a@1", "+c@3"]);
-        assert_eq!(store.len(), 2);
+        assert_eq!(heard, ["+a@1", "+b@1", "complete", "+a@2", "+a@2", "+c@3"]);
+        assert_eq!(store.len(), 3);
         assert!(metrics.contains(&malformed(2)), "once per version: {metrics}");
+        assert!(metrics.contains("gpudesk_operator_odd_objects{kind=\"Desktop\"} 2"), "{metrics}");
+        let odd = |name: &str| {
+            let object = store.get(&ObjectRef::new(name).within("demo")).unwrap();
+            understood::odd(&*object).map(ToOwned::to_owned)
+        };
+        assert!(odd("a").unwrap().starts_with("spec.templateRef: "), "{:?}", odd("a"));
+        assert_eq!(odd("c"), None);
     }
 
     #[tokio::test]
     async fn a_new_list_says_what_is_gone_and_keeps_what_does_not_parse() {
-        let (store, heard, _) = play(vec![
+        let (store, heard, metrics) = play(vec![
             Ok(Event::Init),
             event(Event::InitApply, good("a", "1")),
             event(Event::InitApply, good("b", "1")),
-            event(Event::InitApply, good("c", "1")),
+            event(Event::InitApply, bad("c", "1")),
             Ok(Event::InitDone),
             Ok(Event::Init),
             event(Event::InitApply, bad("a", "2")),
@@ -270,8 +291,9 @@ mod tests {
             event(Event::Delete, bad("a", "3")),
         ])
         .await;
-        assert_eq!(heard[4..], ["+a@1", "+b@2", "-c", "complete", "-a"]);
+        assert_eq!(heard[4..], ["+a@2", "+b@2", "-c", "complete", "-a"]);
         assert_eq!(store.len(), 1);
+        assert!(metrics.contains("gpudesk_operator_odd_objects{kind=\"Desktop\"} 0"), "{metrics}");
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::channel::mpsc::UnboundedSender;
-use gpudesk_crds::{Allocation, Desktop, DesktopTemplate, GpuNode, GpuProfile};
+use gpudesk_crds::{Allocation, AllocationId, Desktop, DesktopTemplate, GpuNode, GpuProfile, Refusal};
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::Time};
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use tokio::sync::Notify;
@@ -25,8 +25,10 @@ use crate::{
         request::{DesktopKey, Request, ShareRequest},
         snapshot::{Change, Snapshot, key_of},
     },
-    secret_access::{self, Pair},
+    refusals::Refusals,
+    secret_access::{self, Named, Pair},
     stores::Stores,
+    understood::{self, odd},
     waiting::Waiting,
     watch::Seen,
 };
@@ -68,6 +70,7 @@ struct Cluster {
     snapshot: Snapshot,
     index: Index,
     waiting: Waiting,
+    refusals: Refusals,
     liveness: Liveness,
     missing: BTreeMap<String, Instant>,
     templates: BTreeSet<DesktopKey>,
@@ -75,6 +78,10 @@ struct Cluster {
     profiles_seen: BTreeMap<String, Spec>,
     leases_known: bool,
     silent: BTreeSet<String>,
+    /// Nodes that are odd.
+    odd_nodes: BTreeSet<String>,
+    /// Desktops that hold something that cannot be read, and on which node, where that can be.
+    unclear: BTreeMap<DesktopKey, Option<String>>,
     /// Desktops of silent nodes of which that was said.
     told: BTreeMap<String, BTreeSet<DesktopKey>>,
 }
@@ -148,8 +155,7 @@ impl World {
                 }
                 let key = key_of(desktop);
                 let before = node_held(&cluster, &key);
-                let change = cluster.snapshot.desktop_seen(desktop);
-                self.changed(&mut cluster, change);
+                self.take_in(&mut cluster, &key, desktop);
                 self.access_of(&key.namespace, [before, node_held(&cluster, &key)]);
                 self.wake(&key);
             }
@@ -158,14 +164,42 @@ impl World {
                 let template = cluster.index.gone(&key);
                 cluster.templates.extend(template);
                 cluster.waiting.forget(&key);
+                cluster.refusals.forget(&key);
                 self.counted.notify_one();
                 let before = node_held(&cluster, &key);
                 let change = cluster.snapshot.desktop_gone(&key);
                 self.changed(&mut cluster, change);
+                cluster.unclear.remove(&key);
+                self.close(&mut cluster);
                 self.access_of(&key.namespace, [before, None]);
             }
             Seen::Complete => self.wake_all(),
         }
+    }
+
+    /// What a desktop holds. Where that cannot be read, what was known of it stays taken; where nothing was
+    /// known, its node takes no more.
+    fn take_in(&self, cluster: &mut Cluster, key: &DesktopKey, desktop: &Desktop) {
+        let known = node_held(cluster, key);
+        let unclear = understood::holds_unclear(desktop)
+            .filter(|node| known.is_none() || node.is_some_and(|node| known.as_deref() != Some(node)));
+        if understood::holds_unclear(desktop).is_none() || known.is_none() {
+            let change = cluster.snapshot.desktop_seen(desktop);
+            self.changed(cluster, change);
+        }
+        match unclear {
+            Some(node) => _ = cluster.unclear.insert(key.clone(), node.map(ToOwned::to_owned)),
+            None => _ = cluster.unclear.remove(key),
+        }
+        self.close(cluster);
+    }
+
+    /// Closes to new desktops what is not understood, and opens what is again.
+    fn close(&self, cluster: &mut Cluster) {
+        let Cluster { snapshot, unclear, odd_nodes, .. } = cluster;
+        let closed = understood::closed(unclear.values(), odd_nodes, snapshot.node_names());
+        let change = snapshot.set_unclear(closed);
+        self.changed(cluster, change);
     }
 
     /// A template came in: its own status is looked at, and its desktops when its spec is new.
@@ -223,8 +257,13 @@ impl World {
                 let name = node.name_any();
                 cluster.missing.remove(&name);
                 cluster.liveness.node_seen(node);
-                let change = cluster.snapshot.node_seen(node);
-                self.changed(&mut cluster, change);
+                if odd(node).is_some() {
+                    cluster.odd_nodes.insert(name.clone())
+                } else {
+                    cluster.odd_nodes.remove(&name)
+                };
+                self.offer(&mut cluster, node);
+                self.close(&mut cluster);
                 self.judge(&mut cluster);
                 self.wake_node(&name);
             }
@@ -232,12 +271,46 @@ impl World {
                 let name = node.name_any();
                 cluster.missing.insert(name.clone(), Instant::now());
                 cluster.liveness.node_gone(&name);
+                cluster.odd_nodes.remove(&name);
                 let change = cluster.snapshot.node_gone(&name);
                 self.changed(&mut cluster, change);
+                self.close(&mut cluster);
                 cluster.index.on_node(&name).for_each(|desktop| self.wake(desktop));
             }
             Seen::Complete => self.wake_all(),
         }
+    }
+
+    /// Takes in what a node offers, less what it refused.
+    fn offer(&self, cluster: &mut Cluster, node: &GpuNode) {
+        let now = Instant::now();
+        cluster.refusals.news(node, now).iter().for_each(|desktop| self.wake(desktop));
+        let less = cluster.refusals.offer(node, now);
+        let change = cluster.snapshot.node_seen(less.as_ref().unwrap_or(node));
+        self.changed(cluster, change);
+    }
+
+    /// A node refused a decision: what it named is left out of what it offers.
+    pub fn refused(&self, key: &DesktopKey, decision: AllocationId, node: &str, refusal: &Refusal) {
+        let object = self.stores.nodes.get(&ObjectRef::new(node));
+        let mut cluster = self.lock();
+        if cluster.refusals.note(key, decision, node, object.as_deref(), refusal, Instant::now()) {
+            tracing::warn!(desktop = %key, node, why = refusal.message, "the node refused what was decided");
+            self.metrics.refused();
+            if let Some(object) = object {
+                self.offer(&mut cluster, &object);
+            }
+        }
+    }
+
+    /// How long a desktop that nodes refused too often still waits, and how often they did.
+    pub fn waits_after_refusals(&self, key: &DesktopKey, made_of: &str) -> Option<(Duration, u32)> {
+        self.lock().refusals.waits(key, made_of, Instant::now())
+    }
+
+    /// A desktop was given what was decided, or asks for nothing any more.
+    pub fn not_refused(&self, key: &DesktopKey) {
+        self.lock().refusals.forget(key);
     }
 
     /// A lease came in.
@@ -259,6 +332,11 @@ impl World {
     pub fn tick(&self) {
         let mut cluster = self.lock();
         self.judge(&mut cluster);
+        for node in cluster.refusals.over(Instant::now()) {
+            if let Some(object) = self.stores.nodes.get(&ObjectRef::new(&node)) {
+                self.offer(&mut cluster, &object);
+            }
+        }
         self.metrics.waiting(cluster.waiting.len());
         let Cluster { missing, index, .. } = &mut *cluster;
         missing
@@ -357,6 +435,7 @@ impl World {
             return Decision::NoRoom(explanation);
         };
         let allocation = Arc::new(Allocation {
+            id: Some(desktop.next_allocation_id(&format!("{} {}", now.0, placed.node))),
             node: placed.node,
             desktop_generation: desktop.metadata.generation.unwrap_or_default(),
             template_generation: wanted.template_generation,
@@ -446,19 +525,26 @@ impl World {
 
     /// The Secrets that desktops of a namespace on a node name. One that is being deleted does not start
     /// again and needs none.
-    pub fn secrets(&self, namespace: &str, node: &str) -> BTreeSet<String> {
-        let held: Vec<DesktopKey> = {
+    pub fn secrets(&self, namespace: &str, node: &str) -> Named {
+        let (held, unclear) = {
             let cluster = self.lock();
-            let held =
-                cluster.snapshot.node(node).map(|state| state.held.keys().cloned().collect::<Vec<_>>());
-            held.unwrap_or_default()
+            let held = cluster.snapshot.node(node).into_iter().flat_map(|state| state.held.keys());
+            let held: Vec<DesktopKey> = held.filter(|key| key.namespace == namespace).cloned().collect();
+            let mut unclear = cluster.unclear.iter().filter(|(key, _)| key.namespace == namespace);
+            (held, unclear.any(|(_, on)| on.as_deref().is_none_or(|on| on == node)))
         };
-        held.iter()
-            .filter(|key| key.namespace == namespace)
+        let mut named = Named { secrets: BTreeSet::new(), maybe_more: unclear };
+        let desktops = held
+            .iter()
             .filter_map(|key| self.stores.desktops.get(&ObjectRef::new(&key.name).within(&key.namespace)))
-            .filter(|desktop| desktop.metadata.deletion_timestamp.is_none())
-            .filter_map(|desktop| secret_name(&desktop, self.stores.template_of(&desktop).as_deref()))
-            .collect()
+            .filter(|desktop| desktop.metadata.deletion_timestamp.is_none());
+        for desktop in desktops {
+            let template = self.stores.template_of(&desktop);
+            named.maybe_more |= odd(&*desktop).is_some()
+                || template.as_deref().is_some_and(|template| odd(template).is_some());
+            named.secrets.extend(secret_name(&desktop, template.as_deref()));
+        }
+        named
     }
 
     /// How many desktops name a template, and the first of them.

@@ -1,6 +1,6 @@
 //! Writes to the API server, and what their failures mean for what was decided.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, sync::Arc};
 
 use gpudesk_crds::{GROUP, OPERATOR_FIELD_MANAGER, RELEASE_FINALIZER, VERSION};
 use k8s_openapi::NamespaceResourceScope;
@@ -11,8 +11,9 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 use thiserror::Error;
+use tokio::sync::Notify;
 
-use crate::{cause, metrics::Metrics};
+use crate::{cause, leader, metrics::Metrics};
 
 /// A write that did not succeed.
 #[derive(Debug, Error)]
@@ -26,6 +27,10 @@ pub enum WriteError {
     /// The API server refused; nothing was written.
     #[error("the API server refused: {}", cause::of_request(.0))]
     Refused(#[source] Box<kube::Error>),
+    /// An API server takes our term for another than the leader's: either we lead no more, or it has not
+    /// heard yet that we do. What was decided stands until it is known which.
+    #[error("the API server refused the term: {}", cause::of_request(.0))]
+    Fenced(#[source] Box<kube::Error>),
     /// Nobody knows whether it was written.
     #[error("no clear answer from the API server: {}", cause::of_request(.0))]
     Unclear(#[source] Box<kube::Error>),
@@ -38,6 +43,7 @@ impl WriteError {
             Self::Conflict => "conflict",
             Self::Gone => "gone",
             Self::Refused(_) => "refused",
+            Self::Fenced(_) => "fenced",
             Self::Unclear(_) => "unclear",
         }
     }
@@ -45,6 +51,9 @@ impl WriteError {
 
 impl From<kube::Error> for WriteError {
     fn from(error: kube::Error) -> Self {
+        if leader::is_refused(&error) {
+            return Self::Fenced(Box::new(error));
+        }
         let code = if let kube::Error::Api(status) = &error { status.code } else { 0 };
         match code {
             409 => Self::Conflict,
@@ -61,12 +70,15 @@ impl From<kube::Error> for WriteError {
 pub struct Writer {
     client: Client,
     metrics: Metrics,
+    term: Arc<str>,
+    doubted: Arc<Notify>,
 }
 
 impl Writer {
-    /// Writes through `client`, which limits how many go out.
-    pub fn new(client: Client, metrics: Metrics) -> Self {
-        Self { client, metrics }
+    /// Writes through `client`, which limits how many go out and until when. Each status carries `term`;
+    /// where that is refused, `doubted` is told.
+    pub fn new(client: Client, metrics: Metrics, term: Arc<str>, doubted: Arc<Notify>) -> Self {
+        Self { client, metrics, term, doubted }
     }
 
     /// The client, for objects that are not ours.
@@ -80,6 +92,9 @@ impl Writer {
     /// Those of the write.
     pub fn counted<T>(&self, kind: &str, result: Result<T, kube::Error>) -> Result<T, WriteError> {
         let result = result.map_err(WriteError::from);
+        if matches!(result, Err(WriteError::Fenced(_))) {
+            self.doubted.notify_one();
+        }
         self.metrics.wrote(kind, result.as_ref().map_or_else(WriteError::name, |_| "ok"));
         result
     }
@@ -139,7 +154,7 @@ impl Writer {
     {
         let kind = K::kind(&()).into_owned();
         let name = object.name_any();
-        let patch = json!({
+        let mut patch = json!({
             "apiVersion": format!("{GROUP}/{VERSION}"),
             "kind": kind,
             "metadata": {
@@ -151,6 +166,7 @@ impl Writer {
             },
             "status": status,
         });
+        patch["status"]["operatorTerm"] = (*self.term).into();
         let params = PatchParams::apply(OPERATOR_FIELD_MANAGER).force();
         let result = api.patch_status(&name, &params, &Patch::Apply(&patch)).await;
         self.counted(&kind, result).map(|_| ())

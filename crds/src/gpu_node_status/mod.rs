@@ -6,6 +6,7 @@
 mod counts;
 mod device;
 mod fabric;
+mod geometry;
 mod health;
 mod host;
 mod host_device;
@@ -90,4 +91,10 @@ pub struct GpuNodeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,
+    /// Term of the operator that wrote its part last: UID of its leader Lease and how often that changed
+    /// hands. An admission policy compares it with the Lease, so that an operator that leads no more
+    /// can write nothing. No program reads it here.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::schema::not_read")]
+    #[schemars(length(max = 80))]
+    pub operator_term: Option<String>,
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::ask::{Person, create, get};
 
-const POLICIES: [&str; 19] = [
+const POLICIES: [&str; 20] = [
     "finalizers.gpudesk.dev",
     "host-networks.gpudesk.dev",
     "inline-user-data.gpudesk.dev",
@@ -29,6 +29,7 @@ const POLICIES: [&str; 19] = [
     "operator-leases.gpudesk.dev",
     "operator-rolebindings.gpudesk.dev",
     "operator-roles.gpudesk.dev",
+    "operator-term.gpudesk.dev",
     "owner-references.gpudesk.dev",
     "priority.gpudesk.dev",
     "status.gpudesk.dev",

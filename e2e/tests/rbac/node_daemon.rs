@@ -88,6 +88,23 @@ pub(crate) async fn desktops(cluster: Arc<Cluster>) -> Result<()> {
     daemon.may_not(&apply(status("there"), runs("there")), "which is allocated to node run-b").await?;
     daemon.may_not(&apply(status("nowhere"), runs("nowhere")), "which is allocated to no node").await?;
 
+    // It speaks of the decision that holds, and of no other.
+    let word = |id: &str| {
+        merge(status("here"), json!({"status": {"node": {"allocationId": id, "state": "Running"}}}))
+    };
+    daemon.may_not(&word("1-00000001"), "and the decision that holds is one without an id").await?;
+    let decided = |id: &str| merge(status("here"), json!({"status": {"allocation": {"id": id}}}));
+    admin.may(&decided("1-00000001")).await?;
+    daemon.may(&word("1-00000001")).await?;
+    for other in ["2-00000001", "1-00000002"] {
+        daemon.may_not(&word(other), "and the decision that holds is 1-00000001").await?;
+    }
+    admin.may(&decided("2-00000002")).await?;
+    let late = json!({"status": {"node": {"allocationId": "1-00000001", "state": "Stopped"}}});
+    daemon.may_not(&merge(status("here"), late), "and the decision that holds is 2-00000002").await?;
+    // One that says nothing of it is of a version without ids.
+    daemon.may(&merge(status("here"), json!({"status": {"phase": "Running", "node": null}}))).await?;
+
     // Not even of its own desktop does it write what the operator decides.
     let parts = [
         (json!({"allocation": {"node": "run-b"}}), "status.allocation"),

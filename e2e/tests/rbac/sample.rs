@@ -31,6 +31,7 @@ pub(crate) fn sample(schema: &Value) -> Value {
         _ => match schema["pattern"].as_str().unwrap_or_default() {
             pattern if pattern.starts_with("^([0-9]{1,4}") => "0-3".into(),
             pattern if pattern.starts_with("^([0-9a-fA-F]{4,8}:") => "0000:41:00.0".into(),
+            pattern if pattern.starts_with("^[1-9][0-9]{0,11}-") => "1-00000001".into(),
             _ => "a1".into(),
         },
     }

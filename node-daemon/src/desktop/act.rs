@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     Desktops, Round,
-    conflict::{self, Holder},
+    conflict::{self, Held, Holder},
     decide::Action,
     desired::Wanted,
     machine::{self, Parts},
@@ -53,6 +53,7 @@ impl Desktops {
     async fn prepare(&self, round: &Round<'_>, sight: &Sight) -> Result<(), Problem> {
         let materials = found(sight)?;
         round.folder.create(&round.owner).await?;
+        self.note_decision(round, None).await?;
         self.make_shares(round).await?;
         if !self.node.images.is_pretended() {
             for disk in materials.disks.iter().filter(|disk| !disk.made) {
@@ -89,9 +90,8 @@ impl Desktops {
             };
             let answer = self.drive(move |gpus| gpus.create(&wanted)).await;
             if let Err(Problem::Gpu(GpuError::Refused { card, source })) = answer {
-                return Err(self
-                    .refused(round, card, &format!("{} on {card} ({source})", gpu.type_name))
-                    .await);
+                let (share, why) = (gpu.type_name.clone(), source.to_string());
+                return Err(self.refused(round, card, Held::Share { card, share, why }).await);
             }
             answer?;
         }
@@ -100,7 +100,7 @@ impl Desktops {
     }
 
     /// A share that a card refuses although the operator counted with it: somebody else has the room.
-    async fn refused(&self, round: &Round<'_>, card: PciAddress, what: &str) -> Problem {
+    async fn refused(&self, round: &Round<'_>, card: PciAddress, what: Held) -> Problem {
         let own = round.owner.uid.to_string();
         let mut holders: Vec<String> = match self.all_instances().await {
             Ok(instances) => instances
@@ -113,9 +113,9 @@ impl Desktops {
         holders.sort();
         holders.dedup();
         if holders.is_empty() {
-            return Problem::Invalid(format!("{what}: nobody else is on the card"));
+            holders.push("nobody that gpudesk knows of".into());
         }
-        Problem::Conflict { what: what.into(), holder: holders.join(", ") }
+        Problem::Conflict { what, holder: holders.join(", ") }
     }
 
     /// The first-boot configuration that is still to be made: none when there is one, or none is asked for.
@@ -224,7 +224,7 @@ impl Desktops {
             }
             let Some(text) = summary.metadata.as_deref() else { continue };
             let unreadable = || Problem::Conflict {
-                what: "what cannot be read, perhaps a part".into(),
+                what: Held::Unreadable,
                 holder: format!("{} (its domain's metadata is broken, or of a newer version)", summary.name),
             };
             // One of ours that cannot be understood may hold anything.
@@ -255,7 +255,7 @@ impl Desktops {
         crash_point::done(Step::Started);
         let before = sight.observed.record.as_ref();
         let record = RunRecord::started(Timestamp::now(), &self.node.boot, before);
-        let record = record.decided(round.decided_at());
+        let record = record.of(round.allocation);
         round.folder.write_json(RECORD, record).await?;
         self.metrics.started();
         Ok(())

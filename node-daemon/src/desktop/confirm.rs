@@ -43,5 +43,8 @@ fn differs(round: &Round<'_>, live: &Desktop) -> Option<&'static str> {
     if desired::allocation(live).map(Allocation::held) != round.allocation.map(Allocation::held) {
         return Some("its allocation has changed meanwhile");
     }
+    if live.said_by_node().is_some_and(|said| said.state.is_final()) {
+        return Some("its decision was given back");
+    }
     (desired::wanted(live) != Wanted::Run).then_some("it shall not run any more")
 }

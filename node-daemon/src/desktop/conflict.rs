@@ -2,9 +2,13 @@
 //!
 //! The operator sees to it that it never is. Where facts disagree all the same, the node refuses.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
-use gpudesk_crds::{Allocation, gpu_node_status::Device, types::CpuSet};
+use gpudesk_crds::{
+    Allocation,
+    gpu_node_status::Device,
+    types::{CpuSet, PciAddress},
+};
 
 use crate::partition::{self, Share};
 
@@ -17,14 +21,42 @@ pub struct Holder {
     pub allocation: Allocation,
 }
 
+/// What of an allocation is not free.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// CPUs of its own.
+    Cpus(CpuSet),
+    /// A share of a card.
+    Share {
+        /// The card.
+        card: PciAddress,
+        /// Type of the share.
+        share: String,
+        /// The rule that it would break.
+        why: String,
+    },
+    /// Perhaps anything: somebody holds what cannot be read.
+    Unreadable,
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpus(cpus) => write!(f, "CPU {cpus}"),
+            Self::Share { card, share, why } => write!(f, "{share} on {card} ({why})"),
+            Self::Unreadable => f.write_str("what cannot be read, perhaps a part"),
+        }
+    }
+}
+
 /// What of `ours` somebody else holds, and who.
-pub fn conflict(ours: &Allocation, others: &[Holder], cards: &[Device]) -> Option<(String, String)> {
+pub fn conflict(ours: &Allocation, others: &[Holder], cards: &[Device]) -> Option<(Held, String)> {
     let own_cpus = dedicated_cpus(ours);
     for other in others {
         let shared: CpuSet =
             dedicated_cpus(&other.allocation).into_iter().filter(|cpu| own_cpus.contains(cpu)).collect();
         if !shared.is_empty() {
-            return Some((format!("CPU {shared}"), other.owner.clone()));
+            return Some((Held::Cpus(shared), other.owner.clone()));
         }
     }
     for gpu in &ours.gpus {
@@ -35,7 +67,8 @@ pub fn conflict(ours: &Allocation, others: &[Holder], cards: &[Device]) -> Optio
             .map(|(other, theirs)| (other, share(theirs)))
             .collect();
         let Some((first, _)) = held.first() else { continue };
-        let what = |why: &str| format!("{} on {} ({why})", gpu.type_name, gpu.device);
+        let what =
+            |why: &str| Held::Share { card: gpu.device, share: gpu.type_name.clone(), why: why.to_owned() };
         let Some(card) = cards.iter().find(|card| card.pci_address == gpu.device) else {
             return Some((what("the card is not there"), first.owner.clone()));
         };
@@ -136,7 +169,7 @@ mod tests {
     fn a_dedicated_cpu_is_given_once() {
         let ours = compute("[{vcpu: 0, cpus: '4'}, {vcpu: 1, cpus: '5'}]");
         let found = conflict(&ours, &holder(compute("[{vcpu: 0, cpus: '5'}]")), &[]);
-        assert_eq!(found, Some(("CPU 5".into(), "school/other".into())));
+        assert_eq!(found, Some((Held::Cpus("5".parse().unwrap()), "school/other".into())));
         assert_eq!(conflict(&ours, &holder(compute("[{vcpu: 0, cpus: '6'}]")), &[]), None);
         let floating = compute("[{vcpu: 0, cpus: '0-7'}]");
         assert_eq!(conflict(&ours, &holder(floating.clone()), &[]), None);
@@ -154,11 +187,12 @@ mod tests {
         assert_eq!(conflict(&eight, &holder(elsewhere), &cards), None);
         for other in [&whole, &four] {
             let (what, who) = conflict(&eight, &holder(other.clone()), &cards).unwrap();
+            let what = what.to_string();
             assert!(what.contains("L40S-8Q") && who == "school/other", "{what}");
         }
         assert!(conflict(&whole, &holder(whole.clone()), &cards).is_some());
         let six: Vec<Holder> = (0..6).flat_map(|_| holder(eight.clone())).collect();
-        assert!(conflict(&eight, &six, &cards).unwrap().0.contains("no more fit"));
+        assert!(conflict(&eight, &six, &cards).unwrap().0.to_string().contains("no more fit"));
         let first = gpu("Vgpu", "L40S-16Q", Some(0), &cards[0]);
         assert!(conflict(&first, &holder(first.clone()), &cards).is_some());
         let second = gpu("Vgpu", "L40S-16Q", Some(32), &cards[0]);
@@ -181,8 +215,10 @@ mod tests {
         assert_eq!(conflict(&small, &others, &cards), None, "eleven are on it");
         others.push(held(small.clone(), "school/12"));
         let (what, who) = conflict(&small, &others, &cards).unwrap();
+        let what = what.to_string();
         assert!(what.contains("DC-1-2Q it holds 12 at most") && who == "school/12", "{what}: {who}");
         let (what, who) = conflict(&on("DC-1-2Q", 3), &others, &cards).unwrap();
+        let what = what.to_string();
         assert!(what.contains("holds DC-1-4Q") && who == "school/elsewhere", "{what}: {who}");
         assert_eq!(conflict(&on("DC-1-4Q", 6), &others, &cards), None);
     }

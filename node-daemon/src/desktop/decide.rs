@@ -1,6 +1,6 @@
 //! What is done next for a desktop: exactly one action. Pure.
 
-use gpudesk_crds::desktop_template::RestartPolicy;
+use gpudesk_crds::{desktop_template::RestartPolicy, handover::Standing};
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
@@ -9,6 +9,7 @@ use super::{
 };
 
 /// What is there.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     /// The domain.
@@ -21,6 +22,10 @@ pub struct Observed {
     pub folder: bool,
     /// The last run.
     pub record: Option<RunRecord>,
+    /// A domain that is off, or shares of GPUs, of a decision before the one that holds.
+    pub of_another: bool,
+    /// The last word on the decision that holds was said: it is never started again.
+    pub given_back: bool,
 }
 
 /// A domain, as far as it matters here.
@@ -30,6 +35,8 @@ pub struct DomainView {
     pub active: bool,
     /// It was made from the allocation and the template as they are.
     pub current: bool,
+    /// How the decision that it was made for stands to the one that holds.
+    pub standing: Standing,
 }
 
 /// The rules that apply.
@@ -70,8 +77,15 @@ pub enum Action {
 /// Decides.
 pub fn decide(wanted: Wanted, observed: &Observed, rules: &Rules<'_>, now: Timestamp) -> Action {
     let active = observed.domain.is_some_and(|domain| domain.active);
+    let older = observed.domain.is_some_and(|domain| domain.standing == Standing::Older);
     match wanted {
+        Wanted::Run | Wanted::Leave if active && (older || observed.given_back) => {
+            bring_down(observed, rules, now)
+        }
         Wanted::Run if active => Action::Nothing(None),
+        Wanted::Run if observed.of_another => Action::Release,
+        Wanted::Run if observed.given_back && holds(observed) => Action::Release,
+        Wanted::Run if observed.given_back => Action::Nothing(None),
         Wanted::Run => bring_up(observed, rules, now),
         Wanted::Stop | Wanted::Remove | Wanted::Withdraw if active => bring_down(observed, rules, now),
         Wanted::Stop | Wanted::Withdraw if holds(observed) => Action::Release,
@@ -139,13 +153,14 @@ mod tests {
     }
 
     fn domain(active: bool, current: bool) -> DomainView {
-        DomainView { active, current }
+        DomainView { active, current, standing: Standing::Current }
     }
 
     fn run(ended: Option<(i64, bool)>, row: u32, shutdown: Option<i64>) -> RunRecord {
         RunRecord {
             started_at: at(1),
             boot: "boot".into(),
+            allocation_id: None,
             decided_at: None,
             ended: ended.map(|(second, crashed)| Ended { at: at(second), crashed }),
             ends_in_a_row: row,
@@ -196,6 +211,30 @@ mod tests {
             assert_eq!(go(wanted, &running), Action::Nothing(None));
         }
         assert_eq!(go(Wanted::Leave, &Observed::default()), Action::Nothing(None));
+    }
+
+    #[test]
+    fn only_the_decision_that_holds_is_kept_running() {
+        let with = |standing, given_back| Observed {
+            domain: Some(DomainView { standing, ..domain(true, true) }),
+            given_back,
+            ..Observed::default()
+        };
+        for wanted in [Wanted::Run, Wanted::Leave] {
+            assert_eq!(go(wanted, &with(Standing::Current, false)), Action::Nothing(None));
+            assert_eq!(go(wanted, &with(Standing::Older, false)), Action::Shutdown);
+            assert_eq!(
+                go(wanted, &with(Standing::Current, true)),
+                Action::Shutdown,
+                "its place is another's"
+            );
+        }
+        let off = Observed { prepared: true, folder: true, given_back: true, ..Observed::default() };
+        assert_eq!(go(Wanted::Run, &off), Action::Nothing(None), "given back is never started again");
+        let shares = Observed { instances: true, ..off };
+        assert_eq!(go(Wanted::Run, &shares), Action::Release);
+        let before = Observed { prepared: true, instances: true, of_another: true, ..Observed::default() };
+        assert_eq!(go(Wanted::Run, &before), Action::Release, "its shares are not this decision's");
     }
 
     #[test]
@@ -250,6 +289,8 @@ mod tests {
             instances: true,
             folder: true,
             record: Some(run(Some((at, false)), 1, None)),
+            of_another: false,
+            given_back: false,
         };
         let rules = |boot| Rules {
             restart_policy: RestartPolicy::OnFailure,

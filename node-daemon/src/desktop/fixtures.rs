@@ -21,7 +21,7 @@ pub(crate) fn desktop(spec: &str, compute: &str, gpus: &str) -> Desktop {
         "apiVersion: gpudesk.dev/v1alpha1\nkind: Desktop\n\
          metadata: {{name: anna, namespace: school, uid: {UID}, generation: 7, resourceVersion: '70'}}\n\
          spec: {{templateRef: {{name: office}}{spec}}}\n\
-         status:\n  allocation:\n    node: node-a\n    desktopGeneration: 7\n    templateGeneration: 3\n\
+         status:\n  allocation:\n    node: node-a\n    id: 1-00000001\n    desktopGeneration: 7\n    templateGeneration: 3\n\
          \x20   decidedAt: 2026-01-05T08:00:00Z\n    compute: {compute}\n    gpus: {gpus}\n"
     );
     serde_yaml::from_str(&text).unwrap()

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{
     fixtures::{SMALL, desktop, template},
-    tests::{OFFICE, api, desktops, reason, renamed, seen, with_gpu},
+    tests::{OFFICE, api, decided, desktops, reason, renamed, seen, with_gpu},
     *,
 };
 use crate::host::hypervisor::{DomainState, HypervisorError};
@@ -166,6 +166,7 @@ async fn what_ended_for_good_holds_nothing_and_says_so_until_it_is_switched_off(
     let mut again = ended.clone();
     let allocation = again.status.as_mut().unwrap().allocation.as_mut().unwrap();
     allocation.decided_at = serde_json::from_value(json!("2026-01-06T08:00:00Z")).unwrap();
+    allocation.id = Some("2-00000002".parse().unwrap());
     again.metadata.resource_version = Some("73".into());
     desktops.round(&again, Some(never.clone())).await.unwrap();
     assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
@@ -270,4 +271,85 @@ async fn what_the_operator_says_of_a_silent_node_is_taken_back_once_it_is_heard(
     renewed.send_replace(Some(std::time::Instant::now()));
     fixture.round(&silent, Some(template(OFFICE))).await.unwrap();
     assert_eq!(reason(&written.recv().await.unwrap(), "Ready"), ("True", "AsExpected"));
+}
+
+#[tokio::test]
+async fn the_machine_of_an_older_decision_is_asked_once_and_gets_its_grace_and_then_the_next_one_starts() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, "[]"), 40);
+    desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
+    let next = decided(&seen(&desktop, &written.recv().await.unwrap()), "2-00000002");
+    let folder = desktops.node.folders.of(uid);
+    let asked = async |seconds: i64| {
+        let record: record::RunRecord = folder.read_json(observe::RECORD).await.unwrap().unwrap();
+        let sent = Timestamp::now().checked_sub(SignedDuration::from_secs(seconds)).unwrap();
+        let record = record::RunRecord { shutdown_sent_at: Some(sent), ..record };
+        folder.write_json(observe::RECORD, record).await.unwrap();
+        sent
+    };
+    let sent = asked(10).await;
+    let patient =
+        template(&OFFICE.replace("guestAgent", "lifecycle: {shutdownGraceSeconds: 600}, guestAgent"));
+    desktops.round(&next, Some(patient.clone())).await.unwrap();
+    let status = written.recv().await.unwrap();
+    assert_eq!(status["node"], json!({"allocationId": "2-00000002", "state": "Preparing"}));
+    assert_eq!(reason(&status, "Running"), ("False", "Starting"), "what runs is not this decision's");
+    assert!(status.get("domain").is_none());
+    assert!(desktops.node.hypervisor.get(uid).await.unwrap().state.is_active());
+    let record: record::RunRecord = folder.read_json(observe::RECORD).await.unwrap().unwrap();
+    assert_eq!(record.shutdown_sent_at, Some(sent), "nobody called it off");
+    asked(700).await;
+    desktops.round(&next, Some(patient)).await.unwrap();
+    assert_eq!(written.recv().await.unwrap()["node"]["state"], "Running");
+    let domain = desktops.node.hypervisor.get(uid).await.unwrap();
+    let metadata = crate::domain::metadata::parse(&domain.metadata.unwrap()).unwrap().unwrap();
+    assert!(metadata.allocation.contains("2-00000002"), "{}", metadata.allocation);
+}
+
+#[tokio::test]
+async fn a_machine_of_an_unknown_decision_is_left_running_until_its_desktop_is_deleted() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, "[]"), 41);
+    let newer = decided(&desktop, "5-00000005");
+    desktops.round(&newer, Some(template(OFFICE))).await.unwrap();
+    written.recv().await.unwrap();
+    // What holds is a copy from before it: as decided then, switched off, or parked.
+    let mut off = decided(&desktop, "3-00000003");
+    off.spec.power_state = gpudesk_crds::desktop::PowerState::Stopped;
+    let mut parked = decided(&desktop, "4-00000004");
+    parked.status.as_mut().unwrap().allocation.as_mut().unwrap().compute = None;
+    for held in [decided(&desktop, "5-00000006"), off.clone(), parked] {
+        desktops.round(&held, Some(template(OFFICE))).await.unwrap();
+        let status = written.recv().await.unwrap();
+        assert_eq!(reason(&status, "Running"), ("False", "AllocationConflict"));
+        assert!(!["Running", "Stopped"].contains(&status["node"]["state"].as_str().unwrap()), "{status}");
+        assert_eq!(desktops.node.hypervisor.get(uid).await.unwrap().state, DomainState::Running);
+    }
+    off.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-05T09:00:00Z")).unwrap();
+    desktops.round(&off, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(written.recv().await.unwrap()["node"]["state"], "Released");
+    assert!(desktops.node.hypervisor.get(uid).await.is_err());
+}
+
+#[tokio::test]
+async fn shares_of_an_older_decision_are_given_back_before_the_next_one_is_made() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (before, uid) = renamed(desktop("", SMALL, &with_gpu()), 42);
+    desktops.round(&before, Some(template(OFFICE))).await.unwrap();
+    written.recv().await.unwrap();
+    let other = with_gpu().replace("name: screen", "name: another");
+    let (next, _) = renamed(desktop("", SMALL, &other), 42);
+    // Its machine is gone, and its share is still there.
+    desktops.node.hypervisor.destroy(uid).await.unwrap();
+    desktops.round(&decided(&next, "2-00000002"), Some(template(OFFICE))).await.unwrap();
+    assert_eq!(written.recv().await.unwrap()["node"]["state"], "Running");
+    let instances = desktops.instances(uid).await.unwrap();
+    let requests: Vec<&str> = instances.iter().map(|instance| instance.key.request.as_str()).collect();
+    assert_eq!(requests, ["another"]);
 }

@@ -17,6 +17,7 @@ pub mod cells;
 mod confirm;
 pub mod conflict;
 pub mod decide;
+pub mod decision;
 pub mod desired;
 #[cfg(test)]
 pub(crate) mod fixtures;
@@ -42,14 +43,15 @@ mod tests;
 
 use std::{
     collections::{HashMap, HashSet},
+    convert::Infallible,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use gpudesk_crds::{
-    Allocation, Desktop, DesktopTemplate, desktop::ConsoleRelay, desktop_template::Lifecycle,
-    gpu_node_status::Acceleration,
+    Allocation, AllocationId, Desktop, DesktopTemplate, NodeState, Refusal, desktop::ConsoleRelay,
+    desktop_template::Lifecycle, gpu_node_status::Acceleration,
 };
 use jiff::{SignedDuration, Timestamp};
 use kube::{Client, ResourceExt};
@@ -94,6 +96,8 @@ const ADDRESS_PATIENCE: SignedDuration = SignedDuration::from_mins(2);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// The longest wait after a problem. What a person mends is seen within it.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// A machine that is not made by then is said to be under way.
+const TAKES_LONG: Duration = Duration::from_secs(5);
 /// How long a status may still take to be written once the process was asked to end.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
@@ -181,12 +185,14 @@ struct Round<'a> {
     defined: bool,
     /// Why the restart that was asked for is not done.
     held_back: Option<Problem>,
+    /// What of the decision this node cannot give; nothing is left of what was made for it.
+    refusal: Option<Refusal>,
 }
 
 impl Round<'_> {
-    /// When its allocation was decided.
-    fn decided_at(&self) -> Option<Timestamp> {
-        self.allocation.map(|allocation| allocation.decided_at.0)
+    /// The decision that holds.
+    fn id(&self) -> Option<AllocationId> {
+        self.allocation?.id
     }
 
     /// Whether its machine ended by itself for good, and nobody has asked for anything else since.
@@ -305,12 +311,20 @@ impl Desktops {
             folder: self.node.folders.of(uid),
             defined: false,
             held_back: None,
+            refusal: None,
         };
         let mut sight = Sight::default();
         let mut look_again = None;
         let mut problem = None;
+        let early = self.say_that_it_takes_long(desktop, round.owner.clone());
+        let mut early = std::pin::pin!(early);
         for _ in 0..MOST_ACTIONS {
-            match self.step(&mut round, &mut sight).await {
+            let step = tokio::select! {
+                biased;
+                step = self.step(&mut round, &mut sight) => step,
+                never = &mut early => match never {},
+            };
+            match step {
                 Ok(Action::Nothing(at)) => {
                     look_again = at;
                     break;
@@ -320,9 +334,9 @@ impl Desktops {
                     tracing::info!(action = ?action, "done");
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "not as wanted");
+                    tracing::warn!(%error, held_by = error.holder(), "not as wanted");
                     self.metrics.problem(error.reason());
-                    problem = Some(error);
+                    problem = self.refuse(&mut round, &mut sight, error).await;
                     break;
                 }
             }
@@ -330,6 +344,46 @@ impl Desktops {
         self.say(&round, &sight, problem.as_ref()).await?;
         let problem = problem.as_ref().or(round.held_back.as_ref());
         Ok(self.look_again(uid, &sight, problem, look_again))
+    }
+
+    /// Gives a decision back that this node cannot give, with all that was made for it. Another problem is
+    /// left to be tried again.
+    async fn refuse(&self, round: &mut Round<'_>, sight: &mut Sight, problem: Problem) -> Option<Problem> {
+        let refusal = problem.refusal().filter(|_| round.wanted == Wanted::Run && round.id().is_some());
+        let Some(refusal) = refusal else { return Some(problem) };
+        if sight.observed.domain.is_some_and(|domain| domain.active) {
+            return Some(problem);
+        }
+        if let Err(error) = self.undo(round, sight).await {
+            return Some(error);
+        }
+        round.refusal = Some(refusal);
+        Some(problem)
+    }
+
+    async fn undo(&self, round: &mut Round<'_>, sight: &mut Sight) -> Result<(), Problem> {
+        sight.instances = self.instances(round.owner.uid).await?;
+        self.act(Action::Release, round, sight).await?;
+        sight.observed.domain = None;
+        sight.observed.instances = false;
+        sight.instances.clear();
+        Ok(())
+    }
+
+    /// Says that the machine of a decision is being made, when that takes long.
+    async fn say_that_it_takes_long(&self, desktop: &Desktop, owner: Owner) -> Infallible {
+        tokio::time::sleep(TAKES_LONG).await;
+        let wanted = desired::wanted(desktop);
+        let nothing_said = desktop.said_by_node().is_none()
+            && desktop.status.as_ref().is_none_or(|status| status.domain.is_none());
+        let has_id = desktop.allocation().is_some_and(|allocation| allocation.id.is_some());
+        if wanted == Wanted::Run && has_id && nothing_said && !status::is_unknown(desktop) {
+            let status = status::status(&Report::of_nothing_yet(desktop, &self.node, Timestamp::now()));
+            if let Err(error) = self.writer.write(desktop, wanted, &owner, status).await {
+                tracing::debug!(%error, "that it takes long was not written");
+            }
+        }
+        std::future::pending().await
     }
 
     async fn step(&self, round: &mut Round<'_>, sight: &mut Sight) -> Result<Action, Problem> {
@@ -349,7 +403,7 @@ impl Desktops {
         problem: Option<&Problem>,
     ) -> Result<(), kube::Error> {
         let gpus = sight.prepared_gpus(round);
-        let status = status::status(&Report {
+        let report = Report {
             desktop: round.desktop,
             wanted: round.wanted,
             observed: &sight.observed,
@@ -363,7 +417,18 @@ impl Desktops {
             acceleration: self.node.acceleration(),
             relay: self.node.relay.as_ref(),
             now: Timestamp::now(),
-        });
+            last_word: sight.last_word.as_ref(),
+            refusal: round.refusal.as_ref(),
+        };
+        let mut status = status::status(&report);
+        if let Some(word) = status.node.as_ref().filter(|said| said.state.is_final())
+            && word.state != NodeState::Released
+            && sight.last_word.as_ref() != Some(word)
+            && let Err(error) = self.note_decision(round, Some(word)).await
+        {
+            tracing::warn!(%error, "that a decision has ended cannot be noted down, so it is not said");
+            status = status::status(&Report { problem: Some(&error), refusal: None, ..report });
+        }
         // While nobody hears this node it is the operator who says that nothing is known of its desktops.
         if !self.heard.is_heard() && status::is_unknown(round.desktop) && !round.frees() {
             return Ok(());

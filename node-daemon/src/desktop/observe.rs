@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
-use gpudesk_crds::{desktop::PreparedGpu, types::ShareMode};
+use gpudesk_crds::{NodeReport, desktop::PreparedGpu, handover::Standing, types::ShareMode};
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
     Desktops, Round,
     decide::{DomainView, Observed},
+    decision,
     desired::Wanted,
     guest,
     materials::{self, Materials},
@@ -35,6 +36,8 @@ pub(super) struct Sight {
     pub(super) observed: Observed,
     pub(super) machine: Option<Machine>,
     pub(super) instances: Vec<GpuInstance>,
+    /// The last word on the decision that holds, once it was noted down or said.
+    pub(super) last_word: Option<NodeReport>,
     /// Found when something is to be made of them.
     pub(super) materials: Option<Materials>,
 }
@@ -74,13 +77,34 @@ impl Desktops {
         let uid = round.owner.uid;
         let (summary, metadata) = self.domain(uid).await?;
         let active = summary.as_ref().is_some_and(|summary| summary.state.is_active());
-        sight.observed.domain = summary.as_ref().map(|_| DomainView { active, current: round.defined });
+        let standing = match (&metadata, round.allocation) {
+            (Some(metadata), Some(allocation)) => decision::standing(metadata, allocation),
+            _ => Standing::Current,
+        };
+        sight.observed.domain =
+            summary.as_ref().map(|_| DomainView { active, current: round.defined, standing });
+        sight.last_word = self.last_word(round).await?;
+        sight.observed.given_back = sight.last_word.is_some();
         sight.observed.folder = round.folder.exists().await?;
-        sight.observed.record = Self::record(round, summary.as_ref(), &self.node.boot).await?;
+        let ours = standing == Standing::Current && sight.last_word.is_none();
+        sight.observed.record = Self::record(round, summary.as_ref(), ours, &self.node.boot).await?;
         sight.instances = self.instances(uid).await?;
         sight.observed.instances = !sight.instances.is_empty();
+        sight.observed.of_another = summary.is_some() && !active && standing == Standing::Older
+            || sight.observed.instances && !active && self.is_of_another(round).await?;
         sight.machine = None;
-        if let (true, Some(summary), Some(metadata)) = (active, summary, metadata) {
+        if active
+            && standing == Standing::Unknown
+            && !matches!(round.wanted, Wanted::Remove | Wanted::Withdraw)
+        {
+            return Err(Problem::OtherDecision {
+                domain: summary.map(|summary| summary.name).unwrap_or_default(),
+            });
+        }
+        if active && standing == Standing::Older {
+            // What runs is of a decision from which the desktop has moved on: it is not this one's machine.
+            sight.observed.prepared = false;
+        } else if let (true, Some(summary), Some(metadata)) = (active, summary, metadata) {
             sight.observed.prepared = true;
             sight.machine = Some(self.machine(round, sight, &summary, &metadata).await?);
             if let Err(error) = round.folder.bound_serial_log().await {
@@ -128,13 +152,15 @@ impl Desktops {
     async fn record(
         round: &Round<'_>,
         summary: Option<&DomainSummary>,
+        ours: bool,
         boot: &str,
     ) -> Result<Option<RunRecord>, Problem> {
         let mut record: Option<RunRecord> = round.folder.read_json(RECORD).await?;
-        let decided_at = round.decided_at();
         if round.wanted == Wanted::Run
-            && let Some(at) = decided_at
-            && record.as_ref().is_some_and(|record| record.ended.is_some() && record.is_of_another(at))
+            && let Some(allocation) = round.allocation
+            && record
+                .as_ref()
+                .is_some_and(|record| record.ended.is_some() && record.is_of_another(allocation))
         {
             // What ended was another decision's run; this one has not begun.
             round.folder.remove_file(RECORD).await?;
@@ -142,13 +168,14 @@ impl Desktops {
         }
         let Some(summary) = summary else { return Ok(record) };
         let now = Timestamp::now();
-        let begun = |before| RunRecord::started(now, boot, before).decided(decided_at);
+        let begun = |before| RunRecord::started(now, boot, before).of(round.allocation);
         let noticed = match record {
             None if summary.state.is_active() => begun(None),
             Some(record) if summary.state.is_active() && record.ended.is_some() => begun(Some(&record)),
-            // The stop was called off.
+            // The stop was called off. Not that of a decision that does not hold any more.
             Some(record)
-                if summary.state.is_active()
+                if ours
+                    && summary.state.is_active()
                     && record.shutdown_sent_at.is_some()
                     && matches!(round.wanted, Wanted::Run | Wanted::Leave) =>
             {

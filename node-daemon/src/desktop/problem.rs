@@ -1,8 +1,9 @@
 //! Why a desktop is not as wanted, each with its reason in the API and its own way to be tried again.
 
-use gpudesk_crds::conditions::Reason;
+use gpudesk_crds::{Refusal, conditions::Reason};
 use thiserror::Error;
 
+use super::conflict::Held;
 use crate::{
     domain::DomainError,
     host::{
@@ -74,15 +75,17 @@ pub enum Problem {
     #[error(transparent)]
     Gpu(#[from] GpuError),
     /// What the operator gave is held by another domain.
-    #[error("{what} of this desktop's allocation is held by {holder}; this node refuses to give it twice")]
+    #[error(
+        "{what} of this desktop's allocation is in use by something else; this node does not give it twice"
+    )]
     Conflict {
         /// What is held.
-        what: String,
+        what: Held,
         /// The other desktops, as `namespace/name`.
         holder: String,
     },
     /// A file that another desktop uses.
-    #[error("{path} is in use by {holder}: two desktops share a file only when both only read it")]
+    #[error("{path} is in use by another desktop: two share a file only when both only read it")]
     FileInUse {
         /// The file.
         path: String,
@@ -120,6 +123,16 @@ pub enum Problem {
         name: String,
         /// UUID of the domain.
         uuid: String,
+    },
+    /// What runs here is of a decision that this node does not know, or that is newer than the one that
+    /// holds: what holds may be a copy from before it.
+    #[error(
+        "the machine {domain} of this desktop runs here by a decision that is newer than the present one, or was never \
+         heard of: it is left running, and nothing is started beside it; shut it down in the guest or on the host"
+    )]
+    OtherDecision {
+        /// Name of the domain.
+        domain: String,
     },
     /// A step that ended without an answer, because this program failed in it.
     #[error("a step of the daemon failed: {0}")]
@@ -163,7 +176,9 @@ impl Problem {
             }
             Self::Secret(_) => Reason::SecretNotReadable,
             Self::Seed(_) | Self::Folder(_) | Self::Gpu(_) | Self::Internal(_) => Reason::DeviceFailed,
-            Self::Conflict { .. } | Self::ForeignDomain { .. } => Reason::AllocationConflict,
+            Self::Conflict { .. } | Self::ForeignDomain { .. } | Self::OtherDecision { .. } => {
+                Reason::AllocationConflict
+            }
             Self::GuestNetwork(_) => Reason::GuestNetworkUnfiltered,
             Self::Hypervisor(HypervisorError::Transient { .. }) => Reason::HypervisorUnavailable,
             Self::Hypervisor(
@@ -184,6 +199,7 @@ impl Problem {
             | Self::Hypervisor(_)
             | Self::GuestNetwork(_)
             | Self::ForeignDomain { .. }
+            | Self::OtherDecision { .. }
             | Self::Unconfirmed { .. }
             | Self::Internal(_) => Stage::Running,
             Self::TemplateNotFound { .. }
@@ -197,6 +213,32 @@ impl Problem {
             | Self::Seed(_)
             | Self::Folder(_)
             | Self::Gpu(_) => Stage::Preparing,
+        }
+    }
+
+    /// What of a decision this node cannot give, when that is it: without a word on who has it, which may
+    /// be another tenant.
+    pub fn refusal(&self) -> Option<Refusal> {
+        // No longer than the API takes.
+        let said = |device, cpus, message: String| {
+            Some(Refusal { device, cpus, message: message.chars().take(500).collect() })
+        };
+        match self {
+            Self::Conflict { what: Held::Cpus(cpus), .. } => said(None, Some(cpus.clone()), self.to_string()),
+            Self::Conflict { what: Held::Share { card, .. }, .. } => {
+                said(Some(*card), None, self.to_string())
+            }
+            Self::Conflict { what: Held::Unreadable, .. } => said(None, None, self.to_string()),
+            Self::Gpu(error) => said(Some(error.card()?), None, error.to_string()),
+            _ => None,
+        }
+    }
+
+    /// Who has what this desktop cannot get: for the log alone, since it may be another tenant.
+    pub fn holder(&self) -> Option<&str> {
+        match self {
+            Self::Conflict { holder, .. } | Self::FileInUse { holder, .. } => Some(holder),
+            _ => None,
         }
     }
 
@@ -225,7 +267,8 @@ impl Problem {
             | Self::ClosedFile { .. }
             | Self::Domain(_)
             | Self::Hypervisor(HypervisorError::Denied { .. } | HypervisorError::Refused { .. })
-            | Self::ForeignDomain { .. } => false,
+            | Self::ForeignDomain { .. }
+            | Self::OtherDecision { .. } => false,
         }
     }
 }

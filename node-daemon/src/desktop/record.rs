@@ -1,7 +1,7 @@
 //! What the daemon keeps about the runs of a desktop: when it was started, how it ended, whether it
 //! was asked to shut down. A file in the desktop's folder, so that a daemon that starts again knows.
 
-use gpudesk_crds::desktop_template::RestartPolicy;
+use gpudesk_crds::{Allocation, AllocationId, desktop_template::RestartPolicy};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +22,10 @@ pub struct RunRecord {
     pub started_at: Timestamp,
     /// The boot of the host that it was started in.
     pub boot: String,
-    /// When the allocation was decided that it was started for; absent in records of older versions.
+    /// The decision that it was started for; absent where that has no id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocation_id: Option<AllocationId>,
+    /// When that was decided; absent in records of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decided_at: Option<Timestamp>,
     /// How it ended, when it did by itself.
@@ -67,6 +70,7 @@ impl RunRecord {
         Self {
             started_at: now,
             boot: boot.into(),
+            allocation_id: None,
             decided_at: None,
             ended: None,
             ends_in_a_row: before.map_or(0, |before| before.ends_in_a_row),
@@ -89,18 +93,21 @@ impl RunRecord {
         self.shutdown_sent_at.or_else(|| self.called_off.filter(obeys))
     }
 
-    /// The record of a run for the allocation that was decided then.
+    /// The record of a run for this allocation.
     #[must_use]
-    pub fn decided(self, at: Option<Timestamp>) -> Self {
-        Self { decided_at: at, ..self }
+    pub fn of(self, allocation: Option<&Allocation>) -> Self {
+        let decided_at = allocation.map(|allocation| allocation.decided_at.0);
+        Self { allocation_id: allocation.and_then(|allocation| allocation.id), decided_at, ..self }
     }
 
-    /// Whether it is of another decision than the one of this time.
-    pub fn is_of_another(&self, decided_at: Timestamp) -> bool {
-        match self.decided_at {
-            Some(at) => at != decided_at,
+    /// Whether it is of another decision than this allocation.
+    pub fn is_of_another(&self, allocation: &Allocation) -> bool {
+        let decided_at = allocation.decided_at.0;
+        match (self.allocation_id, allocation.id, self.decided_at) {
+            (Some(of), Some(current), _) => of != current,
+            (_, _, Some(at)) => at != decided_at,
             // Earlier versions did not note it: what ended before the decision was not its run.
-            None => self.ended.is_some_and(|end| end.at < decided_at),
+            _ => self.ended.is_some_and(|end| end.at < decided_at),
         }
     }
 

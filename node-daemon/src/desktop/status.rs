@@ -1,7 +1,9 @@
 //! What the daemon says of a desktop. Pure: computed whole, whatever happened before.
 
+use std::sync::LazyLock;
+
 use gpudesk_crds::{
-    Desktop, DesktopStatus,
+    AllocationId, Desktop, DesktopStatus, NodeReport, NodeState, Refusal,
     conditions::{self, ConditionType, Reason},
     desktop::{
         ConsoleRelay, ConsoleStatus, ConsoleType, DomainStatus, Phase, PowerState, PreparedGpu, TuningResult,
@@ -12,6 +14,7 @@ use gpudesk_crds::{
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
+use super::Node;
 use super::{
     decide::Observed,
     desired::{Wanted, allocation},
@@ -89,6 +92,34 @@ pub struct Report<'a> {
     pub relay: Option<&'a ConsoleRelay>,
     /// Now.
     pub now: Timestamp,
+    /// The last word on the decision that holds, once it was noted down or said.
+    pub last_word: Option<&'a NodeReport>,
+    /// What of the decision this node cannot give; nothing is left of what was made for it.
+    pub refusal: Option<&'a Refusal>,
+}
+
+impl<'a> Report<'a> {
+    /// What is to be said while a machine is made of which nothing can be said yet.
+    pub fn of_nothing_yet(desktop: &'a Desktop, node: &'a Node, now: Timestamp) -> Self {
+        static NOTHING: LazyLock<Observed> = LazyLock::new(Observed::default);
+        Self {
+            desktop,
+            wanted: Wanted::Run,
+            observed: &NOTHING,
+            machine: None,
+            gpus: &[],
+            problem: None,
+            held_back: None,
+            stays: false,
+            restart_policy: RestartPolicy::default(),
+            boot: &node.boot,
+            acceleration: node.acceleration(),
+            relay: None,
+            now,
+            last_word: None,
+            refusal: None,
+        }
+    }
 }
 
 /// One condition's worth of words.
@@ -147,7 +178,38 @@ pub fn status(report: &Report<'_>) -> DesktopStatus {
         say(ConditionType::Ready, ready);
         status.phase = Some(phase);
     }
+    let id = allocation(report.desktop).and_then(|allocation| allocation.id);
+    status.node = id.map(|id| node_report(report, id));
     status
+}
+
+/// How far the node is with the decision that holds: what programs decide on.
+fn node_report(report: &Report<'_>, allocation_id: AllocationId) -> NodeReport {
+    let said = |state| NodeReport { allocation_id, state, refusal: None };
+    let observed = report.observed;
+    if let Some(refusal) = report.refusal {
+        return NodeReport { refusal: Some(refusal.clone()), ..said(NodeState::Refused) };
+    }
+    let active = observed.domain.is_some_and(|domain| domain.active);
+    let nothing = observed.domain.is_none() && !observed.instances && report.problem.is_none();
+    match report.wanted {
+        Wanted::Run | Wanted::Leave if report.machine.is_some() => said(NodeState::Running),
+        Wanted::Remove if nothing && !observed.folder => said(NodeState::Released),
+        // What was said is kept to.
+        Wanted::Run | Wanted::Leave if let Some(word) = report.last_word => word.clone(),
+        // A fault that passes takes nothing back.
+        Wanted::Stop
+            if report.problem.is_some()
+                && !active
+                && let Some(word) = report.last_word =>
+        {
+            word.clone()
+        }
+        Wanted::Run | Wanted::Stop if nothing && report.stays => said(NodeState::Ended),
+        Wanted::Run | Wanted::Leave => said(NodeState::Preparing),
+        Wanted::Stop if nothing => said(NodeState::Stopped),
+        Wanted::Stop | Wanted::Remove | Wanted::Withdraw => said(NodeState::Stopping),
+    }
 }
 
 /// Whether the operator says that nothing is known of the desktop, for its node is silent.
@@ -238,8 +300,15 @@ fn down(report: &Report<'_>) -> Words {
         ready: Say::no(reason, message),
         phase,
     };
+    let refused = report.last_word.and_then(|word| word.refusal.as_ref());
+    if let Some(refusal) = report.refusal.or(refused.filter(|_| report.wanted == Wanted::Run)) {
+        return same(Reason::AllocationConflict, refusal.message.clone(), Phase::Pending);
+    }
     if let Some(problem) = report.problem {
         return troubled(report, problem);
+    }
+    if report.wanted == Wanted::Run && report.last_word.is_some_and(|word| word.state == NodeState::Stopped) {
+        return same(Reason::Stopped, String::new(), Phase::Stopped);
     }
     if let Some(words) = report.stays.then(|| ended(report)).flatten() {
         return words;
@@ -327,12 +396,14 @@ pub fn owned(desktop: &Desktop) -> DesktopStatus {
         allocation: _,
         last_placement: _,
         gpu_summary: _,
+        node,
         domain,
         gpus,
         consoles,
         addresses,
         tuning,
         conditions,
+        operator_term: _,
     } = status;
     let compute = holds_compute(desktop);
     let own = |condition: &Condition| {
@@ -346,12 +417,14 @@ pub fn owned(desktop: &Desktop) -> DesktopStatus {
         allocation: None,
         last_placement: None,
         gpu_summary: None,
+        node,
         domain,
         gpus,
         consoles,
         addresses,
         tuning,
         conditions,
+        operator_term: None,
     }
 }
 

@@ -43,6 +43,8 @@ fn report<'a>(desktop: &'a Desktop, observed: &'a Observed, machine: Option<&'a 
         acceleration: Acceleration::Kvm,
         relay: None,
         now: at(1010),
+        last_word: None,
+        refusal: None,
     }
 }
 
@@ -106,6 +108,7 @@ fn transition_times_move_only_with_the_state() {
     stored.domain.clone_from(&first.domain);
     stored.consoles.clone_from(&first.consoles);
     stored.phase = first.phase;
+    stored.node.clone_from(&first.node);
     let later = Report { now: at(1020), ..report(&desktop, &observed, Some(&up)) };
     let second = status(&later);
     assert_eq!(second, first, "nothing changed, so nothing is said");

@@ -55,9 +55,12 @@ impl StatusWriter {
         let desktops: Api<Desktop> = Api::namespaced(self.client.clone(), &owner.namespace);
         // The operator takes an allocation back on these words: they must not be said of one that it
         // gave after what was looked at.
-        let gives_back = status.conditions.iter().any(|said| {
-            said.type_ == ConditionType::DevicesPrepared.as_str() && said.reason == Reason::Stopped.as_str()
-        });
+        let final_ = status.node.as_ref().is_some_and(|said| said.state.is_final());
+        let gives_back = final_
+            || status.conditions.iter().any(|said| {
+                said.type_ == ConditionType::DevicesPrepared.as_str()
+                    && said.reason == Reason::Stopped.as_str()
+            });
         let guard = match wanted {
             Wanted::Stop | Wanted::Remove => desktop.resource_version(),
             Wanted::Run | Wanted::Leave | Wanted::Withdraw => {

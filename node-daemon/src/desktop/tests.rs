@@ -165,6 +165,14 @@ pub(super) fn seen(desktop: &Desktop, written: &Value) -> Desktop {
     desktop
 }
 
+/// The desktop by another decision.
+pub(super) fn decided(desktop: &Desktop, id: &str) -> Desktop {
+    let mut desktop = desktop.clone();
+    desktop.status.as_mut().unwrap().allocation.as_mut().unwrap().id = Some(id.parse().unwrap());
+    desktop.metadata.resource_version = Some(format!("of {id}"));
+    desktop
+}
+
 pub(super) fn reason<'a>(status: &'a Value, type_: &str) -> (&'a str, &'a str) {
     let conditions = status["conditions"].as_array().unwrap();
     let condition = conditions.iter().find(|condition| condition["type"] == type_).unwrap();
@@ -256,14 +264,32 @@ async fn what_another_desktop_holds_is_not_given_again() {
     desktops.round(&second, Some(template(OFFICE))).await.unwrap();
     let status = written.recv().await.unwrap();
     assert_eq!(reason(&status, "Running"), ("False", "AllocationConflict"));
-    assert_eq!(reason(&status, "DevicesPrepared"), ("True", "AsExpected"));
-    let conditions = status["conditions"].to_string();
-    assert!(conditions.contains("CPU 3") && conditions.contains("/anna"), "{conditions}");
+    assert_eq!(
+        (&status["node"]["state"], &status["node"]["refusal"]["cpus"]),
+        (&json!("Refused"), &json!("3"))
+    );
+    let words = status.to_string();
+    assert!(words.contains("CPU 3") && !words.contains("/anna"), "who has it is not theirs to know: {words}");
     assert!(desktops.node.hypervisor.get(uid).await.is_err());
+    // The word is kept, also when what was in the way is gone, and by a daemon that starts anew.
+    let mut off = first.clone();
+    off.spec.power_state = gpudesk_crds::desktop::PowerState::Stopped;
+    desktops.round(&off, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(written.recv().await.unwrap()["node"]["state"], "Stopped");
+    desktops.round(&second, Some(template(OFFICE))).await.unwrap();
+    desktops.round(&seen(&second, &status), Some(template(OFFICE))).await.unwrap();
+    assert!(written.try_recv().is_err());
+    assert!(desktops.node.hypervisor.get(uid).await.is_err());
+    let again = decided(&seen(&second, &status), "2-00000002");
+    desktops.round(&again, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(
+        written.recv().await.unwrap()["node"],
+        json!({"allocationId": "2-00000002", "state": "Running"})
+    );
 }
 
 #[tokio::test]
-async fn a_card_that_is_full_names_who_is_on_it() {
+async fn a_share_that_a_card_has_no_room_for_is_refused() {
     let state = tempfile::tempdir().unwrap();
     let (api, mut written) = api();
     let desktops = desktops(state.path(), api).await;
@@ -275,8 +301,11 @@ async fn a_card_that_is_full_names_who_is_on_it() {
     desktops.round(&second, Some(template(OFFICE))).await.unwrap();
     let status = written.recv().await.unwrap();
     assert_eq!(reason(&status, "DevicesPrepared"), ("False", "AllocationConflict"));
+    assert_eq!(status["node"]["state"], "Refused");
+    assert_eq!(status["node"]["refusal"]["device"], "0000:10:00.0");
     let owner = format!("{}/anna", first.metadata.namespace.unwrap());
-    assert!(status["conditions"].to_string().contains(&owner), "{status}");
+    assert!(!status.to_string().contains(&owner), "{status}");
+    assert_eq!(desktops.instances(uid).await.unwrap(), [], "what was begun is undone");
     assert!(desktops.node.hypervisor.get(uid).await.is_err());
 }
 
@@ -297,6 +326,9 @@ async fn a_restart_by_annotation_stops_and_waits_for_the_operator() {
     let mut decided = seen(&asked, &status);
     decided.status.as_mut().unwrap().allocation.as_mut().unwrap().restarted_at = Some("now".into());
     desktops.round(&decided, Some(template(OFFICE))).await.unwrap();
+    assert!(written.try_recv().is_err(), "what was given back is never started again");
+    let decided = self::decided(&decided, "2-00000002");
+    desktops.round(&decided, Some(template(OFFICE))).await.unwrap();
     assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
 }
 
@@ -307,16 +339,25 @@ async fn a_guest_that_ends_is_answered_by_the_policy() {
     let desktops = desktops(state.path(), api).await;
     let (desktop, uid) = renamed(desktop("", SMALL, "[]"), 6);
     let stays = template(OFFICE);
+    let always = template(&OFFICE.replace("guestAgent", "lifecycle: {restartPolicy: Always}, guestAgent"));
     desktops.round(&desktop, Some(stays.clone())).await.unwrap();
     let running = seen(&desktop, &written.recv().await.unwrap());
     desktops.node.hypervisor.shutdown(uid).await.unwrap();
+    desktops.round(&running, Some(always.clone())).await.unwrap();
+    assert!(desktops.node.hypervisor.get(uid).await.unwrap().state.is_active());
+    desktops.node.hypervisor.shutdown(uid).await.unwrap();
     desktops.round(&running, Some(stays)).await.unwrap();
-    let status = written.recv().await.unwrap();
+    // The restart says nothing new when it comes within the same second.
+    let mut status = written.recv().await.unwrap();
+    while let Ok(later) = written.try_recv() {
+        status = later;
+    }
     assert_eq!(reason(&status, "Running"), ("False", "GuestStopped"));
+    assert_eq!(status["node"]["state"], "Ended");
     assert!(status.get("domain").is_none());
-    let always = template(&OFFICE.replace("guestAgent", "lifecycle: {restartPolicy: Always}, guestAgent"));
+    // The word frees what it held: another policy comes too late for this decision.
     desktops.round(&seen(&running, &status), Some(always)).await.unwrap();
-    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
+    assert!(desktops.node.hypervisor.get(uid).await.is_err());
 }
 
 #[tokio::test]

@@ -9,7 +9,15 @@ use std::{sync::Arc, time::Duration};
 use gpudesk_crds::{Desktop, DesktopTemplate};
 use jiff::Timestamp;
 
-use super::{Desktops, Round, decide::Action, desired::Wanted, observe::Sight, problem::Problem};
+use super::{
+    Desktops, Round,
+    decide::Action,
+    decision::{DECISION, Decision},
+    desired::Wanted,
+    observe::Sight,
+    problem::Problem,
+};
+use crate::domain::DomainMetadata;
 use crate::host::{
     folder::Owner,
     hypervisor::{GuestState, HypervisorError},
@@ -48,6 +56,7 @@ impl Desktops {
             folder: self.node.folders.of(owner.uid),
             defined: false,
             held_back: None,
+            refusal: None,
         };
         let mut sight = Sight::default();
         for _ in 0..super::MOST_ACTIONS {
@@ -117,6 +126,32 @@ impl Desktops {
             runs: domain.is_some_and(|domain| domain.state.is_active()),
             was_being_deleted: record.is_some_and(|record| record.deleting),
         })
+    }
+
+    /// What the machine of a desktop was made for, while it runs.
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    pub async fn runs_for(&self, owner: &Owner) -> Result<Option<DomainMetadata>, Problem> {
+        let (domain, metadata) = self.domain(owner.uid).await?;
+        Ok(metadata.filter(|_| domain.is_some_and(|domain| domain.state.is_active())))
+    }
+
+    /// Removes the folder of a desktop that holds nothing here, when all that it says is that the desktop's
+    /// last decision was given back. Returns whether it is gone.
+    ///
+    /// # Errors
+    /// When it cannot be told, or removed.
+    pub async fn clear_if_given_back(&self, owner: &Owner) -> Result<bool, Problem> {
+        let folder = self.node.folders.of(owner.uid);
+        let decision: Option<Decision> = folder.read_json(DECISION).await?;
+        if decision.is_none_or(|decision| decision.last_word.is_none())
+            || self.domain(owner.uid).await?.0.is_some()
+            || !self.instances(owner.uid).await?.is_empty()
+        {
+            return Ok(false);
+        }
+        Ok(folder.remove_run().await?)
     }
 
     /// Does blocking work where that is allowed.

@@ -162,6 +162,19 @@ pub enum GpuError {
     NotDriven(PciAddress),
 }
 
+impl GpuError {
+    /// The card that cannot give a share, when that is it.
+    pub fn card(&self) -> Option<PciAddress> {
+        match self {
+            Self::NoSuchCard(card)
+            | Self::Refused { card, .. }
+            | Self::NoFunctionLeft(card)
+            | Self::NotDriven(card) => Some(*card),
+            Self::Differs { .. } | Self::State { .. } => None,
+        }
+    }
+}
+
 /// What drives the cards of a host.
 pub trait GpuDriver: Send + Sync {
     /// Version of the driver, when there is one.

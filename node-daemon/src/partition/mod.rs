@@ -1,19 +1,16 @@
 //! Whether one more share fits on a card beside those that exist: rules of modes, positions and counts.
 //!
-//! The geometry comes from the card's own `placements` and `units`. The driver has the last word;
-//! these rules refuse before anything is touched, and make a simulated card as strict as a real one.
-
-mod mig;
-mod vgpu;
-mod virtual_functions;
+//! What fits is the card's own geometry; here it gets names. The driver has the last word; these rules
+//! refuse before anything is touched, and make a simulated card as strict as a real one.
 
 #[cfg(test)]
 mod tests;
 
 use gpudesk_crds::{
-    gpu_node_status::{Device, Placement},
+    gpu_node_status::{Device, MigBackedType},
     types::ShareMode,
 };
+use gpudesk_geometry::{Misfit, NoJoin, OnInstance, Placed};
 use thiserror::Error;
 
 /// A share on a card, existing or wanted. Shares of mode `Mig` with equal type and start are vGPUs on
@@ -160,9 +157,22 @@ pub enum Refusal {
 }
 
 impl Share {
-    /// Whether this and another share of the same card are vGPUs on one GPU instance.
+    /// Whether this and another share of the same card are vGPUs on one GPU instance. One without
+    /// position is on no known one.
     pub fn is_on_one_instance(&self, other: &Self) -> bool {
-        self.mode == ShareMode::Mig && mig::is_on_one_instance(self, other)
+        let key = |share: &Self| (share.mode, share.type_name.clone(), share.start);
+        self.mode == ShareMode::Mig && self.start.is_some() && key(self) == key(other)
+    }
+
+    /// In the terms of the card's geometry.
+    fn placed(&self, card: &Device) -> Placed {
+        Placed { kind: card.kind_of(self.mode, &self.type_name), start: self.start }
+    }
+
+    /// The vGPU type on the GPU instance, as the profile under it lists it.
+    fn backed<'a>(&self, card: &'a Device) -> Option<&'a MigBackedType> {
+        let place = card.placements.iter().find(|p| p.mode == self.mode && p.type_name == self.type_name)?;
+        place.vgpu_types.iter().find(|vgpu| Some(&vgpu.type_name) == self.vgpu_type.as_ref())
     }
 }
 
@@ -182,53 +192,75 @@ pub fn admit(card: &Device, existing: &[Share], wanted: &Share) -> Result<(), Re
     if let Some(other) = existing.iter().find(|share| share.mode != wanted.mode) {
         return Err(Refusal::ModeInUse { in_use: other.mode, wanted: wanted.mode });
     }
-    match wanted.mode {
-        ShareMode::Passthrough if existing.is_empty() => Ok(()),
-        ShareMode::Passthrough => Err(Refusal::Full { type_name: wanted.type_name.clone(), max: 1 }),
-        ShareMode::Vgpu => vgpu::admit(card, existing, wanted),
-        ShareMode::Mig => mig::admit(card, existing, wanted),
-        ShareMode::VirtualFunctions => virtual_functions::admit(card, existing, wanted),
+    let type_name = || wanted.type_name.clone();
+    let unknown =
+        |share: &Share| Refusal::UnknownType { mode: share.mode, type_name: share.type_name.clone() };
+    let mixed = wanted.mode == ShareMode::Vgpu && wanted.start.is_some();
+    if wanted.mode == ShareMode::Vgpu && existing.iter().any(|share| share.start.is_some() != mixed) {
+        let (there, asked) = if mixed { ("without", "with one") } else { ("with", "without one") };
+        return Err(Refusal::MixedWithEqual { type_name: type_name(), there, asked });
     }
-}
-
-/// The placement of a share.
-fn placement<'a>(card: &'a Device, share: &Share) -> Result<&'a Placement, Refusal> {
-    card.placements
-        .iter()
-        .find(|placement| placement.mode == share.mode && placement.type_name == share.type_name)
-        .ok_or_else(|| Refusal::UnknownType { mode: share.mode, type_name: share.type_name.clone() })
-}
-
-/// Checks that `start` is listed and that no existing share lies there.
-fn free_position(card: &Device, existing: &[Share], wanted: &Placement, start: i32) -> Result<(), Refusal> {
-    if !wanted.starts.contains(&start) {
-        return Err(Refusal::IllegalStart {
-            type_name: wanted.type_name.clone(),
-            start,
-            legal: wanted.starts.clone(),
-        });
-    }
-    for share in existing {
-        let size = placement(card, share)?.size;
-        // A share without position could be anywhere: it overlaps with everything.
-        let other_start = share.start.unwrap_or(0);
-        let other_size = if share.start.is_some() { size } else { i32::MAX };
-        if start < other_start.saturating_add(other_size) && other_start < start.saturating_add(wanted.size) {
-            return Err(Refusal::Overlap {
-                type_name: wanted.type_name.clone(),
-                start,
-                other: share.type_name.clone(),
-                other_start,
-            });
+    let geometry = card.geometry(mixed);
+    let share = wanted.placed(card);
+    let kind = geometry.kind(share.kind).ok_or_else(|| unknown(wanted))?;
+    let mut beside: Vec<&Share> = existing.iter().collect();
+    if wanted.mode == ShareMode::Mig {
+        let inside: Vec<&Share> = existing.iter().filter(|share| share.is_on_one_instance(wanted)).collect();
+        join(card, &inside, wanted)?;
+        if !inside.is_empty() {
+            return Ok(());
         }
+        // What counts are GPU instances, however many vGPUs are on each.
+        let is_first = |position: usize, share: &Share| {
+            existing[..position].iter().all(|before| !before.is_on_one_instance(share))
+        };
+        beside =
+            existing.iter().enumerate().filter(|(n, share)| is_first(*n, share)).map(|(_, s)| s).collect();
     }
-    Ok(())
+    let layout: Vec<Placed> = beside.iter().map(|share| share.placed(card)).collect();
+    let start = share.start.unwrap_or_default();
+    geometry.check(&layout, share).map_err(|misfit| match misfit {
+        Misfit::NotOffered => unknown(wanted),
+        Misfit::Excluded(other) if geometry.kind(layout[other].kind).is_none() => unknown(beside[other]),
+        Misfit::Excluded(other) => {
+            Refusal::OtherSize { type_name: type_name(), other: beside[other].type_name.clone() }
+        }
+        Misfit::Full => Refusal::Full { type_name: type_name(), max: kind.max_count },
+        Misfit::Start if share.start.is_none() => Refusal::StartMissing { type_name: type_name() },
+        Misfit::Start => Refusal::IllegalStart { type_name: type_name(), start, legal: kind.starts.clone() },
+        Misfit::InTheWay(other) => Refusal::Overlap {
+            type_name: type_name(),
+            start,
+            other: beside[other].type_name.clone(),
+            other_start: beside[other].start.unwrap_or(0),
+        },
+        Misfit::Slices(free) => Refusal::ComputeSlices { type_name: type_name(), wanted: kind.slices, free },
+    })
 }
 
-fn at_most(existing: &[Share], type_name: &str, count: usize, max: i32) -> Result<(), Refusal> {
-    debug_assert!(count <= existing.len());
-    if i32::try_from(count).unwrap_or(i32::MAX) >= max {
-        return Err(Refusal::Full { type_name: type_name.into(), max });
-    }
-    Ok(())
+/// Whether the vGPU of a share may be on its GPU instance, beside those `inside` it.
+fn join(card: &Device, inside: &[&Share], wanted: &Share) -> Result<(), Refusal> {
+    let type_name = wanted.type_name.clone();
+    let vgpu_type = wanted.vgpu_type.clone().unwrap_or_default();
+    let Some(vgpu) = wanted.backed(card) else {
+        let of = card.placements.iter().filter(|p| p.mode == wanted.mode && p.type_name == type_name);
+        let possible: Vec<&str> =
+            of.flat_map(|place| &place.vgpu_types).map(|vgpu| vgpu.type_name.as_str()).collect();
+        let possible = if possible.is_empty() { "none".into() } else { possible.join(", ") };
+        return Err(Refusal::VgpuType { type_name, vgpu_type, possible });
+    };
+    let Some(start) = wanted.start else { return Err(Refusal::StartMissing { type_name }) };
+    let on = |vgpu: &MigBackedType| OnInstance {
+        framebuffer_mib: vgpu.framebuffer_mib,
+        max: vgpu.max_per_instance,
+    };
+    let others: Vec<Option<OnInstance>> = inside.iter().map(|share| share.backed(card).map(on)).collect();
+    on(vgpu).joins(&others).map_err(|why| match why {
+        NoJoin::OtherSize(other) => {
+            let other = inside[other].vgpu_type.clone();
+            let other = other.unwrap_or_else(|| "a vGPU of a type not known".into());
+            Refusal::OtherSizeOnInstance { type_name, start, vgpu_type, other }
+        }
+        NoJoin::Full(max) => Refusal::InstanceFull { type_name, start, vgpu_type, max },
+    })
 }

@@ -145,9 +145,8 @@ proptest! {
         }
         let mut instances: BTreeMap<(String, i32), Vec<&MigBackedType>> = BTreeMap::new();
         for share in &on {
-            let place = placement(&card, share).unwrap();
-            let vgpu = place.vgpu_types.iter().find(|vgpu| Some(&vgpu.type_name) == share.vgpu_type.as_ref());
-            instances.entry((share.type_name.clone(), share.start.unwrap())).or_default().push(vgpu.unwrap());
+            let vgpu = share.backed(&card).unwrap();
+            instances.entry((share.type_name.clone(), share.start.unwrap())).or_default().push(vgpu);
         }
         let (mut slices, mut units, mut per_profile) = (0, BTreeSet::new(), BTreeMap::new());
         for ((type_name, start), vgpus) in instances {

@@ -10,15 +10,13 @@ use gpudesk_crds::{
     gpu_node_status::Device,
     types::{PageSize, ShareMode, VgpuSeries},
 };
-use gpudesk_operator::{
-    placement::{
-        Limits, Snapshot,
-        request::{
-            CardRequirements, CpuRequest, Demand, DesktopKey, MemoryRequest, Request, Share, ShareRequest,
-            VgpuWish, Way,
-        },
+use gpudesk_inventory::simulated::hosts;
+use gpudesk_operator::placement::{
+    Limits, Snapshot,
+    request::{
+        CardRequirements, CpuRequest, Demand, DesktopKey, MemoryRequest, Request, Share, ShareRequest,
+        VgpuWish, Way,
     },
-    plan::hosts,
 };
 
 use crate::{

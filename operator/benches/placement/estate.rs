@@ -12,15 +12,12 @@ use gpudesk_crds::{
     desktop_template::{NumaPolicy, Pinning},
     types::{PageSize, VgpuSeries},
 };
-use gpudesk_operator::{
-    placement::{
-        Limits, Snapshot,
-        request::{
-            CardRequirements, CpuRequest, Demand, DesktopKey, MemoryRequest, Request, Share, ShareRequest,
-            Way,
-        },
+use gpudesk_inventory::simulated::hosts;
+use gpudesk_operator::placement::{
+    Limits, Snapshot,
+    request::{
+        CardRequirements, CpuRequest, Demand, DesktopKey, MemoryRequest, Request, Share, ShareRequest, Way,
     },
-    plan::hosts,
 };
 use stats_alloc::StatsAlloc;
 

@@ -59,6 +59,7 @@ impl Placed {
             restarted_at: like.and_then(|like| like.restarted_at.clone()),
             stop_for: None,
             made_of: None,
+            id: None,
             decided_at: Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH),
             compute: Some(self.compute.clone()),
             gpus: self.gpus.clone(),

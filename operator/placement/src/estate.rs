@@ -91,6 +91,7 @@ pub struct Estate {
     free: Vec<NodeId>,
     by_name: BTreeMap<Arc<str>, NodeId>,
     silent: BTreeSet<String>,
+    unclear: BTreeSet<String>,
     existing: usize,
     cards: BTreeMap<ShapeId, u64>,
     /// Counts changes of what nodes offer.
@@ -148,7 +149,7 @@ impl Estate {
     pub fn alike(&self) -> Vec<Alike> {
         let mut counts: BTreeMap<(ShapeId, StateId), u32> = BTreeMap::new();
         for (_, state) in self.by_name() {
-            let takes = |facts: &&Arc<NodeFacts>| !facts.cordoned && !self.silent.contains(&*facts.name);
+            let takes = |facts: &&Arc<NodeFacts>| !facts.cordoned && self.closed(&facts.name).is_none();
             if state.facts.as_ref().is_some_and(|facts| takes(&facts)) {
                 for slot in &state.slots {
                     *counts.entry(*slot).or_default() += 1;
@@ -172,15 +173,28 @@ impl Estate {
         self.node(self.id(name)?)?.facts.as_deref()
     }
 
-    /// Whether a node has not renewed its lease.
-    pub fn is_silent(&self, name: &str) -> bool {
-        self.silent.contains(name)
+    /// What closes a node to new desktops that is not among its facts.
+    pub fn closed(&self, name: &str) -> Option<Rejection> {
+        let silent = self.silent.contains(name).then_some(Rejection::Silent);
+        silent.or_else(|| self.unclear.contains(name).then_some(Rejection::Unclear))
     }
 
     /// Which nodes are silent; returns those that differ from before.
     pub fn set_silent(&mut self, silent: BTreeSet<String>) -> Vec<NodeId> {
         let before = std::mem::replace(&mut self.silent, silent);
         before.symmetric_difference(&self.silent).filter_map(|name| self.id(name)).collect()
+    }
+
+    /// Of which nodes it is not understood what they offer or what is taken there; returns those that differ
+    /// from before.
+    pub fn set_unclear(&mut self, unclear: BTreeSet<String>) -> Vec<NodeId> {
+        let before = std::mem::replace(&mut self.unclear, unclear);
+        before.symmetric_difference(&self.unclear).filter_map(|name| self.id(name)).collect()
+    }
+
+    /// Those nodes.
+    pub fn unclear(&self) -> &BTreeSet<String> {
+        &self.unclear
     }
 
     /// The silent nodes.
@@ -337,7 +351,7 @@ impl Estate {
             return Err(Rejection::NotReady);
         };
         let Some(facts) = state.facts.clone() else { return Err(Rejection::NotReady) };
-        filters::pass(&facts, &prepared.demand, self.silent.contains(&*facts.name), false)?;
+        filters::pass(&facts, &prepared.demand, self.closed(&facts.name), false)?;
         let cards = match previous {
             None => None,
             Some(previous) => {
@@ -367,7 +381,7 @@ impl Estate {
         let Some(facts) = self.node(id).and_then(|state| state.facts.clone()) else {
             return Err(Rejection::NotReady);
         };
-        filters::pass(&facts, &prepared.demand, false, true)?;
+        filters::pass(&facts, &prepared.demand, None, true)?;
         let mut empty =
             NodeState { used: NodeUse::empty(&facts), facts: Some(facts.clone()), ..NodeState::default() };
         empty.sum_up(&mut self.tables, self.limits);

@@ -75,6 +75,7 @@ impl Snapshot {
             | Rejection::Cordoned
             | Rejection::NotReady
             | Rejection::Silent
+            | Rejection::Unclear
             | Rejection::Affinity => false,
         };
         let may_come_back = |rejection: &Rejection| match rejection {
@@ -82,7 +83,8 @@ impl Snapshot {
             Rejection::Misfit(Misfit::CellUnknown) => true,
             _ => false,
         };
-        let unknown = self.estate.existing().any(|(_, facts)| facts.cells.is_empty());
+        let unclear = |facts: &NodeFacts| self.estate.unclear().contains(&*facts.name);
+        let unknown = self.estate.existing().any(|(_, facts)| facts.cells.is_empty() || unclear(facts));
         if !unknown && on_empty.keys().any(too_small) && !on_empty.keys().any(may_come_back) {
             let nodes: Vec<&NodeFacts> = self.estate.existing().map(|(_, facts)| &**facts).collect();
             unsatisfiable(request, &nodes, self.estate.limits, &counts)
@@ -232,6 +234,9 @@ pub fn text(request: &Request, rejection: &Rejection) -> String {
         Rejection::Cordoned => "cordoned".into(),
         Rejection::NotReady => "not ready".into(),
         Rejection::Silent => "node daemon silent".into(),
+        Rejection::Unclear => {
+            "with something that this version of the operator does not understand (see its log)".into()
+        }
         Rejection::Affinity => "ruled out by required affinity".into(),
         Rejection::Misfit(misfit) => misfit_text(request, *misfit),
     }

@@ -21,6 +21,8 @@ pub enum Rejection {
     NotReady,
     /// The daemon has not renewed its lease.
     Silent,
+    /// What it offers, or what is taken there, is not understood.
+    Unclear,
     /// Required affinity.
     Affinity,
     /// It does not fit.
@@ -35,11 +37,11 @@ pub struct Filter {
     pub rejection: Rejection,
     /// Whether it is about the node's state today, not about what the node is.
     pub passing: bool,
-    passes: fn(&NodeFacts, &Demand, bool) -> bool,
+    passes: fn(&NodeFacts, &Demand, Option<Rejection>) -> bool,
 }
 
 /// The filters, first to last. Home and affinity are asked apart: they depend on who asks.
-pub const FILTERS: [Filter; 5] = [
+pub const FILTERS: [Filter; 6] = [
     Filter {
         name: "node-selector",
         rejection: Rejection::Selector,
@@ -64,18 +66,35 @@ pub const FILTERS: [Filter; 5] = [
         passing: true,
         passes: |facts, _, _| facts.ready,
     },
-    Filter { name: "lease", rejection: Rejection::Silent, passing: true, passes: |_, _, silent| !silent },
+    Filter {
+        name: "lease",
+        rejection: Rejection::Silent,
+        passing: true,
+        passes: |_, _, closed| closed != Some(Rejection::Silent),
+    },
+    Filter {
+        name: "understood",
+        rejection: Rejection::Unclear,
+        passing: true,
+        passes: |_, _, closed| closed != Some(Rejection::Unclear),
+    },
 ];
 
-/// Whether a node passes all filters; with `ever`, only those that are about what the node is.
+/// Whether a node passes all filters; with `ever`, only those that are about what the node is. `closed`: what
+/// closes it that is not among its facts.
 ///
 /// # Errors
 /// The first that it fails.
-pub fn pass(facts: &NodeFacts, demand: &Demand, silent: bool, ever: bool) -> Result<(), Rejection> {
+pub fn pass(
+    facts: &NodeFacts,
+    demand: &Demand,
+    closed: Option<Rejection>,
+    ever: bool,
+) -> Result<(), Rejection> {
     let failed = FILTERS
         .iter()
         .filter(|filter| !ever || !filter.passing)
-        .find(|filter| !(filter.passes)(facts, demand, silent));
+        .find(|filter| !(filter.passes)(facts, demand, closed));
     failed.map_or(Ok(()), |filter| Err(filter.rejection))
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use crate::{
     batch::{self, Class, Want},
-    lookahead::Geometry,
     request::{Demand, ShareRequest},
     shape::{Offer, Shape},
     snapshot::Snapshot,
@@ -54,17 +53,15 @@ impl Snapshot {
                 shapes.entry(key).or_insert_with(|| (card.shape.clone(), 0)).1 += 1;
             }
         }
-        let geometries: Vec<Geometry> = shapes.values().map(|(shape, _)| worth::geometry(shape)).collect();
         let serves: Vec<Vec<Option<u16>>> = shapes
             .values()
             .map(|(shape, _)| wanted.iter().map(|(share, _)| kind_for(shape, share)).collect())
             .collect();
         let classes: Vec<Class<'_>> = shapes
             .values()
-            .zip(&geometries)
             .zip(&serves)
-            .map(|(((_, count), geometry), serves)| Class {
-                geometry,
+            .map(|((shape, count), serves)| Class {
+                geometry: &shape.geometry,
                 placed: &[],
                 count: *count,
                 cost: 1,

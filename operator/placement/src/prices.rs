@@ -62,7 +62,7 @@ struct Priced {
 
 /// The shapes of some cards, each once.
 struct Shapes<'a> {
-    of: Vec<(&'a Arc<Shape>, Geometry)>,
+    of: Vec<&'a Arc<Shape>>,
     by_shape: HashMap<&'a Arc<Shape>, usize>,
 }
 
@@ -71,15 +71,11 @@ impl<'a> Shapes<'a> {
         let mut shapes = Self { of: vec![], by_shape: HashMap::new() };
         for card in cards {
             shapes.by_shape.entry(&card.shape).or_insert_with(|| {
-                shapes.of.push((&card.shape, worth::geometry(&card.shape)));
+                shapes.of.push(&card.shape);
                 shapes.of.len() - 1
             });
         }
         shapes
-    }
-
-    fn geometry(&self, shape: &Arc<Shape>) -> Option<&Geometry> {
-        self.of.get(*self.by_shape.get(shape)?).map(|(_, geometry)| geometry)
     }
 }
 
@@ -98,13 +94,13 @@ impl<'a> Sought<'a> {
     /// Nothing where no card offers it.
     fn new(shapes: &Shapes<'_>, wanted: &'a Wanted, requests: f64) -> Option<Self> {
         let offers: Vec<Option<Offer>> =
-            shapes.of.iter().map(|(shape, _)| worth::offer_of(shape, wanted)).collect();
+            shapes.of.iter().map(|shape| worth::offer_of(shape, wanted)).collect();
         let kinds: Vec<Option<u16>> =
             offers.iter().map(|offer| offer.as_ref().and_then(worth::kind_of)).collect();
         let serving = || shapes.of.iter().zip(&offers).zip(&kinds);
-        let worth = serving().filter_map(|(((shape, geometry), _), kind)| memory_of(shape, geometry, *kind));
+        let worth = serving().filter_map(|((shape, _), kind)| memory_of(shape, *kind));
         let together =
-            serving().filter_map(|(((shape, _), offer), _)| worth::on_one_instance(shape, offer.as_ref()?));
+            serving().filter_map(|((shape, offer), _)| worth::on_one_instance(shape, offer.as_ref()?));
         let expected = requests / f64::from(together.min().unwrap_or(1));
         Some(Self { wanted, worth: worth.max()?, kinds, expected })
     }
@@ -124,34 +120,36 @@ fn sought<'a>(shapes: &Shapes<'_>, requests: &'a [(Wanted, f64)]) -> Vec<Sought<
 }
 
 /// What a share takes of a card's memory in MiB, by length.
-fn memory_of(shape: &Shape, geometry: &Geometry, kind: Option<u16>) -> Option<u32> {
+fn memory_of(shape: &Shape, kind: Option<u16>) -> Option<u32> {
+    let geometry = &shape.geometry;
     let kind = geometry.kind(kind?)?;
     let (part, all) = if kind.starts.is_empty() {
         (1, geometry.most(kind))
     } else {
         (kind.size, geometry.mode_of(kind).units)
     };
-    u32::try_from(nominal_memory(shape, geometry)? * i64::from(part) / i64::from(all.max(1))).ok()
+    u32::try_from(nominal_memory(shape)? * i64::from(part) / i64::from(all.max(1))).ok()
 }
 
 /// The memory of a card in MiB, or the sum of what its shares promise where that is more: a driver
 /// counts less of a whole card than of its parts.
-fn nominal_memory(shape: &Shape, geometry: &Geometry) -> Option<i64> {
+fn nominal_memory(shape: &Shape) -> Option<i64> {
+    let geometry = &shape.geometry;
     let parts = shape.kinds.iter().zip(geometry.kinds.iter().skip(1));
     let promised = parts.map(|(kind, of)| kind.framebuffer_mib * i64::from(geometry.most(of)));
     promised.chain(shape.memory_mib).max().filter(|memory| *memory > 0)
 }
 
 /// Memory that is left on cards, in MiB.
-fn free_memory(shapes: &Shapes<'_>, cards: &Alike) -> f64 {
-    let Some(geometry) = shapes.geometry(&cards.shape) else { return 0.0 };
-    let room = geometry.room(&worth::placed_on(&cards.used));
+fn free_memory(cards: &Alike) -> f64 {
+    let geometry = &cards.shape.geometry;
+    let room = geometry.room(&cards.used.layout());
     let free = match room.mode.and_then(|mode| geometry.modes.get(usize::from(mode))) {
         None if cards.used.is_free() => 1.0,
         None => 0.0,
         Some(mode) => f64::from((mode.units - room.units).max(0)) / f64::from(mode.units.max(1)),
     };
-    let all = nominal_memory(&cards.shape, geometry).and_then(|all| u32::try_from(all).ok());
+    let all = nominal_memory(&cards.shape).and_then(|all| u32::try_from(all).ok());
     let all = f64::from(all.unwrap_or(0));
     all * free * f64::from(cards.count)
 }
@@ -208,8 +206,7 @@ impl Prices {
     /// Prices where these cards are all that there is; `requests` says how many there are of each.
     pub fn new(cards: &[Alike], requests: &[(Wanted, f64)]) -> Self {
         let shapes = Shapes::new(cards);
-        let mut cards: Vec<(f64, &Alike)> =
-            cards.iter().map(|cards| (free_memory(&shapes, cards), cards)).collect();
+        let mut cards: Vec<(f64, &Alike)> = cards.iter().map(|cards| (free_memory(cards), cards)).collect();
         cards.retain(|(free, _)| *free > 0.0);
         let all: f64 = cards.iter().map(|(free, _)| free).sum();
         cards.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -229,13 +226,13 @@ impl Prices {
     }
 
     fn of_sought(cards: &[&Alike], shapes: &Shapes<'_>, sought: &[Sought<'_>]) -> Self {
-        let placed: Vec<Vec<Placed>> = cards.iter().map(|cards| worth::placed_on(&cards.used)).collect();
+        let placed: Vec<Vec<Placed>> = cards.iter().map(|cards| cards.used.layout()).collect();
         let serves: Vec<Vec<Option<u16>>> = (0..shapes.of.len())
             .map(|shape| sought.iter().map(|sought| sought.kinds.get(shape).copied().flatten()).collect())
             .collect();
         let classes = cards.iter().zip(&placed).filter_map(|(cards, placed)| {
             let shape = *shapes.by_shape.get(&cards.shape)?;
-            let (geometry, serves) = (&shapes.of.get(shape)?.1, serves.get(shape)?);
+            let (geometry, serves) = (&shapes.of.get(shape)?.geometry, serves.get(shape)?);
             Some(Class { geometry, placed, count: cards.count, cost: 0, serves })
         });
         let classes: Vec<Class<'_>> = classes.collect();
@@ -264,7 +261,7 @@ impl Prices {
         let requests = |(wanted, weight): &(Wanted, u32)| (wanted.clone(), f64::from(*weight));
         let mut requests: Vec<(Wanted, f64)> = mix.wanted.iter().map(requests).collect();
         let shapes = Shapes::new(&cards);
-        let all: f64 = cards.iter().map(|cards| free_memory(&shapes, cards)).sum();
+        let all: f64 = cards.iter().map(free_memory).sum();
         let asked: f64 =
             sought(&shapes, &requests).iter().map(|sought| sought.expected * f64::from(sought.worth)).sum();
         if asked <= 0.0 {

@@ -6,6 +6,7 @@ use gpudesk_crds::{
     gpu_node_status::{Device, HealthState},
     types::{ShareMode, VgpuSeries},
 };
+use gpudesk_geometry::{Geometry, OnInstance};
 
 use crate::request::{CardRequirements, Share, VgpuWish};
 
@@ -31,12 +32,12 @@ pub struct Shape {
     pub mixed: bool,
     /// Which modes the host says it can do, as it says it.
     pub supports: Vec<(ShareMode, bool)>,
-    /// MIG compute slices of the card; 0 without MIG.
-    pub mig_compute: i32,
     /// MIG memory units of the card; 0 without MIG.
     pub mig_memory: i32,
     /// Units of the card's region for vGPUs of mixed size; 0 when it has none.
     pub vgpu_region: i32,
+    /// What fits on it: the card as a whole, then the kinds in their order.
+    pub geometry: Geometry,
     /// What the driver offers, in its order.
     pub kinds: Vec<Kind>,
 }
@@ -52,14 +53,6 @@ pub struct Kind {
     pub framebuffer_mib: i64,
     /// Series of a vGPU type.
     pub series: Option<VgpuSeries>,
-    /// Length in units; 0 when it has no position.
-    pub size: i32,
-    /// Legal starts, ascending.
-    pub starts: Vec<i32>,
-    /// MIG compute slices.
-    pub slices: i32,
-    /// How many fit on an empty card.
-    pub max_count: i32,
     /// vGPU types that live on a GPU instance of this profile.
     pub backed: Vec<Backed>,
 }
@@ -75,6 +68,13 @@ pub struct Backed {
     pub framebuffer_mib: i64,
     /// How many of it one GPU instance holds.
     pub max: i32,
+}
+
+impl Backed {
+    /// As one GPU instance sees it.
+    pub(crate) fn on_instance(&self) -> OnInstance {
+        OnInstance { framebuffer_mib: self.framebuffer_mib, max: self.max }
+    }
 }
 
 /// Why a card gets no desktops.
@@ -131,10 +131,8 @@ impl Shape {
             _ => None,
         };
         let units = device.units.unwrap_or_default();
+        let mixed = policy.and_then(|p| p.vgpu_placement) == Some(VgpuPlacement::MixedSize);
         let kinds = device.placements.iter().map(|placement| {
-            let mut starts = placement.starts.clone();
-            starts.sort_unstable();
-            starts.dedup();
             let backed = placement.vgpu_types.iter().map(|vgpu| Backed {
                 name: vgpu.type_name.clone(),
                 series: vgpu.series,
@@ -146,10 +144,6 @@ impl Shape {
                 mode: placement.mode,
                 framebuffer_mib: placement.framebuffer_mib,
                 series: placement.series,
-                size: placement.size,
-                starts,
-                slices: placement.compute_slices,
-                max_count: placement.max_count,
                 backed: backed.collect(),
             }
         });
@@ -160,11 +154,11 @@ impl Shape {
             is_gpu: device.kind.is_gpu(),
             refused,
             mode: policy.and_then(|p| p.mode).unwrap_or_default(),
-            mixed: policy.and_then(|p| p.vgpu_placement) == Some(VgpuPlacement::MixedSize),
+            mixed,
             supports: device.supports.iter().map(|support| (support.mode, support.supported)).collect(),
-            mig_compute: units.mig_compute,
             mig_memory: units.mig_memory,
             vgpu_region: units.vgpu_region,
+            geometry: device.geometry(mixed),
             kinds: kinds.collect(),
         }
     }
@@ -187,6 +181,11 @@ impl Shape {
     /// A kind by its position.
     pub fn kind(&self, kind: u16) -> Option<&Kind> {
         self.kinds.get(usize::from(kind))
+    }
+
+    /// How a kind fits on the card, by its position.
+    pub fn extent(&self, kind: u16) -> Option<&gpudesk_geometry::Kind> {
+        self.geometry.kind(kind + 1)
     }
 
     /// Whether the card is one of those that a profile wants.
@@ -234,7 +233,9 @@ impl Shape {
             Share::Vgpu(wish) => self
                 .of_mode(ShareMode::Vgpu)
                 .filter(|(_, kind)| wished(kind, wish))
-                .filter(|(_, kind)| !self.mixed || (kind.size > 0 && !kind.starts.is_empty()))
+                .filter(|(position, _)| {
+                    !self.mixed || self.extent(*position).is_some_and(|kind| !kind.starts.is_empty())
+                })
                 .map(|(position, _)| (position, None))
                 .collect(),
             Share::Mig { profile, series, framebuffer_mib } => self

@@ -53,6 +53,7 @@ impl PartialEq for Snapshot {
     fn eq(&self, other: &Self) -> bool {
         self.estate.by_name().map(|(_, state)| state).eq(other.estate.by_name().map(|(_, state)| state))
             && self.estate.silent() == other.estate.silent()
+            && self.estate.unclear() == other.estate.unclear()
             && self.desktops == other.desktops
             && self.neighbours == other.neighbours
             && self.census == other.census
@@ -188,6 +189,17 @@ impl Snapshot {
         let any = *self.estate.silent() != silent;
         let freed = self.estate.silent().iter().any(|node| !silent.contains(node));
         for id in self.estate.set_silent(silent) {
+            self.touch(id);
+        }
+        self.freed += u64::from(freed);
+        Change { freed, any }
+    }
+
+    /// Of which nodes it is not understood what they offer or what is taken there: nothing new goes there.
+    pub fn set_unclear(&mut self, unclear: BTreeSet<String>) -> Change {
+        let any = *self.estate.unclear() != unclear;
+        let freed = self.estate.unclear().iter().any(|node| !unclear.contains(node));
+        for id in self.estate.set_unclear(unclear) {
             self.touch(id);
         }
         self.freed += u64::from(freed);

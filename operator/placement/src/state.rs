@@ -2,7 +2,9 @@
 
 use gpudesk_crds::types::ShareMode;
 
-use crate::shape::{Kind, NoShare, Offer, Shape};
+use gpudesk_geometry::{OnInstance, Placed};
+
+use crate::shape::{Backed, NoShare, Offer, Shape};
 
 /// A share on a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,6 +19,14 @@ pub struct UsedShare {
     /// Position of the vGPU type on the GPU instance, in mode `Mig`; absent when it is not known:
     /// then nobody else gets into the instance.
     pub vgpu: Option<u16>,
+}
+
+impl UsedShare {
+    /// In the terms of the card's geometry.
+    pub(crate) fn placed(&self) -> Placed {
+        let whole = if self.mode == ShareMode::Passthrough { 0 } else { u16::MAX };
+        Placed { kind: self.kind.map_or(whole, |kind| kind + 1), start: self.start }
+    }
 }
 
 /// What is taken of a card. Equal uses are equal values, whatever came first.
@@ -82,10 +92,15 @@ impl CardUse {
     /// Units in use, of those that [`Shape::units`] counts.
     pub fn units(&self, shape: &Shape) -> i32 {
         let of = |share: &UsedShare| {
-            let kind = share.kind.and_then(|kind| shape.kind(kind));
+            let kind = share.kind.and_then(|kind| shape.extent(kind));
             kind.map_or(0, |kind| kind.size).max(1)
         };
         self.placed().map(of).sum()
+    }
+
+    /// What is on the card in the terms of its geometry.
+    pub(crate) fn layout(&self) -> Vec<Placed> {
+        self.placed().map(UsedShare::placed).collect()
     }
 }
 
@@ -116,107 +131,35 @@ fn of_kind(shape: &Shape, taken: &CardUse, position: u16, vgpu: Option<u16>) -> 
     if taken.shares.iter().any(|other| other.mode != kind.mode) {
         return vec![];
     }
-    let choice = |start: Option<i32>| {
-        let backed = vgpu.and_then(|vgpu| kind.backed.get(usize::from(vgpu)));
-        Choice {
-            takes: UsedShare { mode: kind.mode, start, kind: Some(position), vgpu },
-            framebuffer_mib: backed.map_or(kind.framebuffer_mib, |backed| backed.framebuffer_mib),
-        }
-    };
-    match kind.mode {
-        ShareMode::Passthrough => vec![],
-        ShareMode::Mig => {
-            let joined = with_room(kind, taken, position, vgpu);
-            if joined.is_empty() {
-                free_starts(shape, taken, position).into_iter().map(|start| choice(Some(start))).collect()
-            } else {
-                joined.into_iter().map(|start| choice(Some(start))).collect()
-            }
-        }
-        ShareMode::Vgpu if shape.mixed => {
-            free_starts(shape, taken, position).into_iter().map(|start| choice(Some(start))).collect()
-        }
-        ShareMode::Vgpu => {
-            if equal_size_room(shape, taken, kind) > 0 {
-                vec![choice(None)]
-            } else {
-                vec![]
-            }
-        }
-        ShareMode::VirtualFunctions => {
-            let same = taken.shares.iter().all(|other| other.kind == Some(position));
-            if same && count(taken) < i64::from(kind.max_count) { vec![choice(None)] } else { vec![] }
-        }
+    let backed = vgpu.and_then(|vgpu| kind.backed.get(usize::from(vgpu)));
+    let mut starts: Vec<Option<i32>> =
+        backed.map_or_else(Vec::new, |backed| with_room(shape, taken, position, backed));
+    if starts.is_empty() {
+        let free = shape.geometry.choices(&taken.layout(), position + 1);
+        starts.extend(free.iter().map(|placed| placed.start));
     }
-}
-
-/// How many more of a type fit on a card whose vGPUs all have one size.
-pub(crate) fn equal_size_room(shape: &Shape, taken: &CardUse, kind: &Kind) -> i64 {
-    // A vGPU with a start position was made while the card mixed sizes: the card must empty first.
-    let same = |other: &UsedShare| {
-        other.start.is_none()
-            && other.kind.and_then(|other| shape.kind(other)).map(|other| other.framebuffer_mib)
-                == Some(kind.framebuffer_mib)
+    let choice = |start| Choice {
+        takes: UsedShare { mode: kind.mode, start, kind: Some(position), vgpu },
+        framebuffer_mib: backed.map_or(kind.framebuffer_mib, |backed| backed.framebuffer_mib),
     };
-    if taken.shares.iter().all(same) { (i64::from(kind.max_count) - count(taken)).max(0) } else { 0 }
+    starts.into_iter().map(choice).collect()
 }
 
-/// Starts of the GPU instances of this profile in which there is room for one more of this vGPU
-/// type: all vGPUs of an instance have one framebuffer size.
-fn with_room(kind: &Kind, taken: &CardUse, position: u16, vgpu: Option<u16>) -> Vec<i32> {
-    let Some(backed) = vgpu.and_then(|vgpu| kind.backed.get(usize::from(vgpu))) else { return vec![] };
+/// Starts of the GPU instances of this profile that one more of this vGPU type can join.
+fn with_room(shape: &Shape, taken: &CardUse, position: u16, backed: &Backed) -> Vec<Option<i32>> {
+    let (Some(kind), Some(extent)) = (shape.kind(position), shape.extent(position)) else { return vec![] };
     if backed.max <= 1 {
         return vec![];
     }
-    let here = |start: i32| taken.shares.iter().filter(move |other| other.start == Some(start));
-    let fits = |start: &i32| {
-        let same_size = here(*start).all(|other| {
-            let size = other.vgpu.and_then(|other| kind.backed.get(usize::from(other)));
-            other.kind == Some(position)
-                && size.is_some_and(|size| size.framebuffer_mib == backed.framebuffer_mib)
+    let joins = |start: &Option<i32>| {
+        let inside = taken.shares.iter().filter(|other| other.start == *start).map(|other| {
+            let vgpu = other.vgpu.filter(|_| other.kind == Some(position))?;
+            kind.backed.get(usize::from(vgpu)).map(Backed::on_instance)
         });
-        // The least that any type on the instance allows, as the node sees it.
-        let of = |other: &UsedShare| other.vgpu.and_then(|other| kind.backed.get(usize::from(other)));
-        let most = here(*start).filter_map(of).map(|other| other.max).fold(backed.max, i32::min);
-        let there = here(*start).count();
-        same_size && there > 0 && i32::try_from(there).is_ok_and(|there| there < most)
+        let inside: Vec<Option<OnInstance>> = inside.collect();
+        !inside.is_empty() && backed.on_instance().joins(&inside).is_ok()
     };
-    kind.starts.iter().copied().filter(fits).collect()
-}
-
-fn count(taken: &CardUse) -> i64 {
-    i64::try_from(taken.shares.len()).unwrap_or(i64::MAX)
-}
-
-/// The legal start positions of a kind that are free, ascending.
-pub(crate) fn free_starts(shape: &Shape, taken: &CardUse, position: u16) -> Vec<i32> {
-    let Some(kind) = shape.kind(position) else { return vec![] };
-    let size_of =
-        |other: &UsedShare| other.kind.and_then(|other| shape.kind(other)).map_or(0, |other| other.size);
-    let same = taken.placed().filter(|other| other.kind == Some(position)).count();
-    let unknown = taken.shares.iter().any(|other| other.start.is_none() || size_of(other) <= 0);
-    if unknown
-        || kind.size <= 0
-        || i32::try_from(same).is_ok_and(|same| same >= kind.max_count)
-        || slices_left(shape, taken) < kind.slices
-    {
-        return vec![];
-    }
-    let is_free = |start: &i32| {
-        taken.placed().all(|other| match other.start {
-            Some(other_start) => start + kind.size <= other_start || other_start + size_of(other) <= *start,
-            None => false,
-        })
-    };
-    kind.starts.iter().copied().filter(is_free).collect()
-}
-
-fn slices_left(shape: &Shape, taken: &CardUse) -> i32 {
-    if shape.mig_compute <= 0 {
-        return i32::MAX;
-    }
-    let of = |share: &UsedShare| share.kind.and_then(|kind| shape.kind(kind)).map_or(0, |kind| kind.slices);
-    shape.mig_compute - taken.placed().map(of).sum::<i32>()
+    extent.starts.iter().copied().map(Some).filter(joins).collect()
 }
 
 /// How many of some offers fit on a card beside what is taken, the first offer for as long as it goes;

@@ -3,10 +3,8 @@
 
 use std::sync::Arc;
 
-use gpudesk_crds::types::ShareMode;
-
 use crate::{
-    lookahead::{ALL_CARDS, Asked, Geometry, Kind, Mode, Placed, Values, fill},
+    lookahead::{ALL_CARDS, Asked, Values, fill},
     mix::{Mix, Wanted},
     prices::{self, Prices},
     shape::{Offer, Shape},
@@ -91,49 +89,6 @@ pub(crate) fn on_one_instance(shape: &Shape, offer: &Offer) -> Option<u32> {
     u32::try_from(backed.max.max(1)).ok()
 }
 
-/// The shape as a geometry: the whole card first, then the shape's kinds in their order. vGPUs of
-/// equal size exclude those of other sizes, so each size is a mode of its own.
-pub(crate) fn geometry(shape: &Shape) -> Geometry {
-    let mut modes = vec![Mode { units: 1, slices: None }];
-    let mut kinds = vec![Kind { mode: 0, size: 1, slices: 0, starts: vec![], max_count: 1 }];
-    let mut known: Vec<((ShareMode, i64), u16)> = vec![];
-    for kind in &shape.kinds {
-        let positioned = kind.mode == ShareMode::Mig || (kind.mode == ShareMode::Vgpu && shape.mixed);
-        let key = (kind.mode, if positioned { 0 } else { kind.framebuffer_mib });
-        let mode = if let Some((_, mode)) = known.iter().find(|(other, _)| *other == key) {
-            *mode
-        } else {
-            let mode = u16::try_from(modes.len()).unwrap_or(u16::MAX);
-            let slices = (kind.mode == ShareMode::Mig && shape.mig_compute > 0).then_some(shape.mig_compute);
-            let units = if positioned { shape.units(kind.mode) } else { kind.max_count };
-            modes.push(Mode { units, slices });
-            known.push((key, mode));
-            mode
-        };
-        kinds.push(Kind {
-            mode,
-            size: if positioned { kind.size } else { 1 },
-            slices: kind.slices,
-            starts: if positioned { kind.starts.clone() } else { vec![] },
-            max_count: kind.max_count,
-        });
-    }
-    Geometry { modes, kinds }
-}
-
-/// A share in the terms of the geometry.
-fn placed(share: &UsedShare) -> Option<Placed> {
-    match share.kind {
-        Some(kind) => Some(Placed { kind: kind + 1, start: share.start }),
-        None => (share.mode == ShareMode::Passthrough).then_some(Placed { kind: 0, start: None }),
-    }
-}
-
-/// What is on a card in the terms of the geometry.
-pub(crate) fn placed_on(used: &CardUse) -> Vec<Placed> {
-    used.placed().filter_map(placed).collect()
-}
-
 impl Outlook {
     /// What the mix wants of cards of this shape: of each request, the first way that they offer.
     /// `defined` are the prices of the mix, `waiting` those of who waits, if anybody does.
@@ -144,7 +99,7 @@ impl Outlook {
         defined: &Prices,
         waiting: Option<&Prices>,
     ) -> Self {
-        let geometry = geometry(shape);
+        let geometry = &shape.geometry;
         let mut counts = vec![0; geometry.kinds.len()];
         let mut served = vec![0; geometry.kinds.len()];
         let mut total = 0;
@@ -167,10 +122,10 @@ impl Outlook {
         for served in served.iter_mut().filter(|served| **served == 0) {
             *served = ALL_CARDS;
         }
-        let defined = defined.asked(shape, &geometry);
-        let waiting = waiting.map(|waiting| waiting.asked(shape, &geometry)).unwrap_or_default();
+        let defined = defined.asked(shape, geometry);
+        let waiting = waiting.map(|waiting| waiting.asked(shape, geometry)).unwrap_or_default();
         Self {
-            values: Values::scarce(geometry, &counts, total, memory, &served),
+            values: Values::scarce(geometry.clone(), &counts, total, memory, &served),
             memory,
             defined,
             waiting,
@@ -182,7 +137,7 @@ impl Outlook {
     /// that it still has count as much as what still fits at the prices of the mix.
     pub fn worth(&self, used: &CardUse) -> i64 {
         let whole = self.memory.saturating_mul(prices::MIB.unsigned_abs());
-        self.values.worth(&placed_on(used), whole, &self.defined) / prices::MIB
+        self.values.worth(&used.layout(), whole, &self.defined) / prices::MIB
     }
 
     /// What those who wait lose when one of them takes a share of a card, weighed against
@@ -192,11 +147,10 @@ impl Outlook {
             return 0;
         }
         let mut others = self.waiting.clone();
-        let kind = placed(&takes).map(|share| usize::from(share.kind));
-        if let Some(asked) = kind.and_then(|kind| others.get_mut(kind)) {
+        if let Some(asked) = others.get_mut(usize::from(takes.placed().kind)) {
             asked.limit = asked.limit.saturating_sub(1);
         }
-        let worth = |used: &CardUse| fill(self.values.geometry(), &placed_on(used), &others);
+        let worth = |used: &CardUse| fill(self.values.geometry(), &used.layout(), &others);
         // What differs by rounding only is equal.
         WAITING * (worth(before) - worth(after) + TELLING / 2).div_euclid(TELLING)
     }
@@ -213,7 +167,7 @@ impl Outlook {
             let size = match offer {
                 Offer::Whole => shape.units(mode),
                 Offer::Kinds(kinds) => {
-                    kinds.first().and_then(|(kind, _)| shape.kind(*kind)).map_or(1, |kind| kind.size.max(1))
+                    kinds.first().and_then(|(kind, _)| shape.extent(*kind)).map_or(1, |kind| kind.size.max(1))
                 }
             };
             i64::from((state::count_more(shape, used, std::slice::from_ref(offer)) * size).min(free))

@@ -20,6 +20,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+// Each list of everything is a peak. The C library keeps what it was given for good, in pieces, and grows
+// with every list (`make bench-memory`).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Decides where gpudesk desktops run and what they get there.
 ///
 /// Watches desktops, templates, profiles and nodes; chooses node, CPUs, memory and shares of GPUs

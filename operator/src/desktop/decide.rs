@@ -1,7 +1,7 @@
 //! What is to be done for a desktop now: exactly one step.
 
 use gpudesk_crds::{
-    Allocation, Desktop, RELEASE_FINALIZER,
+    Allocation, Desktop, NodeState, RELEASE_FINALIZER,
     conditions::{self, ConditionType, Reason},
     desktop::PowerState,
 };
@@ -37,6 +37,8 @@ pub enum Step {
         /// `Stopped`, `NodeLost`, or how the guest ended for good.
         reason: Reason,
     },
+    /// It shall run and holds nothing; but its node says that a machine of it still runs there.
+    NotOver,
     /// The guest ended for good, in this way, and what it held was given back: it waits for somebody to
     /// start it.
     Ended(Reason),
@@ -56,7 +58,8 @@ pub fn decide(desktop: &Desktop, node: Presence, keeps_disks: Option<bool>) -> S
     let ours = desktop.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == RELEASE_FINALIZER);
     let ended = stays_ended(desktop);
     if desktop.metadata.deletion_timestamp.is_some() {
-        let gone = allocation.is_none() || node == Presence::Lost || reported(desktop, &[Reason::Released]);
+        let released = last_word(desktop).is_some_and(|word| word.state == NodeState::Released);
+        let gone = allocation.is_none() || node == Presence::Lost || released;
         return if ours && gone { Step::RemoveFinalizer } else { Step::Wait };
     }
     if !ours {
@@ -68,29 +71,64 @@ pub fn decide(desktop: &Desktop, node: Presence, keeps_disks: Option<bool>) -> S
         (Some(_), None) if node == Presence::Lost => Step::Release { park: false, reason: Reason::NodeLost },
         (Some(allocation), None) if allocation.compute.is_some() => holding(desktop, allocation, keeps_disks),
         (parked, _) => match desktop.spec.power_state {
+            // What the node says of the decision that was given back is not over: something of another runs.
+            PowerState::Running if desktop.said_by_node().is_some_and(|said| !said.state.is_final()) => {
+                Step::NotOver
+            }
             PowerState::Running => Step::Place { home: home(parked, keeps_disks) },
             PowerState::Stopped | PowerState::Suspended => Step::Rest,
         },
     }
 }
 
+/// What is to be done for a desktop that holds its place. Nothing, before its node has said the last word
+/// on the decision: then nothing of it is left there but disks, and the node never starts it again.
 fn holding(desktop: &Desktop, allocation: &Allocation, keeps_disks: Option<bool>) -> Step {
-    let stopped = reported(desktop, &[Reason::Stopped, Reason::Released]);
-    match desktop.spec.power_state {
-        PowerState::Stopped if stopped => {
-            Step::Release { park: keeps_disks.unwrap_or(true), reason: Reason::Stopped }
+    let Some(word) = last_word(desktop) else { return Step::Hold };
+    let rest = Step::Release { park: keeps_disks.unwrap_or(true), reason: Reason::Stopped };
+    let restart = restart_due(desktop, allocation).is_some();
+    match (desktop.spec.power_state, word.state) {
+        // The node still takes down what it kept to say how the guest ended.
+        (PowerState::Stopped, NodeState::Ended) => Step::Hold,
+        (PowerState::Stopped, _) => rest,
+        // Parked also without disks: it notes for which restart it was made.
+        (PowerState::Running, NodeState::Ended) if !restart => {
+            Step::Release { park: true, reason: how_it_ended(desktop) }
         }
-        PowerState::Running => match given_back(desktop) {
-            // Nothing runs that a refusal would have to spare: it is a start like any other.
-            given_back if restart_due(desktop, allocation).is_some() && (stopped || given_back.is_some()) => {
-                Step::Place { home: home(Some(allocation), keeps_disks) }
-            }
-            // Parked also without disks: it notes for which restart it was made.
-            Some(reason) => Step::Release { park: true, reason },
-            None => Step::Hold,
-        },
-        PowerState::Stopped | PowerState::Suspended => Step::Hold,
+        // Nothing runs that a refusal would have to spare: a restart is a start like any other.
+        (PowerState::Running, _) if restart || word.final_ => {
+            Step::Place { home: home(Some(allocation), keeps_disks) }
+        }
+        (PowerState::Suspended, _) if word.final_ => rest,
+        (PowerState::Running | PowerState::Suspended, _) => Step::Hold,
     }
+}
+
+/// The word of a node that ends a decision.
+#[derive(Clone, Copy)]
+struct LastWord {
+    state: NodeState,
+    /// The node keeps to it. One of a version without ids may start the same decision again.
+    final_: bool,
+}
+
+fn last_word(desktop: &Desktop) -> Option<LastWord> {
+    let reports = desktop.status.as_ref().is_some_and(|status| status.node.is_some());
+    let decided = desktop.allocation().is_some_and(|allocation| allocation.id.is_some());
+    if reports && decided {
+        let state = desktop.said_by_node().map(|said| said.state).filter(|state| state.is_final())?;
+        return Some(LastWord { state, final_: true });
+    }
+    let state = if reported(desktop, &[Reason::Released]) {
+        NodeState::Released
+    } else if reported(desktop, &[Reason::Stopped]) {
+        NodeState::Stopped
+    } else if given_back(desktop) {
+        NodeState::Ended
+    } else {
+        return None;
+    };
+    Some(LastWord { state, final_: false })
 }
 
 /// The value of the annotation that asks for a restart which was not made yet. Taking the annotation away
@@ -102,13 +140,12 @@ pub fn restart_due(desktop: &Desktop, allocation: &Allocation) -> Option<String>
 /// How a guest can end by itself.
 const ENDS: [Reason; 2] = [Reason::GuestStopped, Reason::GuestCrashed];
 
-/// Whether the node says that the guest ended by itself, is not started again, and that nothing of it is
-/// left there but disks; and how it ended.
-fn given_back(desktop: &Desktop) -> Option<Reason> {
-    let how = ENDS.into_iter().find(|end| reported(desktop, &[*end]))?;
-    let status = desktop.status.as_ref()?;
-    let prepared = conditions::find(&status.conditions, ConditionType::DevicesPrepared)?;
-    (prepared.status == "False" && prepared.reason == Reason::Stopped.as_str()).then_some(how)
+/// How the guest ended, in the node's words for people.
+fn how_it_ended(desktop: &Desktop) -> Reason {
+    let conditions = desktop.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let running = conditions::find(conditions, ConditionType::Running);
+    let said = |end: &Reason| running.is_some_and(|running| running.reason == end.as_str());
+    ENDS.into_iter().find(said).unwrap_or(Reason::GuestStopped)
 }
 
 /// How the guest of a desktop ended that should run and stays as it left it: nothing is held for it until
@@ -124,6 +161,17 @@ pub fn stays_ended(desktop: &Desktop) -> Option<Reason> {
     let seen = generations.is_none_or(|(said, now)| now <= said + 1);
     let asked = desktop.spec.power_state != PowerState::Running || restart_due(desktop, parked).is_some();
     ENDS.into_iter().find(|end| !asked && seen && said.status == "False" && said.reason == end.as_str())
+}
+
+// The three below read the words of nodes of a version without ids.
+
+/// Whether the node says that the guest ended by itself, is not started again, and that nothing of it is
+/// left there but disks.
+fn given_back(desktop: &Desktop) -> bool {
+    let conditions = desktop.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    reported(desktop, &ENDS)
+        && conditions::find(conditions, ConditionType::DevicesPrepared)
+            .is_some_and(|prepared| prepared.status == "False" && prepared.reason == Reason::Stopped.as_str())
 }
 
 fn home(allocation: Option<&Allocation>, keeps_disks: Option<bool>) -> Option<String> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gpudesk_crds::{
-    Desktop, GpuNode,
+    Desktop, GpuNode, NodeReport, NodeState,
     conditions::{self, ConditionType, Reason},
     desktop::{Phase, PowerState},
 };
@@ -34,6 +34,7 @@ use crate::{
     invalid::Invalid,
     placement::{request::DesktopKey, snapshot::key_of},
     secret_access::{AccessError, Pair, SecretAccess, owner_reference},
+    understood::odd,
     world::{Decision, NODE_LOST_AFTER, World},
     writer::{WriteError, Writer},
 };
@@ -111,6 +112,11 @@ pub struct Context {
 pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, Error> {
     let world = &context.world;
     let key = key_of(desktop);
+    // It goes on as it is: what it is asked to be, or what it holds, is not understood.
+    if odd(desktop).is_some() {
+        world.not_waiting(&key);
+        return Ok(Action::await_change());
+    }
     let referenced = dereference::dereference(world, desktop);
     let wanted = validate::validate(desktop, &referenced);
     let mut presence = node_of(desktop).map_or(Presence::Present, |node| world.presence(node));
@@ -129,6 +135,14 @@ pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, E
     if !matches!(step, Step::Place { .. }) {
         world.not_waiting(&key);
     }
+    match desktop.said_by_node() {
+        Some(NodeReport { allocation_id, state: NodeState::Refused, refusal }) => {
+            let node = node_of(desktop).unwrap_or_default();
+            world.refused(&key, *allocation_id, node, &refusal.clone().unwrap_or_default());
+        }
+        Some(said) if said.state == NodeState::Running => world.not_refused(&key),
+        _ => {}
+    }
     match step {
         Step::AddFinalizer => match context.writer.finalizer(desktop, true).await {
             Err(WriteError::Refused(refused)) => {
@@ -146,7 +160,18 @@ pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, E
         Step::Ended(how) => stay(desktop, how, context).await?,
         Step::Hold => hold(desktop, &wanted, &referenced, context).await?,
         Step::Release { park, reason } => release(desktop, park, reason, context).await?,
-        Step::Rest => rest(desktop, context).await?,
+        Step::NotOver => {
+            let node = node_of(desktop).unwrap_or_default().to_owned();
+            let message = format!(
+                "node {node} says that a machine of this desktop runs there by another decision: nothing is started beside it"
+            );
+            let why = Invalid::new(Reason::AllocationConflict, message);
+            say_idle(desktop, Phase::Pending, Some(node), why, context).await?;
+        }
+        Step::Rest => {
+            world.not_refused(&key);
+            rest(desktop, context).await?;
+        }
         Step::Place { home } => match wanted {
             Ok(wanted) => return place(desktop, &wanted, home, context).await,
             Err(invalid) => {
@@ -185,6 +210,21 @@ async fn place(
 ) -> Result<Action, Error> {
     let world = &context.world;
     let key = key_of(desktop);
+    if let Some((rest, times)) = world.waits_after_refusals(&key, &wanted.made_of) {
+        let why = desktop.said_by_node().and_then(|said| Some(said.refusal.as_ref()?.message.as_str()));
+        let message = format!(
+            "nodes refused it {times} times although there was room by what they say of themselves{}{}; it is tried again \
+             in {} min, or when one of them says something new",
+            if why.is_some() { ", last: " } else { "" },
+            why.unwrap_or_default(),
+            rest.as_secs().div_ceil(60),
+        );
+        let why = Invalid::new(Reason::RefusedByNode, message);
+        if !status::only_message_differs(desktop, &why) {
+            say_idle(desktop, Phase::Pending, home, why, context).await?;
+        }
+        return Ok(Action::requeue(rest));
+    }
     let (allocation, fresh) = match world.decide(desktop, wanted, home.clone(), &now()) {
         Decision::Assumed { allocation, fresh } => (allocation, fresh),
         Decision::Written => return Ok(Action::requeue(WATCH_LAGS)),
@@ -225,7 +265,8 @@ async fn place(
         }
         Err(error) => {
             // Only a first write that was refused is known to have changed nothing. After any other
-            // answer the assumption stays until the watch shows what became of it.
+            // answer the assumption stays until the watch shows what became of it; one whose term was
+            // refused is written again, for an API server may not have heard yet that we lead.
             if fresh && matches!(error, WriteError::Refused(_)) {
                 world.forget(&key);
             }
@@ -429,7 +470,8 @@ async fn sync_secrets(key: &DesktopKey, node: &str, context: &Context) -> Result
 }
 
 fn keeps_disks_of(referenced: &Referenced) -> Option<bool> {
-    referenced.template.as_ref().map(|template| keeps_disks(&template.spec))
+    let template = referenced.template.as_ref().filter(|template| odd(&***template).is_none());
+    template.map(|template| keeps_disks(&template.spec))
 }
 
 /// The node of the allocation, parked or not.

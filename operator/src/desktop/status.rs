@@ -110,6 +110,7 @@ pub fn status(desktop: &Desktop, situation: Situation, now: &Time) -> DesktopSta
 pub fn parked(allocation: &Allocation) -> Allocation {
     let Allocation {
         node,
+        id,
         desktop_generation,
         template_generation,
         restarted_at,
@@ -124,6 +125,7 @@ pub fn parked(allocation: &Allocation) -> Allocation {
     } = allocation.clone();
     Allocation {
         node,
+        id,
         desktop_generation,
         template_generation,
         restarted_at,
@@ -148,7 +150,11 @@ pub fn last_placement(status: &DesktopStatus) -> Option<LastPlacement> {
         device: gpu.device,
         device_uuid: gpu.device_uuid.clone(),
     };
-    Some(LastPlacement { node: held.node.clone(), gpus: held.gpus.iter().map(card).collect() })
+    Some(LastPlacement {
+        node: held.node.clone(),
+        allocation_id: held.id,
+        gpus: held.gpus.iter().map(card).collect(),
+    })
 }
 
 /// Whether the node has not yet said anything about the machine of this allocation.

@@ -112,9 +112,10 @@ fn unsupported(desktop: &Desktop) -> Vec<String> {
 }
 
 fn template_of<'a>(desktop: &Desktop, referenced: &'a Referenced) -> Result<&'a DesktopTemplate, Invalid> {
-    referenced.template.as_deref().ok_or_else(|| {
+    let template = referenced.template.as_deref().ok_or_else(|| {
         Invalid::new(Reason::TemplateNotFound, format!("{} does not exist", of_template(desktop)))
-    })
+    })?;
+    Invalid::unless_understood(&of_template(desktop), template).map_or(Ok(template), Err)
 }
 
 fn read(desktop: &Desktop, template: &DesktopTemplate, referenced: &Referenced) -> Result<Wanted, Invalid> {
@@ -199,7 +200,7 @@ fn affinity(of_template: &[ApiAffinityRule], own: &[ApiAffinityRule]) -> Vec<Aff
 /// is known.
 fn previous(desktop: &Desktop) -> Option<Previous> {
     let status = desktop.status.as_ref()?;
-    if let Some(LastPlacement { node, gpus }) = status::last_placement(status) {
+    if let Some(LastPlacement { node, gpus, allocation_id: _ }) = status::last_placement(status) {
         let cards = gpus.into_iter().map(|gpu| {
             let LastGpu { name, device, device_uuid } = gpu;
             (name, PreviousCard { uuid: device_uuid, address: device })

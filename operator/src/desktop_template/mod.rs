@@ -15,6 +15,7 @@ pub mod validate;
 
 use crate::{
     placement::request::DesktopKey,
+    understood::odd,
     world::World,
     writer::{WriteError, Writer},
 };
@@ -41,6 +42,9 @@ pub async fn reconcile(
             return Ok(Action::await_change());
         }
         _ => {}
+    }
+    if odd(template).is_some() {
+        return Ok(Action::await_change());
     }
     let names = template.spec.gpus.iter().map(|gpu| gpu.profile_ref.name.clone());
     let profiles =

@@ -32,7 +32,8 @@ pub fn status(
         Some(Invalid { reason, message }) => (false, reason, message),
     };
     conditions::set(&mut conditions, ConditionType::Valid, valid, reason, message, generation, now);
-    DesktopTemplateStatus { desktops: i32::try_from(desktops).unwrap_or(i32::MAX), users, conditions }
+    let desktops = i32::try_from(desktops).unwrap_or(i32::MAX);
+    DesktopTemplateStatus { desktops, users, conditions, operator_term: None }
 }
 
 fn problem(template: &DesktopTemplate, profiles: &BTreeMap<String, Arc<GpuProfile>>) -> Option<Invalid> {

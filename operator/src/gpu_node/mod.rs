@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::{
     node_liveness,
     secret_access::{AccessError, SecretAccess},
+    understood::odd,
     world::World,
     writer::Writer,
 };
@@ -33,7 +34,8 @@ pub async fn reconcile(
     if node.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    if let Some(heard) = world.heard(&node.name_any()) {
+    // Of the conditions of an odd node it is not known what they say.
+    if let Some(heard) = world.heard(&node.name_any()).filter(|_| odd(node).is_none()) {
         let now = Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
         let wanted = node_liveness::condition(node, &heard, &now);
         let says = |condition: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {

@@ -12,6 +12,7 @@ pub mod status;
 pub mod validate;
 
 use crate::{
+    understood::odd,
     world::World,
     writer::{WriteError, Writer},
 };
@@ -21,6 +22,9 @@ use crate::{
 /// # Errors
 /// Those of the write.
 pub async fn reconcile(profile: &GpuProfile, world: &World, writer: &Writer) -> Result<Action, WriteError> {
+    if odd(profile).is_some() {
+        return Ok(Action::await_change());
+    }
     let now = Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
     let wanted = match validate::validate(profile) {
         Ok(share) => status::status(profile, &share, &world.supply(&share), &now),

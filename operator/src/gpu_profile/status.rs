@@ -39,6 +39,7 @@ pub fn status(profile: &GpuProfile, share: &ShareRequest, supply: &Supply, now: 
             .collect(),
         summary: Some(summary(share)),
         conditions: said(profile, (true, Reason::AsExpected, String::new()), satisfiable, now),
+        operator_term: None,
     }
 }
 

@@ -21,6 +21,9 @@ pub fn validate(profile: &GpuProfile) -> Result<ShareRequest, Invalid> {
     let GpuProfileSpec { alternatives, devices, minimum_isolation, placement, vgpu_scheduler, display } =
         &profile.spec;
     let of = format!("GpuProfile {name}");
+    if let Some(invalid) = Invalid::unless_understood(&of, profile) {
+        return Err(invalid);
+    }
     let mut unsupported = vec![];
     if vgpu_scheduler.is_some() {
         unsupported.push("spec.vgpuScheduler".to_owned());

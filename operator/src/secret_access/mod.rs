@@ -51,6 +51,15 @@ pub struct Pair {
     pub node: String,
 }
 
+/// The Secrets that the desktops of a pair name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// Their names.
+    pub secrets: BTreeSet<String>,
+    /// Of a desktop there it is not understood what it names: nothing is taken away.
+    pub maybe_more: bool,
+}
+
 /// Why a node cannot be given, or not be taken, access to a Secret.
 #[derive(Debug, Error)]
 pub enum AccessError {
@@ -164,7 +173,7 @@ impl SecretAccess {
         &self,
         pair: &Pair,
         owner: Option<OwnerReference>,
-        wanted: impl FnOnce() -> BTreeSet<String>,
+        wanted: impl FnOnce() -> Named,
     ) -> Result<(), AccessError> {
         let shared = self.pair(pair);
         let mut granted = shared.lock().await;
@@ -246,9 +255,12 @@ impl SecretAccess {
         &self,
         pair: &Pair,
         owner: Option<OwnerReference>,
-        wanted: BTreeSet<String>,
+        Named { secrets: mut wanted, maybe_more }: Named,
         granted: &mut Granted,
     ) -> Result<(), AccessError> {
+        if maybe_more {
+            wanted.extend(self.granted_now(pair, granted).await?);
+        }
         if granted.names.as_ref() == Some(&wanted) {
             return Ok(());
         }
@@ -263,6 +275,17 @@ impl SecretAccess {
         }
         granted.names = Some(wanted);
         Ok(())
+    }
+
+    /// What the Role of a pair names now.
+    async fn granted_now(&self, pair: &Pair, granted: &Granted) -> Result<BTreeSet<String>, AccessError> {
+        if let Some(names) = &granted.names {
+            return Ok(names.clone());
+        }
+        let api = Api::<Role>::namespaced(self.writer.client(), &pair.namespace);
+        let role = api.get_opt(&node_identity(&pair.node)).await.map_err(WriteError::from)?;
+        let rules = role.and_then(|role| role.rules).unwrap_or_default();
+        Ok(rules.into_iter().flat_map(|rule| rule.resource_names.unwrap_or_default()).collect())
     }
 
     async fn grant(

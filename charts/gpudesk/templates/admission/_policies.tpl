@@ -17,8 +17,8 @@ spec:
 {{- end }}
 {{- end }}
 
-{{- /* A binding: called with a dict of `root`, `name`, `policy`, `actions`, and `namespaces` (a label selector)
-       where it is not for all. */ -}}
+{{- /* A binding: called with a dict of `root`, `name`, `policy`, `actions`, `namespaces` (a label selector) where
+       it is not for all, and `param` where the policy has a parameter. */ -}}
 {{- define "gpudesk.policyBinding" -}}
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicyBinding
@@ -28,6 +28,10 @@ metadata:
     {{- include "gpudesk.labels" .root | nindent 4 }}
 spec:
   policyName: {{ .policy }}.gpudesk.dev
+  {{- with .param }}
+  paramRef:
+    {{- . | nindent 4 }}
+  {{- end }}
   {{- with .namespaces }}
   matchResources:
     matchPolicy: Equivalent

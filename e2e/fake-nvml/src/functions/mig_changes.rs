@@ -2,6 +2,7 @@
 
 use std::{ffi::c_uint, ptr};
 
+use gpudesk_geometry::Misfit;
 use nvml_wrapper_sys::bindings::{
     nvmlComputeInstance_t, nvmlDevice_t, nvmlGpuInstance_t, nvmlGpuInstancePlacement_t,
 };
@@ -24,9 +25,11 @@ fn make(state: &mut State, device: nvmlDevice_t, profile: c_uint, at: Option<u32
         return Err(INSUFFICIENT_RESOURCES);
     }
     let start = match at {
-        Some(start) if !profile.starts.contains(&start) => return Err(INVALID_ARGUMENT),
-        Some(start) if !geometry::is_free(card, start, profile.size) => return Err(INSUFFICIENT_RESOURCES),
-        Some(start) => start,
+        Some(start) => match geometry::check(card, profile, start) {
+            Ok(()) => start,
+            Err(Misfit::Start) => return Err(INVALID_ARGUMENT),
+            Err(_) => return Err(INSUFFICIENT_RESOURCES),
+        },
         // Without a wish the driver begins at the far end, which can be in the way of larger ones.
         None => geometry::free_starts(card, profile).last().copied().ok_or(INSUFFICIENT_RESOURCES)?,
     };

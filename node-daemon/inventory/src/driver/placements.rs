@@ -23,7 +23,7 @@ pub(super) fn describe(card: &mut Device, found: &CardReadings, all: &DriverRead
     let mut seen = std::collections::BTreeSet::new();
     offered.retain(|placement| seen.insert(placement.type_name.clone()));
     offered.truncate(SHARES);
-    card.units = Some(units(&offered));
+    card.units = Some(CardUnits::of(&offered));
 
     let able = card.virtual_functions.iter().filter(|function| function.unavailable.is_none());
     let functions = i32::try_from(able.count()).unwrap_or(i32::MAX);
@@ -70,22 +70,6 @@ fn keep(placement: &mut Placement, known: &Placement) {
     placement.frame_rate_limit = placement.frame_rate_limit.or(known.frame_rate_limit);
     if placement.max_resolution.is_none() {
         placement.max_resolution.clone_from(&known.max_resolution);
-    }
-}
-
-/// Units follow from the shares: the share that takes the whole card ends where the card does.
-fn units(offered: &[Placement]) -> CardUnits {
-    let end = |mode: ShareMode| {
-        let of_mode = offered.iter().filter(|placement| placement.mode == mode);
-        of_mode.filter_map(|p| Some(p.starts.last()?.saturating_add(p.size))).max().unwrap_or(0)
-    };
-    let slices = |mode: ShareMode| {
-        offered.iter().filter(|p| p.mode == mode).map(|p| p.compute_slices).max().unwrap_or(0)
-    };
-    CardUnits {
-        mig_memory: within(end(ShareMode::Mig), 256),
-        mig_compute: within(slices(ShareMode::Mig), 256),
-        vgpu_region: within(end(ShareMode::Vgpu), LARGEST),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use gpudesk_crds::{
     gpu_node_status::{
-        Bar, Companion, Device, Framework, GroupMember, Health, HealthState, MigMode, PcieLink,
+        Bar, CardUnits, Companion, Device, Framework, GroupMember, Health, HealthState, MigMode, PcieLink,
         RecoveryAction, Sriov, VirtualFunction,
     },
     types::PciAddress,
@@ -113,8 +113,8 @@ impl Seat<'_> {
         }
         device.temperature_thresholds = model.temperature_thresholds();
         device.framework = framework;
-        device.units = Some(catalogue.units(model)?);
         device.placements = catalogue.placements(model, framework)?;
+        device.units = Some(CardUnits::of(&device.placements));
         device.mig = model.has_mig().then(MigMode::default);
         device.vgpu = model.vgpu_state();
         self.functions(&mut device, model);

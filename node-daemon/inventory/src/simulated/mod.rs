@@ -6,6 +6,7 @@ mod cells;
 mod fabric;
 mod host_device;
 mod host_file;
+pub mod hosts;
 #[cfg(test)]
 mod tests;
 

@@ -58,8 +58,8 @@ fn is_on_one_instance(one: &Instance, other: &Instance) -> bool {
 pub(super) fn summary(cards: &[&Device], numa_cells: usize) -> NodeSummary {
     let free = cards.iter().filter(|card| is_usable(card) && card.instances.is_empty()).count();
     let (used, total) = cards.iter().filter(|card| is_usable(card)).fold((0, 0), |(used, total), card| {
-        let units = units(card);
-        (used + used_units(card, units), total + units)
+        let shares = in_use(card).map(|share| (share.mode, share.type_name.as_str(), share.start));
+        (used + card.units_taken(shares), total + card.unit_count())
     });
     NodeSummary {
         gpus: count(cards.iter().filter(|card| !card.boot_vga).count()),
@@ -84,36 +84,4 @@ fn supports(card: &Device, mode: ShareMode) -> bool {
 
 fn is_usable(card: &Device) -> bool {
     card.unavailable.is_none() && card.supports.iter().any(|support| support.supported)
-}
-
-/// Placement units of a card: MIG memory units, vGPU units, else as many as of its smallest share
-/// fit, and 1 for a card given only whole.
-fn units(card: &Device) -> i32 {
-    let units = card.units.unwrap_or_default();
-    if units.mig_memory > 0 {
-        units.mig_memory
-    } else if units.vgpu_region > 0 {
-        units.vgpu_region
-    } else {
-        card.placements.iter().map(|placement| placement.max_count).max().unwrap_or(1).max(1)
-    }
-}
-
-fn used_units(card: &Device, total: i32) -> i32 {
-    // In parts of a unit, for the shares of equal size need not be whole ones.
-    let mut used = 0_i64;
-    let fine = 1_i64 << 20;
-    for instance in in_use(card) {
-        let placement = card
-            .placements
-            .iter()
-            .find(|placement| placement.mode == instance.mode && placement.type_name == instance.type_name);
-        used += match placement {
-            Some(placement) if instance.start.is_some() => i64::from(placement.size) * fine,
-            Some(placement) => i64::from(total) * fine / i64::from(placement.max_count.max(1)),
-            None => i64::from(total) * fine,
-        };
-    }
-    let rounded_up = (used + fine - 1) / fine;
-    i32::try_from(rounded_up).unwrap_or(total).min(total)
 }

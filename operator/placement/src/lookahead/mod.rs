@@ -29,12 +29,11 @@
 //! Integers throughout: the same card and the same mix give the same worth everywhere.
 
 mod fill;
-mod geometry;
 #[cfg(test)]
 mod tests;
 
 pub use fill::{Asked, fill};
-pub use geometry::{Geometry, Kind, Mode, Placed};
+pub use gpudesk_geometry::{Geometry, Kind, Mode, Placed};
 
 /// An exponential time of this rate, in lifetimes of a share, passes before a start is wanted.
 const HASTE: u64 = 16;
@@ -140,10 +139,8 @@ impl Values {
             let found = if room.mode.is_some_and(|mode| mode != kind.mode) {
                 i64::from(most) * self.chance(placed.len())
             } else if kind.starts.is_empty() {
-                let own = placed.iter().filter(|share| usize::from(share.kind) == position).count();
-                let own = i32::try_from(own).unwrap_or(i32::MAX);
-                let left = (self.geometry.mode_of(kind).units - room.units).checked_div(kind.size);
-                let free = left.unwrap_or(0).min(kind.max_count - own).clamp(0, most);
+                let position = u16::try_from(position).unwrap_or(u16::MAX);
+                let free = self.geometry.more(placed, position).min(most);
                 i64::from(free) * self.chance(0) + i64::from(most - free) * self.chance(1)
             } else {
                 self.starts(placed, position, &mut starts);
@@ -189,7 +186,7 @@ impl Values {
         into.sort_unstable();
     }
 
-    fn fullness(&self, room: geometry::Room) -> i64 {
+    fn fullness(&self, room: gpudesk_geometry::Room) -> i64 {
         let Some(mode) = room.mode.and_then(|mode| self.geometry.modes.get(usize::from(mode))) else {
             return 0;
         };

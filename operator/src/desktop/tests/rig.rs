@@ -16,6 +16,7 @@ use kube::{
     },
 };
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tower_test::mock::Handle;
 
 use crate::{
@@ -34,6 +35,7 @@ pub(super) struct Rig {
     pub(super) api: Handle<Request<Body>, Response<Body>>,
     pub(super) woken: UnboundedReceiver<ObjectRef<Desktop>>,
     pub(super) access: UnboundedReceiver<AccessEvent>,
+    pub(super) doubted: Arc<Notify>,
     desktops: StoreWriter<Desktop>,
     templates: StoreWriter<DesktopTemplate>,
     profiles: StoreWriter<GpuProfile>,
@@ -44,7 +46,9 @@ impl Rig {
     pub(super) fn new() -> Self {
         let (service, api) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
         let metrics = Metrics::default();
-        let writer = Writer::new(Client::new(service, "default"), metrics.clone());
+        let doubted = Arc::new(Notify::new());
+        let client = Client::new(service, "default");
+        let writer = Writer::new(client, metrics.clone(), "lease:1".into(), doubted.clone());
         let (desktops, desktops_in) = store();
         let (templates, templates_in) = store();
         let (profiles, profiles_in) = store();
@@ -67,6 +71,7 @@ impl Rig {
             api,
             woken,
             access,
+            doubted,
             desktops: desktops_in,
             templates: templates_in,
             profiles: profiles_in,

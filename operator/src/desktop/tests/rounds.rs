@@ -130,6 +130,54 @@ async fn without_a_clear_answer_the_place_stays_taken_and_the_same_is_written_ag
 }
 
 #[tokio::test]
+async fn where_the_term_is_refused_the_place_stays_taken_the_lease_is_asked_and_the_same_is_written_again() {
+    let mut rig = Rig::small();
+    let (first, second) = (desktop("a", 5, json!({})), desktop("b", 6, json!({})));
+    rig.desktop(&first);
+    rig.desktop(&second);
+    let refusal = |_: &Value| {
+        let (code, mut status) = failure(403, "Forbidden");
+        status["message"] = "desktops.gpudesk.dev \"a\" is forbidden: ValidatingAdmissionPolicy 'operator-term.gpudesk.dev' \
+                             with binding 'operator-term.gpudesk.dev' denied request: an operator of the term ...".into();
+        (code, status)
+    };
+    let (result, (_, _, once)) = round(&mut rig, &first, refusal).await;
+    assert!(matches!(result, Err(Error::Allocation(WriteError::Fenced(_)))), "{result:?}");
+    assert_eq!(once["status"]["operatorTerm"], "lease:1");
+    let told = tokio::time::timeout(Duration::from_secs(1), rig.doubted.notified()).await;
+    assert!(told.is_ok(), "whoever keeps the lease hears of it");
+    let (_, (_, _, other)) = round(&mut rig, &second, accept).await;
+    assert_eq!(conditions(&other)["Ready"].1, "Unschedulable", "another leader may have given it");
+    let (_, (_, _, again)) = round(&mut rig, &first, accept).await;
+    assert_eq!(once["status"]["allocation"], again["status"]["allocation"]);
+}
+
+#[tokio::test]
+async fn a_first_write_that_is_refused_for_what_it_says_takes_nothing() {
+    let mut rig = Rig::small();
+    let (first, second) = (desktop("a", 5, json!({})), desktop("b", 6, json!({})));
+    rig.desktop(&first);
+    rig.desktop(&second);
+    let (result, _) = round(&mut rig, &first, |_| failure(403, "Forbidden")).await;
+    assert!(matches!(result, Err(Error::Allocation(WriteError::Refused(_)))), "{result:?}");
+    let (_, (_, _, other)) = round(&mut rig, &second, accept).await;
+    assert_eq!(other["status"]["allocation"]["node"], "node-a");
+}
+
+#[tokio::test]
+async fn a_term_alone_is_never_a_reason_to_write() {
+    let mut rig = Rig::small();
+    let object = desktop("a", 5, json!({}));
+    rig.desktop(&object);
+    let (_, (_, _, body)) = round(&mut rig, &object, accept).await;
+    let mut seen = serde_json::to_value(after(&object, 6, &body)).unwrap();
+    seen["status"]["operatorTerm"] = "another:7".into();
+    let seen: Desktop = serde_json::from_value(seen).unwrap();
+    rig.desktop(&seen);
+    silent(&rig, &seen).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_round_on_an_old_version_writes_nothing() {
     let mut rig = Rig::small();
     let old = desktop("a", 5, json!({}));
@@ -191,7 +239,8 @@ async fn a_stop_parks_after_the_node_has_reported_and_the_next_start_is_at_home(
     let (_, (_, _, body)) = round(&mut rig, &object, accept).await;
     assert_eq!(body["status"]["allocation"]["node"], "node-a");
     assert!(body["status"]["allocation"].get("compute").is_none());
-    assert_eq!(body["status"]["lastPlacement"], json!({"node": "node-a"}));
+    assert_eq!(body["status"]["lastPlacement"]["node"], "node-a");
+    assert_eq!(body["status"]["lastPlacement"]["allocationId"], body["status"]["allocation"]["id"]);
     assert_eq!(body["status"]["phase"], "Stopped");
     assert_eq!(conditions(&body)["Ready"].1, "Stopped");
     // Started again: only its home will do.

@@ -75,6 +75,69 @@ fn a_desktop_that_holds_its_place_is_left_to_the_node_until_the_node_reports_the
     assert_eq!(step(&asked), Step::Hold, "there still is a domain");
 }
 
+fn said(state: &str, id: &str) -> Value {
+    json!({"status": {"allocation": {"id": "2-00000002"}, "node": {"allocationId": id, "state": state}}})
+}
+
+#[test]
+fn a_nodes_last_word_on_the_decision_that_holds_ends_it_and_nothing_else_does() {
+    let on = |power: &str, state: &str| {
+        step(&with(power, Some(allocation(true)), json!([]), said(state, "2-00000002")))
+    };
+    for state in ["Preparing", "Running", "Stopping"] {
+        assert_eq!(on("Stopped", state), Step::Hold);
+        assert_eq!(on("Running", state), Step::Hold);
+        // A parked desktop of which something still runs.
+        let parked = with("Running", Some(allocation(false)), json!([]), said(state, "2-00000002"));
+        assert_eq!(step(&parked), Step::NotOver);
+    }
+    assert_eq!(on("Stopped", "Stopped"), park());
+    assert_eq!(on("Suspended", "Stopped"), park(), "nothing is left that could go on");
+    assert_eq!(on("Running", "Stopped"), place(Some("node-a")), "it will not start this one again");
+    assert_eq!(on("Running", "Refused"), place(Some("node-a")));
+    assert_eq!(on("Stopped", "Refused"), park());
+    assert_eq!(on("Running", "Ended"), Step::Release { park: true, reason: Reason::GuestStopped });
+    assert_eq!(on("Stopped", "Ended"), Step::Hold, "it still says how it ended");
+    for state in ["Stopped", "Refused", "Ended", "Released"] {
+        for power in ["Stopped", "Running", "Suspended"] {
+            let late = with(
+                power,
+                Some(allocation(true)),
+                running("False", "Stopped", 3),
+                said(state, "1-00000001"),
+            );
+            assert_eq!(step(&late), Step::Hold, "{state} is said of the decision before");
+        }
+    }
+    let mut deleted = said("Stopped", "2-00000002");
+    deleted["metadata"] = json!({"deletionTimestamp": "2026-01-01T00:00:00Z"});
+    assert_eq!(step(&with("Running", Some(allocation(true)), json!([]), deleted.clone())), Step::Wait);
+    deleted["status"]["node"]["state"] = json!("Released");
+    assert_eq!(step(&with("Running", Some(allocation(true)), json!([]), deleted)), Step::RemoveFinalizer);
+}
+
+#[test]
+fn the_number_of_a_decision_only_grows() {
+    let number = |desktop: &Desktop| {
+        let id = desktop.next_allocation_id("").to_string();
+        id.split_once('-').map(|(number, _)| number.parse::<u64>().unwrap()).unwrap()
+    };
+    let never = desktop("a", 1, json!({}));
+    assert_eq!(number(&never), 1);
+    let held = with("Running", Some(allocation(true)), json!([]), said("Running", "2-00000002"));
+    assert_eq!(number(&held), 3);
+    let mut cleared = held.clone();
+    let idle = Situation::Idle {
+        parked: None,
+        phase: gpudesk_crds::desktop::Phase::Stopped,
+        reason: Reason::Stopped,
+        message: String::new(),
+    };
+    cleared.status = Some(status::status(&held, idle, &at(1)));
+    assert_eq!(cleared.allocation(), None);
+    assert_eq!(number(&cleared), 3, "also once nothing is held");
+}
+
 #[test]
 fn a_restart_is_decided_anew_once_the_node_has_stopped_the_machine() {
     let restart = |at: &str| json!({"metadata": {"annotations": {"gpudesk.dev/restartedAt": at}}});

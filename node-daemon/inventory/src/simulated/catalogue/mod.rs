@@ -9,13 +9,13 @@ mod tests;
 use std::collections::BTreeMap;
 
 use gpudesk_crds::{
-    gpu_node_status::{CardUnits, Framework, HostDeviceKind, Placement, TemperatureThresholds, VgpuState},
+    gpu_node_status::{Framework, HostDeviceKind, Placement, TemperatureThresholds, VgpuState},
     types::{ShareMode, VgpuSeries},
 };
 use serde::Deserialize;
 use thiserror::Error;
 
-use shares::{Mig, MixedSizeTable, Vgpu, VirtualFunctions};
+use shares::{Mig, MixedSize, Vgpu, VirtualFunctions};
 
 /// Why the catalogue does not help.
 #[derive(Debug, Error)]
@@ -55,7 +55,7 @@ pub enum CatalogueError {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Catalogue {
-    mixed_size_tables: BTreeMap<String, MixedSizeTable>,
+    mixed_size_tables: BTreeMap<String, Vec<MixedSize>>,
     cards: Vec<CardModel>,
     host_devices: Vec<HostDeviceModel>,
 }
@@ -270,17 +270,7 @@ impl Catalogue {
         Ok(placements)
     }
 
-    /// The units in which `card` is divided.
-    ///
-    /// # Errors
-    /// [`CatalogueError::UnknownTable`], which a test excludes.
-    pub fn units(&self, card: &CardModel) -> Result<CardUnits, CatalogueError> {
-        let (mig_memory, mig_compute) = card.mig.as_ref().map_or((0, 0), Mig::units);
-        let vgpu_region = self.mixed_sizes(card)?.map_or(0, |table| table.region);
-        Ok(CardUnits { mig_memory, mig_compute, vgpu_region })
-    }
-
-    fn mixed_sizes(&self, card: &CardModel) -> Result<Option<&MixedSizeTable>, CatalogueError> {
+    fn mixed_sizes(&self, card: &CardModel) -> Result<Option<&[MixedSize]>, CatalogueError> {
         let Some(name) = card.vgpu.as_ref().and_then(|vgpu| vgpu.mixed_size_table.as_ref()) else {
             return Ok(None);
         };

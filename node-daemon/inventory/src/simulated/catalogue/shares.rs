@@ -14,14 +14,7 @@ type TypesBySeries = BTreeMap<SeriesName, BTreeMap<i64, i32>>;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct MixedSizeTable {
-    pub(super) region: i32,
-    sizes: Vec<MixedSize>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MixedSize {
+pub(super) struct MixedSize {
     #[serde(rename = "framebufferMiB")]
     framebuffer_mib: i64,
     size: i32,
@@ -50,7 +43,7 @@ pub(super) enum Mig {
     /// Seven slices of eight memory units.
     Seven(SevenSlices),
     /// Written out.
-    Other(OtherSlices),
+    Other(Vec<MigProfile>),
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -62,15 +55,7 @@ pub(super) struct SevenSlices {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct OtherSlices {
-    memory_units: i32,
-    compute_slices: i32,
-    profiles: Vec<MigProfile>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct MigProfile {
+pub(super) struct MigProfile {
     name: String,
     id: i32,
     compute: i32,
@@ -118,14 +103,6 @@ const SEVEN: [Seven; 7] = [
 ];
 
 impl Mig {
-    /// Memory units and compute slices of the card.
-    pub(super) fn units(&self) -> (i32, i32) {
-        match self {
-            Self::Seven(_) => (8, 7),
-            Self::Other(other) => (other.memory_units, other.compute_slices),
-        }
-    }
-
     pub(super) fn placements(&self, vgpu: Option<&Vgpu>) -> Vec<Placement> {
         let seven;
         let profiles = match self {
@@ -133,7 +110,7 @@ impl Mig {
                 seven = slices.profiles(vgpu);
                 &seven
             }
-            Self::Other(other) => &other.profiles,
+            Self::Other(profiles) => profiles,
         };
         profiles.iter().map(|profile| profile.placement(vgpu)).collect()
     }
@@ -193,7 +170,7 @@ impl Vgpu {
 
     pub(super) fn placements(
         &self,
-        table: Option<&MixedSizeTable>,
+        table: Option<&[MixedSize]>,
         framework: Option<Framework>,
     ) -> Vec<Placement> {
         let mut placements = vec![];
@@ -201,9 +178,8 @@ impl Vgpu {
             let first = self.numbers.get(series);
             for ((gib, max), position) in sizes.iter().zip(0..) {
                 let framebuffer_mib = self.mib(*gib);
-                let mixed = table.and_then(|table| {
-                    table.sizes.iter().find(|size| size.framebuffer_mib == framebuffer_mib)
-                });
+                let mixed =
+                    table.and_then(|table| table.iter().find(|size| size.framebuffer_mib == framebuffer_mib));
                 let name = format!("{}-{gib}{series:?}", self.prefix);
                 let (heads, resolution, rate) = screens(*series, *gib);
                 placements.push(Placement {

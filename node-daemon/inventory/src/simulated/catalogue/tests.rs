@@ -1,3 +1,5 @@
+use gpudesk_crds::gpu_node_status::CardUnits;
+
 use super::*;
 
 fn placements(model: &str) -> Vec<Placement> {
@@ -10,10 +12,10 @@ fn placements(model: &str) -> Vec<Placement> {
 fn every_card_has_placements_that_fit_on_it() {
     let catalogue = Catalogue::embedded().unwrap();
     for card in catalogue.cards() {
-        let units = catalogue.units(card).unwrap();
         assert_eq!(card.pci_id.len(), 9, "{}", card.model);
         let placements = catalogue.placements(card, card.frameworks.first().copied()).unwrap();
         assert_eq!(placements.is_empty(), card.frameworks.is_empty(), "{}", card.model);
+        let units = CardUnits::of(&placements);
         for placement in &placements {
             let room = match placement.mode {
                 ShareMode::Mig => units.mig_memory,
@@ -53,9 +55,9 @@ fn the_rtx_pro_6000_offers_what_its_driver_prints() {
 fn the_l40s_has_no_mig_and_mixes_sizes() {
     let catalogue = Catalogue::embedded().unwrap();
     let card = catalogue.card("L40S").unwrap();
-    assert_eq!(catalogue.units(card).unwrap().vgpu_region, 48);
     assert!(!card.has_mig());
     let placements = placements("L40S");
+    assert_eq!(CardUnits::of(&placements).vgpu_region, 48);
     let sixteen = placements.iter().find(|p| p.type_name == "L40S-16Q").unwrap();
     assert_eq!((sixteen.max_count, sixteen.starts.as_slice()), (3, &[0, 32][..]));
     assert_eq!(

@@ -1,13 +1,14 @@
 //! From host files to nodes, as their daemons would show them. Pure.
 
 use gpudesk_crds::{GpuNode, GpuNodeSpec, gpu_node_status::Acceleration};
-use gpudesk_inventory::{
+use jiff::Timestamp;
+
+use super::{HostFile, HostFileError};
+use crate::{
     hook::HookView,
-    simulated::{HostFile, HostFileError},
     status::{self, Findings, GuestNetworkView, HypervisorView},
     topology::HostFacts,
 };
-use jiff::Timestamp;
 
 /// The most machines of one kind.
 pub const MOST: u32 = 10_000;

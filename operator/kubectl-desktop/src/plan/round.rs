@@ -212,6 +212,7 @@ pub(crate) fn allocation(placed: Placed, desktop: &Desktop, wanted: &Wanted) -> 
         restarted_at: wanted.restarted_at.clone(),
         stop_for: None,
         made_of: None,
+        id: None,
         decided_at: Time(Timestamp::UNIX_EPOCH),
         compute: Some(compute),
         gpus,

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use gpudesk_operator::{
+use kubectl_desktop::{
     plan::document::{DesktopPlan, State},
     why::document::DesktopExplanation,
 };
@@ -20,7 +20,7 @@ struct Ended {
 }
 
 fn checkout() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
 /// Runs the program at the top of the checkout, so that it names files as they are given.
@@ -50,7 +50,7 @@ fn run(arguments: &str) -> Ended {
 }
 
 const EXAMPLE: &str = "plan -f examples/plan/estate --nodes examples/plan/hosts";
-const SCATTERED: &str = "plan -f operator/tests/plan/scattered.yaml --nodes operator/tests/plan/gpu.yaml";
+const SCATTERED: &str = "plan -f operator/kubectl-desktop/tests/plan/scattered.yaml --nodes operator/kubectl-desktop/tests/plan/gpu.yaml";
 
 fn plan(arguments: &str) -> DesktopPlan {
     let ended = run(&format!("{arguments} -o json"));
@@ -129,7 +129,7 @@ fn what_desktops_hold_counts_and_stays() {
 
 #[test]
 fn moves_are_told_when_asked_for_and_only_then() {
-    let with_three = format!("{SCATTERED} -f operator/tests/plan/three.yaml");
+    let with_three = format!("{SCATTERED} -f operator/kubectl-desktop/tests/plan/three.yaml");
     assert!(plan(&with_three).defragmentation.is_empty());
     let ended = run(&format!("{with_three} --defragment"));
     assert_eq!(ended.status, 1, "it waits until somebody moves something");
@@ -218,8 +218,9 @@ fn fields_of_a_later_version_are_planned_for_and_named() {
 
 #[test]
 fn why_tells_the_record_of_a_desktop_that_has_its_place() {
-    let ended =
-        run("why lab/one --from operator/tests/plan/scattered.yaml --nodes operator/tests/plan/gpu.yaml");
+    let ended = run(
+        "why lab/one --from operator/kubectl-desktop/tests/plan/scattered.yaml --nodes operator/kubectl-desktop/tests/plan/gpu.yaml",
+    );
     assert_eq!(ended.status, 0, "{}", ended.err);
     for said in [
         "lab/one is on gpu.",
@@ -241,8 +242,9 @@ fn why_tells_of_each_node_why_a_desktop_waits() {
     for node in ["\ncad-1 ", "\nlab-1 ", "\noffice-1 "] {
         assert!(ended.out.contains(node), "{}", ended.out);
     }
-    let files = "--from operator/tests/plan/scattered.yaml --from operator/tests/plan/three.yaml";
-    let ended = run(&format!("why lab/three {files} --nodes operator/tests/plan/gpu.yaml -o yaml"));
+    let files = "--from operator/kubectl-desktop/tests/plan/scattered.yaml --from operator/kubectl-desktop/tests/plan/three.yaml";
+    let ended =
+        run(&format!("why lab/three {files} --nodes operator/kubectl-desktop/tests/plan/gpu.yaml -o yaml"));
     let answer: DesktopExplanation = serde_yaml::from_str(&ended.out).unwrap();
     assert_eq!(answer.desktop.state, State::Pending);
     assert_eq!(answer.nodes[0].node, "gpu");

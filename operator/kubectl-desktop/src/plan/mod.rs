@@ -13,7 +13,6 @@ pub mod cluster;
 pub mod document;
 pub mod estate;
 pub mod files;
-pub mod hosts;
 pub mod manifest;
 pub mod order;
 mod room;
@@ -23,3 +22,5 @@ pub mod schema;
 mod spelling;
 pub mod table;
 pub mod usage;
+
+pub use gpudesk_inventory::simulated::hosts;

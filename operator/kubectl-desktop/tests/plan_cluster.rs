@@ -10,7 +10,7 @@ use axum::{
     http::{StatusCode, Uri},
     response::{IntoResponse, Response},
 };
-use gpudesk_operator::{
+use kubectl_desktop::{
     plan::{
         document::{DesktopPlan, State},
         hosts,

@@ -13,9 +13,6 @@ use gpudesk_crds::{
 
 use super::document::{CardUsage, NodeUsage, PlannedDesktop};
 
-/// Parts of a unit, for the shares of equal size need not be whole units.
-const FINE: i64 = 1 << 20;
-
 /// The machines by name. `stranded` says of a card, by node and address, how many in a thousand of its free
 /// units nobody can use.
 pub fn nodes(
@@ -96,13 +93,12 @@ fn card_usage(device: &Device, desktops: &[&PlannedDesktop]) -> CardUsage {
         device.instances.iter().filter(|i| i.owner.as_ref().is_none_or(|owner| !names.contains(owner)));
     shares.extend(foreign.map(|instance| (instance.start, instance.mode, instance.type_name.clone())));
     shares.sort();
-    let total = units(device);
-    let fine: i64 = shares.iter().map(|(start, mode, name)| taken(device, *start, *mode, name, total)).sum();
+    let taken = shares.iter().map(|(start, mode, name)| (*mode, name.as_str(), *start));
     CardUsage {
         address: device.pci_address,
         product: device.product.clone(),
-        slices_used: ((fine + FINE - 1) / FINE).min(total),
-        slices_total: total,
+        slices_used: device.units_taken(taken).into(),
+        slices_total: device.unit_count().into(),
         shares: shares.iter().map(|(start, _, name)| share_text(name, *start)).collect(),
         stranded_permille: 0,
         unavailable: device.unavailable.clone().or_else(|| {
@@ -115,24 +111,4 @@ fn card_usage(device: &Device, desktops: &[&PlannedDesktop]) -> CardUsage {
 /// `1g.24gb@0`, or the type alone when it has no position.
 pub fn share_text(type_name: &str, start: Option<i32>) -> String {
     start.map_or_else(|| type_name.to_owned(), |start| format!("{type_name}@{start}"))
-}
-
-/// Placement units of a card.
-fn units(device: &Device) -> i64 {
-    let units = device.units.unwrap_or_default();
-    let counts = || device.placements.iter().map(|placement| placement.max_count);
-    i64::from(match (units.mig_memory, units.vgpu_region) {
-        (mig, _) if mig > 0 => mig,
-        (_, region) if region > 0 => region,
-        _ => counts().max().unwrap_or(1).max(1),
-    })
-}
-
-fn taken(device: &Device, start: Option<i32>, mode: ShareMode, type_name: &str, total: i64) -> i64 {
-    let offered = device.placements.iter().find(|p| p.mode == mode && p.type_name == type_name);
-    match offered {
-        Some(placement) if start.is_some() => i64::from(placement.size) * FINE,
-        Some(placement) => total * FINE / i64::from(placement.max_count.max(1)),
-        None => total * FINE,
-    }
 }

@@ -6,7 +6,7 @@ mod complete;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use gpudesk_operator::{
+use kubectl_desktop::{
     plan::run::{self as plan, Failure},
     view::run as view,
     why::run as why,

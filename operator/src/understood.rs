@@ -1,0 +1,296 @@
+//! Objects as far as this version understands them. A newer version may have written a value that this one
+//! does not know: the object is there all the same, with its name, its labels and what of it can be read. Such an
+//! object is *odd*: it counts, and nobody acts on it.
+
+use std::collections::BTreeSet;
+
+use gpudesk_crds::Desktop;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{Resource, ResourceExt};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde_json::{Value, json};
+use serde_path_to_error::{Path, Segment};
+
+/// What the watch puts on an odd object that it keeps: the fields that are not understood, one a line. No object
+/// of the API has it for us.
+const ODD: &str = "gpudesk.dev/not-understood";
+/// The node that an odd Desktop names in its allocation.
+const NODE: &str = "gpudesk.dev/not-understood-node";
+/// Fields that are named; where more are not understood, spec and status are left out whole.
+const MOST_FIELDS: usize = 32;
+/// Where a Desktop says what it holds, and the one part of it that takes nothing.
+const ALLOCATION: &str = "status.allocation";
+const DECISION: &str = "status.allocation.decision";
+
+/// An object as the watch gets it.
+#[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "it lives for a moment")]
+pub enum Read<K> {
+    /// It parses.
+    Whole(K),
+    /// It does not.
+    Odd {
+        /// Its metadata.
+        metadata: ObjectMeta,
+        /// All of it.
+        value: Value,
+    },
+}
+
+impl<'de, K: DeserializeOwned> Deserialize<'de> for Read<K> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        if let Ok(object) = K::deserialize(&value) {
+            return Ok(Self::Whole(object));
+        }
+        let metadata = value.get("metadata").map(ObjectMeta::deserialize).transpose();
+        Ok(Self::Odd { metadata: metadata.map_err(serde::de::Error::custom)?.unwrap_or_default(), value })
+    }
+}
+
+impl<K: Resource> Resource for Read<K> {
+    type DynamicType = K::DynamicType;
+    type Scope = K::Scope;
+
+    fn kind(dt: &K::DynamicType) -> std::borrow::Cow<'_, str> {
+        K::kind(dt)
+    }
+
+    fn group(dt: &K::DynamicType) -> std::borrow::Cow<'_, str> {
+        K::group(dt)
+    }
+
+    fn version(dt: &K::DynamicType) -> std::borrow::Cow<'_, str> {
+        K::version(dt)
+    }
+
+    fn plural(dt: &K::DynamicType) -> std::borrow::Cow<'_, str> {
+        K::plural(dt)
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        match self {
+            Self::Whole(object) => object.meta(),
+            Self::Odd { metadata, .. } => metadata,
+        }
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        match self {
+            Self::Whole(object) => object.meta_mut(),
+            Self::Odd { metadata, .. } => metadata,
+        }
+    }
+}
+
+/// The smallest spec of a kind.
+fn least(kind: &str) -> Value {
+    match kind {
+        "Desktop" => json!({"templateRef": {"name": ""}}),
+        "DesktopTemplate" => json!({"memory": {"sizeMiB": 1}}),
+        "GpuProfile" => json!({"alternatives": []}),
+        _ => json!({}),
+    }
+}
+
+/// What can be read of an object that does not parse, marked as odd. `None` when not even its metadata can.
+pub fn as_far_as_understood<K: Resource + DeserializeOwned>(mut value: Value, kind: &str) -> Option<K> {
+    let least = least(kind);
+    let node = value.pointer("/status/allocation/node").and_then(Value::as_str).map(ToOwned::to_owned);
+    let mut fields: Vec<String> = vec![];
+    let mut object: K = loop {
+        let error = match serde_path_to_error::deserialize(&value) {
+            Ok(object) => break object,
+            Err(error) => error,
+        };
+        // One line each, whatever was found.
+        fields.push(format!("{}: {}", error.path(), error.inner()).replace('\n', " "));
+        if fields.len() < MOST_FIELDS && leave_out(&mut value, error.path(), &least) {
+            continue;
+        }
+        fields.push("spec: too little of it is understood".to_owned());
+        fields.push("status: too little of it is understood".to_owned());
+        let bare = json!({"apiVersion": value["apiVersion"], "kind": value["kind"], "metadata": value["metadata"], "spec": least});
+        break K::deserialize(bare).ok()?;
+    };
+    unmark(&mut object);
+    object.annotations_mut().insert(ODD.to_owned(), fields.join("\n"));
+    object.annotations_mut().extend(node.map(|node| (NODE.to_owned(), node)));
+    Some(object)
+}
+
+/// Leaves out what is at a path; says whether there was anything.
+fn leave_out(value: &mut Value, path: &Path, least: &Value) -> bool {
+    let mut segments: Vec<&Segment> = path.iter().collect();
+    while matches!(segments.last(), Some(Segment::Enum { .. } | Segment::Unknown)) {
+        segments.pop();
+    }
+    let is_spec = |segment: &Segment| matches!(segment, Segment::Map { key } if key == "spec");
+    match segments.as_slice() {
+        // Something that must be there is not: with a spec that lacks nothing the rest can be read.
+        [] => value
+            .as_object_mut()
+            .is_some_and(|object| object.insert("spec".to_owned(), least.clone()).as_ref() != Some(least)),
+        [only] if is_spec(only) => std::mem::replace(&mut value["spec"], least.clone()) != *least,
+        [parents @ .., end] => {
+            let mut at = value;
+            for segment in parents {
+                let next = match segment {
+                    Segment::Seq { index } => at.get_mut(*index),
+                    Segment::Map { key } => at.get_mut(key),
+                    Segment::Enum { variant } => at.get_mut(variant),
+                    Segment::Unknown => None,
+                };
+                let Some(next) = next else { return false };
+                at = next;
+            }
+            match (end, at) {
+                (Segment::Seq { index }, Value::Array(items)) if *index < items.len() => {
+                    items.remove(*index);
+                    true
+                }
+                (Segment::Map { key }, Value::Object(object)) => object.remove(key).is_some(),
+                _ => false,
+            }
+        }
+    }
+}
+
+/// Takes away what only we may put there.
+pub fn unmark<K: Resource>(object: &mut K) {
+    let annotations = object.annotations_mut();
+    annotations.remove(ODD);
+    annotations.remove(NODE);
+}
+
+/// The fields of an object that are not understood, each with why; `None` of one that is understood.
+pub fn odd<K: Resource>(object: &K) -> Option<&str> {
+    object.annotations().get(ODD).map(String::as_str)
+}
+
+/// In one line: `Desktop demo/a is not understood by this version of the operator: spec.x: unknown variant ...`.
+pub fn sentence(what: &str, fields: &str) -> String {
+    format!("{what} is not understood by this version of the operator: {}", fields.replace('\n', "; "))
+}
+
+/// The node of which an odd Desktop holds something that cannot be read, where that can be. `None` where all that
+/// it holds is understood.
+pub fn holds_unclear(desktop: &Desktop) -> Option<Option<&str>> {
+    let of_allocation = |field: &str| {
+        (field.starts_with(ALLOCATION) && !field.starts_with(DECISION)) || field.starts_with("status:")
+    };
+    odd(desktop)?.lines().any(of_allocation).then(|| desktop.annotations().get(NODE).map(String::as_str))
+}
+
+/// What is closed to new desktops because of `desktops`, of which each holds something on its node that cannot be
+/// read, and of `nodes`, which are odd themselves. One whose node cannot be read may be on any of `all`.
+pub fn closed<'a>(
+    desktops: impl Iterator<Item = &'a Option<String>> + Clone,
+    nodes: &'a BTreeSet<String>,
+    all: impl Iterator<Item = &'a str>,
+) -> BTreeSet<String> {
+    if desktops.clone().any(Option::is_none) {
+        return all.map(ToOwned::to_owned).collect();
+    }
+    desktops.flatten().chain(nodes).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use gpudesk_crds::{DesktopTemplate, GpuNode, GpuProfile};
+
+    use super::*;
+
+    /// A desktop with `value` at a path, which does not parse.
+    fn desktop(path: &str, value: Value) -> Desktop {
+        let mut object = json!({
+            "apiVersion": "gpudesk.dev/v1alpha1", "kind": "Desktop",
+            "metadata": {"name": "a", "namespace": "demo", "labels": {"team": "x"}, "annotations": {ODD: "by somebody"}},
+            "spec": {"templateRef": {"name": "t"}, "priority": 7},
+            "status": {"allocation": {
+                "node": "host", "desktopGeneration": 1, "templateGeneration": 1, "decidedAt": "2026-01-01T00:00:00Z",
+                "compute": {"cores": 1, "threadsPerCore": 1, "memoryMiB": 64},
+            }},
+        });
+        let (parent, key) = path.rsplit_once('/').unwrap();
+        object.pointer_mut(parent).unwrap()[key] = value;
+        assert!(Desktop::deserialize(&object).is_err(), "{path}");
+        as_far_as_understood(object, "Desktop").unwrap()
+    }
+
+    #[test]
+    fn what_is_understood_of_an_object_is_kept_and_what_is_not_is_named() {
+        let read = desktop("/spec/powerState", json!("Hibernated"));
+        assert_eq!((read.spec.template_ref.name.as_str(), read.spec.priority), ("t", 7));
+        assert_eq!(read.labels()["team"], "x");
+        let fields = odd(&read).unwrap();
+        assert!(fields.starts_with("spec.powerState: unknown variant `Hibernated`"), "{fields}");
+        assert_eq!(read.allocation().unwrap().node, "host");
+        assert_eq!(holds_unclear(&read), None, "all that it holds is understood");
+    }
+
+    #[test]
+    fn what_a_desktop_holds_is_understood_whole_or_not_at_all() {
+        let gpu = json!({"name": "g", "device": "0000:01:00.0", "product": "T4", "mode": "Sliced", "type": "x",
+                         "framebufferMiB": 1, "profile": "p"});
+        for (path, value, node) in [
+            ("/status/allocation/gpus", json!([gpu]), Some("host")),
+            ("/status/allocation/compute", json!("all of it"), Some("host")),
+            ("/status/allocation/decidedAt", json!(7), Some("host")),
+            ("/status/allocation/node", json!(7), None),
+            ("/status/allocation", json!("host"), None),
+            ("/status", json!("fine"), None),
+        ] {
+            let read = desktop(path, value);
+            assert_eq!(holds_unclear(&read), Some(node), "{path}: {:?}", odd(&read));
+        }
+        for (path, value) in [
+            ("/status/allocation/decision", json!("by lot")),
+            ("/status/conditions", json!("fine")),
+            ("/spec/templateRef", json!(7)),
+            ("/spec", json!(7)),
+        ] {
+            let read = desktop(path, value);
+            assert_eq!(holds_unclear(&read), None, "{path}: {:?}", odd(&read));
+            assert_eq!(read.allocation().unwrap().node, "host", "{path}");
+        }
+    }
+
+    #[test]
+    fn an_object_of_which_nearly_nothing_is_understood_is_there() {
+        let conditions: Vec<Value> = (0..100).map(|_| json!({"type": 7})).collect();
+        let read = desktop("/status/conditions", json!(conditions));
+        assert_eq!((read.name_any().as_str(), read.spec.template_ref.name.as_str()), ("a", ""));
+        assert_eq!(holds_unclear(&read), Some(Some("host")));
+    }
+
+    #[test]
+    fn of_each_kind_there_is_something_left_when_nothing_is_understood() {
+        let bare = |kind: &str| json!({"apiVersion": "gpudesk.dev/v1alpha1", "kind": kind, "metadata": {"name": "a"}, "spec": 7, "status": 7});
+        let names = [
+            as_far_as_understood::<Desktop>(bare("Desktop"), "Desktop").unwrap().name_any(),
+            as_far_as_understood::<DesktopTemplate>(bare("DesktopTemplate"), "DesktopTemplate")
+                .unwrap()
+                .name_any(),
+            as_far_as_understood::<GpuProfile>(bare("GpuProfile"), "GpuProfile").unwrap().name_any(),
+            as_far_as_understood::<GpuNode>(bare("GpuNode"), "GpuNode").unwrap().name_any(),
+        ];
+        assert_eq!(names, ["a"; 4]);
+    }
+
+    #[test]
+    fn a_desktop_that_may_be_on_any_node_closes_all() {
+        let closed = |desktops: &[Option<&str>], nodes: &[&str]| {
+            let desktops: Vec<Option<String>> =
+                desktops.iter().map(|node| node.map(ToOwned::to_owned)).collect();
+            let nodes = nodes.iter().map(ToString::to_string).collect();
+            super::closed(desktops.iter(), &nodes, ["a", "b", "c"].into_iter())
+                .into_iter()
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(closed(&[], &[]), "");
+        assert_eq!(closed(&[Some("b")], &["c"]), "b c");
+        assert_eq!(closed(&[Some("b"), None], &[]), "a b c");
+    }
+}
