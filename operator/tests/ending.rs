@@ -51,6 +51,18 @@ impl Server {
         self.lease.lock().unwrap()["spec"]["holderIdentity"].clone()
     }
 
+    /// What the chart's policy says of a term: that of the lease may write, and no other.
+    fn probed(lease: &Value, probe: &Bytes) -> Response {
+        let probe: Value = serde_json::from_slice(probe).unwrap();
+        let term = format!(":{}", lease["spec"]["leaseTransitions"]);
+        if probe["metadata"]["annotations"]["gpudesk.dev/operator-term"] == term.as_str() {
+            return ([("content-type", "application/json")], probe.to_string()).into_response();
+        }
+        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403,
+            "reason": "Forbidden", "message": "ValidatingAdmissionPolicy 'operator-term.gpudesk.dev' denied request"});
+        (StatusCode::FORBIDDEN, [("content-type", "application/json")], status.to_string()).into_response()
+    }
+
     async fn answer(State(server): State<Arc<Self>>, method: Method, uri: Uri, body: Bytes) -> Response {
         if uri.query().is_some_and(|query| query.contains("watch=")) {
             return std::future::pending().await;
@@ -62,6 +74,9 @@ impl Server {
             return std::future::pending().await;
         }
         let mut lease = server.lease.lock().unwrap();
+        if uri.query().is_some_and(|query| query.contains("dryRun=")) {
+            return Self::probed(&lease, &body);
+        }
         if of_lease && method != Method::GET {
             *lease = serde_json::from_slice(&body).unwrap();
             lease["metadata"]["resourceVersion"] = json!("1");
