@@ -41,6 +41,15 @@ pub struct GpuNodeSpec {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cordoned: bool,
 
+    /// The machine is off, or cut off from network, storage and power for good: nothing that ran there runs
+    /// any more. The word of its admin, like the taint `node.kubernetes.io/out-of-service` of the Kubernetes
+    /// node. While the node daemon is not heard, desktops that keep no disks there are placed elsewhere, and
+    /// those that keep some once their users give them up. No new desktops are placed here meanwhile. It has no other effect while the
+    /// daemon is heard. Never set it for a machine that may still run: its desktops would run twice.
+    /// Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub out_of_service: bool,
+
     /// Stop or move the desktops of this node. Not yet supported: reported as such in the condition
     /// `Ready` of this node and otherwise without effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -13,6 +13,7 @@ mod host_device;
 mod numa;
 mod pci;
 mod shares;
+mod stray;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
@@ -27,6 +28,7 @@ pub use host_device::{HostDevice, HostDeviceKind};
 pub use numa::{CacheDomain, Hugepages, NumaCell};
 pub use pci::{Bar, Companion, GroupMember, IommuGroup, PcieLink, Sriov, VirtualFunction};
 pub use shares::{CardUnits, Framework, Instance, MigBackedType, ModeSupport, Placement};
+pub use stray::{Stray, StrayStanding};
 
 /// What the node daemon found. Written by the daemon of this node when it changes; the condition
 /// `DaemonHeard` alone is the operator's.
@@ -71,6 +73,19 @@ pub struct GpuNodeStatus {
     #[schemars(length(max = 512))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub allocated: Vec<TypeCount>,
+
+    /// Machines that run here and are not those of allocations to this node, keyed by the UID of the
+    /// Desktop that each was made for. What they hold counts as taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["uid".into()]))]
+    pub strays: Vec<Stray>,
+
+    /// How many more such machines there are than `strays` has room for. While there are any, the node
+    /// takes no new desktops.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub more_strays: Option<i32>,
 
     /// The figures that `kubectl get gpunodes` prints.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -151,8 +151,15 @@ pub fn page(size: PageSize) -> usize {
 impl NodeFacts {
     /// Reads a node. A node without status offers nothing and is not ready.
     pub fn read(node: &GpuNode) -> Self {
-        let GpuNodeSpec { cordoned, drain: _, devices: _, housekeeping, taints, physical_networks } =
-            &node.spec;
+        let GpuNodeSpec {
+            cordoned,
+            out_of_service,
+            drain: _,
+            devices: _,
+            housekeeping,
+            taints,
+            physical_networks,
+        } = &node.spec;
         let nothing = gpudesk_crds::GpuNodeStatus::default();
         let status = node.status.as_ref().unwrap_or(&nothing);
         let housekeeping = housekeeping.clone().unwrap_or_default();
@@ -183,7 +190,7 @@ impl NodeFacts {
         Self {
             name: node.metadata.name.as_deref().unwrap_or_default().into(),
             labels: node.metadata.labels.clone().unwrap_or_default(),
-            cordoned: *cordoned,
+            cordoned: *cordoned || *out_of_service,
             taints: taints.iter().map(|taint| (taint.key.clone(), taint.value.clone())).collect(),
             ready: conditions::is_true(&status.conditions, ConditionType::Ready),
             cards: devices

@@ -1,0 +1,49 @@
+//! Machines on a node that no allocation to it accounts for.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::Allocation;
+
+/// A machine that runs on this node and is not that of an allocation which holds here.
+///
+/// What it holds counts as taken. One without `allocation` holds nobody knows what: the node takes no
+/// new desktops until it has ended.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stray {
+    /// UID of the Desktop that it was made for, which is the UUID of the libvirt domain too.
+    #[schemars(length(equal = 36))]
+    pub uid: String,
+    /// Namespace of that Desktop.
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: String,
+    /// Name of that Desktop.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// How it stands to what the API says of that Desktop.
+    pub standing: StrayStanding,
+    /// The decision that it was made for, as its metadata has it. Absent where that cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::lenient::word")]
+    pub allocation: Option<Box<Allocation>>,
+    /// When the daemon first saw it so.
+    pub since: Time,
+}
+
+/// How a machine stands to what the API says of its Desktop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum StrayStanding {
+    /// The desktop has moved on to a later decision: the guest is asked to shut down, then powered off.
+    Older,
+    /// The decision is later than the one that holds, or was never heard of, as after a restore from a
+    /// backup: it is left running.
+    Newer,
+    /// The Desktop is allocated to no node: it is left running.
+    Unallocated,
+    /// There is no such Desktop: it is left running.
+    NoDesktop,
+    /// What the API says of it, or what it says of itself, is not understood: it is left running.
+    #[serde(other)]
+    Unclear,
+}
