@@ -182,6 +182,11 @@ pub struct DesktopStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_placement: Option<LastPlacement>,
 
+    /// Since when the desktop is to run and has no place. Of those with one priority, who waits longest goes
+    /// first. Written by the operator; absent while it holds its place or is not to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_since: Option<Time>,
+
     /// The shares of GPUs in words: `1x RTX PRO 6000 16Q`. Written by the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]

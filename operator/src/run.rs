@@ -55,6 +55,8 @@ pub struct Settings {
     pub writes_per_second: NonZeroU32,
     /// The bounds of placement.
     pub limits: Limits,
+    /// Room is kept for a desktop that has waited so long; never without.
+    pub keep_room_after: Option<Duration>,
 }
 
 /// Why the operator ended without being asked to.
@@ -253,7 +255,9 @@ fn start_watches(
         access,
     };
     let stores = Stores { desktops, templates, profiles, nodes };
-    let world = Arc::new(World::new(stores, queues, settings.limits, metrics.clone()));
+    let mut world = World::new(stores, queues, settings.limits, metrics.clone());
+    world.set_keep_room_after(settings.keep_room_after);
+    let world = Arc::new(world);
     macro_rules! watch {
         ($name:literal, $api:expr, $writer:expr, $hear:ident) => {{
             let (world, metrics) = (world.clone(), metrics.clone());
@@ -278,8 +282,8 @@ fn start_watches(
 fn start_wakers(world: &Arc<World>, tasks: &mut Tasks) {
     let waker = world.clone();
     tasks.spawn(async move {
-        waker.wake_waiting().await;
-        "waker of those that wait"
+        waker.offer_freed().await;
+        "offers to those that wait"
     });
     let counter = world.clone();
     tasks.spawn(async move {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures::channel::mpsc::UnboundedSender;
 use gpudesk_crds::{Allocation, AllocationId, Desktop, DesktopTemplate, GpuNode, GpuProfile, Refusal};
-use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::Time};
+use k8s_openapi::api::coordination::v1::Lease;
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use tokio::sync::Notify;
 
@@ -20,20 +20,24 @@ use crate::{
     node_liveness::{Heard, Liveness},
     placement::{
         compute::Limits,
-        explain::{Explanation, MOST_MOVES},
+        explain::Explanation,
         fragments::Counts,
         request::{DesktopKey, Request, ShareRequest},
         snapshot::{Change, Snapshot, key_of},
     },
+    queue::Queue,
     refusals::Refusals,
     secret_access::{self, Named, Pair},
     stores::Stores,
     understood::{self, odd},
-    waiting::Waiting,
     watch::Seen,
 };
 
+mod decider;
 mod intake;
+
+pub use decider::Decision;
+use decider::Ask;
 
 /// How long a `GpuNode` must be missing until what it held is given up: its daemon makes it again
 /// at once when it lives.
@@ -64,6 +68,8 @@ pub struct World {
     cluster: Mutex<Cluster>,
     freed: Notify,
     counted: Notify,
+    /// For whom room is kept: for whoever has waited so long.
+    keep_after: Option<Duration>,
 }
 
 /// Behind the one placement lock.
@@ -71,7 +77,9 @@ pub struct World {
 struct Cluster {
     snapshot: Snapshot,
     index: Index,
-    waiting: Waiting,
+    queue: Queue<Arc<Ask>>,
+    /// For whom no room can be kept, and until when that is believed.
+    not_kept: BTreeMap<DesktopKey, Instant>,
     refusals: Refusals,
     liveness: Liveness,
     missing: BTreeMap<String, Instant>,
@@ -103,31 +111,24 @@ pub struct Supply {
     pub why_none: Option<Explanation>,
 }
 
-/// A decision on one desktop.
-#[derive(Debug)]
-pub enum Decision {
-    /// It has a place, which counts as taken from now on.
-    Assumed {
-        /// The place.
-        allocation: Arc<Allocation>,
-        /// Decided just now, so that no write of it can have reached the API server.
-        fresh: bool,
-    },
-    /// It has a place, which is written: the watch will show it.
-    Written,
-    /// There is no room.
-    NoRoom(Explanation),
-    /// The desktop changed meanwhile: look again.
-    Stale,
-    /// Others go first: look again soon.
-    Yield,
-}
-
 impl World {
     /// Knows nothing yet.
     pub fn new(stores: Stores, queues: Queues, limits: Limits, metrics: Metrics) -> Self {
         let cluster = Mutex::new(Cluster { snapshot: Snapshot::new(limits), ..Cluster::default() });
-        Self { stores, metrics, queues, cluster, freed: Notify::new(), counted: Notify::new() }
+        Self {
+            stores,
+            metrics,
+            queues,
+            cluster,
+            freed: Notify::new(),
+            counted: Notify::new(),
+            keep_after: None,
+        }
+    }
+
+    /// Keeps room for those who have waited so long from now on.
+    pub fn set_keep_room_after(&mut self, after: Option<Duration>) {
+        self.keep_after = after;
     }
 
     fn lock(&self) -> MutexGuard<'_, Cluster> {
@@ -137,7 +138,7 @@ impl World {
 
     fn changed(&self, cluster: &mut Cluster, change: Change) {
         if change.freed {
-            cluster.waiting.freed(Instant::now());
+            cluster.queue.freed();
             self.freed.notify_one();
         }
         if change.any {
@@ -189,100 +190,11 @@ impl World {
         self.stores.desktops.state().iter().for_each(|desktop| self.wake(&key_of(desktop)));
     }
 
-    /// Finds a place and counts it as taken, in one step that no other decision comes between.
-    pub fn decide(&self, desktop: &Desktop, wanted: &Wanted, home: Option<String>, now: &Time) -> Decision {
-        let key = key_of(desktop);
-        let version = desktop.metadata.resource_version.clone().unwrap_or_default();
-        let request = Request { home, ..wanted.request.clone() };
-        let priority = desktop.spec.priority;
-        let started = Instant::now();
-        let mut cluster = self.lock();
-        // Decided before, but the answer to the write was lost: the same is written again.
-        match cluster.snapshot.assumed(&key) {
-            Some(assumed) if assumed.written => return Decision::Written,
-            Some(assumed) => return Decision::Assumed { allocation: assumed.allocation, fresh: false },
-            None => {}
-        }
-        if cluster.waiting.must_yield(&key, priority, started) {
-            return Decision::Yield;
-        }
-        let Ok(placed) = cluster.snapshot.place(&request) else {
-            let created = desktop.creation_timestamp().map_or(0, |time| time.0.as_second());
-            cluster.waiting.insert(&key, priority, created);
-            // Who may not say anything new yet need not know what would have to move.
-            let speaks = cluster.waiting.rest(&key, started).is_zero();
-            let explanation = cluster.snapshot.explain_with(&request, if speaks { MOST_MOVES } else { 0 });
-            drop(cluster);
-            self.metrics.placed(explanation.reason.as_str());
-            self.metrics.decided_in(started.elapsed().as_secs_f64());
-            return Decision::NoRoom(explanation);
-        };
-        let allocation = Arc::new(Allocation {
-            id: Some(desktop.next_allocation_id(&format!("{} {}", now.0, placed.node))),
-            node: placed.node,
-            desktop_generation: desktop.metadata.generation.unwrap_or_default(),
-            template_generation: wanted.template_generation,
-            restarted_at: wanted.restarted_at.clone(),
-            stop_for: None,
-            made_of: Some(wanted.made_of.clone()),
-            decided_at: now.clone(),
-            compute: Some(placed.compute),
-            gpus: placed.gpus,
-            host_devices: placed.host_devices,
-            fabric_partition: placed.fabric_partition,
-            decision: Some(placed.record),
-        });
-        let Ok(change) = cluster.snapshot.assume(&key, &version, &allocation) else {
-            return Decision::Stale;
-        };
-        cluster.waiting.forget(&key);
-        self.changed(&mut cluster, change);
-        drop(cluster);
-        self.metrics.placed("placed");
-        self.metrics.decided_in(started.elapsed().as_secs_f64());
-        Decision::Assumed { allocation, fresh: true }
-    }
-
     /// What a desktop is defined to ask for, running or not; nothing when it says nothing that can
     /// be. `home` is the node that its disks bind it to.
     pub fn wants(&self, key: &DesktopKey, wanted: Option<&Wanted>, home: Option<String>) {
         let request = wanted.map(|wanted| Request { home, ..wanted.request.clone() });
         self.lock().snapshot.wants(key, request.as_ref());
-    }
-
-    /// Whether a desktop would find a place now that its own is counted as free.
-    ///
-    /// # Errors
-    /// Why it would not.
-    pub fn would_fit(&self, wanted: &Wanted, home: Option<String>) -> Result<(), Explanation> {
-        let request = Request { home, ..wanted.request.clone() };
-        let mut cluster = self.lock();
-        match cluster.snapshot.place(&request) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(cluster.snapshot.explain_with(&request, 0)),
-        }
-    }
-
-    /// A decision was written.
-    pub fn written(&self, key: &DesktopKey) {
-        self.lock().snapshot.written(key);
-    }
-
-    /// A decision was not written, for certain: what it took is free again.
-    pub fn forget(&self, key: &DesktopKey) {
-        let mut cluster = self.lock();
-        let change = cluster.snapshot.forget(key);
-        self.changed(&mut cluster, change);
-    }
-
-    /// A desktop does not wait for room any more.
-    pub fn not_waiting(&self, key: &DesktopKey) {
-        self.lock().waiting.forget(key);
-    }
-
-    /// How long a waiting desktop must wait until it may change its message.
-    pub fn may_say(&self, key: &DesktopKey) -> Duration {
-        self.lock().waiting.may_say(key, Instant::now())
     }
 
     /// Whether a node is there.
@@ -347,19 +259,6 @@ impl World {
     /// Shares in use of a profile.
     pub fn in_use(&self, profile: &str) -> i32 {
         self.lock().snapshot.in_use(profile)
-    }
-
-    /// Wakes those that wait for room, the most important first, a moment after something was
-    /// freed: what is freed together is offered together. Runs until dropped.
-    pub async fn wake_waiting(&self) {
-        loop {
-            self.freed.notified().await;
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            let waiting = self.lock().waiting.in_order();
-            for key in &waiting {
-                self.wake(key);
-            }
-        }
     }
 
     /// Has counts of profiles and templates looked at, at most once a second. Runs until dropped.

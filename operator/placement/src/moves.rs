@@ -58,7 +58,10 @@ impl Snapshot {
     /// Nodes that would do if they were empty, with the desktops that may be in the way: the least
     /// taken first, and of a node's desktops those with the smallest shares.
     #[expect(clippy::type_complexity, reason = "a list that lives for one call")]
-    fn nodes_in_question(&mut self, request: &Request) -> Vec<(NodeId, Vec<(DesktopKey, Arc<Allocation>)>)> {
+    pub(crate) fn nodes_in_question(
+        &mut self,
+        request: &Request,
+    ) -> Vec<(NodeId, Vec<(DesktopKey, Arc<Allocation>)>)> {
         let position = self.ranking_for(&request.demand);
         let prepared = self.prepared(position);
         let candidates: Vec<(usize, NodeId)> = self

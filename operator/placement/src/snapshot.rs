@@ -15,6 +15,7 @@ use crate::{
     prices::Prices,
     ranking::{NodeId, Ranking},
     request::{AffinityRule, Demand, DesktopKey, Request},
+    reserve::Reservation,
     tables::WishId,
 };
 
@@ -45,6 +46,8 @@ pub struct Snapshot {
     /// How many of certain wishes fit on empty nodes, by the version of the nodes.
     pub(crate) totals: HashMap<Box<[WishId]>, (u64, i32)>,
     in_use: BTreeMap<String, i32>,
+    /// Room that is kept for one who has waited long.
+    pub(crate) reserved: Option<Reservation>,
 }
 
 /// Equal when the same is offered, taken, assumed and asked for; what was worked out from it does not
@@ -344,6 +347,17 @@ impl Snapshot {
         self.desktops.get(key)?.counts()
     }
 
+    /// Whether something that a desktop holds or left behind is not in its own way.
+    pub fn has_own(&self, key: &DesktopKey) -> bool {
+        self.holds(key).is_some() || self.left_behind.contains_key(&key.to_string())
+    }
+
+    /// Whether new desktops go to a node.
+    pub fn takes(&self, node: &str) -> bool {
+        let takes = |facts: &NodeFacts| facts.ready && !facts.cordoned;
+        self.estate.facts_of(node).is_some_and(takes) && self.estate.closed(node).is_none()
+    }
+
     /// Names of the nodes that exist.
     pub fn node_names(&self) -> impl Iterator<Item = &str> {
         self.estate.existing().map(|(_, facts)| &*facts.name)
@@ -429,7 +443,7 @@ impl Snapshot {
     }
 
     /// A node has changed for a thought: who uses a ranking next judges it.
-    fn mark(&mut self, id: NodeId) {
+    pub(crate) fn mark(&mut self, id: NodeId) {
         for ranking in &mut self.rankings {
             ranking.touch(id);
         }

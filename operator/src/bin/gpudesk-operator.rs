@@ -54,6 +54,11 @@ struct Arguments {
           value_parser = clap::value_parser!(u32).range(1..=64))]
     cpu_overcommit: u32,
 
+    /// Minutes that the first of those who wait is passed by smaller ones that fit. Then what it needs is
+    /// kept for it on the node where the fewest desktops are in its way. 0: never.
+    #[arg(long, env = "GPUDESK_KEEP_ROOM_AFTER_MINUTES", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=10080))]
+    keep_room_after_minutes: u64,
+
     /// Desktops that are worked on at the same time.
     #[arg(long, env = "GPUDESK_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     concurrency: u16,
@@ -115,6 +120,8 @@ async fn main() -> anyhow::Result<()> {
         concurrency: arguments.concurrency,
         writes_per_second: arguments.writes_per_second,
         limits: Limits { cpu_overcommit: i64::from(arguments.cpu_overcommit) },
+        keep_room_after: Some(Duration::from_mins(arguments.keep_room_after_minutes))
+            .filter(|after| !after.is_zero()),
     };
     let result = Box::pin(run::run(config, settings, metrics, ready, stop)).await;
     served.cancel();

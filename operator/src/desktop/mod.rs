@@ -228,7 +228,8 @@ async fn place(
     let (allocation, fresh) = match world.decide(desktop, wanted, home.clone(), &now()) {
         Decision::Assumed { allocation, fresh } => (allocation, fresh),
         Decision::Written => return Ok(Action::requeue(WATCH_LAGS)),
-        Decision::Stale | Decision::Yield => return Ok(Action::requeue(SOON)),
+        Decision::Stale => return Ok(Action::requeue(SOON)),
+        Decision::Queued => return Ok(Action::requeue(WATCH_LAGS)),
         Decision::NoRoom(explanation) => {
             let why = Invalid::new(explanation.reason, explanation.message);
             if status::only_message_differs(desktop, &why) {
@@ -480,7 +481,7 @@ fn node_of(desktop: &Desktop) -> Option<&str> {
 }
 
 /// Now, in the whole seconds that the API keeps.
-fn now() -> Time {
+pub(crate) fn now() -> Time {
     let seconds = Timestamp::now().as_second();
     Time(Timestamp::from_second(seconds).unwrap_or_default())
 }

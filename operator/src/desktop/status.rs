@@ -99,6 +99,9 @@ pub fn status(desktop: &Desktop, situation: Situation, now: &Time) -> DesktopSta
                 say.that(ConditionType::Running, false, reason, &message);
             }
             wanted.phase = Some(phase);
+            // Kept over restarts of the operator: whoever waits longer goes first.
+            let since = || old.waiting_since.clone().unwrap_or_else(|| now.clone());
+            wanted.waiting_since = (phase == Phase::Pending).then(since);
             wanted.allocation = parked;
             wanted.last_placement = last_placement(&old);
         }
@@ -208,6 +211,7 @@ pub fn differs(old: Option<&DesktopStatus>, wanted: &DesktopStatus) -> bool {
     phase
         || old.gpu_summary != wanted.gpu_summary
         || old.last_placement != wanted.last_placement
+        || old.waiting_since != wanted.waiting_since
         || ours.into_iter().any(|type_| says(old, type_) != says(wanted, type_))
         || !same_allocation(old.allocation.as_ref(), wanted.allocation.as_ref())
 }

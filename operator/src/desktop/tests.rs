@@ -4,6 +4,7 @@
 
 mod access;
 mod odd;
+mod queue;
 mod reading;
 mod rig;
 mod rounds;

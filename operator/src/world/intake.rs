@@ -2,7 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "an adapter: it tells the time to pure parts")]
 
 use super::{
-    AllocationId, Cluster, Desktop, DesktopKey, DesktopTemplate, Duration, GpuNode, GpuProfile, Instant,
+    Allocation, AllocationId, Arc, Cluster, Desktop, DesktopKey, DesktopTemplate, Duration, GpuNode, GpuProfile, Instant,
     Lease, NODE_LOST_AFTER, ObjectRef, Refusal, ResourceExt, Seen, World, is_new, key_of, node_held, odd,
     understood,
 };
@@ -21,6 +21,12 @@ impl World {
                 let key = key_of(desktop);
                 let before = node_held(&cluster, &key);
                 self.take_in(&mut cluster, &key, desktop);
+                // Saying why it waits makes another version of it, and costs it no turn.
+                let stored = self.stores.desktops.get(&ObjectRef::from_obj(desktop));
+                let ask = cluster.queue.ask(&key).zip(stored).and_then(|(ask, now)| ask.of_version(&now));
+                if let Some(ask) = ask {
+                    cluster.queue.ask_anew(&key, Arc::new(ask));
+                }
                 self.access_of(&key.namespace, [before, node_held(&cluster, &key)]);
                 self.wake(&key);
             }
@@ -28,7 +34,8 @@ impl World {
                 let key = key_of(desktop);
                 let template = cluster.index.gone(&key);
                 cluster.templates.extend(template);
-                cluster.waiting.forget(&key);
+                cluster.queue.leave(&key);
+                cluster.queue.take_given(&key);
                 cluster.refusals.forget(&key);
                 self.counted.notify_one();
                 let before = node_held(&cluster, &key);
@@ -49,14 +56,38 @@ impl World {
         let unclear = understood::holds_unclear(desktop)
             .filter(|node| known.is_none() || node.is_some_and(|node| known.as_deref() != Some(node)));
         if understood::holds_unclear(desktop).is_none() || known.is_none() {
+            let given = cluster.snapshot.assumed(key).filter(|_| cluster.queue.is_given(key));
             let change = cluster.snapshot.desktop_seen(desktop);
-            self.changed(cluster, change);
+            if !self.given_again(cluster, key, desktop, given.map(|given| given.allocation)) {
+                self.changed(cluster, change);
+            }
         }
         match unclear {
             Some(node) => _ = cluster.unclear.insert(key.clone(), node.map(ToOwned::to_owned)),
             None => _ = cluster.unclear.remove(key),
         }
         self.close(cluster);
+    }
+
+    /// A place that a desktop was given in its turn, and that nobody has begun to write, stays given when no
+    /// more than its status changed, as when it was just saying why it waits.
+    fn given_again(
+        &self,
+        cluster: &mut Cluster,
+        key: &DesktopKey,
+        desktop: &Desktop,
+        given: Option<Arc<Allocation>>,
+    ) -> bool {
+        let Some(given) = given.filter(|_| cluster.snapshot.assumed(key).is_none()) else { return false };
+        let version = desktop.resource_version().unwrap_or_default();
+        let as_it_was = desktop.metadata.generation == Some(given.desktop_generation)
+            && desktop.metadata.deletion_timestamp.is_none()
+            && cluster.snapshot.holds(key).is_none();
+        let again = as_it_was && cluster.snapshot.assume(key, &version, &given).is_ok();
+        if !again {
+            cluster.queue.take_given(key);
+        }
+        again
     }
 
     /// Closes to new desktops what is not understood, and opens what is again.
@@ -202,7 +233,8 @@ impl World {
                 self.offer(&mut cluster, &object);
             }
         }
-        self.metrics.waiting(cluster.waiting.len());
+        self.keep_room(&mut cluster);
+        self.metrics.waiting(cluster.queue.len());
         let Cluster { missing, index, .. } = &mut *cluster;
         missing
             .retain(|node, since| since.elapsed() < NODE_LOST_AFTER || index.on_node(node).next().is_some());

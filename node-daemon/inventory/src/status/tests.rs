@@ -56,6 +56,7 @@ fn findings<'a>(
 ) -> Findings<'a> {
     const SPEC: &GpuNodeSpec = &GpuNodeSpec {
         cordoned: false,
+        out_of_service: false,
         drain: None,
         devices: vec![],
         taints: vec![],

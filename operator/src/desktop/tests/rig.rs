@@ -79,6 +79,12 @@ impl Rig {
         }
     }
 
+    /// Keeps room for those who have waited so long.
+    pub(super) fn keep_room_after(&mut self, after: std::time::Duration) {
+        let world = Arc::get_mut(&mut self.context.world).unwrap();
+        world.set_keep_room_after(Some(after));
+    }
+
     /// A rig with a template and a node that has room for just one of its desktops.
     pub(super) fn small() -> Self {
         let mut rig = Self::new();

@@ -267,7 +267,7 @@ async fn a_node_without_lease_gets_nothing_and_its_first_renewal_wakes_nobody_in
     assert_eq!(conditions(&body)["Ready"].2, "0/1 nodes: 1 node daemon silent");
     rig.drain_woken();
     let waker = rig.context.world.clone();
-    let waking = tokio::spawn(async move { waker.wake_waiting().await });
+    let waking = tokio::spawn(async move { waker.offer_freed().await });
     rig.node(&object);
     tokio::time::sleep(Duration::from_millis(400)).await;
     waking.abort();

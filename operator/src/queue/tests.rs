@@ -1,0 +1,129 @@
+use super::*;
+
+fn key(name: &str) -> DesktopKey {
+    DesktopKey::new("demo", name)
+}
+
+fn rank(name: &str, priority: i32, since: i64) -> Rank {
+    Rank::new(&key(name), priority, since, 0)
+}
+
+#[expect(clippy::disallowed_methods, reason = "there is no other way to make an Instant")]
+fn start() -> Instant {
+    Instant::now()
+}
+
+/// A queue in which everybody had a turn.
+fn settled(ranks: impl IntoIterator<Item = Rank>) -> Queue<()> {
+    let mut queue = Queue::default();
+    for rank in ranks {
+        queue.enter(rank, (), start());
+    }
+    while queue.next().is_some() {}
+    queue
+}
+
+fn turns(queue: &mut Queue<()>) -> Vec<String> {
+    std::iter::from_fn(|| queue.next()).map(|key| key.name).collect()
+}
+
+#[test]
+fn the_more_important_goes_first_then_who_waits_longer_then_the_older() {
+    let mut queue = settled([
+        rank("late", 0, 20),
+        rank("early", 0, 10),
+        rank("important", 5, 30),
+        Rank::new(&key("young"), 0, 20, 2),
+        Rank::new(&key("younger"), 0, 20, 3),
+    ]);
+    assert!(queue.is_settled());
+    queue.freed();
+    assert_eq!(turns(&mut queue), ["important", "early", "late", "young", "younger"]);
+    assert_eq!(turns(&mut queue), [""; 0], "what is free is offered once");
+    queue.enter(rank("late", 9, 20), (), start());
+    queue.freed();
+    assert_eq!(turns(&mut queue)[0], "late");
+    assert_eq!((queue.len(), queue.longest()), (5, Some(10)));
+}
+
+#[test]
+fn a_newcomer_is_asked_alone_and_in_its_turn_of_a_walk() {
+    let mut queue = settled([rank("a", 0, 1), rank("c", 0, 3)]);
+    queue.enter(rank("b", 0, 2), (), start());
+    assert!(queue.is_due(&key("b")) && !queue.is_due(&key("a")));
+    assert_eq!(turns(&mut queue), ["b"]);
+    queue.freed();
+    queue.enter(rank("d", 0, 0), (), start());
+    assert_eq!(queue.next(), Some(key("d")));
+    assert_eq!(queue.next(), Some(key("a")));
+    // One that comes before those who had their turn is asked, and nobody after it is left out.
+    queue.enter(rank("e", 0, 0), (), start());
+    assert!(!queue.is_due(&key("a")) && queue.is_due(&key("c")));
+    assert_eq!(turns(&mut queue), ["e", "b", "c"]);
+}
+
+#[test]
+fn what_is_freed_during_a_walk_is_offered_from_the_first_on_and_the_last_have_their_turn_all_the_same() {
+    let names: Vec<String> = (0..50).map(|number| format!("d{number:02}")).collect();
+    let mut queue = settled(names.iter().zip(0..).map(|(name, since)| rank(name, 0, since)));
+    queue.freed();
+    queue.next();
+    queue.next();
+    queue.freed();
+    assert_eq!(queue.next(), Some(key("d00")), "from the first on");
+    let mut asked = 0;
+    while queue.next() != Some(key("d49")) {
+        queue.freed();
+        asked += 1;
+        assert!(asked < 1000, "the last never has its turn");
+    }
+    assert_eq!(queue.next(), Some(key("d00")), "what was freed since is offered too");
+}
+
+#[test]
+fn what_found_no_room_finds_none_until_something_is_freed() {
+    let request = |home: Option<&str>| Request {
+        desktop: key("x"),
+        labels: BTreeMap::new(),
+        affinity: vec![],
+        home: home.map(str::to_owned),
+        previous: None,
+        demand: Arc::default(),
+    };
+    let mut queue = settled([]);
+    queue.found_none(&request(None), false);
+    assert!(queue.is_hopeless(&request(None), false));
+    assert!(!queue.is_hopeless(&request(None), true), "room that is kept may do");
+    assert!(!queue.is_hopeless(&request(Some("a")), false), "its home has what it left there");
+    queue.found_none(&request(None), true);
+    assert!(queue.is_hopeless(&request(None), true) && queue.is_hopeless(&request(None), false));
+    queue.freed();
+    assert!(!queue.is_hopeless(&request(None), false));
+}
+
+#[test]
+fn a_changed_message_waits_its_time() {
+    let now = start();
+    let mut queue = settled([rank("a", 0, 1)]);
+    assert_eq!(queue.may_say(&key("a"), now), Duration::ZERO);
+    queue.enter(rank("a", 0, 1), (), now);
+    assert_eq!(queue.may_say(&key("a"), now + Duration::from_secs(4)), Duration::from_secs(6));
+    assert_eq!(queue.may_say(&key("a"), now + Duration::from_secs(10)), Duration::ZERO);
+    assert_eq!(queue.to_look_at(now + Duration::from_secs(10), 5), [key("a")]);
+    assert!(queue.to_look_at(now + Duration::from_secs(10), 5).is_empty(), "it was looked at");
+}
+
+#[test]
+fn room_is_kept_from_those_who_come_after_the_one_it_is_kept_for() {
+    let mut queue = settled([rank("first", 0, 1), rank("big", 0, 2), rank("small", 0, 3)]);
+    assert_eq!(queue.long_waiting(2, |key, ()| key.name != "first"), Some(key("big")));
+    assert_eq!(queue.long_waiting(0, |_, ()| true), None);
+    queue.favour(Some(&key("big")));
+    assert!(queue.goes_before_kept(&key("first")) && queue.goes_before_kept(&key("big")));
+    assert!(!queue.goes_before_kept(&key("small")));
+    queue.enter(rank("big", 0, 2), (), start());
+    assert_eq!(queue.favoured(), Some(&key("big")), "it asks again");
+    queue.leave(&key("big"));
+    assert_eq!(queue.favoured(), None);
+    assert!(queue.goes_before_kept(&key("small")));
+}

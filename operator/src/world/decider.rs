@@ -1,0 +1,360 @@
+//! Who gets which place, and in what order: the queue and the snapshot behind one lock, held for decisions
+//! only and for a moment at a time.
+#![expect(clippy::disallowed_methods, reason = "an adapter: it tells the time to pure parts")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use gpudesk_crds::{Allocation, Desktop};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
+
+use super::{Cluster, World, key_of};
+use crate::{
+    desktop::{now, validate::Wanted},
+    placement::{
+        Placed,
+        explain::{Explanation, MOST_MOVES},
+        request::{DesktopKey, Request},
+    },
+    queue::Rank,
+};
+
+/// How long the lock is held for those whose turn it is, before others may have it.
+const AT_ONCE: Duration = Duration::from_millis(2);
+/// What is freed so close together is offered together.
+const GATHER: Duration = Duration::from_millis(50);
+/// Those who wait of whom it is found out again why, after something was freed: so many, so often.
+const LOOKED_AT: (usize, Duration) = (32, Duration::from_secs(2));
+
+/// Reservations that are thought of at a time, and how long one for which there is no node is left alone.
+const PLANS: usize = 2;
+const NOT_KEPT: Duration = Duration::from_mins(1);
+
+/// A decision on one desktop.
+#[derive(Debug)]
+pub enum Decision {
+    /// It has a place, which counts as taken from now on.
+    Assumed {
+        /// The place.
+        allocation: Arc<Allocation>,
+        /// Decided just now, so that no write of it can have reached the API server.
+        fresh: bool,
+    },
+    /// It has a place, which is written: the watch will show it.
+    Written,
+    /// There is no room.
+    NoRoom(Explanation),
+    /// The desktop changed meanwhile: look again.
+    Stale,
+    /// Others go first: it is woken when it had its turn.
+    Queued,
+}
+
+/// What a desktop in the queue asks for: all that a decision is made of.
+#[derive(Debug)]
+pub(super) struct Ask {
+    /// As it was when it asked; the decision is written to this version.
+    desktop: Arc<Desktop>,
+    wanted: Arc<Wanted>,
+    request: Request,
+}
+
+impl Ask {
+    /// The same of a newer version of the desktop, where no more than its status is another.
+    pub(super) fn of_version(&self, desktop: &Arc<Desktop>) -> Option<Self> {
+        let (before, now) = (&self.desktop.metadata, &desktop.metadata);
+        let same = before.uid == now.uid
+            && before.generation == now.generation
+            && before.annotations == now.annotations
+            && before.labels == now.labels
+            && now.deletion_timestamp.is_none();
+        let Self { desktop: _, wanted, request } = self;
+        same.then(|| Self { desktop: desktop.clone(), wanted: wanted.clone(), request: request.clone() })
+    }
+
+    fn allocation(&self, placed: Placed, now: &Time) -> Allocation {
+        Allocation {
+            id: Some(self.desktop.next_allocation_id(&format!("{} {}", now.0, placed.node))),
+            node: placed.node,
+            desktop_generation: self.desktop.metadata.generation.unwrap_or_default(),
+            template_generation: self.wanted.template_generation,
+            restarted_at: self.wanted.restarted_at.clone(),
+            stop_for: None,
+            made_of: Some(self.wanted.made_of.clone()),
+            decided_at: now.clone(),
+            compute: Some(placed.compute),
+            gpus: placed.gpus,
+            host_devices: placed.host_devices,
+            fabric_partition: placed.fabric_partition,
+            decision: Some(placed.record),
+        }
+    }
+}
+
+/// What became of a turn.
+enum Turn {
+    Given(Arc<Allocation>),
+    NoRoom,
+    /// The desktop is not what it was when it asked.
+    Stale,
+}
+
+impl World {
+    /// Finds a place and counts it as taken, in one step that no other decision comes between. Those
+    /// before it in the queue have their turn first.
+    pub fn decide(&self, desktop: &Desktop, wanted: &Wanted, home: Option<String>, now: &Time) -> Decision {
+        let key = key_of(desktop);
+        let started = Instant::now();
+        let stored = self.stores.desktops.get(&ObjectRef::from_obj(desktop));
+        let mut cluster = self.lock();
+        // Decided before, by its turn in the queue or in a round whose answer was lost: the same is written.
+        match cluster.snapshot.assumed(&key) {
+            Some(assumed) if assumed.written => return Decision::Written,
+            Some(assumed) => {
+                let fresh = cluster.queue.take_given(&key);
+                return Decision::Assumed { allocation: assumed.allocation, fresh };
+            }
+            None => {}
+        }
+        let Some(desktop) = stored.filter(|stored| stored.resource_version() == desktop.resource_version())
+        else {
+            return Decision::Stale;
+        };
+        let request = Request { home, ..wanted.request.clone() };
+        let rank = rank_of(&desktop, now);
+        let ask = Arc::new(Ask { desktop, wanted: Arc::new(wanted.clone()), request });
+        // Who holds a place asks for it again: it stands behind nobody.
+        let holds = cluster.snapshot.holds(&key).is_some();
+        let turn = if holds {
+            Some(self.turn(&mut cluster, &ask, true, now))
+        } else {
+            cluster.queue.enter(rank, ask.clone(), started);
+            self.give_turns(&mut cluster, now, started + AT_ONCE, Some(&key))
+        };
+        let decision = match turn {
+            None => {
+                cluster.queue.awaits(&key);
+                return Decision::Queued;
+            }
+            Some(Turn::Given(allocation)) => Decision::Assumed { allocation, fresh: true },
+            Some(Turn::Stale) => return Decision::Stale,
+            Some(Turn::NoRoom) => Decision::NoRoom(explain(&mut cluster, &ask, holds, started)),
+        };
+        drop(cluster);
+        self.metrics.placed(match &decision {
+            Decision::NoRoom(explanation) => explanation.reason.as_str(),
+            _ => "placed",
+        });
+        self.metrics.decided_in(started.elapsed().as_secs_f64());
+        decision
+    }
+
+    /// Gives those whose turn it is what fits, in their order, until `until`, or until `of` had its turn:
+    /// then what became of it.
+    fn give_turns(
+        &self,
+        cluster: &mut Cluster,
+        now: &Time,
+        until: Instant,
+        of: Option<&DesktopKey>,
+    ) -> Option<Turn> {
+        let mut its = None;
+        while let Some(key) = cluster.queue.next() {
+            let Some(ask) = cluster.queue.ask(&key).cloned() else { continue };
+            let all = cluster.queue.goes_before_kept(&key);
+            let turn = self.turn(cluster, &ask, all, now);
+            if of == Some(&key) {
+                if !matches!(turn, Turn::NoRoom) {
+                    cluster.queue.leave(&key);
+                }
+                its = Some(turn);
+                break;
+            }
+            match turn {
+                Turn::Given(_) => {
+                    cluster.queue.give(&key);
+                    self.wake(&key);
+                }
+                Turn::NoRoom => {
+                    if cluster.queue.is_awaited(&key) {
+                        self.wake(&key);
+                    }
+                }
+                // Its new version brings a round of its own.
+                Turn::Stale => cluster.queue.leave(&key),
+            }
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        self.end_keeping(cluster);
+        if !cluster.queue.is_settled() {
+            self.freed.notify_one();
+        }
+        its
+    }
+
+    /// The turn of one. `all` says that room that is kept is free for it.
+    fn turn(&self, cluster: &mut Cluster, ask: &Ask, all: bool, now: &Time) -> Turn {
+        let Cluster { snapshot, queue, .. } = &mut *cluster;
+        let key = &ask.request.desktop;
+        let of_others = !snapshot.has_own(key);
+        if of_others && queue.is_hopeless(&ask.request, all) {
+            return Turn::NoRoom;
+        }
+        let placed = if all {
+            snapshot.without_reservation(|snapshot| snapshot.place(&ask.request))
+        } else {
+            snapshot.place(&ask.request)
+        };
+        let Ok(placed) = placed else {
+            if of_others {
+                queue.found_none(&ask.request, all);
+            }
+            return Turn::NoRoom;
+        };
+        let allocation = Arc::new(ask.allocation(placed, now));
+        let version = ask.desktop.metadata.resource_version.as_deref().unwrap_or_default();
+        let Ok(change) = snapshot.assume(key, version, &allocation) else { return Turn::Stale };
+        self.changed(cluster, change);
+        Turn::Given(allocation)
+    }
+
+    /// Offers what was freed to those who wait, and has some of them say anew why they do. Runs until
+    /// dropped.
+    pub async fn offer_freed(&self) {
+        let mut looked_at = Instant::now();
+        loop {
+            self.freed.notified().await;
+            tokio::time::sleep(GATHER).await;
+            while !self.offer_some() {
+                tokio::task::yield_now().await;
+            }
+            let (many, often) = LOOKED_AT;
+            if looked_at.elapsed() >= often {
+                looked_at = Instant::now();
+                let again = self.lock().queue.to_look_at(looked_at, many);
+                again.iter().for_each(|key| self.wake(key));
+            }
+        }
+    }
+
+    /// Offers for a moment; says whether everybody had a turn.
+    fn offer_some(&self) -> bool {
+        let mut cluster = self.lock();
+        self.give_turns(&mut cluster, &now(), Instant::now() + AT_ONCE, None);
+        cluster.queue.is_settled()
+    }
+
+    /// Keeps room for the first who has waited too long, and for nobody else.
+    pub(super) fn keep_room(&self, cluster: &mut Cluster) {
+        let Some(since) = self.keep_after.and_then(|after| i64::try_from(after.as_secs()).ok()) else { return };
+        let since = now().0.as_second() - since;
+        let now = Instant::now();
+        cluster.not_kept.retain(|_, until| *until > now);
+        for _ in 0..PLANS {
+            let Cluster { queue, snapshot, not_kept, .. } = &mut *cluster;
+            let first = queue.long_waiting(since, |key, _| !not_kept.contains_key(key));
+            let kept = snapshot.reserved().is_some_and(|kept| snapshot.takes(&kept.node));
+            if first.is_none() || (first.as_ref() == queue.favoured() && kept) {
+                break;
+            }
+            let Some(first) = first else { break };
+            let Some(ask) = queue.ask(&first).cloned() else { break };
+            let plan =
+                snapshot.without_reservation(|snapshot| snapshot.plan_reservation(&ask.request));
+            if let Some(plan) = &plan {
+                tracing::info!(desktop = %first, node = plan.node, in_the_way = plan.in_the_way.len(), "room is kept for it");
+                queue.favour(Some(&first));
+                let change = snapshot.reserve(Some(plan));
+                self.changed(cluster, change);
+                self.wake(&first);
+                break;
+            }
+            not_kept.insert(first, now + NOT_KEPT);
+        }
+        self.end_keeping(cluster);
+    }
+
+    /// Room is kept for nobody who is not in the queue.
+    fn end_keeping(&self, cluster: &mut Cluster) {
+        if cluster.queue.favoured().is_none() {
+            let change = cluster.snapshot.reserve(None);
+            self.changed(cluster, change);
+        }
+    }
+
+    /// Whether a desktop would find a place now that its own is counted as free.
+    ///
+    /// # Errors
+    /// Why it would not.
+    pub fn would_fit(&self, wanted: &Wanted, home: Option<String>) -> Result<(), Explanation> {
+        let request = Request { home, ..wanted.request.clone() };
+        let mut cluster = self.lock();
+        cluster.snapshot.without_reservation(|snapshot| match snapshot.place(&request) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(snapshot.explain_with(&request, 0)),
+        })
+    }
+
+    /// A decision was written.
+    pub fn written(&self, key: &DesktopKey) {
+        self.lock().snapshot.written(key);
+    }
+
+    /// A decision was not written, for certain: what it took is free again.
+    pub fn forget(&self, key: &DesktopKey) {
+        let mut cluster = self.lock();
+        let change = cluster.snapshot.forget(key);
+        self.changed(&mut cluster, change);
+    }
+
+    /// A desktop does not ask for a place any more. One that it was given and knows nothing of is free again.
+    pub fn not_waiting(&self, key: &DesktopKey) {
+        let mut cluster = self.lock();
+        cluster.queue.leave(key);
+        if cluster.queue.take_given(key) {
+            let change = cluster.snapshot.forget(key);
+            self.changed(&mut cluster, change);
+        }
+        self.end_keeping(&mut cluster);
+    }
+
+    /// How long a waiting desktop must wait until it may change its message.
+    pub fn may_say(&self, key: &DesktopKey) -> Duration {
+        self.lock().queue.may_say(key, Instant::now())
+    }
+}
+
+/// Why one that had its turn waits.
+fn explain(cluster: &mut Cluster, ask: &Ask, holds: bool, now: Instant) -> Explanation {
+    let key = &ask.request.desktop;
+    let Cluster { snapshot, queue, .. } = cluster;
+    // Who may not say anything new yet need not know what would have to move.
+    let moves = if queue.rest(key, now).is_zero() { MOST_MOVES } else { 0 };
+    if !holds && !queue.goes_before_kept(key) {
+        return snapshot.explain_with(&ask.request, moves);
+    }
+    let mut why = snapshot.without_reservation(|snapshot| snapshot.explain_with(&ask.request, moves));
+    if queue.favoured() == Some(key)
+        && let Some(kept) = snapshot.reserved()
+    {
+        let desktops = if kept.in_the_way.len() == 1 { "desktop has" } else { "desktops have" };
+        why.message += &format!(
+            "; it has waited long: room is kept for it on {}, where {} {desktops} to end first",
+            kept.node,
+            kept.in_the_way.len(),
+        );
+    }
+    why
+}
+
+/// Where a desktop stands in the queue.
+fn rank_of(desktop: &Desktop, now: &Time) -> Rank {
+    let since = desktop.status.as_ref().and_then(|status| status.waiting_since.as_ref());
+    // What was said by a clock that was ahead counts from now.
+    let since = since.map_or(now.0, |since| since.0.min(now.0)).as_second();
+    let created = desktop.creation_timestamp().map_or(0, |time| time.0.as_second());
+    Rank::new(&key_of(desktop), desktop.spec.priority, since, created)
+}
