@@ -286,6 +286,11 @@ fn start_wakers(world: &Arc<World>, tasks: &mut Tasks) {
         counter.wake_counts().await;
         "waker of counts"
     });
+    let thinker = world.clone();
+    tasks.spawn(async move {
+        thinker.think().await;
+        "thinker"
+    });
     let clock = world.clone();
     tasks.spawn(async move {
         let mut ticks = tokio::time::interval(Duration::from_secs(5));

@@ -20,7 +20,7 @@ use crate::{
     node_liveness::{Heard, Liveness},
     placement::{
         compute::Limits,
-        explain::{Explanation, MOST_MOVES},
+        explain::Explanation,
         fragments::Counts,
         request::{DesktopKey, Request, ShareRequest},
         snapshot::{Change, Snapshot, key_of},
@@ -28,6 +28,7 @@ use crate::{
     refusals::Refusals,
     secret_access::{self, Named, Pair},
     stores::Stores,
+    thinker::Thinker,
     understood::{self, odd},
     waiting::Waiting,
     watch::Seen,
@@ -62,6 +63,7 @@ pub struct World {
     pub metrics: Metrics,
     queues: Queues,
     cluster: Mutex<Cluster>,
+    thinker: Thinker,
     freed: Notify,
     counted: Notify,
 }
@@ -126,8 +128,10 @@ pub enum Decision {
 impl World {
     /// Knows nothing yet.
     pub fn new(stores: Stores, queues: Queues, limits: Limits, metrics: Metrics) -> Self {
-        let cluster = Mutex::new(Cluster { snapshot: Snapshot::new(limits), ..Cluster::default() });
-        Self { stores, metrics, queues, cluster, freed: Notify::new(), counted: Notify::new() }
+        let snapshot = Snapshot::new(limits).followed();
+        let cluster = Mutex::new(Cluster { snapshot, ..Cluster::default() });
+        let thinker = Thinker::new(limits);
+        Self { stores, metrics, queues, cluster, thinker, freed: Notify::new(), counted: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Cluster> {
@@ -206,16 +210,17 @@ impl World {
         if cluster.waiting.must_yield(&key, priority, started) {
             return Decision::Yield;
         }
-        let Ok(placed) = cluster.snapshot.place(&request) else {
-            let created = desktop.creation_timestamp().map_or(0, |time| time.0.as_second());
-            cluster.waiting.insert(&key, priority, created);
-            // Who may not say anything new yet need not know what would have to move.
-            let speaks = cluster.waiting.rest(&key, started).is_zero();
-            let explanation = cluster.snapshot.explain_with(&request, if speaks { MOST_MOVES } else { 0 });
-            drop(cluster);
-            self.metrics.placed(explanation.reason.as_str());
-            self.metrics.decided_in(started.elapsed().as_secs_f64());
-            return Decision::NoRoom(explanation);
+        let placed = match cluster.snapshot.place(&request) {
+            Ok(placed) => placed,
+            Err(no_room) => {
+                let created = desktop.creation_timestamp().map_or(0, |time| time.0.as_second());
+                cluster.waiting.insert(&key, priority, created);
+                drop(cluster);
+                let explanation = self.thinker.explain(&request, &no_room);
+                self.metrics.placed(explanation.reason.as_str());
+                self.metrics.decided_in(started.elapsed().as_secs_f64());
+                return Decision::NoRoom(explanation);
+            }
         };
         let allocation = Arc::new(Allocation {
             id: Some(desktop.next_allocation_id(&format!("{} {}", now.0, placed.node))),
@@ -256,11 +261,8 @@ impl World {
     /// Why it would not.
     pub fn would_fit(&self, wanted: &Wanted, home: Option<String>) -> Result<(), Explanation> {
         let request = Request { home, ..wanted.request.clone() };
-        let mut cluster = self.lock();
-        match cluster.snapshot.place(&request) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(cluster.snapshot.explain_with(&request, 0)),
-        }
+        let placed = self.lock().snapshot.place(&request);
+        placed.map(|_| ()).map_err(|no_room| self.thinker.explain(&request, &no_room))
     }
 
     /// A decision was written.
@@ -337,11 +339,14 @@ impl World {
 
     /// What the estate has of a share, and why it has none left.
     pub fn supply(&self, share: &ShareRequest) -> Supply {
-        let mut cluster = self.lock();
-        let snapshot = &mut cluster.snapshot;
-        let counts = snapshot.count(share);
-        let why_none = (counts.placeable == 0).then(|| snapshot.explain(&Request::smallest(share)));
-        Supply { in_use: snapshot.in_use(&share.profile), counts, why_none }
+        self.thinker.ask(
+            || self.lock().snapshot.news(),
+            |copy| {
+                let counts = copy.count(share);
+                let why_none = (counts.placeable == 0).then(|| copy.explain(&Request::smallest(share)));
+                Supply { in_use: copy.in_use(&share.profile), counts, why_none }
+            },
+        )
     }
 
     /// Shares in use of a profile.
@@ -360,6 +365,26 @@ impl World {
                 self.wake(key);
             }
         }
+    }
+
+    /// Thinks once a second about what takes long. Runs until dropped.
+    pub async fn think(self: Arc<Self>) {
+        loop {
+            let world = self.clone();
+            if let Err(error) = tokio::task::spawn_blocking(move || world.think_once()).await {
+                tracing::error!(%error, "prices and explanations stay as they are for now");
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// Works out prices, and what there is to say beyond counts to those that wait.
+    pub(crate) fn think_once(&self) {
+        let work = self.lock().snapshot.pricing_work();
+        if let Some(list) = work.map(|work| Arc::new(work.solve())) {
+            self.lock().snapshot.use_prices(&list);
+        }
+        self.thinker.think(|| self.lock().snapshot.news()).iter().for_each(|key| self.wake(key));
     }
 
     /// Has counts of profiles and templates looked at, at most once a second. Runs until dropped.

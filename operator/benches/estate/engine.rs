@@ -11,7 +11,7 @@ use gpudesk_crds::{
     types::{PageSize, ShareMode, VgpuSeries},
 };
 use gpudesk_inventory::simulated::hosts;
-use gpudesk_operator::placement::{
+use gpudesk_placement::{
     Limits, Snapshot,
     request::{
         CardRequirements, CpuRequest, Demand, DesktopKey, MemoryRequest, Request, Share, ShareRequest,
@@ -227,6 +227,7 @@ impl Estate {
         for number in order {
             let of = *instance.arrivals.get(*number).context("no such desktop")?;
             let request = self.request(*number, of)?;
+            snapshot.catch_up();
             let Ok(placed) = snapshot.place(&request) else { continue };
             let node = (0..self.addresses.len()).find(|node| node_name(*node) == placed.node);
             let (node, share) = (node.context("no such node")?, placed.gpus.first().context("no share")?);

@@ -6,6 +6,7 @@ mod differential;
 mod geometry;
 mod model;
 mod oracle;
+mod orders;
 mod policies;
 mod properties;
 mod waiting;

@@ -22,7 +22,7 @@ pub struct Supply {
 }
 
 impl Supply {
-    /// From how many cards there are of each shape.
+    /// From how many cards there are of each shape, in an order that equal estates share.
     pub fn new<'a>(counts: impl Iterator<Item = (&'a Arc<Shape>, u64)> + Clone) -> Self {
         let total: u64 = counts.clone().map(|(_, count)| count).sum();
         let part = |count: u64| {

@@ -211,7 +211,22 @@ async fn a_missing_template_is_named_and_its_coming_wakes_the_desktop() {
     let object = after(&object, 7, &body);
     rig.desktop(&object);
     let (_, (_, _, body)) = round(&mut rig, &object, accept).await;
+    let said = conditions(&body);
+    assert_eq!(said["Ready"].1, "Unschedulable", "what is counted is said at once: {body}");
+    assert!(said["Ready"].2.starts_with("0/1 nodes: 1 no card"), "{body}");
+    let object = after(&object, 8, &body);
+    rig.desktop(&object);
+    rig.drain_woken();
+    rig.context.world.think_once();
+    assert_eq!(rig.drain_woken(), ["a"], "it has something else to say");
+    let (_, (_, _, body)) = round(&mut rig, &object, accept).await;
     assert_eq!(conditions(&body)["Ready"].1, "Unsatisfiable", "{body}");
+    let object = after(&object, 9, &body);
+    rig.desktop(&object);
+    rig.drain_woken();
+    silent(&rig, &object).await.unwrap();
+    rig.context.world.think_once();
+    assert_eq!(rig.drain_woken(), [""; 0], "it has said so");
 }
 
 #[tokio::test]
@@ -369,7 +384,7 @@ async fn a_desktop_that_ended_and_cannot_be_restarted_holds_nothing_and_says_why
     result.unwrap();
     assert_eq!(body["status"]["allocation"]["node"], "node-a");
     assert!(body["status"]["allocation"].get("compute").is_none(), "{body}");
-    assert_eq!(conditions(&body)["Ready"].1, "Unsatisfiable", "{body}");
+    assert_eq!(conditions(&body)["Ready"].1, "Unschedulable", "{body}");
     // What it held is another's now, and it waits as others do.
     rig.template(&template(json!({})));
     rig.desktop(&after(&object, 8, &body));
