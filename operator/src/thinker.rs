@@ -65,10 +65,11 @@ impl Thinker {
     pub fn explain(&self, request: &Request, no_room: &NoRoom) -> Explanation {
         let mut thoughts = locked(&self.thoughts);
         let asked_in = thoughts.round;
-        let thought = thoughts.of.entry((request.demand.clone(), request.home.clone())).or_insert_with(|| {
-            let insight = Arc::default();
-            Thought { insight, found_in: 0, asked_in, asked: None, askers: BTreeSet::new() }
-        });
+        let thought =
+            thoughts.of.entry((request.demand.clone(), request.home.clone())).or_insert_with(|| {
+                let insight = Arc::default();
+                Thought { insight, found_in: 0, asked_in, asked: None, askers: BTreeSet::new() }
+            });
         thought.asked_in = asked_in;
         thought.asked = Some(request.clone());
         thought.askers.insert(request.desktop.clone());

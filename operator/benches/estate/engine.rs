@@ -13,6 +13,7 @@ use gpudesk_crds::{
 use gpudesk_inventory::simulated::hosts;
 use gpudesk_placement::{
     Limits, Snapshot,
+    prices::Prices,
     request::{
         CardRequirements, CpuRequest, Demand, DesktopKey, MemoryRequest, Request, Share, ShareRequest,
         VgpuWish, Way,
@@ -33,6 +34,19 @@ pub(crate) struct Outcome {
     pub(crate) placed: u32,
     /// How many of them are on the cell of their card.
     pub(crate) local: u32,
+}
+
+/// Which prices cards are judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Judged {
+    /// All, as in the operator.
+    ByAll,
+    /// Those of what is defined.
+    ByDefined,
+    /// Those of who waits.
+    ByWaiting,
+    /// None: by the starts that cards still have.
+    ByNone,
 }
 
 /// An estate, read once.
@@ -220,6 +234,7 @@ impl Estate {
         rules: &BTreeMap<String, Rules>,
         instance: &Instance,
         order: &[usize],
+        judged: Judged,
     ) -> Result<Outcome> {
         let mut snapshot = self.snapshot.clone();
         let mut ledger = Ledger::new(rules, &instance.nodes)?;
@@ -227,7 +242,16 @@ impl Estate {
         for number in order {
             let of = *instance.arrivals.get(*number).context("no such desktop")?;
             let request = self.request(*number, of)?;
-            snapshot.catch_up();
+            if let Some(work) = snapshot.pricing_work() {
+                let mut list = work.solve();
+                if matches!(judged, Judged::ByWaiting | Judged::ByNone) {
+                    list.defined = Prices::default();
+                }
+                if matches!(judged, Judged::ByDefined | Judged::ByNone) {
+                    list.waiting = None;
+                }
+                snapshot.use_prices(&Arc::new(list));
+            }
             let Ok(placed) = snapshot.place(&request) else { continue };
             let node = (0..self.addresses.len()).find(|node| node_name(*node) == placed.node);
             let (node, share) = (node.context("no such node")?, placed.gpus.first().context("no share")?);

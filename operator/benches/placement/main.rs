@@ -32,7 +32,9 @@ fn main() {
         arguments.iter().position(|argument| argument == flag).and_then(|at| arguments.get(at + 1)).cloned()
     };
     if arguments.iter().any(|argument| argument == "--help") {
-        println!("Usage: placement [--rounds N (5)] [--nodes 10,100,1000,5000] [--load no] [--chart FILE.svg]");
+        println!(
+            "Usage: placement [--rounds N (5)] [--nodes 10,100,1000,5000] [--load no] [--chart FILE.svg]"
+        );
         return;
     }
     let rounds: usize =
@@ -40,6 +42,7 @@ fn main() {
     let sizes: Vec<usize> = after("--nodes")
         .unwrap_or_else(|| "10,100,1000,5000".into())
         .split(',')
+        .filter(|size| !size.is_empty())
         .map(|size| size.parse().expect("--nodes takes numbers, like 10,100"))
         .collect();
     let mut measures: Vec<Measure> = vec![];

@@ -209,7 +209,12 @@ impl Estate {
     }
 
     fn touch_all(&mut self, names: &BTreeSet<String>) {
-        names.iter().filter_map(|name| self.id(name)).collect::<Vec<_>>().into_iter().for_each(|id| self.touch(id));
+        names
+            .iter()
+            .filter_map(|name| self.id(name))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .for_each(|id| self.touch(id));
     }
 
     /// A node has changed: who uses a ranking next judges it.

@@ -476,8 +476,11 @@ impl Snapshot {
         } else {
             Waits::AsBefore
         };
-        (defined.is_some() || !matches!(waiting, Waits::AsBefore))
-            .then_some(PricingWork { before, defined, waiting })
+        (defined.is_some() || !matches!(waiting, Waits::AsBefore)).then_some(PricingWork {
+            before,
+            defined,
+            waiting,
+        })
     }
 
     /// Judges by another list from now on.
