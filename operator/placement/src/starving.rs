@@ -57,10 +57,14 @@ pub fn starved(
             } else {
                 cpus.min(facts.cpus()) * limits.cpu_overcommit - taken.vcpus
             };
-            let by_cpu = left.max(0) / vcpus.max(1);
-            let by_memory = memory.get(page).copied().unwrap_or(0) / each.max(1);
+            let (left, vcpus) = (left.max(0), vcpus.max(1));
+            let (memory, each) = (memory.get(page).copied().unwrap_or(0), each.max(1));
             let room = i64::from(rooms.get(*share).copied().unwrap_or(0));
-            (room - by_cpu.min(by_memory)).max(0) * gpu_mib * i64::from(*weight)
+            // Mostly there is enough, which is seen without a division.
+            if room.saturating_mul(vcpus) <= left && room.saturating_mul(each) <= memory {
+                return 0;
+            }
+            (room - (left / vcpus).min(memory / each)).max(0) * gpu_mib * i64::from(*weight)
         })
         .sum();
     lost / total.max(1) / KINDS
