@@ -181,6 +181,22 @@ proptest! {
 }
 
 #[test]
+fn cards_enter_a_program_in_an_order_of_their_own() {
+    let seen = |kinds: [u8; 3]| {
+        let mut snapshot = Snapshot::default();
+        for kind in kinds {
+            snapshot.node_seen(&cards(&format!("node-{kind}"), &[kind, kind]));
+        }
+        let alike = snapshot.estate.alike().into_iter().map(|cards| (cards.shape, cards.used, cards.count));
+        (snapshot.estate.supply(), alike.collect::<Vec<_>>())
+    };
+    let first = seen([0, 1, 2]);
+    for order in [[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        assert_eq!(seen(order), first, "{order:?}");
+    }
+}
+
+#[test]
 fn a_node_that_takes_the_number_of_another_stands_by_its_own_name() {
     let mut snapshot = Snapshot::default();
     for name in ["b", "c", "d", "e", "f", "g", "h", "i"] {
