@@ -13,7 +13,9 @@ use serde::{
 use serde_json::Value;
 
 use crate::{
-    gpu_node_status::{HostDevice, HostDeviceKind, MigBackedType, ModeSupport, Placement, TypeCount},
+    gpu_node_status::{
+        HostDevice, HostDeviceKind, MigBackedType, ModeSupport, Placement, TypeCount, VgpuDisplay,
+    },
     types::{ShareMode, VgpuSeries},
 };
 
@@ -53,6 +55,10 @@ impl Worded for TypeCount {
     const FIELD: &'static str = "mode";
 }
 impl Worded for MigBackedType {
+    type Word = VgpuSeries;
+    const FIELD: &'static str = "series";
+}
+impl Worded for VgpuDisplay {
     type Word = VgpuSeries;
     const FIELD: &'static str = "series";
 }

@@ -3,6 +3,11 @@
 //! The geometry in it (types, sizes, start positions, counts) is what the driver of the host
 //! reported, never a table of gpudesk; on a simulated host it is what the host file describes.
 
+#![expect(
+    dead_code,
+    reason = "the schema derive repeats a type with serde functions of its own inside a function"
+)]
+
 mod counts;
 mod device;
 mod fabric;
@@ -10,13 +15,15 @@ mod geometry;
 mod health;
 mod host;
 mod host_device;
+mod models;
 mod numa;
 mod pci;
 mod shares;
+pub(crate) mod virtual_functions;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use counts::{NodeSummary, TypeCount};
 pub use device::{Device, DeviceKind, MigMode, VgpuState};
@@ -24,14 +31,19 @@ pub use fabric::{CardFabric, Fabric, FabricPartition};
 pub use health::{Ecc, Health, HealthState, RecoveryAction, RowRemapping, TemperatureThresholds, Xid};
 pub use host::{Acceleration, Host, HostCpus};
 pub use host_device::{HostDevice, HostDeviceKind};
+pub use models::{DeviceModel, VgpuDisplay};
 pub use numa::{CacheDomain, Hugepages, NumaCell};
-pub use pci::{Bar, Companion, GroupMember, IommuGroup, PcieLink, Sriov, VirtualFunction};
+pub use pci::{Bar, Companion, GroupMember, IommuGroup, PcieLink, Sriov};
 pub use shares::{CardUnits, Framework, Instance, MigBackedType, ModeSupport, Placement};
+pub use virtual_functions::{VirtualFunction, VirtualFunctions};
 
 /// What the node daemon found. Written by the daemon of this node when it changes; the condition
 /// `DaemonHeard` alone is the operator's.
+///
+/// In memory each card says all; what several have in common is written once (`deviceModels`), and given back
+/// to each as it is read.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct GpuNodeStatus {
     /// The machine and its software.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -43,7 +55,14 @@ pub struct GpuNodeStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
     pub numa_cells: Vec<NumaCell>,
 
-    /// Display controllers and accelerators, keyed by PCI address.
+    /// What several cards have in common, keyed by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub device_models: Vec<DeviceModel>,
+
+    /// Display controllers and accelerators, keyed by PCI address. A field that one with a `model` does not
+    /// say is as in its entry of `deviceModels`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["pciAddress".into()]))]
@@ -97,4 +116,21 @@ pub struct GpuNodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::schema::not_read")]
     #[schemars(length(max = 80))]
     pub operator_term: Option<String>,
+}
+
+impl Serialize for GpuNodeStatus {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(&models::compact(self), to)
+    }
+}
+
+impl<'de> Deserialize<'de> for GpuNodeStatus {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Self::deserialize(from).map(models::expand)
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
 }

@@ -42,7 +42,7 @@ pub struct NumaCell {
     pub hugepages: Vec<Hugepages>,
     /// Memory in MiB that is reserved in hugepages of other sizes, such as 16 GiB: no desktop gets it.
     /// Absent without.
-    #[serde(rename = "otherHugepagesMiB", default, skip_serializing_if = "is_zero")]
+    #[serde(rename = "otherHugepagesMiB", default, skip_serializing_if = "super::is_zero")]
     #[schemars(range(min = 0))]
     pub other_hugepages_mib: i64,
     /// Distance to each cell in the order of their numbers; 10 is the cell itself. Absent when the kernel
@@ -50,11 +50,6 @@ pub struct NumaCell {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub distances: Vec<i32>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
-fn is_zero(number: &i64) -> bool {
-    *number == 0
 }
 
 /// A cache that some CPUs share.

@@ -68,7 +68,7 @@ pub struct Placement {
     #[schemars(schema_with = "crate::schema::optional::<VgpuSeries>")]
     pub series: Option<VgpuSeries>,
     /// Length in units (`units.migMemory` or `units.vgpuRegion`). 0 when the share has no position.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "super::is_zero")]
     #[schemars(range(min = 0, max = 4096))]
     pub size: i32,
     /// Legal start positions in the same units: of a MIG profile always, of a vGPU type in
@@ -77,7 +77,7 @@ pub struct Placement {
     #[schemars(length(max = 256))]
     pub starts: Vec<i32>,
     /// MIG compute slices that the share takes.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "super::is_zero")]
     #[schemars(range(min = 0, max = 256))]
     pub compute_slices: i32,
     /// How many of this type fit on an empty card (vGPU types: in equal-size mode).

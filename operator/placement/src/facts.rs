@@ -186,13 +186,16 @@ impl NodeFacts {
             cordoned: *cordoned,
             taints: taints.iter().map(|taint| (taint.key.clone(), taint.value.clone())).collect(),
             ready: conditions::is_true(&status.conditions, ConditionType::Ready),
-            cards: devices
-                .iter()
-                .map(|device| {
-                    let cell = place(device.numa_cell, device.absent_numa_cell);
-                    read_card(device, &devices, &node.spec, cell)
-                })
-                .collect(),
+            cards: devices.iter().fold(vec![], |mut cards: Vec<Card>, device| {
+                let cell = place(device.numa_cell, device.absent_numa_cell);
+                let mut card = read_card(device, &devices, &node.spec, cell);
+                // Those that are alike share one copy.
+                if let Some(alike) = cards.iter().find(|other| other.shape == card.shape) {
+                    card.shape = alike.shape.clone();
+                }
+                cards.push(card);
+                cards
+            }),
             partitions: read_partitions(status.fabric.as_ref(), &devices),
             cells,
             functions,
