@@ -28,6 +28,7 @@ pub mod faults;
 pub mod gpu_node;
 pub mod gpu_node_rules;
 pub mod gpu_node_status;
+pub mod gpu_node_words;
 pub mod gpu_profile;
 pub mod handover;
 mod lenient;

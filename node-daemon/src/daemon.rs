@@ -20,10 +20,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::{AccelerationChoice, Look, Run},
-    cluster::Cluster,
+    cluster::{Belongs, Cluster},
     desktop::{Desktops, Node},
     domain::Kind,
-    gpu_node::Publisher,
+    gpu_node::{Publisher, Stored},
     host::{
         changes::Changes,
         folder::{DesktopFolders, boot_id},
@@ -46,6 +46,7 @@ use crate::{
     orphans::Orphans,
     relay::{self, Relay},
     secrets::Secrets,
+    upkeep::Seen,
     watch as desktops_watch,
 };
 
@@ -109,6 +110,11 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     let changes = Arc::new(Changes::default());
     let (seen, hardware) = hardware();
     let guest_network = Arc::new(GuestNetwork::new(options.guest_network.clone(), libvirt_uri(&options)));
+    let (stored, words) = watch::channel(Stored::default());
+    let (upkeep, upkept) = watch::channel(Seen::default());
+    let (judging, belongs) = watch::channel(Belongs::Unknown);
+    let cluster = Cluster::new(&state_dir);
+    aside.spawn(cluster.clone().watch_over(client.clone(), words.clone(), judging));
     let publisher = Publisher {
         node: options.node_name.clone(),
         source: source.clone(),
@@ -120,6 +126,9 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
         seen: seen.clone(),
         hook: options.look.hook.as_deref().map(|file| options.look.hook_at(file, &options.node_name)),
         metrics: metrics.clone(),
+        stored,
+        upkeep: upkept,
+        belongs: belongs.clone(),
     };
     aside.spawn(publisher.run());
     aside.spawn({
@@ -139,6 +148,10 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
         secrets,
         sender,
         heard,
+        cluster,
+        belongs,
+        words,
+        upkeep,
     };
     let desktops = Box::pin(run.run(client, metrics, done, stop.clone()));
     tokio::select! {
@@ -166,6 +179,10 @@ struct Desks<'a> {
     secrets: Secrets,
     sender: watch::Sender<HypervisorState>,
     heard: Heard,
+    cluster: Cluster,
+    belongs: watch::Receiver<Belongs>,
+    words: watch::Receiver<Stored>,
+    upkeep: watch::Sender<Seen>,
 }
 
 impl Desks<'_> {
@@ -189,6 +206,10 @@ impl Desks<'_> {
             secrets,
             sender,
             heard,
+            cluster,
+            belongs,
+            words,
+            upkeep,
         } = self;
         let ready = async {
             let connected = connect(options, state_dir, &sender, &metrics).await?;
@@ -227,6 +248,7 @@ impl Desks<'_> {
             latency: source.latency(),
             give_back_after: SignedDuration::from_secs(options.give_back_after.into()),
             relay: relay.as_ref().map(Relay::console),
+            belongs,
         };
         report_given_away(&node.images);
         let desktops = Desktops::new(node, client.clone(), metrics.clone(), changed, heard, stop.clone());
@@ -234,21 +256,21 @@ impl Desks<'_> {
         desktops.settle().await;
         let (watched, stores) = watch::channel(None);
         let screens = relay::serve(relay, &options.node_name, &hypervisor, client.clone(), stores.clone());
-        let hint = Arc::new(Notify::new());
         let rounds = desktops_watch::run(
             Arc::clone(&desktops),
             client.clone(),
             metrics.clone(),
             watched,
-            Arc::clone(&hint),
             stop.clone(),
         );
         let orphans = Orphans {
             desktops: Arc::clone(&desktops),
             client,
-            cluster: Cluster::new(state_dir),
+            cluster,
             metrics: metrics.clone(),
-            hint,
+            settings: options.upkeep.settings(),
+            stored: words,
+            seen: upkeep,
         };
         let settling = async {
             loop {

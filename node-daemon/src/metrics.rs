@@ -18,7 +18,7 @@ use gpudesk_crds::conditions::Reason;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
+    registry::{Registry, Unit},
 };
 
 /// What is written is `OpenMetrics`, and Prometheus reads it as such only when that is said.
@@ -34,6 +34,8 @@ pub struct Metrics {
     node_writes: Counter,
     strays: Family<StrayLabels, Gauge<i64, AtomicI64>>,
     leftovers: Gauge<i64, AtomicI64>,
+    leftover_bytes: Gauge<i64, AtomicI64>,
+    leftovers_erased: Counter,
     hypervisor: Arc<AtomicBool>,
     watching: Arc<AtomicBool>,
 }
@@ -52,18 +54,21 @@ pub enum Stray {
     Unallocated,
     /// There is no such Desktop.
     NoDesktop,
+    /// What is here is of a later decision than the one that holds, or of an unknown one.
+    Newer,
     /// That cannot be told.
     Unclear,
 }
 
 impl Stray {
-    const ALL: [Self; 4] = [Self::Elsewhere, Self::Unallocated, Self::NoDesktop, Self::Unclear];
+    const ALL: [Self; 5] = [Self::Elsewhere, Self::Unallocated, Self::NoDesktop, Self::Newer, Self::Unclear];
 
     fn name(self) -> &'static str {
         match self {
             Self::Elsewhere => "allocated-elsewhere",
             Self::Unallocated => "not-allocated",
             Self::NoDesktop => "no-such-desktop",
+            Self::Newer => "newer-decision",
             Self::Unclear => "unclear",
         }
     }
@@ -98,9 +103,18 @@ impl Default for Metrics {
         let leftovers = Gauge::default();
         registry.register(
             "leftovers",
-            "Folders with disks of desktops that are this node's no more; nothing erases them",
+            "Folders with disks of desktops that are this node's no more",
             leftovers.clone(),
         );
+        let leftover_bytes = Gauge::default();
+        registry.register_with_unit(
+            "leftovers",
+            "What those folders take of the disk",
+            Unit::Bytes,
+            leftover_bytes.clone(),
+        );
+        let leftovers_erased = Counter::default();
+        registry.register("leftovers_erased", "Such folders that were erased", leftovers_erased.clone());
         Self {
             registry: Arc::new(registry),
             desktops,
@@ -109,6 +123,8 @@ impl Default for Metrics {
             node_writes,
             strays,
             leftovers,
+            leftover_bytes,
+            leftovers_erased,
             hypervisor: Arc::default(),
             watching: Arc::default(),
         }
@@ -140,9 +156,15 @@ impl Metrics {
         }
     }
 
-    /// Folders of disks that are kept aside.
-    pub fn set_leftovers(&self, folders: usize) {
+    /// Folders of disks that are kept aside, and what they take of the disk.
+    pub fn set_leftovers(&self, folders: usize, bytes: u64) {
         self.leftovers.set(i64::try_from(folders).unwrap_or(i64::MAX));
+        self.leftover_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// One of them is erased.
+    pub fn leftover_erased(&self) {
+        self.leftovers_erased.inc();
     }
 
     /// Desktops that hold memory and devices.
@@ -200,7 +222,8 @@ mod tests {
     async fn figures_are_said_to_be_what_they_are() {
         let metrics = Metrics::default();
         metrics.set_strays(&HashMap::from([(Stray::Elsewhere, 2)]));
-        metrics.set_leftovers(3);
+        metrics.set_leftovers(3, 4096);
+        metrics.leftover_erased();
         let answer = metrics.text().into_response();
         assert_eq!(answer.headers()[CONTENT_TYPE], OPEN_METRICS);
         let text = to_bytes(answer.into_body(), 1 << 20).await.unwrap();
@@ -209,6 +232,8 @@ mod tests {
             "gpudesk_node_strays{state=\"allocated-elsewhere\"} 2",
             "gpudesk_node_strays{state=\"no-such-desktop\"} 0",
             "gpudesk_node_leftovers 3",
+            "gpudesk_node_leftovers_bytes 4096",
+            "gpudesk_node_leftovers_erased_total 1",
             "# EOF",
         ] {
             assert!(text.lines().any(|it| it == line), "{line} in {text}");

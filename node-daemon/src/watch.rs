@@ -109,15 +109,15 @@ struct Context {
 
 /// Runs until `stop`. What runs then goes on running.
 ///
-/// `watched` gets the stores once they are filled; `hint` is told when something may have become a stray.
+/// `watched` gets the stores once they are filled.
 pub async fn run(
     desktops: Arc<Desktops>,
     client: Client,
     metrics: Metrics,
     watched: tokio::sync::watch::Sender<Option<Watched>>,
-    hint: Arc<Notify>,
     stop: CancellationToken,
 ) {
+    let hint = Arc::clone(desktops.hint());
     let node = desktops.node().name.clone();
     let (templates, template_writer) = store();
     let template_events = understood::<DesktopTemplate>(Api::all(client.clone()), watcher::Config::default());
@@ -209,13 +209,13 @@ fn happenings(
     hint: Arc<Notify>,
 ) -> impl Stream<Item = ObjectRef<Desktop>> + Send + 'static {
     let events = desktops.node().hypervisor.events().into_stream();
-    let changed = Arc::clone(desktops.changed());
+    let (changed, desktops) = (Arc::clone(desktops.changed()), Arc::clone(desktops));
     events.flat_map(move |event| {
         let touched = match event {
             HypervisorEvent::Domain(event) if is_news(event.kind) => {
                 changed.notify_one();
                 let desktop = index.desktop(event.uuid);
-                if desktop.is_none() {
+                if desktop.is_none() || desktops.is_stray(event.uuid) {
                     hint.notify_one();
                 }
                 desktop.into_iter().collect()

@@ -10,6 +10,7 @@ mod geometry;
 mod health;
 mod host;
 mod host_device;
+mod leftover;
 mod numa;
 mod pci;
 mod shares;
@@ -25,6 +26,7 @@ pub use fabric::{CardFabric, Fabric, FabricPartition};
 pub use health::{Ecc, Health, HealthState, RecoveryAction, RowRemapping, TemperatureThresholds, Xid};
 pub use host::{Acceleration, Host, HostCpus};
 pub use host_device::{HostDevice, HostDeviceKind};
+pub use leftover::Leftover;
 pub use numa::{CacheDomain, Hugepages, NumaCell};
 pub use pci::{Bar, Companion, GroupMember, IommuGroup, PcieLink, Sriov, VirtualFunction};
 pub use shares::{CardUnits, Framework, Instance, MigBackedType, ModeSupport, Placement};
@@ -87,6 +89,17 @@ pub struct GpuNodeStatus {
     #[schemars(range(min = 1))]
     pub more_strays: Option<i32>,
 
+    /// Folders with disks of desktops that are this node's no more, keyed by name, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub leftovers: Vec<Leftover>,
+
+    /// How many more such folders there are than `leftovers` has room for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub more_leftovers: Option<i32>,
+
     /// The figures that `kubectl get gpunodes` prints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<NodeSummary>,
@@ -99,7 +112,8 @@ pub struct GpuNodeStatus {
 
     /// `Ready`, `HypervisorReady`, `KvmUsable`, `GuestNetworkFiltered`, `TopologyComplete`, `DevicesHealthy`,
     /// `LayoutApplied`, `IommuEnabled`, `IommuIsolating`, `VfioReady`, `BarsAssigned`, `SriovEnabled`,
-    /// `HugepagesReserved`, `VgpuHostReady`, `FabricReady`, `AccessGranted`, `DiscoveryHookReady`.
+    /// `HugepagesReserved`, `VgpuHostReady`, `FabricReady`, `AccessGranted`, `DiscoveryHookReady`, and of the
+    /// running daemon `StraysCleared`, `LeftoversHandled`, `RemovalAllowed`.
     /// Each False says the cause and the fix in one sentence; what does not apply to this machine is
     /// True with the reason `NotNeeded`. The operator adds `DaemonHeard`: False when the daemon does not
     /// renew its lease, and then the others are what it said last.

@@ -159,6 +159,11 @@ impl NodeFacts {
             housekeeping,
             taints,
             physical_networks,
+            // Words about single machines and folders are the node's to hear.
+            strays: _,
+            leftovers: _,
+            remove_orphans_before: _,
+            adopt_from_cluster: _,
         } = &node.spec;
         let nothing = gpudesk_crds::GpuNodeStatus::default();
         let status = node.status.as_ref().unwrap_or(&nothing);
