@@ -128,9 +128,8 @@ impl Estate {
 
     async fn strays(&self, node: &str, names: &[&str]) -> Result<Vec<Stray>> {
         let wanted: BTreeSet<&str> = names.iter().copied().collect();
-        let status =
-            self.says(node, &format!("its strays are {names:?}"), |status| stray_names(status) == wanted);
-        Ok(status.await?.strays)
+        let what = format!("its strays are {names:?}");
+        Ok(self.says(node, &what, |status| stray_names(status) == wanted).await?.strays)
     }
 
     async fn condition(&self, node: &str, type_: ConditionType, reason: Reason) -> Result<String> {
