@@ -132,6 +132,8 @@ names! {
         Deleting,
         /// The node of the allocation is not there any more.
         NodeLost,
+        /// What is to be given up is on a node that is heard: it can be stopped or deleted there.
+        AbandonRefused,
 
         /// The image named does not exist on the node.
         ImageNotFound,

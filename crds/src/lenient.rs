@@ -27,6 +27,11 @@ pub(crate) fn word<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> R
     Ok(Option::<String>::deserialize(from)?.as_deref().and_then(known))
 }
 
+/// A part that only whole is of use; one that is not understood counts as absent.
+pub(crate) fn part<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<Option<T>, D::Error> {
+    Ok(Option::<Value>::deserialize(from)?.and_then(|value| serde_json::from_value(value).ok()))
+}
+
 /// The mode of a share that exists; one that is not known may hold anything of its card, so all of it.
 pub(crate) fn mode_of_existing<'de, D: Deserializer<'de>>(from: D) -> Result<ShareMode, D::Error> {
     Ok(known(&String::deserialize(from)?).unwrap_or(ShareMode::Passthrough))

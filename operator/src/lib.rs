@@ -11,6 +11,7 @@
 //! fills it, with what `understood` makes of an object that this version does not understand whole; `writer`, `secret_access` and the files named `apply` write; `run` puts it together.
 #![forbid(unsafe_code)]
 
+pub mod allocation_key;
 pub mod backoff;
 pub mod cause;
 pub mod deadline;

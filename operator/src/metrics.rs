@@ -51,6 +51,7 @@ pub struct Metrics {
     writes: Family<KindOutcome, Counter>,
     waiting: Gauge,
     refused: Counter,
+    unproven: Counter,
     silent: Family<Node, Gauge>,
     leading: Gauge,
     decision_seconds: Histogram,
@@ -67,6 +68,7 @@ impl Default for Metrics {
         let writes = Family::default();
         let waiting = Gauge::default();
         let refused = Counter::default();
+        let unproven = Counter::default();
         let silent = Family::default();
         let leading = Gauge::default();
         let decision_seconds = Histogram::new(exponential_buckets(0.000_05, 4.0, 9));
@@ -82,6 +84,11 @@ impl Default for Metrics {
         registry.register("writes", "Writes to the API server, by outcome", writes.clone());
         registry.register("waiting_desktops", "Desktops for which there is no room", waiting.clone());
         registry.register("refused_decisions", "Decisions that their node refused", refused.clone());
+        registry.register(
+            "unproven_strays",
+            "Machines that nodes report by ids that no operator of this cluster is known to have given",
+            unproven.clone(),
+        );
         registry.register(
             "node_silent",
             "1 for each node whose daemon has not renewed its lease",
@@ -99,6 +106,7 @@ impl Default for Metrics {
             writes,
             waiting,
             refused,
+            unproven,
             silent,
             leading,
             decision_seconds,
@@ -139,6 +147,10 @@ impl Metrics {
     /// A node refused a decision.
     pub fn refused(&self) {
         self.refused.inc();
+    }
+    /// A node reports a machine by an id that no operator is known to have given.
+    pub fn unproven(&self) {
+        self.unproven.inc();
     }
     /// Whether a node is silent.
     pub fn silent(&self, node: &str, silent: bool) {

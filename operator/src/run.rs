@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tower::limit::RateLimitLayer;
 
 use crate::{
+    allocation_key::AllocationKey,
     backoff::Backoff,
     deadline::DeadlineLayer,
     desktop, desktop_template, gpu_node, gpu_profile,
@@ -168,10 +169,15 @@ async fn work(
     let Leadership { term, before: _, deadline, doubted } = leadership;
     let write_client = write_client(config, settings.writes_per_second, &DeadlineLayer(deadline))?;
     let writer = Writer::new(write_client, metrics.clone(), term, doubted);
+    let reading = writer.client();
+    let key = tokio::select! {
+        key = AllocationKey::of_cluster(&reading, &settings.namespace) => key,
+        () = stop.cancelled() => return Ok(End::Whole),
+    };
     let mut tasks = Tasks::new();
     let (queue, access_events) = unbounded();
     let secrets = Arc::new(SecretAccess::new(writer.clone(), &settings.namespace, queue.clone()));
-    let (world, refs, leases) = start_watches(&client, &settings, &metrics, queue, &mut tasks);
+    let (world, refs, leases) = start_watches(&client, &settings, &metrics, key, queue, &mut tasks);
     let waker = world.clone();
     let wake_node = move |node: ObjectRef<GpuNode>| waker.wake_node(&node.name);
     let granted = secret_access::watch_all(&secrets, &client, &metrics, &mut tasks, wake_node);
@@ -203,7 +209,7 @@ async fn work(
         nodes = stores.nodes.len(),
         "all objects known"
     );
-    start_wakers(&world, &mut tasks);
+    start_wakers(&world, &writer, &mut tasks);
     let access_events = access_events.take_until(stop.clone().cancelled_owned());
     let tending = secret_access::tend(secrets.clone(), world.clone(), access_events);
     tokio::select! {
@@ -233,6 +239,7 @@ fn start_watches(
     client: &Client,
     settings: &Settings,
     metrics: &Metrics,
+    key: AllocationKey,
     access: UnboundedSender<secret_access::Event>,
     tasks: &mut Tasks,
 ) -> (Arc<World>, Refs, Store<Lease>) {
@@ -253,7 +260,7 @@ fn start_watches(
         access,
     };
     let stores = Stores { desktops, templates, profiles, nodes };
-    let world = Arc::new(World::new(stores, queues, settings.limits, metrics.clone()));
+    let world = Arc::new(World::new(stores, queues, settings.limits, key, metrics.clone()));
     macro_rules! watch {
         ($name:literal, $api:expr, $writer:expr, $hear:ident) => {{
             let (world, metrics) = (world.clone(), metrics.clone());
@@ -275,7 +282,12 @@ fn start_watches(
     (world, refs, leases)
 }
 
-fn start_wakers(world: &Arc<World>, tasks: &mut Tasks) {
+fn start_wakers(world: &Arc<World>, writer: &Writer, tasks: &mut Tasks) {
+    let (asker, client) = (world.clone(), writer.client());
+    tasks.spawn(async move {
+        asker.ask_for_nodes(client).await;
+        "asker for Nodes"
+    });
     let waker = world.clone();
     tasks.spawn(async move {
         waker.wake_waiting().await;
@@ -307,8 +319,12 @@ async fn loops(
 ) {
     let stores = &world.stores;
     let metrics = &world.metrics;
-    let context =
-        Arc::new(desktop::Context { world: world.clone(), writer: writer.clone(), secrets: secrets.clone() });
+    let context = Arc::new(desktop::Context {
+        world: world.clone(),
+        writer: writer.clone(),
+        secrets: secrets.clone(),
+        namespace: settings.namespace.clone(),
+    });
     let desktops =
         rounds(stores.desktops.clone(), refs.desktops, settings.concurrency, stop, metrics, move |object| {
             let context = context.clone();

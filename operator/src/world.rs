@@ -13,6 +13,7 @@ use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use tokio::sync::Notify;
 
 use crate::{
+    allocation_key::AllocationKey,
     desktop::decide::Presence,
     desktop::validate::{Wanted, secret_name},
     index::Index,
@@ -33,10 +34,11 @@ use crate::{
     watch::Seen,
 };
 
+mod away;
 mod intake;
 
-/// How long a `GpuNode` must be missing until what it held is given up: its daemon makes it again
-/// at once when it lives.
+/// How long a `GpuNode` must be missing until its node counts as lost: its daemon makes it again at once when it
+/// lives.
 pub const NODE_LOST_AFTER: Duration = Duration::from_secs(10);
 
 /// Where to put what should be looked at.
@@ -61,8 +63,10 @@ pub struct World {
     /// The operator's figures.
     pub metrics: Metrics,
     queues: Queues,
+    key: AllocationKey,
     cluster: Mutex<Cluster>,
     freed: Notify,
+    ask: Notify,
     counted: Notify,
 }
 
@@ -75,11 +79,19 @@ struct Cluster {
     refusals: Refusals,
     liveness: Liveness,
     missing: BTreeMap<String, Instant>,
+    /// What people say of nodes that are away.
+    words: BTreeMap<String, away::Word>,
+    /// Machines where no allocation says.
+    reported: away::Reported,
+    /// The last decision by which each desktop was seen to hold something, with its UID.
+    held_last: BTreeMap<DesktopKey, (String, AllocationId)>,
     templates: BTreeSet<DesktopKey>,
     templates_seen: BTreeMap<DesktopKey, Spec>,
     profiles_seen: BTreeMap<String, Spec>,
     leases_known: bool,
     silent: BTreeSet<String>,
+    /// Nodes of which their administrators say that they are off.
+    said_off: BTreeSet<String>,
     /// Nodes that are odd.
     odd_nodes: BTreeSet<String>,
     /// Desktops that hold something that cannot be read, and on which node, where that can be.
@@ -125,9 +137,10 @@ pub enum Decision {
 
 impl World {
     /// Knows nothing yet.
-    pub fn new(stores: Stores, queues: Queues, limits: Limits, metrics: Metrics) -> Self {
+    pub fn new(stores: Stores, queues: Queues, limits: Limits, key: AllocationKey, metrics: Metrics) -> Self {
         let cluster = Mutex::new(Cluster { snapshot: Snapshot::new(limits), ..Cluster::default() });
-        Self { stores, metrics, queues, cluster, freed: Notify::new(), counted: Notify::new() }
+        let (freed, ask, counted) = (Notify::new(), Notify::new(), Notify::new());
+        Self { stores, metrics, queues, key, cluster, freed, ask, counted }
     }
 
     fn lock(&self) -> MutexGuard<'_, Cluster> {
@@ -218,7 +231,7 @@ impl World {
             return Decision::NoRoom(explanation);
         };
         let allocation = Arc::new(Allocation {
-            id: Some(desktop.next_allocation_id(&format!("{} {}", now.0, placed.node))),
+            id: Some(self.key.mint(desktop, &placed.node, now)),
             node: placed.node,
             desktop_generation: desktop.metadata.generation.unwrap_or_default(),
             template_generation: wanted.template_generation,
@@ -283,20 +296,6 @@ impl World {
     /// How long a waiting desktop must wait until it may change its message.
     pub fn may_say(&self, key: &DesktopKey) -> Duration {
         self.lock().waiting.may_say(key, Instant::now())
-    }
-
-    /// Whether a node is there.
-    pub fn presence(&self, node: &str) -> Presence {
-        if self.stores.nodes.get(&ObjectRef::new(node)).is_some() {
-            return Presence::Present;
-        }
-        let now = Instant::now();
-        let since = *self.lock().missing.entry(node.to_owned()).or_insert(now);
-        if now.saturating_duration_since(since) >= NODE_LOST_AFTER {
-            Presence::Lost
-        } else {
-            Presence::Missing
-        }
     }
 
     /// A node is missing since so long ago.

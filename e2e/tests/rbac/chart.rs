@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::ask::{Person, create, get};
 
-const POLICIES: [&str; 20] = [
+const POLICIES: [&str; 21] = [
     "finalizers.gpudesk.dev",
     "host-networks.gpudesk.dev",
     "inline-user-data.gpudesk.dev",
@@ -29,6 +29,7 @@ const POLICIES: [&str; 20] = [
     "operator-leases.gpudesk.dev",
     "operator-rolebindings.gpudesk.dev",
     "operator-roles.gpudesk.dev",
+    "operator-secrets.gpudesk.dev",
     "operator-term.gpudesk.dev",
     "owner-references.gpudesk.dev",
     "priority.gpudesk.dev",
@@ -251,6 +252,7 @@ pub(crate) async fn rights(cluster: Arc<Cluster>) -> Result<()> {
         "gpunodes.gpudesk.dev/status: patch",
         "gpunodes.gpudesk.dev: get list watch",
         "gpuprofiles.gpudesk.dev/status: patch",
+        "nodes: get",
         "rolebindings.rbac.authorization.k8s.io: create delete get list patch watch",
         "roles.rbac.authorization.k8s.io: create delete get list patch watch",
         "secrets: get",
@@ -258,6 +260,7 @@ pub(crate) async fn rights(cluster: Arc<Cluster>) -> Result<()> {
     let operator_at_home = [
         "leases.coordination.k8s.io: create get list watch",
         "leases.coordination.k8s.io gpudesk-operator: update",
+        "secrets: create",
         "serviceaccounts: create get list watch",
     ];
     let daemon = [

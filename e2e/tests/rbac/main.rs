@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         .trial("a_node_reads_the_secrets_of_its_desktops_only", secrets::of_its_desktops)
         .trial("the_operator_grants_single_secrets_only", operator::roles)
         .trial("the_operator_writes_accounts_of_nodes_only", operator::accounts)
+        .trial("the_operator_makes_its_key_and_no_node_reads_it", operator::key)
         .trial("the_operator_writes_status_and_finalizer_of_a_desktop_only", operator::desktops)
         .trial("a_template_in_use_stays_and_names_its_users", people::template_in_use)
         .trial("a_namespace_goes_with_a_template_in_use", people::namespace)

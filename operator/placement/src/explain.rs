@@ -76,6 +76,7 @@ impl Snapshot {
             | Rejection::NotReady
             | Rejection::Silent
             | Rejection::Unclear
+            | Rejection::Stray
             | Rejection::Affinity => false,
         };
         let may_come_back = |rejection: &Rejection| match rejection {
@@ -236,6 +237,9 @@ pub fn text(request: &Request, rejection: &Rejection) -> String {
         Rejection::Silent => "node daemon silent".into(),
         Rejection::Unclear => {
             "with something that this version of the operator does not understand (see its log)".into()
+        }
+        Rejection::Stray => {
+            "with a machine of which it is not known what it holds (status.strays of the GpuNode)".into()
         }
         Rejection::Affinity => "ruled out by required affinity".into(),
         Rejection::Misfit(misfit) => misfit_text(request, *misfit),

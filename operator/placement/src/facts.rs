@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gpudesk_crds::{
-    GpuNode,
+    Allocation, GpuNode,
     conditions::{self, ConditionType},
     gpu_node::{GpuNodeSpec, Housekeeping},
     gpu_node_status::{Device, Fabric, HostCpus, HostDevice, HostDeviceKind, NumaCell},
     types::{CpuSet, PageSize, PciAddress},
 };
 
-use crate::{shape::Shape, state::UsedShare};
+use crate::{occupancy::Claim, request::DesktopKey, shape::Shape, state::UsedShare};
 
 /// A node as placement sees it.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +35,19 @@ pub struct NodeFacts {
     pub partitions: Vec<Partition>,
     /// Virtual functions of network cards and drives that a desktop may have, by address.
     pub functions: Vec<Function>,
+    /// Machines that run there and are not those of allocations to it. What they hold is taken.
+    pub strays: Vec<Stray>,
+    /// Of some such machines it is not known what they hold.
+    pub unknown_strays: bool,
+}
+
+/// A machine that no allocation to its node accounts for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stray {
+    /// The desktop that it was made for.
+    pub owner: DesktopKey,
+    /// What it takes.
+    pub claim: Claim,
 }
 
 /// A NUMA cell, less what the host keeps.
@@ -187,7 +200,7 @@ impl NodeFacts {
             })
             .collect();
         functions.sort_by_key(|function| function.address);
-        Self {
+        let mut facts = Self {
             name: node.metadata.name.as_deref().unwrap_or_default().into(),
             labels: node.metadata.labels.clone().unwrap_or_default(),
             cordoned: *cordoned || *out_of_service,
@@ -203,7 +216,20 @@ impl NodeFacts {
             partitions: read_partitions(status.fabric.as_ref(), &devices),
             cells,
             functions,
+            strays: vec![],
+            unknown_strays: status.more_strays.is_some(),
+        };
+        for stray in &status.strays {
+            let runs = |made: &&Allocation| made.node == *facts.name && made.compute.is_some();
+            match stray.allocation.as_deref().filter(runs) {
+                Some(made) => {
+                    let owner = DesktopKey::new(&stray.namespace, &stray.name);
+                    facts.strays.push(Stray { owner, claim: Claim::of(&facts, made) });
+                }
+                None => facts.unknown_strays = true,
+            }
         }
+        facts
     }
 
     /// The position of the cell of a number.

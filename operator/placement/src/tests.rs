@@ -8,4 +8,5 @@ mod model;
 mod oracle;
 mod policies;
 mod properties;
+mod strays;
 mod waiting;

@@ -35,6 +35,7 @@ impl World {
                 let change = cluster.snapshot.desktop_gone(&key);
                 self.changed(&mut cluster, change);
                 cluster.unclear.remove(&key);
+                cluster.held_last.remove(&key);
                 self.close(&mut cluster);
                 self.access_of(&key.namespace, [before, None]);
             }
@@ -42,9 +43,12 @@ impl World {
         }
     }
 
-    /// What a desktop holds. Where that cannot be read, what was known of it stays taken; where nothing was
-    /// known, its node takes no more.
+    /// What a desktop holds. Where that cannot be read, or its status has lost it, what was known of it stays taken;
+    /// where nothing was known, its node takes no more.
     fn take_in(&self, cluster: &mut Cluster, key: &DesktopKey, desktop: &Desktop) {
+        if cluster.holds_untold(key, desktop) && cluster.snapshot.holds(key).is_some() {
+            return;
+        }
         let known = node_held(cluster, key);
         let unclear = understood::holds_unclear(desktop)
             .filter(|node| known.is_none() || node.is_some_and(|node| known.as_deref() != Some(node)));
@@ -120,7 +124,18 @@ impl World {
         match seen {
             Seen::There(node) => {
                 let name = node.name_any();
-                cluster.missing.remove(&name);
+                let was_away = cluster.missing.remove(&name).is_some();
+                let off = node.spec.out_of_service;
+                let word_is_new =
+                    if off { cluster.said_off.insert(name.clone()) } else { cluster.said_off.remove(&name) };
+                if was_away {
+                    cluster.words.remove(&name);
+                    cluster.told.remove(&name);
+                }
+                if was_away || word_is_new {
+                    cluster.index.on_node(&name).for_each(|desktop| self.wake(desktop));
+                }
+                self.take_in_reports(&mut cluster, &name, Some(node));
                 cluster.liveness.node_seen(node);
                 if odd(node).is_some() {
                     cluster.odd_nodes.insert(name.clone())
@@ -136,6 +151,8 @@ impl World {
                 let name = node.name_any();
                 cluster.missing.insert(name.clone(), Instant::now());
                 cluster.liveness.node_gone(&name);
+                cluster.said_off.remove(&name);
+                self.take_in_reports(&mut cluster, &name, None);
                 cluster.odd_nodes.remove(&name);
                 let change = cluster.snapshot.node_gone(&name);
                 self.changed(&mut cluster, change);
@@ -220,6 +237,7 @@ impl World {
         for node in before.symmetric_difference(&silent) {
             self.metrics.silent(node, silent.contains(node));
             cluster.told.remove(node);
+            cluster.words.remove(node);
             self.wake_node(node);
             cluster.index.on_node(node).for_each(|desktop| self.wake(desktop));
         }

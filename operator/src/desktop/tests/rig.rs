@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use tower_test::mock::Handle;
 
 use crate::{
+    allocation_key::AllocationKey,
     desktop::Context,
     metrics::Metrics,
     placement::compute::Limits,
@@ -29,6 +30,9 @@ use crate::{
     world::{Queues, World},
     writer::Writer,
 };
+
+/// The key of the cluster.
+pub(super) const KEY: &[u8] = &[7; 32];
 
 pub(super) struct Rig {
     pub(super) context: Context,
@@ -63,11 +67,11 @@ impl Rig {
             access: access_queue.clone(),
         };
         let stores = Stores { desktops, templates, profiles, nodes };
-        let world = Arc::new(World::new(stores, queues, Limits::default(), metrics));
+        let world = Arc::new(World::new(stores, queues, Limits::default(), AllocationKey::new(KEY), metrics));
         world.lease(Seen::Complete);
         let secrets = Arc::new(SecretAccess::new(writer.clone(), "gpudesk-system", access_queue));
         Self {
-            context: Context { world, writer, secrets },
+            context: Context { world, writer, secrets, namespace: "gpudesk-system".into() },
             api,
             woken,
             access,
@@ -93,6 +97,7 @@ impl Rig {
             world: self.context.world.clone(),
             writer: self.context.writer.clone(),
             secrets: self.context.secrets.clone(),
+            namespace: self.context.namespace.clone(),
         }
     }
 
@@ -115,6 +120,13 @@ impl Rig {
         }))
         .unwrap();
         self.context.world.lease(Seen::There(&lease));
+    }
+
+    /// The lease of a node is gone.
+    pub(super) fn lease_gone(&self, node: &str) {
+        let lease: Lease =
+            serde_json::from_value(json!({"metadata": {"name": format!("gpudesk-node-{node}")}})).unwrap();
+        self.context.world.lease(Seen::Gone(&lease));
     }
 
     pub(super) fn desktop_gone(&mut self, object: &Desktop) {
@@ -201,6 +213,18 @@ pub(super) fn accept(body: &Value) -> (u16, Value) {
     let mut object = body.clone();
     object["spec"] = json!({"templateRef": {"name": "template"}});
     (200, object)
+}
+
+/// Says that the GpuNode `node-a` does not exist.
+pub(super) fn gone(_: &Value) -> (u16, Value) {
+    let (code, mut status) = failure(404, "NotFound");
+    status["details"] = json!({"name": "node-a", "group": "gpudesk.dev", "kind": "gpunodes"});
+    (code, status)
+}
+
+/// Says that there is no such object.
+pub(super) fn none(_: &Value) -> (u16, Value) {
+    failure(404, "NotFound")
 }
 
 pub(super) fn node(name: &str, memory_mib: i64) -> GpuNode {

@@ -302,19 +302,15 @@ async fn a_node_is_lost_when_the_api_server_says_so_and_not_when_the_watch_does(
         assert!(matches!(result, Err(Error::Node { .. })), "{code}: {result:?}");
         assert_eq!(method, "GET");
     }
-    let gone = |_: &Value| {
-        let (code, mut status) = failure(404, "NotFound");
-        status["details"] = json!({"name": "node-a", "group": "gpudesk.dev", "kind": "gpunodes"});
-        (code, status)
-    };
     let context = rig.beside();
     let (result, (_, _, body)) = tokio::join!(reconcile(&object, &context), async {
         rig.answer(gone).await;
         rig.answer(accept).await
     });
     result.unwrap();
-    assert_eq!(conditions(&body)["Running"].1, "NodeLost");
-    assert!(body["status"].get("allocation").is_none());
+    assert_eq!(conditions(&body)["Ready"].1, "NodeLost");
+    assert_eq!(body["status"]["phase"], "Unknown");
+    assert!(body["status"]["allocation"]["compute"].is_object(), "it keeps what it has there: {body}");
 }
 
 /// What the node says once a guest has ended for good.
