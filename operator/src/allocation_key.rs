@@ -1,6 +1,5 @@
 //! The key by which the operator knows its decisions again: the tag of each id is a message authentication code
 //! of whose decision it is, where and when. A node that made one up cannot claim the desktops of others.
-#![expect(clippy::disallowed_methods, reason = "an adapter: it waits between attempts")]
 
 use std::{collections::BTreeMap, time::Duration};
 

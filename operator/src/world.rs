@@ -276,9 +276,13 @@ impl World {
         }
     }
 
-    /// A decision was written.
-    pub fn written(&self, key: &DesktopKey) {
-        self.lock().snapshot.written(key);
+    /// A decision was written. The watch may miss the version that shows it: it is noted.
+    pub fn written(&self, desktop: &Desktop) {
+        let key = key_of(desktop);
+        let mut cluster = self.lock();
+        cluster.snapshot.written(&key);
+        let id = cluster.snapshot.assumed(&key).and_then(|assumed| assumed.allocation.id);
+        cluster.note_held(&key, desktop, id);
     }
 
     /// A decision was not written, for certain: what it took is free again.

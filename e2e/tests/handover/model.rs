@@ -276,6 +276,8 @@ impl World {
         object.version += 1;
         match what {
             What::Give(allocation) => {
+                // Its answer arrives, whatever the watch shows.
+                self.operators[operator].remembered[desktop] = Some(allocation);
                 object.allocation = Some(allocation);
                 object.had = None;
                 object.ended = false;
@@ -562,6 +564,8 @@ impl Model for Handover {
             Event::Returns(host) => {
                 let this = Some(&mut world.hosts[host]).filter(|host| host.lost)?;
                 (this.lost, this.off) = (false, false);
+                // A start that was confirmed was made long ago, or never will be.
+                this.confirmed = None;
                 world.report(host);
             }
             Event::Reports(host) => {

@@ -313,7 +313,7 @@ async fn place(
     let status = status::status(desktop, Situation::Placed((*allocation).clone()), &now());
     match context.writer.status(desktop, &status).await {
         Ok(()) => {
-            world.written(&key);
+            world.written(desktop);
             let gpus = status.gpu_summary.as_deref().unwrap_or("none");
             tracing::info!(desktop = %key, node = %allocation.node, %gpus, "placed");
             if let Some(record) = &allocation.decision {
@@ -351,7 +351,7 @@ async fn give_back(
     let written = context.writer.status(desktop, &status::status(desktop, situation, &now())).await;
     match &written {
         Ok(()) => {
-            world.written(&key);
+            world.written(desktop);
             tracing::warn!(desktop = %key, %node, decision = found.allocation.decision(), "given back what its status did not tell of");
         }
         Err(WriteError::Refused(_)) => world.forget(&key),

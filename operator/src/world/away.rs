@@ -190,14 +190,21 @@ impl Cluster {
         self.held_last.get(key).filter(|(of, _)| of == uid).map(|(_, id)| *id)
     }
 
+    /// Notes by which decision a desktop holds something.
+    pub(super) fn note_held(&mut self, key: &DesktopKey, desktop: &Desktop, id: Option<AllocationId>) {
+        let uid = desktop.uid().unwrap_or_default();
+        let remembered = self.remembered(key, &uid);
+        if let Some(id) = id.filter(|id| Some(*id) > remembered) {
+            self.held_last.insert(key.clone(), (uid, id));
+        }
+    }
+
     /// Notes by which decision a desktop holds something; says whether it still holds more than its status tells.
     pub(super) fn holds_untold(&mut self, key: &DesktopKey, desktop: &Desktop) -> bool {
         let uid = desktop.uid().unwrap_or_default();
         let remembered = self.remembered(key, &uid);
         let held = desktop.allocation().filter(|allocation| allocation.compute.is_some());
-        if let Some(id) = held.and_then(|held| held.id).filter(|id| Some(*id) > remembered) {
-            self.held_last.insert(key.clone(), (uid, id));
-        }
+        self.note_held(key, desktop, held.and_then(|held| held.id));
         odd(desktop).is_none() && forgotten(desktop, remembered).is_some()
     }
 }
