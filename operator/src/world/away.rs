@@ -55,7 +55,10 @@ impl World {
         let (key, uid) = (key_of(desktop), desktop.uid().unwrap_or_default());
         let cluster = self.lock();
         around.found = cluster.reported.of(&uid);
-        around.remembered = cluster.remembered(&key, &uid);
+        // What was just written is not lost: the watch is about to show it.
+        if cluster.snapshot.assumed(&key).is_none() {
+            around.remembered = cluster.remembered(&key, &uid);
+        }
         around
     }
 

@@ -119,7 +119,7 @@ async fn without_a_clear_answer_the_place_stays_taken_and_the_same_is_written_ag
     assert!(matches!(result, Err(Error::Allocation(WriteError::Unclear(_)))));
     let (_, (_, _, other)) = round(&mut rig, &second, accept).await;
     assert_eq!(conditions(&other)["Ready"].1, "Unschedulable", "it may have been written");
-    let (_, (_, _, again)) = round(&mut rig, &first, accept).await;
+    let (_, (_, _, again)) = round(&mut rig, &first, |_| failure(504, "Timeout")).await;
     assert_eq!(once["status"]["allocation"], again["status"]["allocation"]);
     // The watch shows that another write came first: then the guarded one never happened.
     rig.desktop(&desktop("a", 8, json!({"spec": {"powerState": "Stopped"}})));
