@@ -213,8 +213,13 @@ async fn place(
     if let Some((rest, times)) = world.waits_after_refusals(&key, &wanted.made_of) {
         let why = desktop.said_by_node().and_then(|said| Some(said.refusal.as_ref()?.message.as_str()));
         let message = format!(
-            "nodes refused it {times} times although there was room by what they say of themselves{}{}; it is tried again \
-             in {} min, or when one of them says something new",
+            "{} although there was room by what they say of themselves{}{}; it is tried again in {} min, or when one of \
+             them says something new",
+            if times == 1 {
+                "a node refused it".to_owned()
+            } else {
+                format!("nodes refused it {times} times")
+            },
             if why.is_some() { ", last: " } else { "" },
             why.unwrap_or_default(),
             rest.as_secs().div_ceil(60),
