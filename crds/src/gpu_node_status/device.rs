@@ -117,7 +117,7 @@ pub struct Device {
     pub reset_methods: Vec<String>,
     /// Memory of the card in MiB.
     #[serde(rename = "memoryMiB", default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 1_073_741_824))]
     pub memory_mib: Option<i64>,
     /// Temperature in degrees Celsius when it was last read; a change of this figure alone writes
     /// nothing.

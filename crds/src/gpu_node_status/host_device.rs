@@ -37,7 +37,7 @@ pub struct HostDevice {
     /// Size of a drive in MiB, rounded down: the sum of its namespaces. Absent for network cards, and
     /// while the host's own driver does not have the drive.
     #[serde(rename = "sizeMiB", default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 1_073_741_824))]
     pub size_mib: Option<i64>,
     /// Whether a desktop may take it whole.
     #[serde(default)]

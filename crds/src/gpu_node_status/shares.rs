@@ -61,7 +61,7 @@ pub struct Placement {
     pub mode: ShareMode,
     /// Nominal framebuffer in MiB.
     #[serde(rename = "framebufferMiB")]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 1_073_741_824))]
     pub framebuffer_mib: i64,
     /// Series of a vGPU type; absent for MIG profiles and virtual functions.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::lenient::word")]
@@ -145,7 +145,7 @@ pub struct MigBackedType {
     pub series: VgpuSeries,
     /// Framebuffer in MiB.
     #[serde(rename = "framebufferMiB")]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 1_073_741_824))]
     pub framebuffer_mib: i64,
     /// How many of it one GPU instance holds.
     #[schemars(range(min = 1, max = 256))]

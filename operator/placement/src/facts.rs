@@ -13,6 +13,36 @@ use gpudesk_crds::{
 
 use crate::{shape::Shape, state::UsedShare};
 
+/// What a node says of itself is not trusted: what no machine has counts as the most that one may have, so
+/// that no sum of it is too large to count. An exbibyte of memory, in MiB.
+const MOST_MIB: i64 = 1 << 40;
+/// A pebibyte of memory on a card, or on a drive.
+const MOST_OF_CARD_MIB: i64 = 1 << 30;
+/// Positions, lengths and numbers of shares on a card.
+pub(crate) const MOST_UNITS: i32 = 1 << 12;
+/// vCPUs of one machine.
+const MOST_VCPUS: i64 = 1 << 20;
+
+/// Memory of a host as it counts, in MiB or in pages.
+pub(crate) fn memory(said: i64) -> i64 {
+    said.clamp(0, MOST_MIB)
+}
+
+/// Memory of a card or a drive as it counts, in MiB.
+pub(crate) fn card_memory(said: i64) -> i64 {
+    said.clamp(0, MOST_OF_CARD_MIB)
+}
+
+/// A length, a position or a number on a card as it counts.
+pub(crate) fn units(said: i32) -> i32 {
+    said.clamp(0, MOST_UNITS)
+}
+
+/// vCPUs of a machine as they count.
+pub(crate) fn vcpus(said: i64) -> i64 {
+    said.clamp(0, MOST_VCPUS)
+}
+
 /// A node as placement sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeFacts {
@@ -259,15 +289,16 @@ fn read_cell(cell: &NumaCell, kept: &Housekeeping, of_host: &HostCpus) -> Cell {
     let mut dedicable = cores.split_off(kept_cores);
     dedicable.sort_by_key(|core| core.is_disjoint(isolated));
     let mut memory = [0; 3];
-    let mut in_hugepages = cell.other_hugepages_mib;
+    let mut in_hugepages = self::memory(cell.other_hugepages_mib);
     for pages in &cell.hugepages {
         if let Some(mib) = pages.size.mib() {
-            in_hugepages = in_hugepages.saturating_add(pages.total.saturating_mul(mib));
-            memory[page(pages.size)] = pages.total;
+            let total = self::memory(pages.total);
+            in_hugepages = in_hugepages.saturating_add(total.saturating_mul(mib));
+            memory[page(pages.size)] = total;
         }
     }
-    memory[page(PageSize::None)] =
-        cell.memory_mib.saturating_sub(in_hugepages).saturating_sub(kept.memory_mib_per_numa_cell).max(0);
+    let ordinary = self::memory(cell.memory_mib).saturating_sub(in_hugepages);
+    memory[page(PageSize::None)] = ordinary.saturating_sub(kept.memory_mib_per_numa_cell).max(0);
     if cell.device_memory {
         memory = [0; 3];
     }
@@ -357,7 +388,7 @@ fn read_functions(
 ) -> Vec<Function> {
     match device.kind {
         HostDeviceKind::NvmeDrive if device.usable => {
-            let gib = device.size_mib.unwrap_or(0) / 1024;
+            let gib = card_memory(device.size_mib.unwrap_or(0)) / 1024;
             vec![Function { address: device.pci_address, parent: None, cell, kind: Provided::Drive(gib) }]
         }
         HostDeviceKind::NvmeDrive => vec![],

@@ -300,7 +300,7 @@ impl<'a> Fitting<'a> {
         let amount = pages.mib().map_or(demand.memory.mib, |page| demand.memory.mib / page);
         taken.memory[crate::facts::page(pages)] =
             taken.memory[crate::facts::page(pages)].saturating_add(amount);
-        starving::starved(facts, &taken, dedicated, &rooms, &mix, self.limits) - starved
+        starving::starved(facts, &taken, dedicated, &rooms, &mix, self.limits).saturating_sub(starved)
     }
 
     fn cells_of(&self, found: &Found) -> Vec<usize> {

@@ -10,7 +10,7 @@ use gpudesk_crds::{
 };
 
 use crate::{
-    facts::{FreeCores, NodeFacts, page},
+    facts::{self, FreeCores, NodeFacts, page},
     request::DesktopKey,
     state::{CardUse, UsedShare},
 };
@@ -92,8 +92,8 @@ impl Claim {
     fn add_compute(&mut self, facts: &NodeFacts, compute: &Compute) {
         let pages = |mib: i64| compute.page_size.mib().map_or(mib, |page| (mib + page - 1) / page);
         let of = |vcpus: i64, mib: i64| {
-            let mut taken = Taken { vcpus, memory: [0; 3] };
-            taken.memory[page(compute.page_size)] = pages(mib);
+            let mut taken = Taken { vcpus: facts::vcpus(vcpus), memory: [0; 3] };
+            taken.memory[page(compute.page_size)] = pages(facts::memory(mib));
             taken
         };
         let shares_cpus = compute.vcpu_pins.is_empty();

@@ -42,7 +42,11 @@ pub fn starved(
 ) -> i64 {
     let total: i64 = mix.wanted.iter().map(|(_, weight)| i64::from(*weight)).sum();
     let memory = [0, 1, 2].map(|kind| {
-        let has: i64 = facts.cells.iter().map(|cell| cell.memory.get(kind).copied().unwrap_or(0)).sum();
+        let has: i64 = facts
+            .cells
+            .iter()
+            .map(|cell| cell.memory.get(kind).copied().unwrap_or(0))
+            .fold(0, i64::saturating_add);
         has.saturating_sub(taken.memory.get(kind).copied().unwrap_or(0)).max(0)
     });
     let cpus = (facts.cpus() + facts.isolated() - dedicated).max(0);
@@ -60,8 +64,9 @@ pub fn starved(
             let by_cpu = left.max(0) / vcpus.max(1);
             let by_memory = memory.get(page).copied().unwrap_or(0) / each.max(1);
             let room = i64::from(*room);
-            (room - by_cpu.min(by_memory)).max(0) * gpu_mib * i64::from(*weight)
+            let starved = (room - by_cpu.min(by_memory)).max(0);
+            starved.saturating_mul(gpu_mib).saturating_mul(i64::from(*weight))
         })
-        .sum();
+        .fold(0, i64::saturating_add);
     lost / total.max(1) / KINDS
 }

@@ -3,6 +3,7 @@
 mod builders;
 mod decisions;
 mod differential;
+mod figures;
 mod geometry;
 mod model;
 mod oracle;

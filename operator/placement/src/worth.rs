@@ -152,7 +152,7 @@ impl Outlook {
         }
         let worth = |used: &CardUse| fill(self.values.geometry(), &used.layout(), &others);
         // What differs by rounding only is equal.
-        WAITING * (worth(before) - worth(after) + TELLING / 2).div_euclid(TELLING)
+        WAITING.saturating_mul((worth(before) - worth(after) + TELLING / 2).div_euclid(TELLING))
     }
 
     /// Of the free units, how many in a thousand the mix cannot use.

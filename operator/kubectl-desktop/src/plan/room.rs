@@ -66,7 +66,7 @@ fn repacked<'a>(round: &Round<'a>, candidates: &[Candidate], progress: Progress<
             let mut wanted = candidate.wanted.clone()?;
             // Else each would take again what it has.
             wanted.request.previous = None;
-            let size = planned.gpus.iter().map(|gpu| gpu.framebuffer_mib).sum();
+            let size = planned.gpus.iter().map(|gpu| gpu.framebuffer_mib).fold(0, i64::saturating_add);
             again.push((Candidate { intent: Intent::Wants(wanted), ..candidate.clone() }, size));
         }
     }
