@@ -33,6 +33,7 @@ pub mod handover;
 mod lenient;
 pub mod relay;
 pub mod schema;
+pub mod text;
 pub mod types;
 pub mod yaml;
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::ask::{Person, create, get};
 
-const POLICIES: [&str; 20] = [
+const POLICIES: [&str; 21] = [
     "finalizers.gpudesk.dev",
     "host-networks.gpudesk.dev",
     "inline-user-data.gpudesk.dev",
@@ -32,6 +32,7 @@ const POLICIES: [&str; 20] = [
     "operator-term.gpudesk.dev",
     "owner-references.gpudesk.dev",
     "priority.gpudesk.dev",
+    "status-owners.gpudesk.dev",
     "status.gpudesk.dev",
     "template-in-use.gpudesk.dev",
 ];

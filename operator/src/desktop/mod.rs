@@ -258,7 +258,7 @@ async fn place(
         return Err(Error::Secrets(error));
     }
     let status = status::status(desktop, Situation::Placed((*allocation).clone()), &now());
-    match context.writer.status(desktop, &status).await {
+    match apply::put(&context.writer, desktop, &status).await {
         Ok(()) => {
             world.written(&key);
             let gpus = status.gpu_summary.as_deref().unwrap_or("none");

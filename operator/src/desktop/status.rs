@@ -7,6 +7,8 @@ use gpudesk_crds::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
+use gpudesk_crds::text::plain;
+
 use super::summary;
 use crate::invalid::Invalid;
 
@@ -97,6 +99,9 @@ pub fn status(desktop: &Desktop, situation: Situation, now: &Time) -> DesktopSta
             if reason == Reason::NodeLost {
                 // Nobody else is left to say it.
                 say.that(ConditionType::Running, false, reason, &message);
+            } else if is_running_ours(&old) {
+                // Its node owns parts of it that are the same: without the rest they are no condition.
+                say.again(ConditionType::Running);
             }
             wanted.phase = Some(phase);
             wanted.allocation = parked;
@@ -163,6 +168,13 @@ fn is_starting(status: &DesktopStatus) -> bool {
         .is_some_and(|running| running.status == "False" && running.reason == Reason::Starting.as_str())
 }
 
+/// Whether the last word on `Running` is the operator's.
+fn is_running_ours(status: &DesktopStatus) -> bool {
+    let ours = [Reason::Starting.as_str(), Reason::NodeLost.as_str()];
+    conditions::find(&status.conditions, ConditionType::Running)
+        .is_some_and(|running| ours.contains(&running.reason.as_str()))
+}
+
 /// Whether the last word on `Ready` is the operator's, said in the silence of the node.
 pub fn is_said_silent(status: &DesktopStatus) -> bool {
     conditions::find(&status.conditions, ConditionType::Ready)
@@ -179,7 +191,8 @@ struct Sayer<'a> {
 impl Sayer<'_> {
     fn that(&mut self, type_: ConditionType, status: impl Into<Truth>, reason: Reason, message: &str) {
         self.again(type_);
-        conditions::set(self.conditions, type_, status, reason, message, self.generation, self.now);
+        // It may hold words of others, of a node say.
+        conditions::set(self.conditions, type_, status, reason, plain(message), self.generation, self.now);
     }
 
     fn again(&mut self, type_: ConditionType) {

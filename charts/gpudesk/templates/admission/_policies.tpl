@@ -133,6 +133,23 @@ matchConstraints:
     '{{ .who }} may not write the condition ' + variables.changedConditions.join(', ') + ' of a {{ .kind }}, which is written by others'
 {{- end }}
 
+{{- /* Who owns which fields, before and after; and what of it is of a status, which two programs write in turn by
+       server-side apply: a field that somebody else owns too stays when its writer leaves it out. */ -}}
+{{- define "gpudesk.managerVariables" -}}
+- name: managers
+  expression: "object != null ? dyn(object.metadata).?managedFields.orValue([]) : []"
+- name: oldManagers
+  expression: "oldObject == null ? [] : dyn(oldObject.metadata).?managedFields.orValue([])"
+{{- end }}
+
+{{- /* A program writes a status under its own name: called with `manager` and `who`. */ -}}
+{{- define "gpudesk.managerPinned" -}}
+- expression: request.?subResource.orValue('') != 'status' || request.?options.?fieldManager.orValue('') == '{{ .manager }}'
+  reason: Forbidden
+  messageExpression: >-
+    '{{ .who }} writes a status as field manager {{ .manager }}, not as "' + string(request.?options.?fieldManager.orValue('')) + '"'
+{{- end }}
+
 {{- /* The node of the daemon that asks, from its token; empty when the token is not bound to a node. */ -}}
 {{- define "gpudesk.nodeVariable" -}}
 - name: node

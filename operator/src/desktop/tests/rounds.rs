@@ -378,3 +378,74 @@ async fn a_desktop_that_ended_and_cannot_be_restarted_holds_nothing_and_says_why
     let (_, (_, _, body)) = round(&mut rig, &other, accept).await;
     assert_eq!(body["status"]["allocation"]["node"], "node-a");
 }
+
+/// The writes of a round of two, and how it ended.
+async fn two_writes(
+    rig: &mut Rig,
+    object: &Desktop,
+    first: impl FnOnce(&Value) -> (u16, Value),
+    second: (u16, Value),
+) -> (Result<Action, Error>, Value, Value) {
+    let context = rig.beside();
+    let answers = async {
+        let (_, _, applied) = rig.answer(first).await;
+        let (method, path, patch) = rig.answer(|_| second).await;
+        assert_eq!(method, "PATCH");
+        assert!(path.ends_with("/desktops/a/status?fieldManager=gpudesk-operator"), "{path}");
+        (applied, patch)
+    };
+    let (result, (applied, patch)) = tokio::join!(reconcile(object, &context), answers);
+    (result, applied, patch)
+}
+
+/// As if somebody else owned CPUs, the last place, and a condition of his own.
+fn mixed(body: &Value) -> (u16, Value) {
+    let (code, mut object) = accept(body);
+    object["metadata"]["resourceVersion"] = "6".into();
+    object["status"]["allocation"]["compute"]["vcpuPins"] = json!([{"vcpu": 0, "cpus": "3"}]);
+    object["status"]["lastPlacement"] = json!({"node": "node-b"});
+    let ours = json!({"type": "RestartRequired", "status": "True", "reason": "SpecChanged", "message": "",
+                      "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let mut theirs = ours.clone();
+    theirs["type"] = "GuestReady".into();
+    object["status"]["conditions"].as_array_mut().unwrap().extend([ours, theirs]);
+    (code, object)
+}
+
+#[tokio::test]
+async fn what_others_own_too_does_not_stay_in_the_status() {
+    let mut rig = Rig::small();
+    let object = desktop("a", 5, json!({}));
+    rig.desktop(&object);
+    let done = (200, serde_json::to_value(&object).unwrap());
+    let (result, applied, patch) = two_writes(&mut rig, &object, mixed, done).await;
+    result.unwrap();
+    let patch = patch.as_array().unwrap();
+    assert_eq!(patch[0], json!({"op": "replace", "path": "/metadata/resourceVersion", "value": "6"}));
+    let of = |path: &str| patch.iter().find(|operation| operation["path"] == path).unwrap();
+    assert_eq!(of("/status/allocation")["value"], applied["status"]["allocation"]);
+    assert_eq!(of("/status/lastPlacement")["op"], "remove");
+    assert_eq!(of("/status/operatorTerm")["value"], "lease:1");
+    let types: Vec<&Value> =
+        of("/status/conditions")["value"].as_array().unwrap().iter().map(|c| &c["type"]).collect();
+    assert_eq!(types, ["Allocated", "Ready", "Running", "GuestReady"]);
+    silent(&rig, &object).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_status_that_cannot_be_applied_is_written_whole_and_counts_until_that_is_refused_too() {
+    let mut rig = Rig::small();
+    let object = desktop("a", 5, json!({}));
+    rig.desktop(&object);
+    let invalid = |_: &Value| failure(422, "Invalid");
+    let (result, ..) = two_writes(&mut rig, &object, invalid, failure(422, "Invalid")).await;
+    assert!(matches!(result, Err(Error::Allocation(WriteError::Refused(_)))), "{result:?}");
+    // Nothing was written: it is decided anew. Something was: the same place counts until it is seen.
+    let (result, first, _) = two_writes(&mut rig, &object, mixed, failure(422, "Invalid")).await;
+    assert!(matches!(result, Err(Error::Allocation(WriteError::Unclear(_)))), "{result:?}");
+    let (result, again, patch) =
+        two_writes(&mut rig, &object, invalid, (200, serde_json::to_value(&object).unwrap())).await;
+    result.unwrap();
+    assert_eq!(patch[0]["value"], "5");
+    assert_eq!(again["status"]["allocation"], first["status"]["allocation"]);
+}
