@@ -142,8 +142,9 @@ fn is_ours(value: &Value) -> bool {
 
 /// Whether a text is a manifest, as against a host file.
 pub fn is_manifest(text: &str) -> bool {
+    // What cannot be read is met again and again: no document follows it.
     serde_yaml::Deserializer::from_str(text)
-        .filter_map(|document| value_of(document).ok())
+        .map_while(|document| value_of(document).ok())
         .find(|document| !document.is_null())
         .is_some_and(|document| document.get("apiVersion").is_some())
 }
@@ -321,6 +322,12 @@ mod tests {
         let node = "apiVersion: gpudesk.dev/v1alpha1\nkind: GpuNode\nmetadata: {name: host}\nspec: {}\nstatus: {devices: [{pciAddress: '41', vendorId: '10de', deviceId: '2bb5', product: x}]}\n";
         let faults = read(node).faults;
         assert!(faults[0].contains("\"41\" is no PCI address: write "), "{faults:?}");
+    }
+
+    #[test]
+    fn a_text_that_is_no_yaml_is_no_manifest() {
+        assert!(!is_manifest("# gpudesk\n\n- a: `b`: {\n\t@"));
+        assert!(is_manifest("---\n---\napiVersion: v1\n"));
     }
 
     #[test]
