@@ -106,6 +106,8 @@ async fn own(objects: &Objects, desktop: &Desktop, way: &str) -> Result<()> {
 
 /// Given back in every way, and then held by nobody: so much is held as the next one asks for.
 async fn taken_back(environment: Arc<Owners>) -> Result<()> {
+    // The other trial takes the node away.
+    let _daemon = environment.daemon.lock().await;
     let objects = objects(&environment, "owned").await?;
     for way in ["a-patch-of-one-field", "nobody", "an-entry-for-the-pins", "an-apply-of-the-same"] {
         objects.desktop(way, "{templateRef: {name: t}}").await?;
