@@ -137,6 +137,8 @@ names! {
         ImageNotFound,
         /// The image or disk file cannot be used.
         ImageInvalid,
+        /// A disk that a machine of this desktop has used is not on its node any more.
+        DiskMissing,
         /// A path outside the folders that the owner of the node allows.
         HostPathNotAllowed,
         /// A path that does not exist on the node.

@@ -57,6 +57,9 @@ pub const VERSION: &str = "v1alpha1";
 pub const RELEASE_FINALIZER: &str = "gpudesk.dev/release";
 /// Annotation that asks for a restart, as `kubectl rollout restart` does: any new value asks once.
 pub const RESTARTED_AT_ANNOTATION: &str = "gpudesk.dev/restartedAt";
+/// Annotation by which a user gives up what a desktop had on disks that are lost: the id of the allocation
+/// that cannot have them.
+pub const ABANDON_DISKS_ANNOTATION: &str = "gpudesk.dev/abandon-disks";
 /// Server-side-apply field manager of the operator.
 pub const OPERATOR_FIELD_MANAGER: &str = "gpudesk-operator";
 /// Server-side-apply field manager of the node daemons.

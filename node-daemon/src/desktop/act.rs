@@ -14,6 +14,7 @@ use super::{
     conflict::{self, Held, Holder},
     decide::Action,
     desired::Wanted,
+    lost_disks,
     machine::{self, Parts},
     materials::{self, Materials, Origin},
     observe::{RECORD, Sight},
@@ -241,6 +242,9 @@ impl Desktops {
         pause(self.node.latency.start).await;
         if machine::has_user_network(round.template()?) {
             self.node.guest_network.ensure().await?;
+        }
+        if !self.node.images.is_pretended() {
+            round.folder.note_used(lost_disks::lasting(materials)).await?;
         }
         self.confirm(round).await?;
         let floats = round.allocation.is_some_and(conflict::floats);

@@ -23,6 +23,7 @@ pub mod desired;
 pub(crate) mod fixtures;
 pub mod guest;
 mod host_check;
+pub mod lost_disks;
 pub mod machine;
 pub mod materials;
 mod observe;

@@ -12,7 +12,7 @@ use super::{
     decide::{DomainView, Observed},
     decision,
     desired::Wanted,
-    guest,
+    guest, lost_disks,
     materials::{self, Materials},
     problem::Problem,
     record::RunRecord,
@@ -127,7 +127,13 @@ impl Desktops {
         let (images, roots) = (self.node.images.clone(), self.node.roots.clone());
         round
             .folder
-            .on_thread(move |files| Materials::find(&desktop, &template, &images, &roots, files))
+            .on_thread(move |files| {
+                let materials = Materials::find(&desktop, &template, &images, &roots, files)?;
+                if !images.is_pretended() {
+                    lost_disks::check(&desktop, &materials, files)?;
+                }
+                Ok(materials)
+            })
             .await
     }
 

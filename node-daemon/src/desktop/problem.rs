@@ -3,7 +3,7 @@
 use gpudesk_crds::{Refusal, conditions::Reason};
 use thiserror::Error;
 
-use super::conflict::Held;
+use super::{conflict::Held, lost_disks::DisksMissing};
 use crate::{
     domain::DomainError,
     host::{
@@ -59,6 +59,9 @@ pub enum Problem {
     /// A golden image or kernel.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// Disks that hold what nothing can make again are not there.
+    #[error(transparent)]
+    Disks(#[from] DisksMissing),
     /// A file that the tenant named.
     #[error(transparent)]
     Path(#[from] PathError),
@@ -169,6 +172,7 @@ impl Problem {
             Self::Image(_) | Self::ClosedFile { .. } | Self::Folder(FolderError::Image { .. }) => {
                 Reason::ImageInvalid
             }
+            Self::Disks(_) => Reason::DiskMissing,
             Self::FileInUse { .. } => Reason::HostPathNotAllowed,
             Self::Path(PathError::NotFound { .. }) => Reason::HostPathNotFound,
             Self::Path(PathError::NotAllowed { .. } | PathError::Unreadable { .. }) => {
@@ -208,6 +212,7 @@ impl Problem {
             | Self::NotYetSupported { .. }
             | Self::Invalid(_)
             | Self::Image(_)
+            | Self::Disks(_)
             | Self::Path(_)
             | Self::Secret(_)
             | Self::Seed(_)
@@ -257,6 +262,7 @@ impl Problem {
             | Self::NotYetSupported { .. }
             | Self::Invalid(_)
             | Self::Image(_)
+            | Self::Disks(_)
             | Self::Path(_)
             | Self::Secret(SecretError::NotThere { .. } | SecretError::NoKey { .. })
             | Self::Seed(_)

@@ -78,6 +78,8 @@ impl Desktops {
     /// Puts the disks of a desktop aside. What it has for one run only, and a folder without disks, go.
     async fn put_aside(&self, owner: &Owner, why: &str) -> Result<(), Problem> {
         let folder = self.node.folders.of(owner.uid);
+        // What is put aside is not looked for when the desktop comes back.
+        folder.forget_used().await?;
         if folder.remove_run().await? {
             return Ok(());
         }
