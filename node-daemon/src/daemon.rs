@@ -41,7 +41,7 @@ use crate::{
         survey::Place,
         uevents,
     },
-    lease::{self, Heard},
+    lease::{self, Heard, Restored},
     metrics::Metrics,
     orphans::Orphans,
     relay::{self, Relay},
@@ -93,7 +93,16 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     let ended = end_signal(stop.clone())?;
     // First of all: a node that lives is heard, however long it takes to look at it.
     let (renewed, heard) = Heard::new();
-    let renewing = lease::renew(lease_client, options.namespace.clone(), options.node_name.clone(), renewed);
+    let (went_back, restored) = Restored::new();
+    let renewing = lease::Renewal {
+        node: options.node_name.clone(),
+        namespace: options.namespace.clone(),
+        client: lease_client,
+        metrics: metrics.clone(),
+        renewed,
+        restored: went_back,
+    }
+    .keep();
     // Each on its own, so that none waits for what another one waits for. They end with the last of us.
     let mut aside = JoinSet::new();
     aside.spawn(renewing);
@@ -120,6 +129,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
         seen: seen.clone(),
         hook: options.look.hook.as_deref().map(|file| options.look.hook_at(file, &options.node_name)),
         metrics: metrics.clone(),
+        restored: restored.clone(),
     };
     aside.spawn(publisher.run());
     aside.spawn({
@@ -139,6 +149,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
         secrets,
         sender,
         heard,
+        restored,
     };
     let desktops = Box::pin(run.run(client, metrics, done, stop.clone()));
     tokio::select! {
@@ -166,6 +177,7 @@ struct Desks<'a> {
     secrets: Secrets,
     sender: watch::Sender<HypervisorState>,
     heard: Heard,
+    restored: Restored,
 }
 
 impl Desks<'_> {
@@ -189,6 +201,7 @@ impl Desks<'_> {
             secrets,
             sender,
             heard,
+            restored,
         } = self;
         let ready = async {
             let connected = connect(options, state_dir, &sender, &metrics).await?;
@@ -239,6 +252,7 @@ impl Desks<'_> {
             Arc::clone(&desktops),
             client.clone(),
             metrics.clone(),
+            restored,
             watched,
             Arc::clone(&hint),
             stop.clone(),

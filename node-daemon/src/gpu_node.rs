@@ -39,6 +39,7 @@ use crate::{
         hypervisor::Hypervisor,
         source::{HostSource, NOT_YET},
     },
+    lease::Restored,
     metrics::Metrics,
 };
 
@@ -95,6 +96,8 @@ pub struct Publisher {
     pub hook: Option<DiscoveryHook>,
     /// Figures.
     pub metrics: Metrics,
+    /// Told when the API server has gone back to an earlier state.
+    pub restored: Restored,
 }
 
 /// What is on the host now.
@@ -119,7 +122,7 @@ impl Publisher {
     /// Shows the host for as long as it is awaited.
     pub async fn run(mut self) {
         let (sender, mut stored) = watch::channel(Stored::default());
-        let watching = observe(self.client.clone(), self.node.clone(), sender);
+        let watching = observe(self.client.clone(), self.node.clone(), sender, self.restored.clone());
         let (shown, last) = watch::channel(None);
         let keeping = keep(self.bare(), stored.clone(), last);
         let mut filter = self.guest_network.view();
@@ -318,10 +321,11 @@ async fn keep(bare: Bare, mut stored: watch::Receiver<Stored>, last: watch::Rece
 }
 
 /// Watches the one `GpuNode`.
-async fn observe(client: Client, node: String, stored: watch::Sender<Stored>) {
+async fn observe(client: Client, node: String, stored: watch::Sender<Stored>, restored: Restored) {
     let nodes: Api<DeserializeGuard<GpuNode>> = Api::all(client);
     let config = watcher::Config::default().fields(&format!("metadata.name={node}"));
-    let mut events = watcher(nodes, config).default_backoff().boxed();
+    let watching = || watcher(nodes.clone(), config.clone()).default_backoff();
+    let mut events = restored.anew(watching).boxed();
     let (mut listed, mut unclear) = (None, false);
     while let Some(event) = events.next().await {
         // One that does not parse counts as there, with what was last known of it.

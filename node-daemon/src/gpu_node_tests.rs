@@ -47,6 +47,7 @@ async fn one_that_is_deleted_is_made_again_while_the_hook_still_runs() {
         seen,
         hook: Some(DiscoveryHook::new(hook, "node-a", folder.path()).with_patience(Duration::from_mins(1))),
         metrics: Metrics::default(),
+        restored: Restored::new().1,
     };
     let running = tokio::spawn(publisher.run());
     let node = r#"{"apiVersion":"gpudesk.dev/v1alpha1","kind":"GpuNode","metadata":{"name":"node-a",

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI64, Ordering},
@@ -34,6 +35,7 @@ pub struct Metrics {
     node_writes: Counter,
     strays: Family<StrayLabels, Gauge<i64, AtomicI64>>,
     leftovers: Gauge<i64, AtomicI64>,
+    renewals_failed: Family<CodeLabels, Counter>,
     hypervisor: Arc<AtomicBool>,
     watching: Arc<AtomicBool>,
 }
@@ -70,6 +72,11 @@ impl Stray {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CodeLabels {
+    code: u16,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct StrayLabels {
     state: &'static str,
 }
@@ -101,6 +108,12 @@ impl Default for Metrics {
             "Folders with disks of desktops that are this node's no more; nothing erases them",
             leftovers.clone(),
         );
+        let renewals_failed = Family::default();
+        registry.register(
+            "lease_renewals_failed",
+            "Renewals of this node's lease that failed, by the HTTP status of the answer; 0 without answer, 401 for a token that is not valid any more",
+            renewals_failed.clone(),
+        );
         Self {
             registry: Arc::new(registry),
             desktops,
@@ -109,6 +122,7 @@ impl Default for Metrics {
             node_writes,
             strays,
             leftovers,
+            renewals_failed,
             hypervisor: Arc::default(),
             watching: Arc::default(),
         }
@@ -143,6 +157,11 @@ impl Metrics {
     /// Folders of disks that are kept aside.
     pub fn set_leftovers(&self, folders: usize) {
         self.leftovers.set(i64::try_from(folders).unwrap_or(i64::MAX));
+    }
+
+    /// A renewal of the lease failed with this HTTP status, or 0 without answer.
+    pub fn lease_not_renewed(&self, code: u16) {
+        self.renewals_failed.get_or_create(&CodeLabels { code }).inc();
     }
 
     /// Desktops that hold memory and devices.
@@ -181,13 +200,18 @@ impl Metrics {
     }
 
     fn text(&self) -> impl IntoResponse + use<> {
-        let mut text = String::new();
-        match encode(&mut text, &self.registry) {
-            Ok(()) => (StatusCode::OK, [(CONTENT_TYPE, OPEN_METRICS)], text),
+        match self.encoded() {
+            Ok(text) => (StatusCode::OK, [(CONTENT_TYPE, OPEN_METRICS)], text),
             Err(error) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, [(CONTENT_TYPE, "text/plain")], error.to_string())
             }
         }
+    }
+
+    pub(crate) fn encoded(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
     }
 }
 

@@ -81,6 +81,18 @@ pub enum Lost {
     /// It could not be renewed in time.
     #[error("the leader lease could not be renewed in time: {0}")]
     NotRenewed(String),
+    /// The API server's store was restored: what was decided since the backup is unknown to it, and what is
+    /// watched since before is never told what comes after.
+    #[error(
+        "the API server has gone back to an earlier state, as after a restore of its store from a backup \
+         (resourceVersion {now} of the leader lease comes after {before}): everything is to be read anew"
+    )]
+    Restored {
+        /// The version of the lease before.
+        before: String,
+        /// And now.
+        now: String,
+    },
 }
 
 /// A lease as we saw it, and since when it is unchanged.
@@ -199,6 +211,7 @@ impl Candidate {
         let sent = Instant::now();
         let error = match api.replace(&self.name, &PostParams::default(), &next).await {
             Ok(now) => {
+                went_back(&taken.lease, &now)?;
                 taken.lease = now;
                 taken.deadline.send_replace(self.deadline(sent));
                 return Ok(());
@@ -209,6 +222,7 @@ impl Candidate {
         // Our own renewal may have arrived though its answer did not.
         match api.get_opt(&self.name).await {
             Ok(Some(now)) if term(&now, 0) == term(&taken.lease, 0) && holder(&now) == self.identity => {
+                went_back(&taken.lease, &now)?;
                 taken.lease = now;
                 Err(None)
             }
@@ -288,6 +302,15 @@ impl Candidate {
         };
         renewed(Lease { metadata, spec: Some(spec) })
     }
+}
+
+/// Whether the API server went back to an earlier state: versions of a lease are numbers that grow.
+fn went_back(before: &Lease, now: &Lease) -> Result<(), Option<Lost>> {
+    let version = |lease: &Lease| lease.metadata.resource_version.clone().unwrap_or_default();
+    let (before, now) = (version(before), version(now));
+    let lower =
+        before.parse::<u64>().ok().zip(now.parse::<u64>().ok()).is_some_and(|(before, now)| now < before);
+    if lower { Err(Some(Lost::Restored { before, now })) } else { Ok(()) }
 }
 
 /// The lease as it is renewed.
@@ -524,6 +547,22 @@ mod tests {
             assert!(as_it_is, "{lost:?}");
             assert_eq!(start.elapsed().as_secs(), 10);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_whose_api_server_was_restored_from_a_backup_ends() {
+        let server = Server::default();
+        let (mut taken, _) = lead(&server, "me").await;
+        let (backup, version) = (server.state().lease.clone(), server.state().version);
+        let me = candidate("me");
+        for _ in 0..2 {
+            me.renew(&server.api(), &mut taken).await.unwrap();
+        }
+        server.state().lease = backup;
+        server.state().version = version;
+        let lost = me.renew(&server.api(), &mut taken).await.unwrap_err();
+        let words = matches!(&lost, Some(Lost::Restored { before, now }) if before == "3" && now == "1");
+        assert!(words, "{lost:?}");
     }
 
     #[tokio::test(start_paused = true)]
