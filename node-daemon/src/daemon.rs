@@ -203,47 +203,75 @@ impl Desks<'_> {
             heard,
             restored,
         } = self;
-        let ready = async {
-            let connected = connect(options, state_dir, &sender, &metrics).await?;
-            // Nothing is decided without a first look, which a hook or the API server may delay elsewhere.
-            let looking = source.clone();
-            let facts = tokio::task::spawn_blocking(move || looking.facts()).await;
-            seen.set(&facts.context("looking at the host")?);
-            anyhow::Ok(connected)
-        };
-        let (hypervisor, kind) = tokio::select! {
-            ready = ready => ready?,
-            () = stop.cancelled() => return Ok(()),
-        };
-        let relay = open_relay(options, api_server).await;
         let simulated = source.is_simulated();
         let root = options.look.host_root.as_deref().unwrap_or(Path::new("/"));
-        let node = Node {
-            name: options.node_name.clone(),
-            hypervisor: Arc::clone(&hypervisor),
-            guest_network: Arc::clone(&guest_network),
-            gpus: Arc::clone(source.gpus()),
-            hardware: hardware.clone(),
-            network_devices: (!simulated).then(|| root.join("sys/class/net")),
-            images: if simulated {
-                ImageStore::pretended(&options.node_name, source.missing_images())
-            } else {
-                ImageStore::folders(&options.node_name, absolute(&options.image_roots))
-            },
-            roots: AllowedRoots::new(absolute(&options.allowed_roots))
-                .besides(state_dir, &absolute(&options.image_roots)),
-            folders: DesktopFolders::new(state_dir),
-            leftovers: Leftovers::new(state_dir),
-            secrets,
-            kind,
-            boot,
-            latency: source.latency(),
-            give_back_after: SignedDuration::from_secs(options.give_back_after.into()),
-            relay: relay.as_ref().map(Relay::console),
+        let desktops = |hypervisor: Arc<dyn Hypervisor>, kind, relay: Option<&Relay>, stop| {
+            let node = Node {
+                name: options.node_name.clone(),
+                hypervisor,
+                guest_network: Arc::clone(&guest_network),
+                gpus: Arc::clone(source.gpus()),
+                hardware: hardware.clone(),
+                network_devices: (!simulated).then(|| root.join("sys/class/net")),
+                images: if simulated {
+                    ImageStore::pretended(&options.node_name, source.missing_images())
+                } else {
+                    ImageStore::folders(&options.node_name, absolute(&options.image_roots))
+                },
+                roots: AllowedRoots::new(absolute(&options.allowed_roots))
+                    .besides(state_dir, &absolute(&options.image_roots)),
+                folders: DesktopFolders::new(state_dir),
+                leftovers: Leftovers::new(state_dir),
+                secrets: secrets.clone(),
+                kind,
+                boot: boot.clone(),
+                latency: source.latency(),
+                give_back_after: SignedDuration::from_secs(options.give_back_after.into()),
+                relay: relay.map(Relay::console),
+            };
+            let (client, metrics, changed) = (client.clone(), metrics.clone(), Arc::clone(&changed));
+            Arc::new(Desktops::new(node, client, metrics, changed, heard.clone(), stop))
         };
-        report_given_away(&node.images);
-        let desktops = Desktops::new(node, client.clone(), metrics.clone(), changed, heard, stop.clone());
-        let desktops = Arc::new(desktops);
+        // A libvirt that does not answer from the beginning is one that does not answer: the desktops say so,
+        // until it does.
+        let (mut answers, connected) = (sender.subscribe(), stop.child_token());
+        let meanwhile = async {
+            tokio::select! {
+                _ = answers.changed() => {}
+                () = connected.cancelled() => return,
+            }
+            if answers.borrow().1.is_none() {
+                let silent = Arc::new(LibvirtHypervisor::silent(libvirt_uri(options)));
+                // How guests would run is of no interest as long as nothing is done.
+                let desktops = desktops(silent, Kind::Qemu, None, connected.clone());
+                let (client, metrics, restored) = (client.clone(), metrics.clone(), restored.clone());
+                let (watched, hint) = (watch::channel(None).0, Arc::default());
+                desktops_watch::run(desktops, client, metrics, restored, watched, hint, connected.clone())
+                    .await;
+            }
+        };
+        let ready = async {
+            let ready = async {
+                let connected = connect(options, state_dir, &sender, &metrics).await?;
+                // Nothing is decided without a first look, which a hook or the API server may delay elsewhere.
+                let looking = source.clone();
+                let facts = tokio::task::spawn_blocking(move || looking.facts()).await;
+                seen.set(&facts.context("looking at the host")?);
+                anyhow::Ok(connected)
+            };
+            let ready = tokio::select! {
+                ready = ready => Some(ready),
+                () = stop.cancelled() => None,
+            };
+            connected.cancel();
+            ready
+        };
+        let (ready, ()) = tokio::join!(ready, meanwhile);
+        let Some(ready) = ready else { return Ok(()) };
+        let (hypervisor, kind) = ready?;
+        let relay = open_relay(options, api_server).await;
+        let desktops = desktops(Arc::clone(&hypervisor), kind, relay.as_ref(), stop.clone());
+        report_given_away(&desktops.node().images);
         desktops.settle().await;
         let (watched, stores) = watch::channel(None);
         let screens = relay::serve(relay, &options.node_name, &hypervisor, client.clone(), stores.clone());
