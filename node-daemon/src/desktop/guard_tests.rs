@@ -353,3 +353,84 @@ async fn shares_of_an_older_decision_are_given_back_before_the_next_one_is_made(
     let requests: Vec<&str> = instances.iter().map(|instance| instance.key.request.as_str()).collect();
     assert_eq!(requests, ["another"]);
 }
+
+#[tokio::test]
+async fn a_machine_of_an_earlier_desktop_of_the_name_is_said_to_be_in_the_way() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (earlier, before) = renamed(desktop("", SMALL, "[]"), 50);
+    desktops.round(&earlier, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
+    // Its finalizer was taken away by hand, and another one has its name.
+    let (mut next, uid) = renamed(desktop("", SMALL, "[]"), 51);
+    next.metadata.namespace.clone_from(&earlier.metadata.namespace);
+    desktops.round(&next, Some(template(OFFICE))).await.unwrap();
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "Running"), ("False", "AllocationConflict"));
+    for word in ["earlier Desktop of this name", &before.to_string(), "virsh shutdown"] {
+        assert!(status.to_string().contains(word), "{word} is missing in {status}");
+    }
+    assert!(desktops.node.hypervisor.get(uid).await.is_err());
+    assert_eq!(desktops.node.hypervisor.get(before).await.unwrap().state, DomainState::Running);
+    let namespace = earlier.metadata.namespace.clone().unwrap();
+    desktops.node.hypervisor.shutdown(before).await.unwrap();
+    desktops.withdraw(&Owner { namespace, name: "anna".into(), uid: before }, None, "gone").await.unwrap();
+    desktops.round(&next, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
+}
+
+/// What somebody does on the host.
+fn on_the_host(uid: Uuid, act: impl FnOnce(virt::domain::Domain)) {
+    let host = virt::connect::Connect::open(Some("test:///default")).unwrap();
+    act(host.lookup_domain_by_uuid(uid).unwrap());
+}
+
+#[tokio::test]
+async fn memory_that_was_saved_on_the_host_is_not_thrown_away_until_its_desktop_is_deleted() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, "[]"), 52);
+    desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
+    let running = seen(&desktop, &written.recv().await.unwrap());
+    on_the_host(uid, |domain| _ = domain.managed_save(0).unwrap());
+    let mut off = running.clone();
+    off.spec.power_state = gpudesk_crds::desktop::PowerState::Stopped;
+    // However long ago: nothing is given back.
+    let next = decided(&running, "2-00000002");
+    for wanted in [&running, &running, &off, &next] {
+        desktops.round(wanted, Some(template(OFFICE))).await.unwrap();
+        assert_eq!(desktops.node.hypervisor.get(uid).await.unwrap().state, DomainState::Saved);
+    }
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "Running"), ("False", "GuestStopped"));
+    assert!(status.to_string().contains("saved on the host"), "{status}");
+    while let Ok(later) = written.try_recv() {
+        assert_ne!(later["node"]["state"], "Stopped", "{later}");
+    }
+    // It goes on, and says so.
+    on_the_host(uid, |domain| _ = domain.create().unwrap());
+    desktops.round(&running, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
+    on_the_host(uid, |domain| _ = domain.managed_save(0).unwrap());
+    let mut deleted = running.clone();
+    deleted.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-05T09:00:00Z")).unwrap();
+    desktops.round(&deleted, Some(template(OFFICE))).await.unwrap();
+    assert!(desktops.node.hypervisor.get(uid).await.is_err());
+}
+
+#[tokio::test]
+async fn who_took_the_power_of_a_machine_is_not_its_guest() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, "[]"), 53);
+    desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
+    let running = seen(&desktop, &written.recv().await.unwrap());
+    on_the_host(uid, |domain| _ = domain.destroy().unwrap());
+    desktops.round(&running, Some(template(OFFICE))).await.unwrap();
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "Running"), ("False", "GuestStopped"));
+    assert!(status.to_string().contains("the machine was powered off on the host at"), "{status}");
+}

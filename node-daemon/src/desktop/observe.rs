@@ -93,6 +93,11 @@ impl Desktops {
         sight.observed.of_another = summary.is_some() && !active && standing == Standing::Older
             || sight.observed.instances && !active && self.is_of_another(round).await?;
         sight.machine = None;
+        if let Some(saved) = summary.as_ref().filter(|summary| summary.state == DomainState::Saved)
+            && round.wanted != Wanted::Remove
+        {
+            return Err(Problem::Saved { domain: saved.name.clone() });
+        }
         if active
             && standing == Standing::Unknown
             && !matches!(round.wanted, Wanted::Remove | Wanted::Withdraw)
@@ -200,7 +205,7 @@ impl Desktops {
                     }
                     RunRecord { shutdown_sent_at: Some(asked), ..record }
                 } else {
-                    record.with_end(now, crashed)
+                    record.with_end(now, crashed, summary.state == DomainState::PoweredOff)
                 }
             }
             record => return Ok(record),
