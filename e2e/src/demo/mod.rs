@@ -85,7 +85,7 @@ pub async fn down() -> Result<()> {
     }
     failures.extend(outcome("stopping libvirt and its guests", LibvirtHost::stop_recorded(&state)));
     if failures.is_empty() {
-        failures.extend(outcome("removing the filter of their network", steps::remove_filter()));
+        failures.extend(outcome("removing the filter of their network", steps::remove_filter(&state)));
     }
     failures.extend(outcome("stopping the control plane", ControlPlane::stop_recorded(&state)));
     // While something runs, its records are needed to stop it.

@@ -24,8 +24,6 @@ use crate::programs::{self, DaemonOptions};
 use crate::state::{StateDir, checkout};
 use crate::waiting::eventually;
 
-/// Group of the demo's guests, which names the tables that filter their network.
-const GROUP: &str = "2113000002";
 /// A guest under plain emulation on a busy machine of two cores takes its time.
 const BOOT: Duration = Duration::from_mins(5);
 
@@ -72,6 +70,15 @@ pub(super) async fn cluster(state: &Arc<StateDir>, progress: Progress) -> Result
     Ok(cluster)
 }
 
+/// Group of this demo's guests, which names the tables that filter their network: another for each state
+/// folder, so that one demo that ends leaves the guests of the others filtered.
+fn group(state: &StateDir) -> Result<String> {
+    let name =
+        state.path().file_name().and_then(|name| name.to_str()).context("the state folder has a name")?;
+    let number = u32::from_str_radix(name, 16).with_context(|| format!("{name} is not 8 hex digits"))?;
+    Ok((2_114_000_000 + number % 1_000_000_000).to_string())
+}
+
 /// A libvirt of the demo's own.
 pub(super) async fn libvirt(state: &Arc<StateDir>, progress: Progress) -> Result<LibvirtHost> {
     if let Some(host) = LibvirtHost::running_in(state) {
@@ -115,7 +122,7 @@ pub(super) async fn programs(
         node: node.clone(),
         libvirt_uri: Some(host.uri()),
         image_roots: vec![place(host, image)?],
-        arguments: vec!["--guest-group".into(), GROUP.into()],
+        arguments: vec!["--guest-group".into(), group(state)?],
         ..DaemonOptions::default()
     }];
     for (node, file) in SIMULATED {
@@ -140,9 +147,10 @@ pub(super) async fn programs(
 }
 
 /// Takes the filter of the demo's guests from this machine, once none runs.
-pub(super) fn remove_filter() -> Result<()> {
+pub(super) fn remove_filter(state: &StateDir) -> Result<()> {
+    let table = format!("gpudesk-guests-{}", group(state)?);
     for family in ["inet", "bridge"] {
-        let table = [family, &format!("gpudesk-guests-{GROUP}")].map(str::to_owned);
+        let table = [family, &table].map(str::to_owned);
         let nft = |verb: &str| Command::new("nft").args(verb.split(' ')).args(&table).output();
         // Without nft there is none.
         if nft("list table").is_ok_and(|listed| listed.status.success()) {
@@ -296,4 +304,20 @@ pub(super) async fn remove_installation(state: &Arc<StateDir>) -> Result<()> {
         "--ignore-not-found",
     ]))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_demo_has_a_group_of_its_own_and_has_it_again() {
+        let [one, other] = ["group-one", "group-other"].map(|name| StateDir::named(name).unwrap());
+        let again = StateDir::named("group-one").unwrap();
+        assert_eq!(group(&one).unwrap(), group(&again).unwrap());
+        assert_ne!(group(&one).unwrap(), group(&other).unwrap());
+        for state in [one, other] {
+            state.remove().unwrap();
+        }
+    }
 }
