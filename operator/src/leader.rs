@@ -553,7 +553,8 @@ mod tests {
     async fn a_leader_whose_api_server_was_restored_from_a_backup_ends() {
         let server = Server::default();
         let (mut taken, _) = lead(&server, "me").await;
-        let (backup, version) = (server.state().lease.clone(), server.state().version);
+        let backup = server.state().lease.clone();
+        let version = server.state().version;
         let me = candidate("me");
         for _ in 0..2 {
             me.renew(&server.api(), &mut taken).await.unwrap();
