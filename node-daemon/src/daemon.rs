@@ -182,6 +182,7 @@ struct Desks<'a> {
 
 impl Desks<'_> {
     /// Runs the desktops of this node until `stop`.
+    #[expect(clippy::too_many_lines, reason = "the parts are put together in their order")]
     async fn run(
         self,
         client: Client,

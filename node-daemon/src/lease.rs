@@ -245,17 +245,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_restore_ends_each_watch_and_begins_it_anew() {
-        let (restored, restores) = Restored::new();
-        restored.send_replace(());
+        let (went_back, restored) = Restored::new();
+        went_back.send_replace(());
         let mut begun = 0;
-        let watch = restores.anew(|| {
+        let watch = restored.anew(|| {
             begun += 1;
             stream::once(future::ready(begun)).chain(stream::pending())
         });
         let mut watch = std::pin::pin!(watch);
         assert_eq!(watch.next().await, Some(1));
         assert_eq!(watch.next().now_or_never(), None, "a restore of before it began is none");
-        restored.send_replace(());
+        went_back.send_replace(());
         assert_eq!(watch.next().await, Some(2));
         assert_eq!(watch.next().now_or_never(), None);
     }

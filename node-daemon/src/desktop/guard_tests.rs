@@ -394,7 +394,7 @@ async fn memory_that_was_saved_on_the_host_is_not_thrown_away_until_its_desktop_
     let (desktop, uid) = renamed(desktop("", SMALL, "[]"), 52);
     desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
     let running = seen(&desktop, &written.recv().await.unwrap());
-    on_the_host(uid, |domain| _ = domain.managed_save(0).unwrap());
+    on_the_host(uid, |domain| domain.managed_save(0).unwrap());
     let mut off = running.clone();
     off.spec.power_state = gpudesk_crds::desktop::PowerState::Stopped;
     // However long ago: nothing is given back.
@@ -410,10 +410,10 @@ async fn memory_that_was_saved_on_the_host_is_not_thrown_away_until_its_desktop_
         assert_ne!(later["node"]["state"], "Stopped", "{later}");
     }
     // It goes on, and says so.
-    on_the_host(uid, |domain| _ = domain.create().unwrap());
+    on_the_host(uid, |domain| domain.create().unwrap());
     desktops.round(&running, Some(template(OFFICE))).await.unwrap();
     assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
-    on_the_host(uid, |domain| _ = domain.managed_save(0).unwrap());
+    on_the_host(uid, |domain| domain.managed_save(0).unwrap());
     let mut deleted = running.clone();
     deleted.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-05T09:00:00Z")).unwrap();
     desktops.round(&deleted, Some(template(OFFICE))).await.unwrap();
@@ -428,7 +428,7 @@ async fn who_took_the_power_of_a_machine_is_not_its_guest() {
     let (desktop, uid) = renamed(desktop("", SMALL, "[]"), 53);
     desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
     let running = seen(&desktop, &written.recv().await.unwrap());
-    on_the_host(uid, |domain| _ = domain.destroy().unwrap());
+    on_the_host(uid, |domain| domain.destroy().unwrap());
     desktops.round(&running, Some(template(OFFICE))).await.unwrap();
     let status = written.recv().await.unwrap();
     assert_eq!(reason(&status, "Running"), ("False", "GuestStopped"));
