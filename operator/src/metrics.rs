@@ -53,6 +53,7 @@ pub struct Metrics {
     refused: Counter,
     silent: Family<Node, Gauge>,
     leading: Gauge,
+    term_refused: Gauge,
     decision_seconds: Histogram,
 }
 
@@ -69,6 +70,7 @@ impl Default for Metrics {
         let refused = Counter::default();
         let silent = Family::default();
         let leading = Gauge::default();
+        let term_refused = Gauge::default();
         let decision_seconds = Histogram::new(exponential_buckets(0.000_05, 4.0, 9));
         registry.register("malformed_objects", "Versions of objects that did not parse", malformed.clone());
         registry.register(
@@ -88,6 +90,11 @@ impl Default for Metrics {
             silent.clone(),
         );
         registry.register("leading", "1 while this process is the one that acts", leading.clone());
+        registry.register(
+            "term_refused",
+            "1 while the API server refuses what this process writes though it leads: restart the API server",
+            term_refused.clone(),
+        );
         registry.register("decision_seconds", "Time of one decision", decision_seconds.clone());
         Self {
             registry: Arc::new(registry),
@@ -101,6 +108,7 @@ impl Default for Metrics {
             refused,
             silent,
             leading,
+            term_refused,
             decision_seconds,
         }
     }
@@ -152,6 +160,10 @@ impl Metrics {
     /// Whether this process leads.
     pub fn leading(&self, leading: bool) {
         self.leading.set(i64::from(leading));
+    }
+    /// Whether the API server refuses what this process writes though it leads.
+    pub fn term_refused(&self, refused: bool) {
+        self.term_refused.set(i64::from(refused));
     }
     /// How long a decision took.
     pub fn decided_in(&self, seconds: f64) {

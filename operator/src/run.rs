@@ -154,6 +154,16 @@ async fn work(
         let client = lease_client(config.clone(), settings.lease_duration).ok()?;
         Some(Api::namespaced(client, &settings.namespace))
     };
+    let mut tasks = Tasks::new();
+    let (mut stale, figures, readiness) = (leadership.stale.subscribe(), metrics.clone(), ready.clone());
+    tasks.spawn(async move {
+        while stale.changed().await.is_ok() {
+            let refused = *stale.borrow_and_update();
+            figures.term_refused(refused);
+            readiness.set_refused(refused);
+        }
+        "watch of the term"
+    });
     // Nothing is listed before what is listed can no longer change behind our back.
     tokio::select! {
         fenced = candidate.fenced(connect, &leadership) => if !fenced {
@@ -165,10 +175,9 @@ async fn work(
         () = stop.cancelled() => return Ok(End::Whole),
     }
     let client = Client::try_from(config.clone()).map_err(Box::new)?;
-    let Leadership { term, before: _, deadline, doubted } = leadership;
+    let Leadership { term, before: _, deadline, doubted, stale: _told } = leadership;
     let write_client = write_client(config, settings.writes_per_second, &DeadlineLayer(deadline))?;
     let writer = Writer::new(write_client, metrics.clone(), term, doubted);
-    let mut tasks = Tasks::new();
     let (queue, access_events) = unbounded();
     let secrets = Arc::new(SecretAccess::new(writer.clone(), &settings.namespace, queue.clone()));
     let (world, refs, leases) = start_watches(&client, &settings, &metrics, queue, &mut tasks);

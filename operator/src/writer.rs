@@ -11,7 +11,7 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 use thiserror::Error;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use crate::{cause, leader, metrics::Metrics};
 
@@ -71,13 +71,13 @@ pub struct Writer {
     client: Client,
     metrics: Metrics,
     term: Arc<str>,
-    doubted: Arc<Notify>,
+    doubted: watch::Sender<bool>,
 }
 
 impl Writer {
     /// Writes through `client`, which limits how many go out and until when. Each status carries `term`;
-    /// where that is refused, `doubted` is told.
-    pub fn new(client: Client, metrics: Metrics, term: Arc<str>, doubted: Arc<Notify>) -> Self {
+    /// whether that is refused, `doubted` is told.
+    pub fn new(client: Client, metrics: Metrics, term: Arc<str>, doubted: watch::Sender<bool>) -> Self {
         Self { client, metrics, term, doubted }
     }
 
@@ -93,7 +93,7 @@ impl Writer {
     pub fn counted<T>(&self, kind: &str, result: Result<T, kube::Error>) -> Result<T, WriteError> {
         let result = result.map_err(WriteError::from);
         if matches!(result, Err(WriteError::Fenced(_))) {
-            self.doubted.notify_one();
+            self.doubted.send_replace(true);
         }
         self.metrics.wrote(kind, result.as_ref().map_or_else(WriteError::name, |_| "ok"));
         result
@@ -169,6 +169,8 @@ impl Writer {
         patch["status"]["operatorTerm"] = (*self.term).into();
         let params = PatchParams::apply(OPERATOR_FIELD_MANAGER).force();
         let result = api.patch_status(&name, &params, &Patch::Apply(&patch)).await;
-        self.counted(&kind, result).map(|_| ())
+        self.counted(&kind, result)?;
+        self.doubted.send_if_modified(std::mem::take);
+        Ok(())
     }
 }

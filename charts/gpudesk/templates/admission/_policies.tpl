@@ -1,11 +1,15 @@
 {{- /* A policy and the binding that puts it into effect: called with a dict of `root`, `name` and `spec`, and of
-       `binding` where the binding is written apart. Policies carry the defaults that the API server adds: whoever
+       `binding` where the binding is written apart, and `annotations`. Policies carry the defaults that the API server adds: whoever
        compares whole objects sees no difference. */ -}}
 {{- define "gpudesk.policy" -}}
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicy
 metadata:
   name: {{ .name }}.gpudesk.dev
+  {{- with .annotations }}
+  annotations:
+    {{- . | nindent 4 }}
+  {{- end }}
   labels:
     {{- include "gpudesk.labels" .root | nindent 4 }}
 spec:
@@ -18,12 +22,16 @@ spec:
 {{- end }}
 
 {{- /* A binding: called with a dict of `root`, `name`, `policy`, `actions`, `namespaces` (a label selector) where
-       it is not for all, and `param` where the policy has a parameter. */ -}}
+       it is not for all, `param` where the policy has a parameter, and `annotations`. */ -}}
 {{- define "gpudesk.policyBinding" -}}
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicyBinding
 metadata:
   name: {{ .name }}.gpudesk.dev
+  {{- with .annotations }}
+  annotations:
+    {{- . | nindent 4 }}
+  {{- end }}
   labels:
     {{- include "gpudesk.labels" .root | nindent 4 }}
 spec:

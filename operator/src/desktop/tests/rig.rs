@@ -16,7 +16,7 @@ use kube::{
     },
 };
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tower_test::mock::Handle;
 
 use crate::{
@@ -35,7 +35,7 @@ pub(super) struct Rig {
     pub(super) api: Handle<Request<Body>, Response<Body>>,
     pub(super) woken: UnboundedReceiver<ObjectRef<Desktop>>,
     pub(super) access: UnboundedReceiver<AccessEvent>,
-    pub(super) doubted: Arc<Notify>,
+    pub(super) doubted: watch::Sender<bool>,
     desktops: StoreWriter<Desktop>,
     templates: StoreWriter<DesktopTemplate>,
     profiles: StoreWriter<GpuProfile>,
@@ -46,7 +46,7 @@ impl Rig {
     pub(super) fn new() -> Self {
         let (service, api) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
         let metrics = Metrics::default();
-        let doubted = Arc::new(Notify::new());
+        let doubted = watch::Sender::new(false);
         let client = Client::new(service, "default");
         let writer = Writer::new(client, metrics.clone(), "lease:1".into(), doubted.clone());
         let (desktops, desktops_in) = store();
