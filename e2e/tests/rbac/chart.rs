@@ -107,6 +107,9 @@ pub(crate) async fn settings(cluster: Arc<Cluster>) -> Result<()> {
         (r#"nodeDaemon.guestNetwork.filter="none""#, "/nodeDaemon/guestNetwork/filter"),
         (r#"nodeDaemon.guestNetwork.deny=["10.96.0.0/33"]"#, "/nodeDaemon/guestNetwork/deny/0"),
         (r#"nodeDaemon.guestNetwork.deny=["pods"]"#, "/nodeDaemon/guestNetwork/deny/0"),
+        (r#"nodeDaemon.guestNetwork.deny=["999.1.1.1/16"]"#, "/nodeDaemon/guestNetwork/deny/0"),
+        (r#"nodeDaemon.guestNetwork.deny=[":"]"#, "/nodeDaemon/guestNetwork/deny/0"),
+        (r#"log.level="loud""#, "/log/level"),
         ("metrics.port=80", "/metrics/port"),
         (r#"access.aggregate="no""#, "/access/aggregate"),
         ("admission.maxPriority.default=-1", "/admission/maxPriority/default"),
@@ -121,6 +124,27 @@ pub(crate) async fn settings(cluster: Arc<Cluster>) -> Result<()> {
         let said = format!("{:#}", refused.with_context(|| format!("{setting} is accepted"))?);
         ensure!(said.contains("specifications of the schema") && said.contains(words), "{setting}: {said}");
     }
+    for (settings, words) in [
+        (&["metrics.port=8443"][..], "metrics.port and nodeDaemon.relay.port are both 8443"),
+        (&["nodeDaemon.relay.enabled=false", "nodeDaemon.relay.hostPort=true"], "enable the relay"),
+        (&["nodeDaemon.privileged=false"], "set filter to external"),
+        (&["nodeDaemon.hostPID=false"], "set filter to external"),
+        (
+            &["nodeDaemon.privileged=false", r#"nodeDaemon.guestNetwork.filter="external""#],
+            "set acceleration to kvm or emulation",
+        ),
+    ] {
+        let said = template(&cluster, settings).err().with_context(|| format!("{settings:?} is accepted"))?;
+        ensure!(format!("{said:#}").contains(words), "{settings:?}: {said:#}");
+    }
+    for level in ["warn", "info,gpudesk_operator=debug"] {
+        template(&cluster, &[&format!("log.level={level:?}")])?;
+    }
+    let readme = std::fs::read_to_string(checkout().join("README.md"))?;
+    let chart = std::fs::read_to_string(checkout().join("charts/gpudesk/Chart.yaml"))?;
+    let version = chart.lines().find_map(|line| line.strip_prefix("kubeVersion: \">=")?.split_once(".0-0"));
+    let version = version.context("no kubeVersion")?.0;
+    ensure!(readme.contains(&format!("Kubernetes {version} or later")), "{version}");
     Ok(())
 }
 
@@ -131,6 +155,7 @@ pub(crate) async fn variants(cluster: Arc<Cluster>) -> Result<()> {
         &[
             "nodeDaemon.privileged=false",
             r#"nodeDaemon.acceleration="kvm""#,
+            r#"nodeDaemon.guestNetwork.filter="external""#,
             r#"nodeDaemon.guestNetwork.deny=["10.244.0.0/16", "fd00:10:96::/112"]"#,
             "nodeDaemon.guestNetwork.group=2113000003",
             "metrics.service.enabled=true",
