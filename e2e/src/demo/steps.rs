@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use gpudesk_crds::conditions::{self, ConditionType};
 use gpudesk_crds::{Desktop, GpuNode, domain_name};
-use kube::api::ListParams;
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
+use kube::core::ApiResource;
 use kube::{Api, ResourceExt};
+use serde::Deserialize;
 use tokio::time::sleep;
 
 use super::{DESKTOP, NAMESPACE, Progress, SIMULATED, current, desktops, foreign_cluster, this_node};
@@ -26,6 +28,8 @@ use crate::waiting::eventually;
 
 /// Group of the demo's guests, which names the tables that filter their network.
 const GROUP: &str = "2113000002";
+/// Whose the fields are that the demo applies.
+const MANAGER: &str = "gpudesk-demo";
 /// A guest under plain emulation on a busy machine of two cores takes its time.
 const BOOT: Duration = Duration::from_mins(5);
 
@@ -104,7 +108,8 @@ pub(super) async fn programs(
 ) -> Result<String> {
     let state = cluster.state();
     let binaries = programs::binaries()?;
-    if is_current(state, "gpudesk-operator", &binaries.join("gpudesk-operator"))? {
+    let accepted = cluster.is_accepted(None).await?;
+    if is_current(state, "gpudesk-operator", &binaries.join("gpudesk-operator"), accepted)? {
         progress.say("operator: runs already");
     } else {
         cluster.start_operator().await?;
@@ -128,7 +133,8 @@ pub(super) async fn programs(
     for options in wanted {
         let kind = if options.simulate.is_some() { "simulated host" } else { "this machine" };
         let name = format!("gpudesk-node-daemon-{}", options.node);
-        if is_current(state, &name, &binaries.join("gpudesk-node-daemon"))? {
+        let accepted = cluster.is_accepted(Some(&options.node)).await?;
+        if is_current(state, &name, &binaries.join("gpudesk-node-daemon"), accepted)? {
             progress.say(&format!("node daemon: {} ({kind}) runs already", options.node));
         } else {
             cluster.start_daemon(&options).await?;
@@ -152,9 +158,10 @@ pub(super) fn remove_filter() -> Result<()> {
     Ok(())
 }
 
-/// Whether the program runs as it was last built; one that is older is stopped, for a new start.
-fn is_current(state: &StateDir, name: &str, binary: &Path) -> Result<bool> {
-    if current(state, name, binary).is_some() {
+/// Whether the program runs as it was last built, with a token that is `accepted`; another is stopped, for a
+/// new start.
+fn is_current(state: &StateDir, name: &str, binary: &Path, accepted: bool) -> Result<bool> {
+    if accepted && current(state, name, binary).is_some() {
         return Ok(true);
     }
     if let Some(mut outdated) = Process::recorded(state, name) {
@@ -179,12 +186,33 @@ fn place(host: &LibvirtHost, image: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The manifests that a user would apply.
-pub(super) fn apply_quickstart(cluster: &Cluster, progress: Progress) -> Result<()> {
-    let folder = checkout().join("examples/quickstart");
-    let file = format!("--filename={}", folder.display());
-    cluster.kubectl(["apply", "--server-side", &file])?;
-    progress.say("kubectl apply: examples/quickstart/");
+/// The manifests that a user would apply. Where he has changed what is in them, his word counts.
+pub(super) async fn apply_quickstart(cluster: &Cluster, progress: Progress) -> Result<()> {
+    let mut files = fs::read_dir(checkout().join("examples/quickstart"))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    files.sort();
+    for file in files {
+        let text = fs::read_to_string(&file)?;
+        for document in serde_yaml::Deserializer::from_str(&text) {
+            let object = DynamicObject::deserialize(document).with_context(|| file.display().to_string())?;
+            let types = object.types.as_ref().context("a manifest names its kind")?;
+            let resource = ApiResource::from_gvk(&types.try_into()?);
+            let api: Api<DynamicObject> = match &object.metadata.namespace {
+                Some(namespace) => Api::namespaced_with(cluster.client().clone(), namespace, &resource),
+                None => Api::all_with(cluster.client().clone(), &resource),
+            };
+            let name = object.name_any();
+            match api.patch(&name, &PatchParams::apply(MANAGER), &Patch::Apply(&object)).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if status.code == 409 => {
+                    progress.say(&format!("{} {name} was changed and stays as it is", types.kind));
+                }
+                Err(error) => return Err(error).with_context(|| format!("apply {} {name}", types.kind)),
+            }
+        }
+    }
+    progress.say("applied: examples/quickstart/");
     Ok(())
 }
 
