@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use gpudesk_crds::{
     Desktop, DesktopTemplate, GROUP, GpuNode, GpuProfile, VERSION,
-    yaml::{self, Reader},
+    yaml::{self, Misread, Reader},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -66,7 +66,19 @@ impl Manifests {
             match value_of(document) {
                 Ok(Value::Null) => {}
                 Ok(value) if is_ours(&value) => {
-                    for misread in misreads.iter().filter(|misread| misread.document == index) {
+                    let of_texts = |misread: &&Misread| {
+                        let place = |item: &Value, path| schemas.is_text(item["kind"].as_str()?, path);
+                        // What is no text anyway is judged by its type.
+                        misread.is_key
+                            || match list_item(&misread.path) {
+                                Some((index, path)) => place(&value["items"][index], path),
+                                None => place(&value, &misread.path),
+                            }
+                            .unwrap_or(true)
+                    };
+                    for misread in
+                        misreads.iter().filter(|misread| misread.document == index).filter(of_texts)
+                    {
                         let said = format!("{origin}: {misread}");
                         match misread.reader {
                             Reader::Kubectl => self.faults.push(said),
@@ -123,6 +135,13 @@ impl Manifests {
         if version != VERSION {
             return self.faults.push(format!("{of}: apiVersion is {api:?}; write {GROUP}/{VERSION}"));
         }
+        if !is_namespaced(kind)
+            && let Some(given) = value["metadata"]["namespace"].as_str().filter(|given| !given.is_empty())
+        {
+            self.notes.push(format!(
+                "{of}: metadata.namespace is {given:?}; a {kind} is of no namespace, and it is ignored"
+            ));
+        }
         let faults = schemas.faults(kind, &value);
         if !faults.is_empty() {
             return self.faults.extend(faults.iter().map(|fault| format!("{of}: {fault}")));
@@ -132,6 +151,12 @@ impl Manifests {
             Err(error) => self.faults.push(format!("{of}: {error}")),
         }
     }
+}
+
+/// The number of the item that a path in a list goes through, and the path in it.
+fn list_item(path: &str) -> Option<(usize, &str)> {
+    let (index, path) = path.strip_prefix("items[")?.split_once("].")?;
+    Some((index.parse().ok()?, path))
 }
 
 /// Whether a document is an object of ours, or a list that may hold some.
@@ -309,6 +334,31 @@ mod tests {
             noted.notes[0].contains("PyYAML and Ansible, take for a number of base 60"),
             "{:?}",
             noted.notes
+        );
+        // Where no text belongs, what is right is no text in quotes.
+        let template = "apiVersion: gpudesk.dev/v1alpha1\nkind: DesktopTemplate\nmetadata: {name: t}\nspec: {memory: {sizeMiB: 1024}, disks: [{name: s, image: {name: any}}]}\n";
+        for (base, field, said) in [
+            (DESKTOP, "powerState: on", "write one of Running, Stopped, Suspended"),
+            (DESKTOP, "priority: 010", "spec.priority is \"010\"; write 10, or 8 as kubectl reads it"),
+            (DESKTOP, "priority: '7'", "spec.priority is \"7\"; write 7"),
+            (template, "guestAgent: no", "spec.guestAgent is \"no\"; write false"),
+            (template, "guestAgent: \"On\"", "spec.guestAgent is \"On\"; write true"),
+        ] {
+            let manifest = base.replace("spec: {", &format!("spec: {{{field}, "));
+            let list =
+                format!("apiVersion: v1\nkind: List\nitems:\n- {}", manifest.trim().replace('\n', "\n  "));
+            for text in [manifest, list] {
+                let faults = read(&text).faults;
+                assert!(faults.len() == 1 && faults[0].ends_with(said), "{text}: {faults:?}");
+            }
+        }
+        let profile = "apiVersion: gpudesk.dev/v1alpha1\nkind: GpuProfile\nmetadata: {name: p, namespace: school}\nspec: {alternatives: [{passthrough: {}}]}\n";
+        let notes = read(profile).notes;
+        assert!(
+            notes[0].ends_with(
+                "metadata.namespace is \"school\"; a GpuProfile is of no namespace, and it is ignored"
+            ),
+            "{notes:?}"
         );
         // What is not ours is not ours to judge.
         assert!(
