@@ -287,7 +287,7 @@ async fn hold(
     let Some(allocation) = desktop.allocation() else { return Ok(()) };
     let node = &allocation.node;
     let mut remark = (desktop.spec.power_state == PowerState::Suspended).then(|| {
-        let message = "spec.powerState: Suspended is not yet supported; the desktop goes on as it is";
+        let message = "spec.powerState: Suspended is not yet supported: the machine goes on";
         Invalid::new(Reason::NotYetSupported, message)
     });
     let mut failed = Ok(());
@@ -438,7 +438,7 @@ async fn rest(desktop: &Desktop, context: &Context) -> Result<(), Error> {
     let why = match desktop.spec.power_state {
         PowerState::Suspended => Invalid::new(
             Reason::NotYetSupported,
-            "spec.powerState: Suspended is not yet supported; use Running or Stopped",
+            "spec.powerState: Suspended is not yet supported: what does not run is not started; use Running or Stopped",
         ),
         PowerState::Running | PowerState::Stopped => Invalid::new(Reason::Stopped, "stopped, as asked"),
     };
