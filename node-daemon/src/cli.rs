@@ -215,10 +215,29 @@ pub enum Output {
     Json,
 }
 
+/// An error with its causes, each said once.
+pub fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| {
+        if said.contains(&cause) {
+            said
+        } else if said.is_empty() {
+            cause
+        } else {
+            format!("{said}: {cause}")
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn no_cause_is_said_twice() {
+        let error = anyhow::anyhow!("not found").context("a.yaml: not found").context("the host file");
+        assert_eq!(told(&error), "the host file: a.yaml: not found");
+    }
 
     #[test]
     fn the_command_line_is_sound() {
