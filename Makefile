@@ -53,11 +53,11 @@ bench-memory: ## Memory of the operator with DESKTOPS=10000 stopped desktops, al
 
 # OPENB names a folder with the openb trace (cluster-trace-gpu-v2023): it is not part of this project.
 bench-placement: ## What a decision costs and how well cards are packed; OPENB=DIR for the openb trace, CHARTS=DIR for SVG
-	@cargo bench -q -p gpudesk-operator --bench placement -- $(if $(CHARTS),--chart $(CHARTS)/placement.svg)
-	@cargo bench -q -p gpudesk-operator --bench mig
-	@cargo bench -q -p gpudesk-operator --bench estate
+	@cargo bench -q -p gpudesk-placement --bench placement -- $(if $(CHARTS),--chart $(CHARTS)/placement.svg)
+	@cargo bench -q -p gpudesk-placement --bench mig
+	@cargo bench -q -p gpudesk-placement --bench estate
 	@if [ -n "$(OPENB)" ]; then for trace in default multigpu50; do \
-		cargo bench -q -p gpudesk-operator --bench openb -- --nodes "$(OPENB)/openb_node_list_gpu_node.csv" \
+		cargo bench -q -p gpudesk-placement --bench openb -- --nodes "$(OPENB)/openb_node_list_gpu_node.csv" \
 			--pods "$(OPENB)/openb_pod_list_$$trace.csv"; \
 	done; fi
 

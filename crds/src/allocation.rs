@@ -74,6 +74,12 @@ pub struct Allocation {
 }
 
 impl Allocation {
+    /// What the decision is called where somebody has to name it: its id, or, where a version without ids
+    /// decided, its time.
+    pub fn decision(&self) -> String {
+        self.id.map_or_else(|| self.decided_at.0.to_string(), |id| id.to_string())
+    }
+
     /// What of it the desktop holds, without what only says how it was decided or what comes next.
     #[must_use]
     pub fn held(&self) -> Self {

@@ -72,6 +72,12 @@ names! {
         TopologyComplete,
         /// GpuNode: the spec's rules for cards are in effect.
         LayoutApplied,
+        /// GpuNode: no machine runs that no allocation here accounts for.
+        StraysCleared,
+        /// GpuNode: what its admin said of leftovers is done.
+        LeftoversHandled,
+        /// GpuNode: desktops that are not in the API are so few that what is left of them is put aside.
+        RemovalAllowed,
         /// GpuNode: its daemon renews its lease. Said by the operator; all others there by the daemon.
         DaemonHeard,
         /// GpuProfile, DesktopTemplate: the object says something that can be.
@@ -132,11 +138,15 @@ names! {
         Deleting,
         /// The node of the allocation is not there any more.
         NodeLost,
+        /// What is to be given up is on a node that is heard: it can be stopped or deleted there.
+        AbandonRefused,
 
         /// The image named does not exist on the node.
         ImageNotFound,
         /// The image or disk file cannot be used.
         ImageInvalid,
+        /// A disk that a machine of this desktop has used is not on its node any more.
+        DiskMissing,
         /// A path outside the folders that the owner of the node allows.
         HostPathNotAllowed,
         /// A path that does not exist on the node.
@@ -212,6 +222,12 @@ names! {
         Simulated,
         /// The node is cordoned by its owner.
         Cordoned,
+        /// Machines run that no allocation here accounts for.
+        StraysRunning,
+        /// So many desktops are not in the API that nothing of them is touched.
+        RemovalHeld,
+        /// The host belongs to another cluster; the message says how it is taken over.
+        ForeignCluster,
     }
 }
 

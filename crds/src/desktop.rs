@@ -52,8 +52,8 @@ pub struct DesktopSpec {
     #[x_kube(validation = Rule::new("self == oldSelf").message("templateRef cannot be changed: create a new Desktop from the other template"))]
     pub template_ref: TemplateRef,
 
-    /// `Running`, `Stopped`, or `Suspended` (not yet supported: reported as such, and the desktop
-    /// goes on as it is). Default: `Running`.
+    /// `Running`, `Stopped`, or `Suspended` (not yet supported: reported as such; a machine
+    /// that runs goes on, one that does not is not started). Default: `Running`.
     #[serde(default)]
     pub power_state: PowerState,
 

@@ -1,10 +1,12 @@
 //! `GpuNode`: what a machine has, and what its owner lets gpudesk do with it.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     gpu_node_status::GpuNodeStatus,
+    gpu_node_words::{LeftoverWord, StrayWord},
     types::{PciAddress, ShareMode},
 };
 
@@ -81,6 +83,35 @@ pub struct GpuNodeSpec {
     /// What is kept for the host itself and for the emulator and I/O threads of the desktops.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub housekeeping: Option<Housekeeping>,
+
+    /// Ends single machines of `status.strays`, keyed by UID; at most 64. What became of it is said in the
+    /// condition `StraysCleared`. A word stays in force until it is taken away.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["uid".into()]))]
+    pub strays: Vec<StrayWord>,
+
+    /// Erases single folders of `status.leftovers` early, or gives them to a desktop, keyed by name; at
+    /// most 64. What became of it is said in the condition `LeftoversHandled`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub leftovers: Vec<LeftoverWord>,
+
+    /// Folders and machines that are off whose Desktops are not in the API, and were first missed before
+    /// this time, become leftovers although they are so many that the node holds them back (condition
+    /// `RemovalAllowed`, which names the time). What is missed later is held back again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remove_orphans_before: Option<Time>,
+
+    /// UID of the namespace `kube-system` of the cluster that this host belonged to, as the condition
+    /// `Ready` says it (reason `ForeignCluster`): the host belongs to this cluster from then on. Until then
+    /// nothing of the desktops on it is touched and no desktop is placed here. Any other UID does nothing.
+    /// Machines of the other cluster that run go on, and are listed in `status.strays`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9A-Za-z-]+$')").message("write the UID of kube-system that the condition Ready names"))]
+    pub adopt_from_cluster: Option<String>,
 }
 
 /// A mark that keeps desktops away, as on nodes of Kubernetes. A toleration accepts it when it names

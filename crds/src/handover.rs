@@ -8,7 +8,6 @@ use std::{borrow::Cow, fmt, str::FromStr};
 use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::{
     Desktop,
@@ -18,7 +17,8 @@ use crate::{
 /// Which decision of a desktop: `NUMBER-TAG`, for example `3-9f1c02ab`.
 ///
 /// The number counts the decisions of the desktop. The tag tells decisions of one number apart, which
-/// come to be when a cluster is restored from a backup and goes on from there.
+/// come to be when a cluster is restored from a backup and goes on from there; and by it the operator
+/// knows its own decisions again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct AllocationId {
@@ -41,13 +41,14 @@ impl AllocationId {
     /// Highest number that is read: twelve digits.
     const LIMIT: u64 = 1_000_000_000_000;
 
-    /// The id of the decision that follows `last`, for this version of a desktop. `salt` is whatever else
-    /// makes this decision this one.
-    pub fn after(last: Option<Self>, uid: &str, resource_version: &str, salt: &str) -> Self {
-        let number = last.map_or(1, |last| last.number.saturating_add(1).min(Self::LIMIT - 1));
-        let digest = Sha256::digest(format!("{number}\n{uid}\n{resource_version}\n{salt}"));
-        let tag = u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]);
-        Self { number, tag }
+    /// A decision of this number, at least 1 and at most what is read.
+    pub fn new(number: u64, tag: u32) -> Self {
+        Self { number: number.clamp(1, Self::LIMIT - 1), tag }
+    }
+
+    /// Which decision of its desktop.
+    pub fn number(self) -> u64 {
+        self.number
     }
 
     /// How something made for this decision stands to `current`, the one that holds.
@@ -179,14 +180,17 @@ impl Desktop {
         (Some(said.allocation_id) == self.allocation()?.id).then_some(said)
     }
 
-    /// The id for a decision on this version of the desktop.
-    pub fn next_allocation_id(&self, salt: &str) -> AllocationId {
-        let status = self.status.as_ref();
-        let held = status.and_then(|status| status.allocation.as_ref()?.id);
-        let before = status.and_then(|status| status.last_placement.as_ref()?.allocation_id);
-        let uid = self.metadata.uid.as_deref().unwrap_or_default();
-        let version = self.metadata.resource_version.as_deref().unwrap_or_default();
-        AllocationId::after(held.max(before), uid, version, salt)
+    /// The last decision that the operator's part of the status tells of: the one that holds, or that held.
+    pub fn last_decision(&self) -> Option<AllocationId> {
+        let status = self.status.as_ref()?;
+        let held = status.allocation.as_ref().and_then(|allocation| allocation.id);
+        held.max(status.last_placement.as_ref().and_then(|last| last.allocation_id))
+    }
+
+    /// The number of its next decision: above all that the status tells of, the node's part included.
+    pub fn next_number(&self) -> u64 {
+        let said = self.status.as_ref().and_then(|status| Some(status.node.as_ref()?.allocation_id));
+        self.last_decision().max(said).map_or(1, |last| last.number.saturating_add(1))
     }
 }
 
@@ -196,9 +200,9 @@ mod tests {
 
     #[test]
     fn an_id_reads_as_it_is_written_and_nothing_else_does() {
-        let id = AllocationId::after(None, "uid", "7", "");
+        let id = AllocationId::new(1, 7);
+        assert_eq!(id.to_string(), "1-00000007");
         assert_eq!(id.to_string().parse(), Ok(id));
-        assert!(id.to_string().starts_with("1-"));
         for odd in [
             "",
             "1",
@@ -227,16 +231,15 @@ mod tests {
     }
 
     #[test]
-    fn an_id_follows_the_last_and_is_not_another_of_its_number() {
-        let id = |last, version: &str| AllocationId::after(last, "uid", version, "");
-        let first = id(None, "7");
-        let second = id(Some(first), "8");
+    fn ids_are_ordered_by_their_numbers_and_told_apart_by_their_tags() {
+        let (first, second) = (AllocationId::new(1, 7), AllocationId::new(2, 7));
         assert_eq!(first.standing(second), Standing::Older);
         assert_eq!(second.standing(first), Standing::Unknown, "what holds is a copy from before it");
         assert_eq!(second.standing(second), Standing::Current);
-        assert_eq!(id(Some(first), "9").standing(second), Standing::Unknown, "of the same number");
-        let last: AllocationId = "999999999999-00000000".parse().unwrap();
-        let next = id(Some(last), "8");
-        assert_eq!(next.to_string().parse(), Ok(next), "the last number is readable too");
+        assert_eq!(AllocationId::new(2, 8).standing(second), Standing::Unknown, "of the same number");
+        for number in [0, u64::MAX] {
+            let id = AllocationId::new(number, 7);
+            assert_eq!(id.to_string().parse(), Ok(id), "every id is readable");
+        }
     }
 }

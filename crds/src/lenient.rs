@@ -13,7 +13,9 @@ use serde::{
 use serde_json::Value;
 
 use crate::{
-    gpu_node_status::{HostDevice, HostDeviceKind, MigBackedType, ModeSupport, Placement, TypeCount},
+    gpu_node_status::{
+        HostDevice, HostDeviceKind, MigBackedType, ModeSupport, Placement, TypeCount, VgpuDisplay,
+    },
     types::{ShareMode, VgpuSeries},
 };
 
@@ -25,6 +27,11 @@ fn known<T: DeserializeOwned>(text: &str) -> Option<T> {
 /// A word; one that is not known counts as absent.
 pub(crate) fn word<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<Option<T>, D::Error> {
     Ok(Option::<String>::deserialize(from)?.as_deref().and_then(known))
+}
+
+/// A part that only whole is of use; one that is not understood counts as absent.
+pub(crate) fn part<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<Option<T>, D::Error> {
+    Ok(Option::<Value>::deserialize(from)?.and_then(|value| serde_json::from_value(value).ok()))
 }
 
 /// The mode of a share that exists; one that is not known may hold anything of its card, so all of it.
@@ -53,6 +60,10 @@ impl Worded for TypeCount {
     const FIELD: &'static str = "mode";
 }
 impl Worded for MigBackedType {
+    type Word = VgpuSeries;
+    const FIELD: &'static str = "series";
+}
+impl Worded for VgpuDisplay {
     type Word = VgpuSeries;
     const FIELD: &'static str = "series";
 }

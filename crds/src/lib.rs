@@ -28,11 +28,13 @@ pub mod faults;
 pub mod gpu_node;
 pub mod gpu_node_rules;
 pub mod gpu_node_status;
+pub mod gpu_node_words;
 pub mod gpu_profile;
 pub mod handover;
 mod lenient;
 pub mod relay;
 pub mod schema;
+pub mod text;
 pub mod types;
 pub mod yaml;
 
@@ -57,6 +59,9 @@ pub const VERSION: &str = "v1alpha1";
 pub const RELEASE_FINALIZER: &str = "gpudesk.dev/release";
 /// Annotation that asks for a restart, as `kubectl rollout restart` does: any new value asks once.
 pub const RESTARTED_AT_ANNOTATION: &str = "gpudesk.dev/restartedAt";
+/// Annotation by which a user gives up what a desktop has on a node that is away (its machine and its disks
+/// there), or on disks that have vanished. Its value is the id of the allocation that is given up, and no other.
+pub const ABANDON_DISKS_ANNOTATION: &str = "gpudesk.dev/abandon-disks";
 /// Server-side-apply field manager of the operator.
 pub const OPERATOR_FIELD_MANAGER: &str = "gpudesk-operator";
 /// Server-side-apply field manager of the node daemons.

@@ -109,6 +109,15 @@ pub fn pci_addresses(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// Counts by name.
+pub fn counts(_: &mut SchemaGenerator) -> Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "maxProperties": 256,
+        "additionalProperties": {"type": "integer", "format": "int32", "minimum": 0, "maximum": 4096}
+    })
+}
+
 /// Labels to match, one at least.
 pub fn some_labels(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = label_map(generator);

@@ -79,6 +79,24 @@ as_text!(
     "A PCI address: domain:bus:device.function in hexadecimal, for example 0000:41:00.0."
 );
 
+impl PciAddress {
+    /// Bus, device and function as one number.
+    pub fn routing_id(self) -> u32 {
+        u32::from(self.bus) << 8 | u32::from(self.device) << 3 | u32::from(self.function)
+    }
+
+    /// The address so many functions further on. `None` beyond the last bus.
+    pub fn further(self, by: u32) -> Option<Self> {
+        let id = self.routing_id().checked_add(by)?;
+        Some(Self {
+            domain: self.domain,
+            bus: u8::try_from(id >> 8).ok()?,
+            device: u8::try_from(id >> 3 & 0x1f).ok()?,
+            function: u8::try_from(id & 7).ok()?,
+        })
+    }
+}
+
 impl FromStr for PciAddress {
     type Err = ParseError;
 

@@ -132,6 +132,43 @@ struct Plain {
     bytes: std::ops::Range<usize>,
 }
 
+/// Lists and mappings in each other that a document has at most.
+pub const MOST_LEVELS: usize = 128;
+
+/// The line in which a text with that many brackets is nested deeper than [`MOST_LEVELS`], or is no YAML.
+pub fn too_deep(text: &str) -> Option<usize> {
+    // Most texts are judged by their brackets alone, wherever those stand.
+    let (mut open, mut most) = (0_usize, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        most = open.max(most);
+    }
+    if most <= MOST_LEVELS {
+        return None;
+    }
+    let mut levels = 0_usize;
+    for event in Parser::new_from_str(text) {
+        let (event, span) = match event {
+            Ok(found) => found,
+            // The parser has a bound of its own, beyond this one.
+            Err(error) => return Some(error.marker().line()),
+        };
+        match event {
+            Event::SequenceStart(..) | Event::MappingStart(..) => levels += 1,
+            Event::SequenceEnd | Event::MappingEnd => levels = levels.saturating_sub(1),
+            _ => {}
+        }
+        if levels > MOST_LEVELS {
+            return Some(span.start.line());
+        }
+    }
+    None
+}
+
 /// All texts of a file that somebody misreads; of a file that is no YAML, those before the fault.
 pub fn misreads(text: &str) -> Vec<Misread> {
     scan(text).into_iter().map(|plain| plain.misread).collect()
@@ -229,6 +266,15 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+
+    #[test]
+    fn what_is_nested_without_end_is_told_at_once() {
+        let nested = |depth: usize| format!("a:\n  {}{}\n", "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(too_deep(&nested(MOST_LEVELS - 1)), None);
+        assert_eq!(too_deep(&nested(200_000)), Some(2));
+        assert_eq!(too_deep(&"[".repeat(200_000)), Some(1));
+        assert_eq!(too_deep(&format!("a: '{}'\n", "[".repeat(200_000))), None);
+    }
 
     #[test]
     fn what_readers_of_yaml_1_1_take_for_something_else_is_known() {

@@ -34,6 +34,7 @@ fn sample(schema: &Value, at: &str, enums: &mut Vec<String>) -> Value {
             pattern if pattern.starts_with("^[1-9][0-9]{0,11}-") => json!("1-00000001"),
             // What people write is refused with words.
             _ if schema["x-kubernetes-validations"].to_string().contains("{4,8}:") => json!("0000:41:00.0"),
+            _ if schema["x-kubernetes-validations"].to_string().contains("{0,11}-") => json!("1-00000001"),
             _ => json!("a1"),
         },
     }

@@ -16,7 +16,7 @@ use kube::api::{DeleteParams, ObjectMeta, PostParams};
 use kube::{Api, Client};
 
 use crate::control_plane::ControlPlane;
-use crate::identity::service_account_kubeconfig;
+use crate::identity::{kubeconfig_path, service_account_kubeconfig, who_am_i};
 use crate::processes::{Lifetime, run};
 use crate::programs::{DaemonOptions, Service};
 use crate::state::{StateDir, checkout};
@@ -166,6 +166,26 @@ impl Cluster {
             Some(node),
         )
         .await
+    }
+
+    /// Whether the API server still takes the kubeconfig that was last written for the operator, or for the
+    /// daemon of a node, and for the service account that there is now.
+    pub async fn is_accepted(&self, node: Option<&str>) -> Result<bool> {
+        let account = if node.is_some() { NODE_DAEMON } else { OPERATOR };
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), SYSTEM_NAMESPACE);
+        let kubeconfig = kubeconfig_path(&self.state, SYSTEM_NAMESPACE, account, node);
+        let Some(account) = accounts.get_opt(account).await? else { return Ok(false) };
+        if !kubeconfig.exists() {
+            return Ok(false);
+        }
+        match who_am_i(&kubeconfig).await {
+            // For some seconds an API server takes a token whose account is gone.
+            Ok(user) => Ok(user.uid == account.metadata.uid),
+            Err(error) => match error.downcast_ref() {
+                Some(kube::Error::Api(status)) if status.code == 401 => Ok(false),
+                _ => Err(error),
+            },
+        }
     }
 
     /// Starts the operator and waits until it is ready.

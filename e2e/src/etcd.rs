@@ -59,6 +59,12 @@ impl Etcd {
         serde_json::from_slice(&bytes).map(Some).with_context(|| format!("the value of {key} is no JSON"))
     }
 
+    /// Removes a document, as a backup from before it does: nobody is asked, and no finalizer is waited for.
+    pub async fn remove(&self, key: &str) -> Result<()> {
+        self.call("/v3/kv/deleterange", &json!({ "key": STANDARD.encode(key) })).await?;
+        Ok(())
+    }
+
     async fn call(&self, path: &str, body: &Value) -> Result<Value> {
         let request = http::Request::post(path)
             .header("content-type", "application/json")

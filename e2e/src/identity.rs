@@ -54,10 +54,15 @@ pub async fn service_account_kubeconfig(
     let answer = accounts.create_token_request(account, &PostParams::default(), &request).await?;
     let token = answer.status.context("the token request has no answer")?.token;
 
-    let name = node.map_or_else(|| account.to_owned(), |node| format!("{account}-{node}"));
-    let path = state.join(format!("{namespace}-{name}.kubeconfig"));
+    let path = kubeconfig_path(state, namespace, account, node);
     kubeconfig::write_like(&path, control_plane.kubeconfig(), &token)?;
     Ok(path)
+}
+
+/// Where the kubeconfig of a service account lies.
+pub fn kubeconfig_path(state: &StateDir, namespace: &str, account: &str, node: Option<&str>) -> PathBuf {
+    let name = node.map_or_else(|| account.to_owned(), |node| format!("{account}-{node}"));
+    state.join(format!("{namespace}-{name}.kubeconfig"))
 }
 
 /// Makes a Node that no kubelet stands behind; one that exists is left as it is.

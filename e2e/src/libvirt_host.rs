@@ -245,7 +245,7 @@ fn prepare(state: &StateDir) -> Result<PathBuf> {
     let _ = fs::remove_file(root.join("ready"));
     // What libvirt finds out about QEMU costs seconds and is good for later runs too; it
     // checks by itself that it still holds.
-    let cache = state.path().parent().context("a state folder has a parent")?.join("libvirt-cache");
+    let cache = state.libvirt_cache();
     fs::create_dir_all(&cache)?;
     let link = root.join("cache");
     if !link.exists() {

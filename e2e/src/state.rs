@@ -88,6 +88,22 @@ impl StateDir {
     pub fn remove(&self) -> Result<()> {
         fs::remove_dir_all(&self.path).with_context(|| format!("remove {}", self.path.display()))
     }
+
+    /// What libvirt finds out about QEMU: state folders beside each other share it.
+    pub fn libvirt_cache(&self) -> PathBuf {
+        self.path.with_file_name("libvirt-cache")
+    }
+
+    /// Removes the folder, and what state folders share when there is no other one.
+    pub fn remove_last(&self) -> Result<()> {
+        self.remove()?;
+        let cache = self.libvirt_cache();
+        let beside = fs::read_dir(self.path.parent().context("a state folder has a parent")?)?;
+        if cache.exists() && beside.flatten().all(|entry| entry.path() == cache) {
+            fs::remove_dir_all(&cache).with_context(|| format!("remove {}", cache.display()))?;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for StateDir {

@@ -43,7 +43,7 @@ fn up_and_down(state: &Path) -> Result<()> {
         "sim-l40s",
         "simulated",
         "kubectl-desktop view hello -n quickstart",
-        "make demo-down",
+        &format!("GPUDESK_STATE_DIR='{}' make demo-down", state.display()),
     ] {
         ensure!(first.contains(words), "{words:?} is missing in {first}");
     }
@@ -61,8 +61,36 @@ fn up_and_down(state: &Path) -> Result<()> {
         ensure!(second.contains(words), "{words:?} is missing in {second}");
     }
     ensure!(second.contains("quickstart/hello: ready"), "{second}");
+
+    // Somebody changes an example and takes the chart away: the accounts of the programs go with it.
+    let kubeconfig = first.lines().find_map(|line| Some(line.split_once("export KUBECONFIG=")?.1));
+    let programs = first.lines().find_map(|line| Some(line.split_once("export PATH=$PATH:")?.1));
+    let (kubeconfig, programs) = (kubeconfig.context("no kubeconfig")?, programs.context("no folder")?);
+    let user = |program: &str, arguments: &[&str]| -> Result<String> {
+        let program = Path::new(programs).join(program);
+        let output = Command::new(program).args(arguments).env("KUBECONFIG", kubeconfig).output()?;
+        ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let theirs = r#"{"spec": {"memory": {"sizeMiB": 9000}}}"#;
+    user(
+        "kubectl",
+        &["patch", "desktoptemplate", "office", "-n", "quickstart", "--type=merge", "-p", theirs],
+    )?;
+    user("helm", &["uninstall", "gpudesk", "--namespace", "gpudesk-system"])?;
+    let third = run(state, "up")?;
+    for words in
+        ["operator: runs with", "sim-l40s (simulated host) runs with", "DesktopTemplate office was changed"]
+    {
+        ensure!(third.contains(words), "{words:?} is missing in {third}");
+    }
+    let size = "jsonpath={.spec.memory.sizeMiB}";
+    let kept = user("kubectl", &["get", "desktoptemplate", "office", "-n", "quickstart", "-o", size])?;
+    ensure!(kept == "9000", "{kept}");
     let down = run(state, "down")?;
     ensure!(down.contains("Nothing of the demo is left"), "{down}");
+    let left = std::fs::read_dir(state)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    ensure!(left.is_empty(), "{left:?}");
     Ok(())
 }
 

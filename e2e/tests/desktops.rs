@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         .trial("a_forged_header_opens_no_other_file", disks::forged_headers)
         .trial("a_file_is_shared_only_by_those_who_read_it", disks::shared_files)
         .trial("a_disk_keeps_to_its_golden_image_and_is_not_cut", disks::golden_images)
+        .trial("a_disk_that_has_vanished_is_not_replaced_by_an_empty_one", disks::vanished)
         .run()
 }
 

@@ -16,13 +16,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use gpudesk_crds::{GpuNodeStatus, gpu_node_status::VirtualFunction};
 use gpudesk_e2e::gpu_node::GpuNodeVm;
 use gpudesk_e2e::gpu_node::machine::{L40S, NIC, T4};
 use gpudesk_e2e::gpu_node::witness::{self, HostCapabilities, LspciRecord, NodeDevice, SysfsRecord};
 use gpudesk_e2e::programs;
 use gpudesk_e2e::state::StateDir;
 use gpudesk_e2e::trials::{Environment, Suite};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 fn main() -> ExitCode {
@@ -139,12 +140,28 @@ fn by_address(list: &Value) -> Result<BTreeMap<String, &Value>> {
     keyed.collect()
 }
 
-/// What `discover` shows in the VM.
+/// What `discover` shows in the VM, each card and each virtual function on its own.
 async fn discover(vm: &GpuNodeVm, daemon: &str) -> Result<Value> {
     let text = vm.run(&format!("{daemon} discover -o json")).await?;
     let node: Value = serde_json::from_str(&text).with_context(|| format!("read {text}"))?;
     ensure!(node["kind"] == "GpuNode", "{text}");
-    Ok(node["status"].clone())
+    let mut status = node["status"].clone();
+    let read: GpuNodeStatus = serde_json::from_value(status.clone())?;
+    status["devices"] = serde_json::to_value(&read.devices)?;
+    let functions = read.devices.iter().map(|card| &card.virtual_functions);
+    one_by_one(&mut status["devices"], functions);
+    one_by_one(&mut status["hostDevices"], read.host_devices.iter().map(|device| &device.virtual_functions));
+    Ok(status)
+}
+
+/// Lists the virtual functions of each of `devices`.
+fn one_by_one<'a>(devices: &mut Value, functions: impl Iterator<Item = &'a Vec<VirtualFunction>>) {
+    for (device, functions) in devices.as_array_mut().into_iter().flatten().zip(functions) {
+        let listed = functions
+            .iter()
+            .map(|f| json!({"pciAddress": f.pci_address, "driver": f.driver, "iommuGroup": f.iommu_group}));
+        device["virtualFunctions"] = listed.collect();
+    }
 }
 
 impl Environment for Node {

@@ -94,8 +94,7 @@ async fn terms(cluster: &Cluster) -> Result<()> {
     let refused = |term: Option<String>| {
         let desktops = desktops.clone();
         async move {
-            for (gives, manager) in [(true, "gpudesk-operator"), (false, "gpudesk-operator"), (true, "other")]
-            {
+            for (gives, manager) in [(true, "gpudesk-operator"), (false, "gpudesk-operator")] {
                 let status = status(gives, term.as_deref());
                 // A policy is in effect some time after it was made.
                 eventually(&format!("{manager}: {status} is refused"), SOON, || async {

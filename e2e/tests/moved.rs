@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use gpudesk_crds::conditions::{ConditionType, Reason};
-use gpudesk_crds::{Desktop, GpuNode, domain_name};
+use gpudesk_crds::{ABANDON_DISKS_ANNOTATION, Desktop, GpuNode, domain_name, node_identity};
 use gpudesk_e2e::accelerator::{Accelerator, accelerator};
-use gpudesk_e2e::cluster::Cluster;
+use gpudesk_e2e::cluster::{Cluster, SYSTEM_NAMESPACE};
 use gpudesk_e2e::libvirt_host::LibvirtHost;
 use gpudesk_e2e::objects::{Objects, condition};
 use gpudesk_e2e::processes::Lifetime;
@@ -21,6 +21,7 @@ use gpudesk_e2e::real_host::{TINY, built};
 use gpudesk_e2e::state::{StateDir, checkout};
 use gpudesk_e2e::trials::{Environment, Suite};
 use gpudesk_e2e::waiting::{eventually, until, until_gone};
+use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
@@ -111,6 +112,14 @@ impl Away {
         self.cluster.spawn_daemon(&options, &kubeconfig)
     }
 
+    /// A node of which nothing is left in the cluster, and whose daemon is not heard.
+    async fn lose(&self, node: &str) -> Result<()> {
+        self.nodes().delete(node, &DeleteParams::default()).await?;
+        let leases: Api<Lease> = Api::namespaced(self.cluster.client().clone(), SYSTEM_NAMESPACE);
+        leases.delete(&node_identity(node), &DeleteParams::default()).await?;
+        Ok(())
+    }
+
     async fn start_simulated(&self, node: &str) -> Result<Service> {
         self.cluster.start_simulated(node, &checkout().join("examples/hosts/l40s-4.yaml")).await
     }
@@ -127,6 +136,28 @@ async fn runs_on(objects: &Objects, name: &str, node: &str) -> Result<Desktop> {
             && condition(desktop, ConditionType::Ready).is_some_and(|ready| ready.status == "True")
     })
     .await
+}
+
+/// A desktop that has disks on a node that is lost says so and stays; its user gives them up.
+async fn given_up(objects: &Objects, name: &str, node: &str) -> Result<()> {
+    let said = objects.says(name, ConditionType::Ready, Reason::NodeLost, SOON).await?;
+    let id = decision(&objects.desktops().get(name).await?).context("it keeps its allocation")?;
+    let annotate = format!("{ABANDON_DISKS_ANNOTATION}={id}");
+    ensure!(said.message.contains(node) && said.message.contains(&annotate), "{said:?}");
+    objects
+        .patch(name, json!({"metadata": {"annotations": {ABANDON_DISKS_ANNOTATION: "1-00000000"}}}))
+        .await?;
+    until(&objects.desktops(), name, "it answers the wrong id", SOON, |desktop| {
+        let said = condition(desktop, ConditionType::Ready).map(|ready| ready.message.clone());
+        said.is_some_and(|said| said.contains("\"1-00000000\""))
+    })
+    .await?;
+    objects.patch(name, json!({"metadata": {"annotations": {ABANDON_DISKS_ANNOTATION: id}}})).await?;
+    Ok(())
+}
+
+fn decision(desktop: &Desktop) -> Option<String> {
+    Some(desktop.allocation()?.decision())
 }
 
 async fn moved_on(environment: Arc<Away>) -> Result<()> {
@@ -148,11 +179,12 @@ async fn moved_on(environment: Arc<Away>) -> Result<()> {
     let disk = state.join("desktops").join(&uid).join("disk-data.qcow2");
     let inode = std::fs::metadata(&disk)?.ino();
 
-    // The node is away, its owner gives it up, and the desktop goes on elsewhere.
+    // The node is away, the user gives up what is there, and the desktop goes on elsewhere.
     real.kill()?;
     let mut elsewhere = environment.start_simulated(ELSEWHERE).await?;
     environment.give_to("moved", ELSEWHERE).await?;
-    environment.nodes().delete(REAL, &DeleteParams::default()).await?;
+    environment.lose(REAL).await?;
+    given_up(&objects, "one", REAL).await?;
     let moved = runs_on(&objects, "one", ELSEWHERE).await?;
     ensure!(host.guests().len() == 1, "the machine of before runs on: {:?}", host.guests());
 
@@ -184,8 +216,9 @@ async fn moved_on(environment: Arc<Away>) -> Result<()> {
 
     // And it is handed back in the same way.
     elsewhere.kill()?;
-    environment.nodes().delete(ELSEWHERE, &DeleteParams::default()).await?;
+    environment.lose(ELSEWHERE).await?;
     environment.give_to("moved", REAL).await?;
+    given_up(&objects, "one", ELSEWHERE).await?;
     let back = runs_on(&objects, "one", REAL).await?;
     ensure!(host.guests().len() == 1, "{:?}", host.guests());
     elsewhere.restart()?;

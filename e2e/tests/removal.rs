@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     Suite::<()>::new("removal")
         .trial("in_the_order_of_the_readme_each_step_ends", |_| in_order())
         .trial("definitions_first_end_while_operator_and_daemons_run", |_| definitions_first())
+        .trial("a_chart_that_is_installed_again_works_or_says_what_it_needs", |_| installed_again())
         .trial("without_the_chart_desktops_stay_and_can_be_given_up", |_| chart_first())
         .run()
 }
@@ -99,6 +100,13 @@ fn blocks() -> Result<Vec<String>> {
     Ok(blocks.filter_map(|block| Some(block.split_once("```")?.0.to_owned())).collect())
 }
 
+/// The command of the README for what stays when the chart goes.
+fn kept() -> Result<String> {
+    let blocks = blocks()?;
+    let line = blocks[0].lines().find(|line| line.contains("operator-term.gpudesk.dev"));
+    Ok(line.context("no such command")?.to_owned())
+}
+
 async fn in_order() -> Result<()> {
     let estate = Estate::start("removal-order").await?;
     for command in blocks()?[0].lines() {
@@ -113,7 +121,49 @@ async fn definitions_first() -> Result<()> {
     estate.shell("kubectl delete -f crds/")?;
     estate.shell("helm uninstall gpudesk --namespace gpudesk-system")?;
     estate.shell("kubectl delete namespace gpudesk-system")?;
+    estate.shell(&kept()?)?;
     estate.is_clean().await?;
+    estate.stop()
+}
+
+async fn installed_again() -> Result<()> {
+    let mut estate = Estate::start("removal-again").await?;
+    for (name, namespace_too) in [("b", false), ("c", true)] {
+        estate.shell("helm uninstall gpudesk --namespace gpudesk-system")?;
+        estate.operator.kill()?;
+        if namespace_too {
+            estate.shell("kubectl delete namespace gpudesk-system")?;
+        }
+        estate.cluster.helm_install(&[])?;
+        estate.operator = estate.cluster.start_operator().await?;
+        estate.objects.desktop(name, "{templateRef: {name: none}}").await?;
+        estate.objects.is(name, ConditionType::Allocated, false, LIMIT).await?;
+    }
+
+    // Somebody takes away what the chart leaves, and the API server is not started again.
+    estate.shell("helm uninstall gpudesk --namespace gpudesk-system")?;
+    estate.operator.kill()?;
+    estate.shell(&kept()?)?;
+    // An API server takes a second to see that.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    estate.cluster.helm_install(&[])?;
+    estate.operator = estate.cluster.start_operator().await?;
+    // There is something to write.
+    estate.objects.desktop("e", "{templateRef: {name: none}}").await?;
+    eventually("the operator says that it may write nothing", LIMIT, || async {
+        let metrics = estate.operator.metrics().await?;
+        Ok(metrics.contains("\ngpudesk_operator_term_refused 1\n").then_some(()))
+    })
+    .await
+    .with_context(|| estate.operator.process().log_tail())?;
+    let log = estate.operator.process().log()?;
+    ensure!(log.contains("Restart every kube-apiserver"), "{log}");
+    ensure!(estate.operator.get("/readyz").await.is_err(), "it is ready");
+    estate.cluster.control_plane_mut().restart_api_server().await?;
+    estate.objects.desktop("d", "{templateRef: {name: none}}").await?;
+    estate.objects.is("d", ConditionType::Allocated, false, LIMIT).await?;
+    estate.operator.wait_ready().await?;
+    ensure!(estate.operator.metrics().await?.contains("\ngpudesk_operator_term_refused 0\n"));
     estate.stop()
 }
 
@@ -138,6 +188,7 @@ async fn chart_first() -> Result<()> {
     estate.shell(&blocks()?[1])?;
     estate.shell("kubectl delete -f crds/ --ignore-not-found")?;
     estate.shell("kubectl delete namespace gpudesk-system")?;
+    estate.shell(&kept()?)?;
     estate.is_clean().await?;
     estate.cluster.delete_namespace(estate.objects.namespace()).await?;
     estate.stop()

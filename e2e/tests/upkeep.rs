@@ -262,8 +262,13 @@ async fn changes(environment: Arc<Upkeep>) -> Result<()> {
         |at: &str| json!({"metadata": {"annotations": {gpudesk_crds::RESTARTED_AT_ANNOTATION: at}}});
     objects.patch("a", json!({"spec": {"overrides": {"cpu": {"cores": 512}}}})).await?;
     objects.patch("a", restart("one")).await?;
-    let said = objects.says("a", ConditionType::RestartRequired, Reason::RestartRefused, SOON).await?;
-    ensure!(said.message.contains("needs 512 vCPUs"), "{said:?}");
+    // The counts come first, and that no host could ever do a moment later.
+    until(&objects.desktops(), "a", "the restart is refused for 512 vCPUs", SOON, |desktop| {
+        condition(desktop, ConditionType::RestartRequired).is_some_and(|said| {
+            said.reason == Reason::RestartRefused.as_str() && said.message.contains("needs 512 vCPUs")
+        })
+    })
+    .await?;
     let desktop = objects.desktops().get("a").await?;
     let running = condition(&desktop, ConditionType::Running).context("it says whether it runs")?;
     ensure!(running.status == "True", "{running:?}");

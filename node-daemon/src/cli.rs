@@ -9,8 +9,13 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gpudesk_crds::DEFAULT_SYSTEM_NAMESPACE;
+use jiff::SignedDuration;
 
-use crate::host::{guest_network::GuestNetworkSettings, hook::DiscoveryHook};
+use crate::{
+    brake,
+    host::{guest_network::GuestNetworkSettings, hook::DiscoveryHook, leftovers::Retention},
+    orphans::Settings,
+};
 
 /// Shows a GPU host as a `GpuNode` and runs the desktops that are allocated to it as libvirt domains.
 #[derive(Debug, Parser)]
@@ -27,7 +32,7 @@ pub enum Command {
     /// Run as the daemon of a node, until SIGTERM. Desktops go on running after it ends.
     ///
     /// The API server is found by KUBECONFIG, or as in a pod.
-    Run(Run),
+    Run(Box<Run>),
     /// Print what this host would show in its `GpuNode`, without a cluster.
     ///
     /// Needs no cluster, no libvirt and no GPU driver; what is missing is named. Run it as root, or some
@@ -77,6 +82,9 @@ pub struct Run {
     /// it held. A host that is shut down ends its guests first: within this time they start again with it.
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(0..=86_400))]
     pub give_back_after: u32,
+    /// What becomes of what is no desktop's any more.
+    #[command(flatten)]
+    pub upkeep: Upkeep,
     /// How guests are kept away from the host.
     #[command(flatten)]
     pub guest_network: GuestNetworkSettings,
@@ -97,6 +105,56 @@ pub struct Run {
     /// How the log is written. What is written is set by `RUST_LOG`, `info` without it.
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
+}
+
+/// What becomes of what is no desktop's any more.
+#[derive(Clone, Debug, Args)]
+pub struct Upkeep {
+    /// Seconds for which disks of desktops that are this node's no more are kept as leftovers, and then
+    /// erased. 0: they are kept until an admin erases them.
+    #[arg(long, value_name = "SECONDS", default_value_t = 604_800, value_parser = clap::value_parser!(u32).range(0..=315_360_000))]
+    pub leftovers_keep: u32,
+    /// MiB that leftovers may take in all; beyond that the oldest are erased early. 0: no limit.
+    #[arg(long, value_name = "MIB", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=1 << 34))]
+    pub leftovers_limit: u64,
+    /// Seconds for which each leftover is kept at least, whatever room they take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u32).range(0..=315_360_000))]
+    pub leftovers_least: u32,
+    /// Seconds between two looks at what is on the host of desktops that are not in the API or not this
+    /// node's. What was being deleted when it was last seen is removed when it was missed for so long.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub orphans_look: u32,
+    /// Seconds for which a desktop that is off and not in the API is waited for before its disks become a
+    /// leftover, and in which those that do are counted.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=604_800))]
+    pub orphans_window: u32,
+    /// How many may become leftovers so within that time; when more are missed, none does, and the
+    /// condition `RemovalAllowed` lists them.
+    #[arg(long, value_name = "COUNT", default_value_t = 3)]
+    pub orphans_most: u16,
+    /// The same, in percent of the node's desktops. The larger of the two holds.
+    #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub orphans_percent: u8,
+}
+
+impl Upkeep {
+    /// As the daemon takes them.
+    pub fn settings(&self) -> Settings {
+        let seconds = |seconds: u32| SignedDuration::from_secs(seconds.into());
+        Settings {
+            look: Duration::from_secs(self.orphans_look.into()),
+            brake: brake::Rules {
+                window: seconds(self.orphans_window),
+                most: self.orphans_most.into(),
+                percent: self.orphans_percent.into(),
+            },
+            retention: Retention {
+                keep: seconds(self.leftovers_keep),
+                limit: self.leftovers_limit << 20,
+                least: seconds(self.leftovers_least),
+            },
+        }
+    }
 }
 
 /// Every address, at [`gpudesk_crds::relay::DEFAULT_PORT`].
@@ -215,10 +273,29 @@ pub enum Output {
     Json,
 }
 
+/// An error with its causes, each said once.
+pub fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| {
+        if said.contains(&cause) {
+            said
+        } else if said.is_empty() {
+            cause
+        } else {
+            format!("{said}: {cause}")
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn no_cause_is_said_twice() {
+        let error = anyhow::anyhow!("not found").context("a.yaml: not found").context("the host file");
+        assert_eq!(told(&error), "the host file: a.yaml: not found");
+    }
 
     #[test]
     fn the_command_line_is_sound() {

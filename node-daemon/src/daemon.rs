@@ -20,10 +20,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::{AccelerationChoice, Look, Run},
-    cluster::Cluster,
+    cluster::{Belongs, Cluster},
     desktop::{Desktops, Node},
     domain::Kind,
-    gpu_node::Publisher,
+    gpu_node::{Publisher, Stored},
     host::{
         changes::Changes,
         folder::{DesktopFolders, boot_id},
@@ -41,11 +41,12 @@ use crate::{
         survey::Place,
         uevents,
     },
-    lease::{self, Heard},
+    lease::{self, Heard, Restored},
     metrics::Metrics,
     orphans::Orphans,
     relay::{self, Relay},
     secrets::Secrets,
+    upkeep::Seen,
     watch as desktops_watch,
 };
 
@@ -74,12 +75,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     if options.rebooted {
         let _ = fs::remove_file(list_file(&state_dir));
     }
-    // A reboot of a simulated host ends what ran there.
-    let boot = if source.is_simulated() {
-        simulated_boot(&state_dir, options.rebooted).context("noting down the boot of a simulated host")?
-    } else {
-        boot_id()
-    };
+    let boot = boot_of(&source, &state_dir, &options)?;
     let config = Config::infer().await.context("finding the API server")?;
     let client = Client::try_from(config.clone()).context("connecting to the API server")?;
     // The lease must not wait behind a hundred status writes.
@@ -93,7 +89,16 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     let ended = end_signal(stop.clone())?;
     // First of all: a node that lives is heard, however long it takes to look at it.
     let (renewed, heard) = Heard::new();
-    let renewing = lease::renew(lease_client, options.namespace.clone(), options.node_name.clone(), renewed);
+    let (went_back, restored) = Restored::new();
+    let renewing = lease::Renewal {
+        node: options.node_name.clone(),
+        namespace: options.namespace.clone(),
+        client: lease_client,
+        metrics: metrics.clone(),
+        renewed,
+        restored: went_back,
+    }
+    .keep();
     // Each on its own, so that none waits for what another one waits for. They end with the last of us.
     let mut aside = JoinSet::new();
     aside.spawn(renewing);
@@ -109,6 +114,11 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     let changes = Arc::new(Changes::default());
     let (seen, hardware) = hardware();
     let guest_network = Arc::new(GuestNetwork::new(options.guest_network.clone(), libvirt_uri(&options)));
+    let (stored, words) = watch::channel(Stored::default());
+    let (upkeep, upkept) = watch::channel(Seen::default());
+    let (judging, belongs) = watch::channel(Belongs::Unknown);
+    let cluster = Cluster::new(&state_dir);
+    aside.spawn(cluster.clone().watch_over(client.clone(), words.clone(), judging));
     let publisher = Publisher {
         node: options.node_name.clone(),
         source: source.clone(),
@@ -120,6 +130,10 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
         seen: seen.clone(),
         hook: options.look.hook.as_deref().map(|file| options.look.hook_at(file, &options.node_name)),
         metrics: metrics.clone(),
+        stored,
+        upkeep: upkept,
+        belongs: belongs.clone(),
+        restored: restored.clone(),
     };
     aside.spawn(publisher.run());
     aside.spawn({
@@ -139,6 +153,11 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
         secrets,
         sender,
         heard,
+        cluster,
+        belongs,
+        words,
+        upkeep,
+        restored,
     };
     let desktops = Box::pin(run.run(client, metrics, done, stop.clone()));
     tokio::select! {
@@ -166,10 +185,16 @@ struct Desks<'a> {
     secrets: Secrets,
     sender: watch::Sender<HypervisorState>,
     heard: Heard,
+    cluster: Cluster,
+    belongs: watch::Receiver<Belongs>,
+    words: watch::Receiver<Stored>,
+    upkeep: watch::Sender<Seen>,
+    restored: Restored,
 }
 
 impl Desks<'_> {
     /// Runs the desktops of this node until `stop`.
+    #[expect(clippy::too_many_lines, reason = "the parts are put together in their order")]
     async fn run(
         self,
         client: Client,
@@ -189,66 +214,100 @@ impl Desks<'_> {
             secrets,
             sender,
             heard,
+            cluster,
+            belongs,
+            words,
+            upkeep,
+            restored,
         } = self;
-        let ready = async {
-            let connected = connect(options, state_dir, &sender, &metrics).await?;
-            // Nothing is decided without a first look, which a hook or the API server may delay elsewhere.
-            let looking = source.clone();
-            let facts = tokio::task::spawn_blocking(move || looking.facts()).await;
-            seen.set(&facts.context("looking at the host")?);
-            anyhow::Ok(connected)
-        };
-        let (hypervisor, kind) = tokio::select! {
-            ready = ready => ready?,
-            () = stop.cancelled() => return Ok(()),
-        };
-        let relay = open_relay(options, api_server).await;
         let simulated = source.is_simulated();
         let root = options.look.host_root.as_deref().unwrap_or(Path::new("/"));
-        let node = Node {
-            name: options.node_name.clone(),
-            hypervisor: Arc::clone(&hypervisor),
-            guest_network: Arc::clone(&guest_network),
-            gpus: Arc::clone(source.gpus()),
-            hardware: hardware.clone(),
-            network_devices: (!simulated).then(|| root.join("sys/class/net")),
-            images: if simulated {
-                ImageStore::pretended(&options.node_name, source.missing_images())
-            } else {
-                ImageStore::folders(&options.node_name, absolute(&options.image_roots))
-            },
-            roots: AllowedRoots::new(absolute(&options.allowed_roots))
-                .besides(state_dir, &absolute(&options.image_roots)),
-            folders: DesktopFolders::new(state_dir),
-            leftovers: Leftovers::new(state_dir),
-            secrets,
-            kind,
-            boot,
-            latency: source.latency(),
-            give_back_after: SignedDuration::from_secs(options.give_back_after.into()),
-            relay: relay.as_ref().map(Relay::console),
+        let desktops = |hypervisor: Arc<dyn Hypervisor>, kind, relay: Option<&Relay>, stop| {
+            let node = Node {
+                name: options.node_name.clone(),
+                hypervisor,
+                guest_network: Arc::clone(&guest_network),
+                gpus: Arc::clone(source.gpus()),
+                hardware: hardware.clone(),
+                network_devices: (!simulated).then(|| root.join("sys/class/net")),
+                images: if simulated {
+                    ImageStore::pretended(&options.node_name, source.missing_images())
+                } else {
+                    ImageStore::folders(&options.node_name, absolute(&options.image_roots))
+                },
+                roots: AllowedRoots::new(absolute(&options.allowed_roots))
+                    .besides(state_dir, &absolute(&options.image_roots)),
+                folders: DesktopFolders::new(state_dir),
+                leftovers: Leftovers::new(state_dir),
+                secrets: secrets.clone(),
+                kind,
+                boot: boot.clone(),
+                latency: source.latency(),
+                give_back_after: SignedDuration::from_secs(options.give_back_after.into()),
+                relay: relay.map(Relay::console),
+                belongs: belongs.clone(),
+            };
+            let (client, metrics, changed) = (client.clone(), metrics.clone(), Arc::clone(&changed));
+            Arc::new(Desktops::new(node, client, metrics, changed, heard.clone(), stop))
         };
-        report_given_away(&node.images);
-        let desktops = Desktops::new(node, client.clone(), metrics.clone(), changed, heard, stop.clone());
-        let desktops = Arc::new(desktops);
+        // A libvirt that does not answer from the beginning is one that does not answer: the desktops say so,
+        // until it does.
+        let (mut answers, connected) = (sender.subscribe(), stop.child_token());
+        let meanwhile = async {
+            tokio::select! {
+                _ = answers.changed() => {}
+                () = connected.cancelled() => return,
+            }
+            if answers.borrow().1.is_none() {
+                let silent = Arc::new(LibvirtHypervisor::silent(libvirt_uri(options)));
+                // How guests would run is of no interest as long as nothing is done.
+                let desktops = desktops(silent, Kind::Qemu, None, connected.clone());
+                let (client, metrics, restored) = (client.clone(), metrics.clone(), restored.clone());
+                let watched = watch::channel(None).0;
+                desktops_watch::run(desktops, client, metrics, restored, watched, connected.clone()).await;
+            }
+        };
+        let ready = async {
+            let ready = async {
+                let connected = connect(options, state_dir, &sender, &metrics).await?;
+                // Nothing is decided without a first look, which a hook or the API server may delay elsewhere.
+                let looking = source.clone();
+                let facts = tokio::task::spawn_blocking(move || looking.facts()).await;
+                seen.set(&facts.context("looking at the host")?);
+                anyhow::Ok(connected)
+            };
+            let ready = tokio::select! {
+                ready = ready => Some(ready),
+                () = stop.cancelled() => None,
+            };
+            connected.cancel();
+            ready
+        };
+        let (ready, ()) = tokio::join!(ready, meanwhile);
+        let Some(ready) = ready else { return Ok(()) };
+        let (hypervisor, kind) = ready?;
+        let relay = open_relay(options, api_server).await;
+        let desktops = desktops(Arc::clone(&hypervisor), kind, relay.as_ref(), stop.clone());
+        report_given_away(&desktops.node().images);
         desktops.settle().await;
         let (watched, stores) = watch::channel(None);
         let screens = relay::serve(relay, &options.node_name, &hypervisor, client.clone(), stores.clone());
-        let hint = Arc::new(Notify::new());
         let rounds = desktops_watch::run(
             Arc::clone(&desktops),
             client.clone(),
             metrics.clone(),
+            restored,
             watched,
-            Arc::clone(&hint),
             stop.clone(),
         );
         let orphans = Orphans {
             desktops: Arc::clone(&desktops),
             client,
-            cluster: Cluster::new(state_dir),
+            cluster,
             metrics: metrics.clone(),
-            hint,
+            settings: options.upkeep.settings(),
+            stored: words,
+            seen: upkeep,
         };
         let settling = async {
             loop {
@@ -266,6 +325,14 @@ impl Desks<'_> {
         }
         Ok(())
     }
+}
+
+/// Which boot of the host this is. A reboot of a simulated one ends what ran there.
+fn boot_of(source: &HostSource, state_dir: &Path, options: &Run) -> anyhow::Result<String> {
+    if !source.is_simulated() {
+        return Ok(boot_id());
+    }
+    simulated_boot(state_dir, options.rebooted).context("noting down the boot of a simulated host")
 }
 
 /// The relay, where it is wanted and can listen. Desktops run without it, so it is no reason to end.

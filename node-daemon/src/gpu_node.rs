@@ -29,6 +29,7 @@ use tokio::{
 };
 
 use crate::{
+    cluster::Belongs,
     domain::metadata,
     host::{
         changes::Changes,
@@ -39,7 +40,9 @@ use crate::{
         hypervisor::Hypervisor,
         source::{HostSource, NOT_YET},
     },
+    lease::Restored,
     metrics::Metrics,
+    upkeep::{Additions, Seen},
 };
 
 /// How often the whole host is looked at when nothing calls for it: hugepages and the like change
@@ -65,12 +68,19 @@ enum ShowError {
 
 /// The `GpuNode` as the API has it.
 #[derive(Clone, Debug, Default)]
-struct Stored {
+pub struct Stored {
     /// Whether the watch has said anything yet.
     known: bool,
     /// It is there and cannot be understood: `node` is what was last known.
     unclear: bool,
     node: Option<Arc<GpuNode>>,
+}
+
+impl Stored {
+    /// What its admin says; nothing while that cannot be understood.
+    pub fn spec(&self) -> Option<GpuNodeSpec> {
+        self.node.as_ref().filter(|_| !self.unclear).map(|node| node.spec.clone())
+    }
 }
 
 /// Shows one host.
@@ -95,6 +105,14 @@ pub struct Publisher {
     pub hook: Option<DiscoveryHook>,
     /// Figures.
     pub metrics: Metrics,
+    /// Where the `GpuNode` is left as the API has it.
+    pub stored: watch::Sender<Stored>,
+    /// What the last look at strays and leftovers found.
+    pub upkeep: watch::Receiver<Seen>,
+    /// Whose the host is.
+    pub belongs: watch::Receiver<Belongs>,
+    /// Told when the API server has gone back to an earlier state.
+    pub restored: Restored,
 }
 
 /// What is on the host now.
@@ -118,17 +136,25 @@ struct Said {
 impl Publisher {
     /// Shows the host for as long as it is awaited.
     pub async fn run(mut self) {
-        let (sender, mut stored) = watch::channel(Stored::default());
-        let watching = observe(self.client.clone(), self.node.clone(), sender);
+        let mut stored = self.stored.subscribe();
+        let watching =
+            observe(self.client.clone(), self.node.clone(), self.stored.clone(), self.restored.clone());
         let (shown, last) = watch::channel(None);
         let keeping = keep(self.bare(), stored.clone(), last);
         let mut filter = self.guest_network.view();
+        let mut upkeep = self.upkeep.clone();
         let publishing = async {
             let mut said = Said { status: None, hook: HookView::NotConfigured, whole: None };
             // Before the first look it is not known whether there is a GpuNode at all.
             let _ = timeout(PATIENCE, stored.wait_for(|stored| stored.known)).await;
             // And a libvirt that answers at once need not be said to be silent first.
-            let _ = timeout(PATIENCE, self.hypervisor.wait_for(|(_, hypervisor)| hypervisor.is_some())).await;
+            let answers = self.hypervisor.wait_for(|(_, hypervisor)| hypervisor.is_some());
+            let answers = timeout(PATIENCE, answers).await.is_ok();
+            // Whose the host is decides what may be offered of it, and so does what else runs on it.
+            let _ = self.belongs.wait_for(|belongs| *belongs != Belongs::Unknown).await;
+            if answers {
+                let _ = timeout(PATIENCE, upkeep.wait_for(|seen| seen.strays.is_some())).await;
+            }
             loop {
                 let now = stored.borrow_and_update().clone();
                 match self.show(&now, &mut said).await {
@@ -146,6 +172,8 @@ impl Publisher {
                     _ = stored.changed() => {}
                     _ = self.hypervisor.changed() => {}
                     _ = filter.changed() => {}
+                    _ = upkeep.changed() => {}
+                    _ = self.belongs.changed() => {}
                 }
             }
         };
@@ -210,7 +238,9 @@ impl Publisher {
         {
             *except = unseen_guests(hypervisor, self.guest_network.group()).await;
         }
-        let status = status::status(&Findings {
+        let now = Timestamp::now();
+        let generation = stored.and_then(|node| node.metadata.generation);
+        let mut status = status::status(&Findings {
             facts: &content.facts,
             simulated: self.source.is_simulated(),
             hypervisor: &view,
@@ -222,10 +252,19 @@ impl Publisher {
             hook: &said.hook,
             instances: content.instances.as_deref().map_err(Clone::clone),
             spec: stored.map_or(&none, |node| &node.spec),
-            generation: stored.and_then(|node| node.metadata.generation),
+            generation,
             before,
-            now: Timestamp::now(),
+            now,
         });
+        let additions = Additions {
+            seen: &self.upkeep.borrow_and_update().clone(),
+            belongs: &self.belongs.borrow_and_update().clone(),
+            before,
+            spec: stored.map_or(&none, |node| &node.spec),
+            generation,
+            now,
+        };
+        additions.add_to(&mut status);
         if before.is_some_and(|before| !status::differs(before, &status)) {
             return Ok(());
         }
@@ -318,10 +357,11 @@ async fn keep(bare: Bare, mut stored: watch::Receiver<Stored>, last: watch::Rece
 }
 
 /// Watches the one `GpuNode`.
-async fn observe(client: Client, node: String, stored: watch::Sender<Stored>) {
+async fn observe(client: Client, node: String, stored: watch::Sender<Stored>, restored: Restored) {
     let nodes: Api<DeserializeGuard<GpuNode>> = Api::all(client);
     let config = watcher::Config::default().fields(&format!("metadata.name={node}"));
-    let mut events = watcher(nodes, config).default_backoff().boxed();
+    let watching = || watcher(nodes.clone(), config.clone()).default_backoff();
+    let mut events = restored.anew(watching).boxed();
     let (mut listed, mut unclear) = (None, false);
     while let Some(event) = events.next().await {
         // One that does not parse counts as there, with what was last known of it.

@@ -36,6 +36,8 @@ async fn one_that_is_deleted_is_made_again_while_the_hook_still_runs() {
     let (service, mut api) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
     let (seen, _hardware) = hardware();
     let changes = Arc::new(Changes::default());
+    let (_looked, seen_strays) = watch::channel(Seen { strays: Some(vec![]), ..Seen::default() });
+    let (_cluster, belongs) = watch::channel(Belongs::Here);
     let publisher = Publisher {
         node: "node-a".into(),
         source,
@@ -47,6 +49,10 @@ async fn one_that_is_deleted_is_made_again_while_the_hook_still_runs() {
         seen,
         hook: Some(DiscoveryHook::new(hook, "node-a", folder.path()).with_patience(Duration::from_mins(1))),
         metrics: Metrics::default(),
+        stored: watch::channel(Stored::default()).0,
+        upkeep: seen_strays,
+        belongs,
+        restored: Restored::new().1,
     };
     let running = tokio::spawn(publisher.run());
     let node = r#"{"apiVersion":"gpudesk.dev/v1alpha1","kind":"GpuNode","metadata":{"name":"node-a",

@@ -10,8 +10,9 @@
 //! ```
 //!
 //! `topology`, `partition`, `domain`, `inventory` and the files named `decide`, `desired`, `conflict`,
-//! `machine`, `record`, `standing`, `status`, `tuning` and `qcow2` are pure; `host` touches the machine.
+//! `machine`, `record`, `standing`, `stray`, `status`, `tuning`, `brake`, `upkeep` and `qcow2` are pure; `host` touches the machine.
 
+pub mod brake;
 pub mod cli;
 pub mod cluster;
 pub mod crash_point;
@@ -28,4 +29,5 @@ pub mod partition;
 pub mod qcow2;
 pub mod relay;
 pub mod secrets;
+pub mod upkeep;
 pub mod watch;

@@ -1,15 +1,25 @@
 //! The node daemon. See the library for what it does.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, process::ExitCode};
 
 use clap::{CommandFactory, Parser};
 use gpudesk_node_daemon::{
-    cli::{Cli, Command, LogFormat},
+    cli::{Cli, Command, LogFormat, told},
     daemon, discover,
 };
 use tracing_subscriber::EnvFilter;
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", told(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Discover(options) => {
             let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(is_terminal());
@@ -31,6 +41,7 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Command::Run(options) => {
+            let options = *options;
             let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
             let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
             match options.log_format {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI64, Ordering},
@@ -18,7 +19,7 @@ use gpudesk_crds::conditions::Reason;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
+    registry::{Registry, Unit},
 };
 
 /// What is written is `OpenMetrics`, and Prometheus reads it as such only when that is said.
@@ -34,6 +35,9 @@ pub struct Metrics {
     node_writes: Counter,
     strays: Family<StrayLabels, Gauge<i64, AtomicI64>>,
     leftovers: Gauge<i64, AtomicI64>,
+    leftover_bytes: Gauge<i64, AtomicI64>,
+    leftovers_erased: Counter,
+    renewals_failed: Family<CodeLabels, Counter>,
     hypervisor: Arc<AtomicBool>,
     watching: Arc<AtomicBool>,
 }
@@ -52,21 +56,29 @@ pub enum Stray {
     Unallocated,
     /// There is no such Desktop.
     NoDesktop,
+    /// What is here is of a later decision than the one that holds, or of an unknown one.
+    Newer,
     /// That cannot be told.
     Unclear,
 }
 
 impl Stray {
-    const ALL: [Self; 4] = [Self::Elsewhere, Self::Unallocated, Self::NoDesktop, Self::Unclear];
+    const ALL: [Self; 5] = [Self::Elsewhere, Self::Unallocated, Self::NoDesktop, Self::Newer, Self::Unclear];
 
     fn name(self) -> &'static str {
         match self {
             Self::Elsewhere => "allocated-elsewhere",
             Self::Unallocated => "not-allocated",
             Self::NoDesktop => "no-such-desktop",
+            Self::Newer => "newer-decision",
             Self::Unclear => "unclear",
         }
     }
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CodeLabels {
+    code: u16,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -98,8 +110,23 @@ impl Default for Metrics {
         let leftovers = Gauge::default();
         registry.register(
             "leftovers",
-            "Folders with disks of desktops that are this node's no more; nothing erases them",
+            "Folders with disks of desktops that are this node's no more",
             leftovers.clone(),
+        );
+        let leftover_bytes = Gauge::default();
+        registry.register_with_unit(
+            "leftovers",
+            "What those folders take of the disk",
+            Unit::Bytes,
+            leftover_bytes.clone(),
+        );
+        let leftovers_erased = Counter::default();
+        registry.register("leftovers_erased", "Such folders that were erased", leftovers_erased.clone());
+        let renewals_failed = Family::default();
+        registry.register(
+            "lease_renewals_failed",
+            "Renewals of this node's lease that failed, by the HTTP status of the answer; 0 without answer, 401 for a token that is not valid any more",
+            renewals_failed.clone(),
         );
         Self {
             registry: Arc::new(registry),
@@ -109,6 +136,9 @@ impl Default for Metrics {
             node_writes,
             strays,
             leftovers,
+            leftover_bytes,
+            leftovers_erased,
+            renewals_failed,
             hypervisor: Arc::default(),
             watching: Arc::default(),
         }
@@ -140,9 +170,20 @@ impl Metrics {
         }
     }
 
-    /// Folders of disks that are kept aside.
-    pub fn set_leftovers(&self, folders: usize) {
+    /// Folders of disks that are kept aside, and what they take of the disk.
+    pub fn set_leftovers(&self, folders: usize, bytes: u64) {
         self.leftovers.set(i64::try_from(folders).unwrap_or(i64::MAX));
+        self.leftover_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// One of them is erased.
+    pub fn leftover_erased(&self) {
+        self.leftovers_erased.inc();
+    }
+
+    /// A renewal of the lease failed with this HTTP status, or 0 without answer.
+    pub fn lease_not_renewed(&self, code: u16) {
+        self.renewals_failed.get_or_create(&CodeLabels { code }).inc();
     }
 
     /// Desktops that hold memory and devices.
@@ -181,13 +222,18 @@ impl Metrics {
     }
 
     fn text(&self) -> impl IntoResponse + use<> {
-        let mut text = String::new();
-        match encode(&mut text, &self.registry) {
-            Ok(()) => (StatusCode::OK, [(CONTENT_TYPE, OPEN_METRICS)], text),
+        match self.encoded() {
+            Ok(text) => (StatusCode::OK, [(CONTENT_TYPE, OPEN_METRICS)], text),
             Err(error) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, [(CONTENT_TYPE, "text/plain")], error.to_string())
             }
         }
+    }
+
+    pub(crate) fn encoded(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
     }
 }
 
@@ -200,7 +246,8 @@ mod tests {
     async fn figures_are_said_to_be_what_they_are() {
         let metrics = Metrics::default();
         metrics.set_strays(&HashMap::from([(Stray::Elsewhere, 2)]));
-        metrics.set_leftovers(3);
+        metrics.set_leftovers(3, 4096);
+        metrics.leftover_erased();
         let answer = metrics.text().into_response();
         assert_eq!(answer.headers()[CONTENT_TYPE], OPEN_METRICS);
         let text = to_bytes(answer.into_body(), 1 << 20).await.unwrap();
@@ -209,6 +256,8 @@ mod tests {
             "gpudesk_node_strays{state=\"allocated-elsewhere\"} 2",
             "gpudesk_node_strays{state=\"no-such-desktop\"} 0",
             "gpudesk_node_leftovers 3",
+            "gpudesk_node_leftovers_bytes 4096",
+            "gpudesk_node_leftovers_erased_total 1",
             "# EOF",
         ] {
             assert!(text.lines().any(|it| it == line), "{line} in {text}");

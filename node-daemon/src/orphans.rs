@@ -1,58 +1,79 @@
 //! What is on this host of desktops that the watch does not show as this node's: a domain, a folder, a
-//! share of a GPU.
+//! share of a GPU. And machines that run here for a decision that does not hold.
 //!
 //! ```text
-//!   read of the Desktop     what is here
-//!   allocated here          left: the watch is late, or cannot understand it
-//!   allocated elsewhere     taken down: asked, then off; disks are put aside
-//!   allocated nowhere       left as it is and told: it may be the only copy
-//!   no such Desktop, twice  runs: left and told. Off: forgotten, disks are put aside.
-//!                           Was being deleted when last seen: removed
-//!   no clear answer         left
+//!   read of the Desktop              what is here
+//!   allocated here, this decision    left: the watch is late, or cannot understand it
+//!   allocated here, an older one     left: its rounds take it down
+//!   moved on to another node         taken down: asked, then off; disks are put aside
+//!   a newer or unheard-of decision   left running, and listed
+//!   allocated nowhere                left as it is, and listed: it may be the only copy
+//!   no such Desktop                  runs: left and listed. Off: disks are put aside after a while, unless
+//!                                    many are missed. Was being deleted when last seen: removed
+//!   no clear answer                  left, and listed where it runs
 //! ```
 //!
-//! "Missing in the watch" is never "gone": the watch shows only what is allocated to this node. Nothing is
-//! touched on the word of another cluster.
+//! What is left running is ended by its admin's word alone. "Missing in the watch" is never "gone": the watch
+//! shows only what is allocated to this node. Nothing is touched on the word of another cluster.
+//!
+//! Each look judges all of it first, so that what is listed is whole; then it acts, each time on a read of
+//! its own.
 #![expect(clippy::disallowed_methods, reason = "adapter: time passes between two looks")]
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures::{StreamExt, stream};
-use gpudesk_crds::{Allocation, Desktop, DesktopTemplate, handover::Standing as Made};
+use gpudesk_crds::{
+    Desktop, DesktopTemplate, GpuNodeSpec,
+    gpu_node_status::{self, StrayStanding},
+    gpu_node_words::{LeftoverAction, LeftoverWord, StrayWord},
+    handover::Standing as Made,
+};
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, DynamicObject},
     runtime::reflector::{ObjectRef, Store},
 };
 use thiserror::Error;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
-    cluster::{Cluster, ClusterError},
+    brake::{self, Removals},
+    cluster::{Belongs, Cluster, ClusterError},
     desktop::{
-        Desktops, decision,
+        Desktops,
+        attach::may_take,
+        decision,
         problem::Problem,
-        standing::{Standing, standing},
-        withdraw::Withdrawn,
+        standing::{MadeFor, Verdict, verdict},
+        stray::{self, Plan, Trace, plan, standing_of},
+        withdraw::{Disks, Withdrawn},
     },
     domain::metadata,
-    host::{folder::Owner, hypervisor::HypervisorError},
+    gpu_node::Stored,
+    host::{
+        folder::{FolderError, Owner},
+        hypervisor::{DomainSummary, HypervisorError},
+        leftovers::{Kept, Retention, due},
+    },
     metrics::{Metrics, Stray},
+    upkeep::Seen,
 };
 
-/// Time between two looks.
-const INTERVAL: Duration = Duration::from_secs(30);
 /// Desktops that are looked at at once.
 const AT_ONCE: usize = 8;
 /// How long the API server has for a read.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Wait where something changed while it was looked at.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Why a look was not finished.
 #[derive(Debug, Error)]
@@ -65,10 +86,18 @@ enum OrphanError {
     Silent,
     #[error(transparent)]
     Cluster(#[from] ClusterError),
+    #[error("it changed while it was looked at")]
+    Changing,
 }
 
 impl From<HypervisorError> for OrphanError {
     fn from(error: HypervisorError) -> Self {
+        Self::Problem(error.into())
+    }
+}
+
+impl From<FolderError> for OrphanError {
+    fn from(error: FolderError) -> Self {
         Self::Problem(error.into())
     }
 }
@@ -82,6 +111,17 @@ pub struct Watched {
     pub templates: Store<DesktopTemplate>,
 }
 
+/// The settings.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Time between two looks.
+    pub look: Duration,
+    /// How many may be put aside.
+    pub brake: brake::Rules,
+    /// How long leftovers are kept.
+    pub retention: Retention,
+}
+
 /// What looking after them needs.
 pub struct Orphans {
     /// The desktops of this node.
@@ -92,18 +132,61 @@ pub struct Orphans {
     pub cluster: Cluster,
     /// Figures.
     pub metrics: Metrics,
-    /// Told when a desktop has left the watch, or something happened to a domain that is none of its.
-    pub hint: Arc<Notify>,
+    /// The settings.
+    pub settings: Settings,
+    /// The `GpuNode` with its admin's words.
+    pub stored: watch::Receiver<Stored>,
+    /// Where what was found is left.
+    pub seen: watch::Sender<Seen>,
 }
 
-/// What one look found of one desktop.
+/// What is here of one desktop.
+#[derive(Clone)]
+struct Here {
+    owner: Owner,
+    /// Its domain, if it says that it is ours.
+    domain: Option<DomainSummary>,
+    made_for: MadeFor,
+}
+
+impl Here {
+    fn is_active(&self) -> bool {
+        self.domain.as_ref().is_some_and(|domain| domain.state.is_active())
+    }
+
+    fn trace(&self) -> Trace {
+        Trace { domain: self.domain.is_some(), active: self.is_active(), made_for: self.made_for.id() }
+    }
+
+    fn stray(&self, standing: StrayStanding, now: Timestamp) -> gpu_node_status::Stray {
+        let allocation = match &self.made_for {
+            MadeFor::Allocation(allocation) => Some(Box::new(allocation.held())),
+            _ => None,
+        };
+        gpu_node_status::Stray {
+            uid: self.owner.uid.to_string(),
+            namespace: self.owner.namespace.clone(),
+            name: self.owner.name.clone(),
+            standing,
+            allocation,
+            since: Time(Timestamp::from_second(now.as_second()).unwrap_or(now)),
+        }
+    }
+}
+
+struct Judged {
+    here: Here,
+    verdict: Result<Verdict, OrphanError>,
+}
+
+/// What became of something that was acted on.
 enum Found {
-    /// It is this node's, or nothing is left of it.
+    /// Nothing is left of it.
     Nothing,
     /// It is still here.
-    Still(Stray),
+    Still,
     /// It is still here and is to be looked at at this time.
-    Until(Stray, Timestamp),
+    Until(Timestamp),
 }
 
 impl Orphans {
@@ -111,19 +194,30 @@ impl Orphans {
     pub async fn look_after(self, mut watched: watch::Receiver<Option<Watched>>) {
         let Ok(stores) = watched.wait_for(Option::is_some).await.map(|stores| stores.clone()) else { return };
         let Some(stores) = stores else { return };
-        let looking =
-            Arc::new(Looking { this: self, stores, missing: Mutex::default(), told: Mutex::default() });
+        let (mut objects, mut belongs) = (self.stored.clone(), self.desktops.node().belongs.clone());
+        let hint = Arc::clone(self.desktops.hint());
+        let looking = Arc::new(Looking {
+            this: self,
+            stores,
+            told: Mutex::default(),
+            asked: Mutex::default(),
+            known: tokio::sync::Mutex::default(),
+        });
         loop {
-            let wait = match looking.look().await {
+            belongs.mark_unchanged();
+            let spec = objects.borrow().spec();
+            let wait = match looking.look(&spec.clone().unwrap_or_default()).await {
                 Ok(again) => again,
                 Err(error) => {
                     tracing::warn!(%error, "what is on this host of other desktops was not looked at");
-                    INTERVAL
+                    looking.this.settings.look
                 }
             };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = looking.this.hint.notified() => {}
+                () = hint.notified() => {}
+                Ok(_) = objects.wait_for(|objects| objects.spec() != spec) => {}
+                Ok(()) = belongs.changed() => {}
             }
         }
     }
@@ -132,162 +226,414 @@ impl Orphans {
 struct Looking {
     this: Orphans,
     stores: Watched,
-    /// Since when the API has said that there is no such Desktop.
-    missing: Mutex<HashMap<Uuid, Instant>>,
     /// What was logged of whom, so that it is logged once.
     told: Mutex<BTreeSet<(Uuid, String)>>,
+    /// When machines whose metadata cannot be read were asked to end.
+    asked: Mutex<HashMap<Uuid, Timestamp>>,
+    known: tokio::sync::Mutex<Known>,
+}
+
+/// What lasts from one look to the next.
+#[derive(Default)]
+struct Known {
+    strays: HashMap<Uuid, gpu_node_status::Stray>,
+    /// As it is on disk.
+    removals: Option<Removals>,
+}
+
+/// What one look comes to.
+struct Look {
+    wait: Duration,
+    now: Timestamp,
+    counts: HashMap<Stray, usize>,
+}
+
+impl Look {
+    fn until(&mut self, at: Timestamp) {
+        let left = Duration::try_from(at.duration_since(self.now)).unwrap_or_default();
+        self.wait = self.wait.min(left.saturating_add(Duration::from_millis(10)));
+    }
+
+    fn count(&mut self, verdict: Option<&Verdict>) {
+        let stray = match verdict {
+            Some(Verdict::Current | Verdict::OlderHere) => return,
+            Some(Verdict::MovedOn(_)) => Stray::Elsewhere,
+            Some(Verdict::Newer { .. }) => Stray::Newer,
+            Some(Verdict::Unallocated) => Stray::Unallocated,
+            Some(Verdict::NoDesktop) => Stray::NoDesktop,
+            Some(Verdict::Unclear { .. }) | None => Stray::Unclear,
+        };
+        *self.counts.entry(stray).or_default() += 1;
+    }
 }
 
 impl Looking {
     /// Looks at everything once; returns after what time to look again.
-    async fn look(self: &Arc<Self>) -> Result<Duration, OrphanError> {
-        let owners = self.owners().await?.into_iter();
-        let found: Vec<(Uuid, Found)> = stream::iter(owners.filter(|owner| !self.is_watched(owner)))
-            .map(|owner| {
+    async fn look(self: &Arc<Self>, spec: &GpuNodeSpec) -> Result<Duration, OrphanError> {
+        let now = Timestamp::now();
+        let here = self.here().await?;
+        let mut look = Look { wait: self.this.settings.look, now, counts: HashMap::new() };
+        let belongs = self.this.desktops.node().belongs.borrow().clone();
+        if belongs == Belongs::Unknown {
+            return Ok(AGAIN);
+        }
+        if belongs != Belongs::Here {
+            // Whatever the API says of them is of others.
+            let active = here.iter().filter(|here| here.is_active());
+            let strays = active.map(|here| here.stray(StrayStanding::Unclear, now));
+            self.show(strays.collect(), vec![]);
+            return Ok(look.wait);
+        }
+        let total = here.iter().map(|here| here.owner.uid).collect::<HashSet<_>>();
+        let watched: HashSet<Uuid> =
+            self.stores.desktops.state().iter().filter_map(|desktop| desktop.uid()?.parse().ok()).collect();
+        let total = total.union(&watched).count();
+        let judged: Vec<Judged> = stream::iter(here)
+            .map(|here| {
                 let this = Arc::clone(self);
-                async move { (owner.uid, this.one(owner).await) }
+                async move {
+                    let verdict = this.judge(&here).await;
+                    Judged { here, verdict }
+                }
             })
             .buffer_unordered(AT_ONCE)
             .collect()
             .await;
-        let mut wait = INTERVAL;
-        let mut strays: HashMap<Stray, usize> = HashMap::new();
-        let mut here = BTreeSet::new();
-        for (uid, found) in found {
-            let stray = match found {
-                Found::Nothing => continue,
-                Found::Still(stray) => stray,
-                Found::Until(stray, time) => {
-                    let left = Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default();
-                    wait = wait.min(left.saturating_add(Duration::from_millis(10)));
-                    stray
+        let mut known = self.known.lock().await;
+        self.list(&judged, spec, &mut known, now);
+        let held = self.handle_all(&judged, total, spec, &mut known, &mut look).await;
+        drop(known);
+        self.this.metrics.set_strays(&look.counts);
+        let uids: HashSet<Uuid> = judged.iter().map(|judged| judged.here.owner.uid).collect();
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).retain(|(uid, _)| uids.contains(uid));
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| uids.contains(uid));
+        let leftovers = self.keep_leftovers(spec, &mut look).await;
+        self.this.seen.send_if_modified(|seen| {
+            let before = seen.clone();
+            seen.held = held;
+            match leftovers {
+                Ok((leftovers, said)) => {
+                    seen.leftovers = Some(leftovers);
+                    seen.leftovers_said = said;
                 }
-            };
-            here.insert(uid);
-            *strays.entry(stray).or_default() += 1;
-        }
-        self.this.metrics.set_strays(&strays);
-        let leftovers = self.this.desktops.node().leftovers.clone();
-        match tokio::task::spawn_blocking(move || leftovers.count()).await {
-            Ok(Ok(count)) => self.this.metrics.set_leftovers(count),
-            Ok(Err(error)) => tracing::warn!(%error, "disks that are kept aside were not counted"),
-            Err(_) => {}
-        }
-        self.lock_missing().retain(|uid, _| here.contains(uid));
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).retain(|(uid, _)| here.contains(uid));
-        Ok(wait)
+                Err(error) => tracing::warn!(%error, "disks that are kept aside were not looked at"),
+            }
+            *seen != before
+        });
+        Ok(look.wait)
     }
 
-    /// One desktop of which something is here. Whatever is wrong with it holds up no other.
-    async fn one(self: Arc<Self>, owner: Owner) -> Found {
+    /// Lists the machines that stray, with what is answered to words about them.
+    fn list(&self, judged: &[Judged], spec: &GpuNodeSpec, known: &mut Known, now: Timestamp) {
+        let strays = judged.iter().filter(|judged| judged.here.is_active()).filter_map(|judged| {
+            let uid = judged.here.owner.uid;
+            let stray = match &judged.verdict {
+                Ok(verdict) => judged.here.stray(standing_of(verdict)?, now),
+                Err(error) => {
+                    // What was known of it stands; of one that was nobody's before, only what failed is known.
+                    let stray = judged.here.stray(StrayStanding::Unclear, now);
+                    let before = known.strays.get(&uid).filter(|it| it.allocation == stray.allocation);
+                    match (before, error) {
+                        (Some(before), _) => before.clone(),
+                        (None, OrphanError::Changing) => return None,
+                        (None, _) => stray,
+                    }
+                }
+            };
+            Some((uid, stray))
+        });
+        known.strays = strays.collect();
+        self.this.desktops.set_strays(known.strays.keys().copied().collect());
+        let said = spec.strays.iter().filter_map(|word| {
+            let judged = judged.iter().find(|judged| judged.here.owner.uid.to_string() == word.uid);
+            let answer = match judged {
+                Some(Judged { here, verdict: Ok(verdict) }) => {
+                    stray::answer(word, Some((verdict, here.trace())))
+                }
+                Some(Judged { verdict: Err(error), .. }) => Some(error.to_string()),
+                None => stray::answer(word, None),
+            };
+            Some(format!("strays[{}]: {}", word.uid, answer?))
+        });
+        self.show(known.strays.values().cloned().collect(), said.collect());
+    }
+
+    fn show(&self, mut strays: Vec<gpu_node_status::Stray>, said: Vec<String>) {
+        strays.sort_by(|a, b| a.uid.cmp(&b.uid));
+        self.this.seen.send_if_modified(|seen| {
+            // When it was first seen is kept by who writes it.
+            let same = |a: &gpu_node_status::Stray, b: &gpu_node_status::Stray| {
+                gpu_node_status::Stray { since: b.since.clone(), ..a.clone() } == *b
+            };
+            let before = seen.strays.as_ref();
+            let old = before.is_some_and(|before| {
+                before.len() == strays.len() && before.iter().zip(&strays).all(|(a, b)| same(a, b))
+            });
+            let new = !old || seen.strays_said != said;
+            if new {
+                (seen.strays, seen.strays_said) = (Some(strays), said);
+            }
+            new
+        });
+    }
+
+    /// Does what is to be done; returns what is held back.
+    async fn handle_all(
+        self: &Arc<Self>,
+        judged: &[Judged],
+        total: usize,
+        spec: &GpuNodeSpec,
+        known: &mut Known,
+        look: &mut Look,
+    ) -> Option<Result<brake::Held, String>> {
+        let word = |here: &Here| {
+            let uid = here.owner.uid.to_string();
+            spec.strays.iter().find(|word| word.uid == uid).cloned()
+        };
+        let (mut acts, mut missed, mut certain) = (vec![], vec![], true);
+        for judged in judged {
+            let here = &judged.here;
+            let verdict = match &judged.verdict {
+                Ok(verdict) => verdict,
+                Err(OrphanError::Changing) => {
+                    look.wait = look.wait.min(AGAIN);
+                    continue;
+                }
+                Err(error) => {
+                    certain = false;
+                    look.count(None);
+                    self.tell(&here.owner, &format!("left as it is: {error}"));
+                    continue;
+                }
+            };
+            match plan(verdict, here.trace(), word(here).as_ref()) {
+                Plan::Leave => {
+                    look.count(Some(verdict));
+                    self.tell_of(here, verdict);
+                }
+                Plan::PutAside => missed.push(here.clone()),
+                plan => acts.push((here.clone(), verdict.clone(), plan)),
+            }
+        }
+        let acts: Vec<_> = acts
+            .into_iter()
+            .map(|(here, verdict, plan)| {
+                let (this, word) = (Arc::clone(self), word(&here));
+                async move { (this.act(here, plan, word).await, verdict) }
+            })
+            .collect();
+        for (found, verdict) in stream::iter(acts).buffer_unordered(AT_ONCE).collect::<Vec<_>>().await {
+            match found {
+                Found::Nothing => continue,
+                Found::Still => {}
+                Found::Until(at) => look.until(at),
+            }
+            look.count(Some(&verdict));
+        }
+        match self.put_aside(missed, total, spec, certain, known, look).await {
+            Ok(held) => held.map(Ok),
+            Err(error) => {
+                tracing::warn!(%error, "nothing is put aside");
+                Some(Err(error.to_string()))
+            }
+        }
+    }
+
+    /// Puts those aside that are missed and off, unless they are many; returns those that are held back.
+    async fn put_aside(
+        self: &Arc<Self>,
+        mut missed: Vec<Here>,
+        total: usize,
+        spec: &GpuNodeSpec,
+        certain: bool,
+        known: &mut Known,
+        look: &mut Look,
+    ) -> Result<Option<brake::Held>, OrphanError> {
+        let (leftovers, rules) = (&self.this.desktops.node().leftovers, &self.this.settings.brake);
+        let kept = match known.removals.take() {
+            Some(removals) => removals,
+            None => leftovers.removals().await?,
+        };
+        let mut removals = kept.clone();
+        // A desktop that was deleted is let go when nothing of it is here: it was listed before.
+        let mut still = HashSet::new();
+        for here in &missed {
+            if here.domain.is_some() || self.this.desktops.holds_anything(&here.owner).await? {
+                still.insert(here.owner.uid);
+            }
+        }
+        missed.retain(|here| still.contains(&here.owner.uid));
+        let owners: Vec<Owner> = missed.iter().map(|here| here.owner.clone()).collect();
+        removals.note(&owners, rules, look.now);
+        if removals != kept {
+            leftovers.note_removals(removals.clone()).await?;
+        }
+        let noted = removals.clone();
+        let let_go = spec.remove_orphans_before.as_ref().map(|time| time.0);
+        let (mut orphans, mut removed) = (vec![], HashSet::new());
+        for here in &missed {
+            let uid = here.owner.uid;
+            if !self.this.desktops.was_being_deleted(&here.owner).await? {
+                orphans.push(uid);
+                continue;
+            }
+            // Twice, and not at once: it is gone for good.
+            let twice = removals.since(uid).and_then(|since| since.checked_add(self.this.settings.look).ok());
+            match twice {
+                Some(at) if at <= look.now => _ = removed.insert(uid),
+                Some(at) => look.until(at),
+                None => {}
+            }
+        }
+        let ruling = removals.rule(&orphans, total, let_go, certain, rules, look.now);
+        if let Some(again) = ruling.again {
+            look.until(again);
+        }
+        for here in missed {
+            let uid = here.owner.uid;
+            let found = if removed.contains(&uid) || ruling.go.contains(&uid) {
+                Arc::clone(self).act(here, Plan::PutAside, None).await
+            } else {
+                Found::Still
+            };
+            if matches!(found, Found::Nothing) {
+                if ruling.go.contains(&uid) {
+                    removals.went(uid, let_go, look.now);
+                }
+            } else {
+                look.count(Some(&Verdict::NoDesktop));
+            }
+        }
+        if removals != noted {
+            leftovers.note_removals(removals.clone()).await?;
+        }
+        known.removals = Some(removals);
+        Ok(ruling.held)
+    }
+
+    /// Acts on one desktop. Whatever is wrong with it holds up no other.
+    async fn act(self: Arc<Self>, here: Here, planned: Plan, word: Option<StrayWord>) -> Found {
+        let owner = &here.owner;
         let span = tracing::info_span!("stray", desktop = format!("{}/{}", owner.namespace, owner.name), uid = %owner.uid);
         let this = Arc::clone(&self);
         let uid = owner.uid;
-        let work = async move { this.handle(&owner).await }.instrument(span.clone());
+        let acting = async move { this.handle(here, planned, word).await }.instrument(span.clone());
         // A round of it may be under way: it has just come back.
-        match self.this.desktops.alone(uid, work).await {
+        match self.this.desktops.alone(uid, acting).await {
             Some(Ok(found)) => found,
             Some(Err(error)) => {
                 span.in_scope(|| tracing::warn!(%error, "left as it is"));
-                Found::Still(Stray::Unclear)
+                Found::Still
             }
-            None => Found::Still(Stray::Unclear),
+            None => Found::Still,
         }
     }
 
-    async fn handle(&self, owner: &Owner) -> Result<Found, OrphanError> {
+    async fn handle(&self, here: Here, planned: Plan, word: Option<StrayWord>) -> Result<Found, OrphanError> {
+        self.this.cluster.check(&self.this.client).await?;
         // The read comes after everything else that may take time: what is done next rests on it.
-        let node = &self.this.desktops.node().name;
-        let live = self.read(owner).await?;
-        let standing = standing(node, owner.uid, live.as_ref());
-        if standing != Standing::Gone {
-            self.lock_missing().remove(&owner.uid);
+        let (here, verdict, live) = self.look_at(&here.owner).await?;
+        if plan(&verdict, here.trace(), word.as_ref()) != planned {
+            return Err(OrphanError::Changing);
         }
-        match standing {
-            Standing::Here => Ok(Found::Nothing),
-            Standing::Unclear => {
-                self.tell(owner, "where it is allocated cannot be understood: left as it is");
-                Ok(Found::Still(Stray::Unclear))
-            }
-            Standing::Unallocated => {
-                if self.this.desktops.traces(owner).await?.runs {
-                    self.tell(owner, "it is allocated to no node and its machine runs here: left running");
-                } else if self.this.desktops.clear_if_given_back(owner).await? {
+        let (owner, desktops) = (&here.owner, &self.this.desktops);
+        let template = live.as_ref().and_then(|live| live.data.pointer("/spec/templateRef/name")?.as_str());
+        // It tells how long the guest may take.
+        let template = template
+            .and_then(|name| self.stores.templates.get(&ObjectRef::new(name).within(&owner.namespace)));
+        let done = match planned {
+            Plan::Leave => return Ok(Found::Still),
+            Plan::Clear => {
+                if desktops.clear_if_given_back(owner).await? {
                     return Ok(Found::Nothing);
-                } else {
-                    self.tell(owner, "it is allocated to no node and something of it is here: left as it is");
                 }
-                Ok(Found::Still(Stray::Unallocated))
+                self.tell(owner, "it is allocated to no node and something of it is here: left as it is");
+                return Ok(Found::Still);
             }
-            Standing::Elsewhere(_) if self.is_of_another_decision(owner, live.as_ref()).await? => {
-                let words = "its machine runs here by a decision that is newer than the present one, or was never \
-                             heard of: left running";
-                self.tell(owner, words);
-                Ok(Found::Still(Stray::Unclear))
-            }
-            Standing::Elsewhere(other) => {
+            Plan::TakeDown(other) => {
                 let why = format!("the desktop is allocated to node {other}");
-                self.withdraw(owner, live.as_ref(), &why, Stray::Elsewhere).await
+                desktops.withdraw(owner, template, &why, Disks::PutAside).await?
             }
-            Standing::Gone => self.gone(owner).await,
-        }
-    }
-
-    /// Whether a machine runs here that was made for a decision that the one which holds does not follow.
-    async fn is_of_another_decision(
-        &self,
-        owner: &Owner,
-        live: Option<&DynamicObject>,
-    ) -> Result<bool, OrphanError> {
-        let allocation = live.and_then(|live| live.data.pointer("/status/allocation"));
-        let allocation: Option<Allocation> =
-            allocation.and_then(|held| serde_json::from_value(held.clone()).ok());
-        let made_for = self.this.desktops.runs_for(owner).await?;
-        Ok(match (made_for, allocation) {
-            (None, _) => false,
-            (Some(made_for), Some(allocation)) => decision::standing(&made_for, &allocation) == Made::Unknown,
-            // Where it is allocated is known, and not by which decision.
-            (Some(_), None) => true,
+            Plan::PutAside if desktops.was_being_deleted(owner).await? => {
+                tracing::warn!("it was being deleted and is gone: removing what is left of it");
+                desktops.erase(owner).await?;
+                return Ok(Found::Nothing);
+            }
+            Plan::PutAside => {
+                desktops.withdraw(owner, None, "there is no such Desktop", Disks::PutAside).await?
+            }
+            Plan::End(action) => {
+                let why = "spec.strays of the GpuNode ends it";
+                let disks = match verdict {
+                    Verdict::OlderHere | Verdict::Newer { here: true } => Disks::Stay,
+                    _ => Disks::PutAside,
+                };
+                if here.made_for == MadeFor::Unreadable {
+                    let asked =
+                        self.asked.lock().unwrap_or_else(PoisonError::into_inner).get(&owner.uid).copied();
+                    let done = desktops.end_unreadable(owner, action, asked, why, disks).await?;
+                    if let Withdrawn::Waiting(_) = done {
+                        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+                        asked.entry(owner.uid).or_insert_with(Timestamp::now);
+                    }
+                    done
+                } else {
+                    desktops.end(owner, action, template, why, disks).await?
+                }
+            }
+        };
+        Ok(match done {
+            Withdrawn::Whole => Found::Nothing,
+            Withdrawn::Waiting(until) => Found::Until(until),
         })
     }
 
-    /// There is no such Desktop, says the API now.
-    async fn gone(&self, owner: &Owner) -> Result<Found, OrphanError> {
-        self.this.cluster.check(&self.this.client).await?;
-        let now = Instant::now();
-        let since = *self.lock_missing().entry(owner.uid).or_insert(now);
-        if now.duration_since(since) < INTERVAL {
-            return Ok(Found::Still(Stray::NoDesktop));
+    /// How what is here of a desktop stands to what the API says.
+    async fn judge(&self, here: &Here) -> Result<Verdict, OrphanError> {
+        let uid = here.owner.uid;
+        let known = self.stores.desktops.get(&ObjectRef::new(&here.owner.name).within(&here.owner.namespace));
+        let watched = known.filter(|desktop| desktop.uid() == Some(uid.to_string()));
+        if let Some(desktop) = watched
+            && let Some(holds) = desktop.status.as_ref().and_then(|status| status.allocation.as_ref())
+        {
+            let is_current = match &here.made_for {
+                MadeFor::Allocation(made_for) => decision::compare(made_for, holds) == Made::Current,
+                _ => false,
+            };
+            // What is off is the rounds' own.
+            if is_current || !here.is_active() {
+                return Ok(Verdict::Current);
+            }
         }
-        let traces = self.this.desktops.traces(owner).await?;
-        if traces.was_being_deleted {
-            tracing::warn!("it was being deleted and is gone: removing what is left of it");
-            self.this.desktops.erase(owner).await?;
-            return Ok(Found::Nothing);
+        let (again, verdict, _) = self.look_at(&here.owner).await?;
+        // A round that worked on it meanwhile would show as a decision that does not hold.
+        let look =
+            |here: &Here| (here.is_active(), here.domain.as_ref().and_then(|domain| domain.metadata.clone()));
+        if look(here) != look(&again) {
+            return Err(OrphanError::Changing);
         }
-        if traces.runs {
-            // The object may have been lost, and not the desktop.
-            self.tell(owner, "there is no such Desktop and its machine runs here: left running");
-            return Ok(Found::Still(Stray::NoDesktop));
-        }
-        self.withdraw(owner, None, "there is no such Desktop", Stray::NoDesktop).await
+        Ok(verdict)
     }
 
-    async fn withdraw(
-        &self,
-        owner: &Owner,
-        live: Option<&DynamicObject>,
-        why: &str,
-        stray: Stray,
-    ) -> Result<Found, OrphanError> {
-        // It tells how long the guest may take.
-        let template = live.and_then(|desktop| desktop.data.pointer("/spec/templateRef/name")?.as_str());
-        let template = template
-            .and_then(|name| self.stores.templates.get(&ObjectRef::new(name).within(&owner.namespace)));
-        match self.this.desktops.withdraw(owner, template, why).await? {
-            Withdrawn::Whole => Ok(Found::Nothing),
-            Withdrawn::Waiting(until) => Ok(Found::Until(stray, until)),
-        }
+    /// Looks at one desktop anew: in the API first.
+    async fn look_at(&self, owner: &Owner) -> Result<(Here, Verdict, Option<DynamicObject>), OrphanError> {
+        let node = self.this.desktops.node();
+        let live = self.read(owner).await?;
+        let domain = match node.hypervisor.get(owner.uid).await {
+            Ok(domain) => Some(domain),
+            Err(HypervisorError::NotFound { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let made_for = match &domain {
+            Some(domain) => {
+                let ours = made_for(domain).map(|(made_for, _)| made_for);
+                let (name, uuid) = (domain.name.clone(), owner.uid.to_string());
+                ours.ok_or(Problem::ForeignDomain { name, uuid })?
+            }
+            None => self.this.desktops.noted(owner).await?.map_or(MadeFor::Unsaid, MadeFor::Decision),
+        };
+        let verdict = verdict(&node.name, owner.uid, live.as_ref(), &made_for);
+        Ok((Here { owner: owner.clone(), domain, made_for }, verdict, live))
     }
 
     async fn read(&self, owner: &Owner) -> Result<Option<DynamicObject>, OrphanError> {
@@ -298,45 +644,168 @@ impl Looking {
         Ok(answer.map_err(|_| OrphanError::Silent)??)
     }
 
-    fn is_watched(&self, owner: &Owner) -> bool {
-        let known = self.stores.desktops.get(&ObjectRef::new(&owner.name).within(&owner.namespace));
-        known.is_some_and(|desktop| desktop.uid() == Some(owner.uid.to_string()))
-    }
-
-    /// Whose things there may be: everything on this host that says whose it is.
-    async fn owners(&self) -> Result<Vec<Owner>, OrphanError> {
+    /// Everything on this host that says whose it is, and every machine that says that it is ours.
+    async fn here(&self) -> Result<Vec<Here>, OrphanError> {
         let desktops = &self.this.desktops;
-        let mut owners: HashMap<Uuid, Owner> = HashMap::new();
+        let mut all: HashMap<Uuid, Here> = HashMap::new();
+        let nothing_else = |owner| Here { owner, domain: None, made_for: MadeFor::Unsaid };
         for (uid, owner) in desktops.node().folders.list().await.map_err(Problem::from)? {
-            owners.extend(owner.filter(|owner| owner.uid == uid).map(|owner| (uid, owner)));
+            all.extend(owner.filter(|owner| owner.uid == uid).map(|owner| (uid, nothing_else(owner))));
         }
         for instance in desktops.all_instances().await? {
             if let (Ok(uid), Some((namespace, name))) =
                 (instance.key.desktop_uid.parse(), instance.owner.split_once('/'))
             {
-                owners.insert(uid, Owner { namespace: namespace.into(), name: name.into(), uid });
+                let owner = Owner { namespace: namespace.into(), name: name.into(), uid };
+                all.insert(uid, nothing_else(owner));
             }
         }
         for domain in desktops.node().hypervisor.list().await? {
-            if let Some(Ok(Some(ours))) = domain.metadata.as_deref().map(metadata::parse)
-                && ours.desktop_uid == domain.uuid
+            let Some((made_for, owner)) = made_for(&domain) else { continue };
+            let known = all.remove(&domain.uuid).map(|here| here.owner);
+            let owner = owner.or(known).unwrap_or_else(|| named(&domain));
+            all.insert(domain.uuid, Here { owner, domain: Some(domain), made_for });
+        }
+        Ok(all.into_values().collect())
+    }
+
+    /// Erases, gives back and lists leftovers; returns them with the answers to words about them.
+    async fn keep_leftovers(
+        self: &Arc<Self>,
+        spec: &GpuNodeSpec,
+        look: &mut Look,
+    ) -> Result<(Vec<gpu_node_status::Leftover>, Vec<(bool, String)>), FolderError> {
+        let (leftovers, retention) = (&self.this.desktops.node().leftovers, &self.this.settings.retention);
+        // What a daemon before this one began, or what takes long.
+        if let Err(error) = leftovers.finish().await {
+            tracing::warn!(%error, "not all is erased that should be");
+        }
+        let all = leftovers.list().await?;
+        let mut said = vec![];
+        for word in &spec.leftovers {
+            let kept = all.iter().find(|kept| kept.name == word.name);
+            let answer = match kept {
+                None => Some((false, "no such leftover is here".to_owned())),
+                Some(kept) => self.obey(kept, word).await.err().map(|refusal| (true, refusal)),
+            };
+            said.extend(
+                answer.map(|(refused, words)| (refused, format!("leftovers[{}]: {words}", word.name))),
+            );
+        }
+        let meant: HashSet<&String> = spec.leftovers.iter().map(|word| &word.name).collect();
+        let rest: Vec<Kept> = leftovers.list().await?;
+        for kept in due(&rest, retention, look.now) {
+            // What an admin has just spoken of is not taken from him.
+            if !meant.contains(&kept.name)
+                && let Err(error) =
+                    self.erase(kept, "it was kept long enough, or they take too much room").await
             {
-                let uid = domain.uuid;
-                owners.insert(uid, Owner { namespace: ours.namespace, name: ours.name, uid });
+                tracing::warn!(%error, "not all is erased that should be");
             }
         }
-        Ok(owners.into_values().collect())
+        let all = leftovers.list().await?;
+        for kept in &all {
+            if !retention.keep.is_zero()
+                && let Ok(at) = kept.since.checked_add(retention.keep)
+            {
+                look.until(at.max(look.now.checked_add(self.this.settings.look).unwrap_or(at)));
+            }
+        }
+        self.this.metrics.set_leftovers(all.len(), all.iter().map(|kept| kept.bytes).sum());
+        Ok((all.iter().map(|kept| kept.shown(retention)).collect(), said))
+    }
+
+    async fn erase(&self, kept: &Kept, why: &str) -> Result<(), FolderError> {
+        let Owner { namespace, name, uid } = &kept.owner;
+        tracing::warn!(leftover = kept.name, desktop = format!("{namespace}/{name}"), %uid, since = %kept.since, why, "a leftover is erased");
+        self.this.metrics.leftover_erased();
+        self.this.desktops.node().leftovers.erase(&kept.name).await
+    }
+
+    /// Does what an admin says of a leftover, or says why not.
+    async fn obey(self: &Arc<Self>, kept: &Kept, word: &LeftoverWord) -> Result<(), String> {
+        let words = |error: OrphanError| error.to_string();
+        self.this.cluster.check(&self.this.client).await.map_err(|error| error.to_string())?;
+        let to = match (word.action, &word.attach_to) {
+            (Some(LeftoverAction::Erase), None) => {
+                return self
+                    .erase(kept, "spec.leftovers of the GpuNode says so")
+                    .await
+                    .map_err(|error| error.to_string());
+            }
+            (None, Some(to)) => to,
+            _ => return Err("write exactly one of action and attachTo".into()),
+        };
+        let named = Owner { namespace: to.namespace.clone(), name: to.name.clone(), uid: Uuid::nil() };
+        let target =
+            may_take(&self.this.desktops.node().name, self.read(&named).await.map_err(words)?.as_ref())?;
+        let (this, leftover, uid) = (Arc::clone(self), kept.name.clone(), target.uid);
+        let attaching = async move {
+            // Only now nothing else is done with that desktop.
+            let live = this.read(&named).await.map_err(words)?;
+            let target = may_take(&this.this.desktops.node().name, live.as_ref())?;
+            if target.uid != uid {
+                return Err("it is another Desktop of that name by now".to_owned());
+            }
+            this.this.desktops.attach(&leftover, &target).await.map_err(|error| error.to_string())?
+        };
+        self.this
+            .desktops
+            .alone(uid, attaching)
+            .await
+            .unwrap_or_else(|| Err("the desktop is being worked on".into()))
+    }
+
+    fn tell_of(&self, here: &Here, verdict: &Verdict) {
+        let words = match verdict {
+            Verdict::Newer { .. } => {
+                "what is here of it is for a decision that is newer than the present one, or was never heard of: \
+                 left as it is"
+            }
+            Verdict::Unallocated => "it is allocated to no node and its machine runs here: left running",
+            // The object may have been lost, and not the desktop.
+            Verdict::NoDesktop => "there is no such Desktop and its machine runs here: left running",
+            Verdict::Unclear { .. } => "whether it is this node's cannot be understood: left as it is",
+            Verdict::Current | Verdict::OlderHere | Verdict::MovedOn(_) => return,
+        };
+        self.tell(&here.owner, words);
     }
 
     /// Logs `words` of a desktop once, for as long as they are true.
     fn tell(&self, owner: &Owner, words: &str) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.insert((owner.uid, words.to_owned())) {
-            tracing::warn!("{words}");
+            let desktop = format!("{}/{}", owner.namespace, owner.name);
+            tracing::warn!(desktop, uid = %owner.uid, "{words}");
         }
     }
+}
 
-    fn lock_missing(&self) -> std::sync::MutexGuard<'_, HashMap<Uuid, Instant>> {
-        self.missing.lock().unwrap_or_else(PoisonError::into_inner)
+/// For which decision a domain was made, and whose it says that it is; `None` for one that is not ours.
+fn made_for(domain: &DomainSummary) -> Option<(MadeFor, Option<Owner>)> {
+    Some(match metadata::parse(domain.metadata.as_deref()?) {
+        Ok(None) => return None,
+        Ok(Some(ours)) if ours.desktop_uid == domain.uuid => {
+            let allocation = serde_json::from_str(&ours.allocation).map(Box::new);
+            let owner = Owner { namespace: ours.namespace, name: ours.name, uid: domain.uuid };
+            (allocation.map_or(MadeFor::Unreadable, MadeFor::Allocation), Some(owner))
+        }
+        Ok(Some(_)) | Err(_) => (MadeFor::Unreadable, None),
+    })
+}
+
+/// Whose a domain is by its own name alone, as far as the API takes such names.
+fn named(domain: &DomainSummary) -> Owner {
+    let legal = |text: &str, most: usize| {
+        let text: String = text.to_ascii_lowercase().chars().take(most).collect();
+        let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
+        Some(text).filter(|text| !text.is_empty() && text.chars().all(fine))
+    };
+    let (namespace, name) = domain.name.split_once('.').unwrap_or(("", &domain.name));
+    let unknown = || "unknown".to_owned();
+    Owner {
+        namespace: legal(namespace, 63).unwrap_or_else(unknown),
+        name: legal(name, 253).unwrap_or_else(unknown),
+        uid: domain.uuid,
     }
 }

@@ -32,6 +32,7 @@ use uuid::Uuid;
 use crate::{
     desktop::Desktops,
     host::hypervisor::{DomainEventKind, HypervisorEvent},
+    lease::Restored,
     metrics::Metrics,
     orphans::Watched,
 };
@@ -109,23 +110,25 @@ struct Context {
 
 /// Runs until `stop`. What runs then goes on running.
 ///
-/// `watched` gets the stores once they are filled; `hint` is told when something may have become a stray.
+/// `watched` gets the stores once they are filled.
 pub async fn run(
     desktops: Arc<Desktops>,
     client: Client,
     metrics: Metrics,
+    restored: Restored,
     watched: tokio::sync::watch::Sender<Option<Watched>>,
-    hint: Arc<Notify>,
     stop: CancellationToken,
 ) {
+    let hint = Arc::clone(desktops.hint());
     let node = desktops.node().name.clone();
     let (templates, template_writer) = store();
-    let template_events = understood::<DesktopTemplate>(Api::all(client.clone()), watcher::Config::default());
+    let all = watcher::Config::default();
+    let template_events = understood::<DesktopTemplate>(Api::all(client.clone()), all, restored.clone());
     let templates_followed = template_events.reflect(template_writer).for_each(|_| future::ready(()));
     let index = Index::default();
     let (store, writer) = store();
     let config = watcher::Config::default().fields(&format!("status.allocation.node={node}"));
-    let events = understood::<Desktop>(Api::all(client), config).inspect({
+    let events = understood::<Desktop>(Api::all(client), config, restored).inspect({
         let (index, desktops, hint) = (index.clone(), Arc::clone(&desktops), Arc::clone(&hint));
         move |event| {
             let Ok(event) = event else { return };
@@ -209,13 +212,13 @@ fn happenings(
     hint: Arc<Notify>,
 ) -> impl Stream<Item = ObjectRef<Desktop>> + Send + 'static {
     let events = desktops.node().hypervisor.events().into_stream();
-    let changed = Arc::clone(desktops.changed());
+    let (changed, desktops) = (Arc::clone(desktops.changed()), Arc::clone(desktops));
     events.flat_map(move |event| {
         let touched = match event {
             HypervisorEvent::Domain(event) if is_news(event.kind) => {
                 changed.notify_one();
                 let desktop = index.desktop(event.uuid);
-                if desktop.is_none() {
+                if desktop.is_none() || desktops.is_stray(event.uuid) {
                     hint.notify_one();
                 }
                 desktop.into_iter().collect()
@@ -249,12 +252,14 @@ fn is_news(kind: DomainEventKind) -> bool {
 fn understood<K>(
     api: Api<DeserializeGuard<K>>,
     config: watcher::Config,
+    restored: Restored,
 ) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + 'static
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone + Debug,
 {
-    watcher(api, config).default_backoff().filter_map(|event| {
+    let watching = move || watcher(api.clone(), config.clone()).default_backoff();
+    restored.anew(watching).filter_map(|event| {
         let understood = match event {
             Ok(Event::Apply(object)) => parsed(object).map(|object| Ok(Event::Apply(object))),
             Ok(Event::InitApply(object)) => parsed(object).map(|object| Ok(Event::InitApply(object))),

@@ -99,6 +99,7 @@ async fn a_domain_lives_and_dies_and_every_step_is_an_event() {
     assert_eq!(libvirt.start(uuid).await, Ok(()), "starting what runs is no fault");
     assert_eq!(libvirt.get(uuid).await.map(|domain| domain.state), Ok(DomainState::Running));
     libvirt.destroy(uuid).await.expect("is destroyed");
+    assert_eq!(libvirt.get(uuid).await.map(|domain| domain.state), Ok(DomainState::PoweredOff));
     assert_eq!(libvirt.destroy(uuid).await, Ok(()), "destroying what is off is no fault");
     libvirt.start(uuid).await.expect("starts again");
     libvirt.shutdown(uuid).await.expect("shuts down");

@@ -19,18 +19,25 @@ use crate::metrics::Metrics;
 /// What the figures are written in.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Whether the process can do its work: it leads and knows all objects, or stands by.
+/// Whether the process can do its work: it leads, knows all objects and may write, or stands by.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<AtomicBool>);
+pub struct Readiness {
+    ready: Arc<AtomicBool>,
+    refused: Arc<AtomicBool>,
+}
 
 impl Readiness {
     /// Says so.
     pub fn set(&self, ready: bool) {
-        self.0.store(ready, Ordering::Relaxed);
+        self.ready.store(ready, Ordering::Relaxed);
+    }
+    /// Says whether the API server refuses for good what this process writes.
+    pub fn set_refused(&self, refused: bool) {
+        self.refused.store(refused, Ordering::Relaxed);
     }
     /// Whether it was said.
     pub fn get(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.ready.load(Ordering::Relaxed) && !self.refused.load(Ordering::Relaxed)
     }
 }
 

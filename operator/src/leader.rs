@@ -18,10 +18,7 @@ use k8s_openapi::{
 };
 use kube::{Api, api::PostParams};
 use thiserror::Error;
-use tokio::{
-    sync::{Notify, watch},
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::cause;
@@ -36,6 +33,12 @@ const TERM_ANNOTATION: &str = "gpudesk.dev/operator-term";
 const TERM_PROBE: &str = "gpudesk-operator-term";
 /// Connections over which that is tried, each of which may end at another API server.
 const PROBES: usize = 3;
+/// What is said when API servers hold the Lease that we renew to be another one for longer than they need to
+/// hear of it.
+const STALE: &str = "the API server refuses the term of this operator although the Lease is its own: it compares with a Lease \
+     of the past and never looks again. A kube-apiserver does so once the last ValidatingAdmissionPolicyBinding with a Lease \
+     as parameter was deleted, such as operator-term.gpudesk.dev. Restart every kube-apiserver: until then nothing is \
+     decided or written";
 
 /// Which lease, who we are, and how long it holds.
 #[derive(Clone, Debug)]
@@ -57,8 +60,11 @@ pub struct Leadership {
     pub before: String,
     /// When the last request must have ended. Moved on by each renewal.
     pub deadline: watch::Receiver<Instant>,
-    /// Told when an API server refused our term: the lease is asked whether it is still ours.
-    pub doubted: Arc<Notify>,
+    /// Whether an API server refused our term, and has not taken it since: at each refusal the lease is asked
+    /// whether it is still ours.
+    pub doubted: watch::Sender<bool>,
+    /// Whether our term is refused for good, though the lease is ours.
+    pub stale: watch::Sender<bool>,
 }
 
 /// A lease that was taken, to be kept.
@@ -66,7 +72,21 @@ pub struct Leadership {
 pub struct Taken {
     lease: Lease,
     deadline: watch::Sender<Instant>,
-    doubted: Arc<Notify>,
+    doubts: watch::Receiver<bool>,
+    stale: watch::Sender<bool>,
+}
+
+/// What became of a trial of our term and of that before ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trial {
+    /// Ours is taken and the other refused.
+    Fenced,
+    /// Both are taken: the policy is not in force.
+    Open,
+    /// Ours is refused.
+    Refused,
+    /// There was no answer that says so.
+    Unclear,
 }
 
 /// The lease was lost: somebody else may act now, so this process must not.
@@ -81,6 +101,18 @@ pub enum Lost {
     /// It could not be renewed in time.
     #[error("the leader lease could not be renewed in time: {0}")]
     NotRenewed(String),
+    /// The API server's store was restored: what was decided since the backup is unknown to it, and what is
+    /// watched since before is never told what comes after.
+    #[error(
+        "the API server has gone back to an earlier state, as after a restore of its store from a backup \
+         (resourceVersion {now} of the leader lease comes after {before}): everything is to be read anew"
+    )]
+    Restored {
+        /// The version of the lease before.
+        before: String,
+        /// And now.
+        now: String,
+    },
 }
 
 /// A lease as we saw it, and since when it is unchanged.
@@ -116,12 +148,13 @@ impl Candidate {
             match self.try_acquire(api, &mut seen).await {
                 Ok(Some(lease)) => {
                     let (deadline, followed) = watch::channel(self.deadline(sent));
-                    let doubted = Arc::new(Notify::new());
+                    let (doubted, doubts) = watch::channel(false);
+                    let stale = watch::Sender::new(false);
                     let term = self::term(&lease, 0).into();
                     let before = self::term(&lease, 1);
                     let leadership =
-                        Leadership { term, before, deadline: followed, doubted: doubted.clone() };
-                    return Some((Taken { lease, deadline, doubted }, leadership));
+                        Leadership { term, before, deadline: followed, doubted, stale: stale.clone() };
+                    return Some((Taken { lease, deadline, doubts, stale }, leadership));
                 }
                 Ok(None) if !said => {
                     said = true;
@@ -167,9 +200,11 @@ impl Candidate {
     ) -> Result<(), Lost> {
         let mut wait = self.duration / 3;
         let mut why = "no answer".to_owned();
+        let mut doubted_since = None;
         loop {
             let deadline = *taken.deadline.borrow();
-            let doubted = taken.doubted.clone();
+            let mut doubts = taken.doubts.clone();
+            let mut refused = false;
             tokio::select! {
                 () = stop.cancelled() => {
                     self.release(api, taken.lease).await;
@@ -179,11 +214,29 @@ impl Candidate {
                 () = tokio::time::sleep_until(deadline) => return Err(Lost::NotRenewed(why)),
                 () = tokio::time::sleep(wait) => {}
                 // Each refusal asks; the lease is not asked more often than this.
-                () = async { doubted.notified().await; tokio::time::sleep(self.duration / 30).await } => {}
+                () = async {
+                    if doubts.changed().await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                    tokio::time::sleep(self.duration / 30).await;
+                } => refused = *doubts.borrow(),
             }
+            taken.doubts.mark_unchanged();
             match tokio::time::timeout_at(deadline, self.renew(api, &mut taken)).await {
                 Err(_) => return Err(Lost::NotRenewed(why)),
-                Ok(Ok(())) => wait = self.duration / 3,
+                Ok(Ok(())) => {
+                    wait = self.duration / 3;
+                    if !*taken.doubts.borrow() {
+                        if doubted_since.take().is_some() {
+                            say_stale(&taken.stale, false);
+                        }
+                    } else if refused {
+                        let since = *doubted_since.get_or_insert_with(Instant::now);
+                        if since.elapsed() >= self.duration {
+                            say_stale(&taken.stale, true);
+                        }
+                    }
+                }
                 Ok(Err(Some(lost))) => return Err(lost),
                 Ok(Err(None)) => {
                     "the API server does not say that it was".clone_into(&mut why);
@@ -199,6 +252,7 @@ impl Candidate {
         let sent = Instant::now();
         let error = match api.replace(&self.name, &PostParams::default(), &next).await {
             Ok(now) => {
+                went_back(&taken.lease, &now)?;
                 taken.lease = now;
                 taken.deadline.send_replace(self.deadline(sent));
                 return Ok(());
@@ -209,6 +263,7 @@ impl Candidate {
         // Our own renewal may have arrived though its answer did not.
         match api.get_opt(&self.name).await {
             Ok(Some(now)) if term(&now, 0) == term(&taken.lease, 0) && holder(&now) == self.identity => {
+                went_back(&taken.lease, &now)?;
                 taken.lease = now;
                 Err(None)
             }
@@ -226,31 +281,50 @@ impl Candidate {
 
     /// Waits until what a leader before us sent can do no harm any more. Where the API servers that we reach
     /// refuse the term before ours and take ours, that is at once. Else, as without the policy, it is when
-    /// the lease of a leader that nobody could see leave has lapsed: says so and returns false.
+    /// the lease of a leader that nobody could see leave has lapsed: says so and returns false. Where ours is
+    /// refused nothing can be written: it waits for as long as that is so.
     ///
     /// `connect` makes a connection of its own each time.
     pub async fn fenced(&self, connect: impl Fn() -> Option<Api<Lease>>, leadership: &Leadership) -> bool {
-        let Leadership { term, before, .. } = leadership;
-        let deadline = Instant::now() + self.duration;
+        let Leadership { term, before, stale, .. } = leadership;
+        let begun = Instant::now();
         let mut proven = 0;
         while proven < PROBES {
-            if Instant::now() >= deadline {
-                return false;
-            }
-            let refuses = async {
-                let api = connect()?;
-                let refused = probe(&api, before).await.is_err_and(|error| is_refused(&error));
-                (refused && probe(&api, term).await.is_ok()).then_some(())
-            };
-            match tokio::time::timeout_at(deadline, refuses).await {
-                Ok(Some(())) => proven += 1,
-                Ok(None) => {
-                    proven = 0;
-                    tokio::time::sleep(self.duration / 100).await;
+            let trial = async {
+                let Some(api) = connect() else { return Trial::Unclear };
+                match probe(&api, term).await {
+                    Err(error) if is_refused(&error) => return Trial::Refused,
+                    Err(_) => return Trial::Unclear,
+                    Ok(_) => {}
                 }
-                Err(_) => return false,
+                match probe(&api, before).await {
+                    Err(error) if is_refused(&error) => Trial::Fenced,
+                    Err(_) => Trial::Unclear,
+                    Ok(_) => Trial::Open,
+                }
+            };
+            let left = self.duration.saturating_sub(begun.elapsed());
+            let patience = if left.is_zero() { self.duration } else { left };
+            let trial = tokio::time::timeout(patience, trial).await.unwrap_or(Trial::Unclear);
+            if trial == Trial::Fenced {
+                proven += 1;
+                continue;
             }
+            proven = 0;
+            if begun.elapsed() >= self.duration {
+                match trial {
+                    Trial::Refused => say_stale(stale, true),
+                    // It may be starting again, as it was asked to.
+                    Trial::Unclear if *stale.borrow() => {}
+                    _ => {
+                        say_stale(stale, false);
+                        return false;
+                    }
+                }
+            }
+            tokio::time::sleep(self.duration / 100).await;
         }
+        say_stale(stale, false);
         true
     }
 
@@ -290,10 +364,30 @@ impl Candidate {
     }
 }
 
+/// Whether the API server went back to an earlier state: versions of a lease are numbers that grow.
+fn went_back(before: &Lease, now: &Lease) -> Result<(), Option<Lost>> {
+    let version = |lease: &Lease| lease.metadata.resource_version.clone().unwrap_or_default();
+    let (before, now) = (version(before), version(now));
+    let lower =
+        before.parse::<u64>().ok().zip(now.parse::<u64>().ok()).is_some_and(|(before, now)| now < before);
+    if lower { Err(Some(Lost::Restored { before, now })) } else { Ok(()) }
+}
+
 /// The lease as it is renewed.
 fn renewed(lease: Lease) -> Lease {
     let spec = lease.spec.map(|spec| LeaseSpec { renew_time: Some(MicroTime(Timestamp::now())), ..spec });
     Lease { spec, ..lease }
+}
+
+/// Says whether our term is refused for good, when that changes.
+fn say_stale(told: &watch::Sender<bool>, stale: bool) {
+    if told.send_if_modified(|before| std::mem::replace(before, stale) != stale) {
+        if stale {
+            tracing::error!("{STALE}");
+        } else {
+            tracing::info!("the API server takes the term of this operator again");
+        }
+    }
 }
 
 /// What would become of a write of this term.
@@ -527,6 +621,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_leader_whose_api_server_was_restored_from_a_backup_ends() {
+        let server = Server::default();
+        let (mut taken, _) = lead(&server, "me").await;
+        let backup = server.state().lease.clone();
+        let version = server.state().version;
+        let me = candidate("me");
+        for _ in 0..2 {
+            me.renew(&server.api(), &mut taken).await.unwrap();
+        }
+        server.state().lease = backup;
+        server.state().version = version;
+        let lost = me.renew(&server.api(), &mut taken).await.unwrap_err();
+        let words = matches!(&lost, Some(Lost::Restored { before, now }) if before == "3" && now == "1");
+        assert!(words, "{lost:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_leader_that_is_doubted_asks_its_lease_and_leads_on_or_ends() {
         let server = Server::default();
         let (taken, leadership) = lead(&server, "me").await;
@@ -535,15 +646,36 @@ mod tests {
         let me = candidate("me");
         let keep = me.keep(&api, taken, &stop);
         tokio::pin!(keep);
-        leadership.doubted.notify_one();
+        leadership.doubted.send_replace(true);
         let wait = tokio::time::timeout(Duration::from_secs(2), &mut keep).await;
         assert!(wait.is_err(), "{wait:?}");
         assert_eq!(server.state().renewals, 2, "long before a third of the duration");
         // Taken by another of the same name: it is the term that counts.
         lead(&server, "me").await;
-        leadership.doubted.notify_one();
+        leadership.doubted.send_replace(true);
         let lost = tokio::time::timeout(Duration::from_secs(2), keep).await.unwrap();
         assert!(matches!(lost, Err(Lost::Taken(_))), "{lost:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_is_refused_though_it_renews_its_lease_says_so_until_it_is_taken_again() {
+        let server = Server::default();
+        let (taken, leadership) = lead(&server, "me").await;
+        let writes = async {
+            let mut stale = Vec::new();
+            for refused in [true, true, true, true, true, false] {
+                leadership.doubted.send_replace(refused);
+                tokio::time::sleep(Duration::from_secs(9)).await;
+                stale.push(*leadership.stale.borrow());
+            }
+            stale
+        };
+        let (stop, api, me) = (CancellationToken::new(), server.api(), candidate("me"));
+        let stale = tokio::select! {
+            lost = me.keep(&api, taken, &stop) => panic!("{lost:?}"),
+            stale = writes => stale,
+        };
+        assert_eq!(stale, [false, false, false, false, true, false]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -561,6 +693,19 @@ mod tests {
         let me = candidate("me");
         let (fenced, ()) = tokio::join!(me.fenced(connect, &leadership), catch_up);
         assert!(fenced && (3..5).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+        // A server that never looks at Leases again: nothing is begun, and it is said, until it looks again.
+        server.state().takes = Some(vec!["u1:0".into()]);
+        let begun = Instant::now();
+        let started_again = async {
+            tokio::time::sleep(Duration::from_secs(29)).await;
+            assert!(!*leadership.stale.borrow(), "it may hear of the change yet");
+            tokio::time::sleep(Duration::from_mins(1)).await;
+            assert!(*leadership.stale.borrow());
+            server.state().takes = Some(vec!["u1:1".into()]);
+        };
+        let (fenced, ()) = tokio::join!(me.fenced(connect, &leadership), started_again);
+        assert!(fenced && (89..91).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+        assert!(!*leadership.stale.borrow());
         // Without the policy everything is taken: it waits for as long as one lease lasts.
         server.state().takes = None;
         let begun = Instant::now();

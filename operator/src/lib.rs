@@ -6,11 +6,12 @@
 //!    └─────▶ placement::Snapshot (with an assumed overlay) ───┘
 //! ```
 //!
-//! Everything that decides is pure: the crate `gpudesk-placement`, `index`, `queue`, `node_liveness`, and the files
+//! Everything that decides is pure: the crate `gpudesk-placement`, `thinker`, `index`, `queue`, `node_liveness`, and the files
 //! named `validate`, `decide`, `made_of`, `status` and `summary`. `world` holds them behind one lock; `watch`
 //! fills it, with what `understood` makes of an object that this version does not understand whole; `writer`, `secret_access` and the files named `apply` write; `run` puts it together.
 #![forbid(unsafe_code)]
 
+pub mod allocation_key;
 pub mod backoff;
 pub mod cause;
 pub mod deadline;
@@ -29,6 +30,7 @@ pub mod refusals;
 pub mod run;
 pub mod secret_access;
 pub mod stores;
+pub mod thinker;
 pub mod understood;
 pub mod watch;
 pub mod world;

@@ -51,8 +51,10 @@ pub struct Metrics {
     writes: Family<KindOutcome, Counter>,
     waiting: Gauge,
     refused: Counter,
+    unproven: Counter,
     silent: Family<Node, Gauge>,
     leading: Gauge,
+    term_refused: Gauge,
     decision_seconds: Histogram,
 }
 
@@ -67,8 +69,10 @@ impl Default for Metrics {
         let writes = Family::default();
         let waiting = Gauge::default();
         let refused = Counter::default();
+        let unproven = Counter::default();
         let silent = Family::default();
         let leading = Gauge::default();
+        let term_refused = Gauge::default();
         let decision_seconds = Histogram::new(exponential_buckets(0.000_05, 4.0, 9));
         registry.register("malformed_objects", "Versions of objects that did not parse", malformed.clone());
         registry.register(
@@ -83,11 +87,21 @@ impl Default for Metrics {
         registry.register("waiting_desktops", "Desktops for which there is no room", waiting.clone());
         registry.register("refused_decisions", "Decisions that their node refused", refused.clone());
         registry.register(
+            "unproven_strays",
+            "Machines that nodes report by ids that no operator of this cluster is known to have given",
+            unproven.clone(),
+        );
+        registry.register(
             "node_silent",
             "1 for each node whose daemon has not renewed its lease",
             silent.clone(),
         );
         registry.register("leading", "1 while this process is the one that acts", leading.clone());
+        registry.register(
+            "term_refused",
+            "1 while the API server refuses what this process writes though it leads: restart the API server",
+            term_refused.clone(),
+        );
         registry.register("decision_seconds", "Time of one decision", decision_seconds.clone());
         Self {
             registry: Arc::new(registry),
@@ -99,8 +113,10 @@ impl Default for Metrics {
             writes,
             waiting,
             refused,
+            unproven,
             silent,
             leading,
+            term_refused,
             decision_seconds,
         }
     }
@@ -140,6 +156,10 @@ impl Metrics {
     pub fn refused(&self) {
         self.refused.inc();
     }
+    /// A node reports a machine by an id that no operator is known to have given.
+    pub fn unproven(&self) {
+        self.unproven.inc();
+    }
     /// Whether a node is silent.
     pub fn silent(&self, node: &str, silent: bool) {
         let node = Node { node: node.into() };
@@ -152,6 +172,10 @@ impl Metrics {
     /// Whether this process leads.
     pub fn leading(&self, leading: bool) {
         self.leading.set(i64::from(leading));
+    }
+    /// Whether the API server refuses what this process writes though it leads.
+    pub fn term_refused(&self, refused: bool) {
+        self.term_refused.set(i64::from(refused));
     }
     /// How long a decision took.
     pub fn decided_in(&self, seconds: f64) {

@@ -127,16 +127,16 @@ impl Liveness {
         Heard { heard, last: self.leases.get(node).and_then(|beat| beat.renewed.clone()) }
     }
 
+    /// Whether a node's lease was renewed within its duration.
+    pub fn is_alive(&self, node: &str, now: Instant) -> bool {
+        let in_time = |beat: &Beat| now.saturating_duration_since(beat.seen_at) <= beat.duration;
+        self.leases.get(node).is_some_and(in_time) && !self.nodes.get(node).copied().unwrap_or(false)
+    }
+
     /// Those of `nodes` that have no lease, or one that was not renewed within its duration, or were
     /// silent before us and have not renewed theirs since.
     pub fn silent<'a>(&self, nodes: impl Iterator<Item = &'a str>, now: Instant) -> BTreeSet<String> {
-        let alive = |node: &str| {
-            self.leases
-                .get(node)
-                .is_some_and(|beat| now.saturating_duration_since(beat.seen_at) <= beat.duration)
-                && !self.nodes.get(node).copied().unwrap_or(false)
-        };
-        nodes.filter(|node| !alive(node)).map(ToOwned::to_owned).collect()
+        nodes.filter(|node| !self.is_alive(node, now)).map(ToOwned::to_owned).collect()
     }
 }
 

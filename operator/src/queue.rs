@@ -140,13 +140,11 @@ impl<T> Queue<T> {
     }
 
     /// Whose turn it is; nothing when all had theirs.
-    pub fn next(&mut self) -> Option<DesktopKey> {
+    pub fn next_turn(&mut self) -> Option<DesktopKey> {
         loop {
             let on_walk = self.walk.as_ref().and_then(|walk| match &walk.after {
                 None => self.order.first(),
-                Some(after) => {
-                    self.order.range((Bound::Excluded(after.clone()), Bound::Unbounded)).next()
-                }
+                Some(after) => self.order.range((Bound::Excluded(after.clone()), Bound::Unbounded)).next(),
             });
             let newcomer = self.newcomers.first();
             let rank = match (on_walk, newcomer) {

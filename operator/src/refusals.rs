@@ -42,6 +42,8 @@ struct Left {
 struct Refused {
     last: AllocationId,
     times: u32,
+    /// The same, where one that names no card of the node counts as [`MOST`].
+    weight: u32,
     /// What the desktop asked for, once it waits.
     made_of: Option<String>,
     by: BTreeSet<String>,
@@ -63,6 +65,7 @@ impl Refusals {
         let refused = self.desktops.entry(desktop.clone()).or_insert_with(|| Refused {
             last: decision,
             times: 0,
+            weight: 0,
             made_of: None,
             by: BTreeSet::new(),
             until: now,
@@ -74,8 +77,9 @@ impl Refusals {
         refused.by.insert(node.to_owned());
         let said = refusal.device.and_then(|device| Some((device, said(object?, device)?)));
         // Where no card of the node is named there is nothing to leave out: the desktop waits at once.
-        refused.times = refused.times.saturating_add(if said.is_some() { 1 } else { MOST });
-        refused.until = now + wait(refused.times.saturating_sub(MOST - 1));
+        refused.times = refused.times.saturating_add(1);
+        refused.weight = refused.weight.saturating_add(if said.is_some() { 1 } else { MOST });
+        refused.until = now + wait(refused.weight.saturating_sub(MOST - 1));
         let Some((device, said)) = said else { return true };
         let left = self.nodes.entry(node.to_owned()).or_default();
         let left = left.entry(device).or_insert_with(|| Left {
@@ -105,7 +109,7 @@ impl Refusals {
     /// How long a desktop that was refused too often still waits, and how often it was. One that asks for
     /// something else now does not wait.
     pub fn waits(&mut self, desktop: &DesktopKey, made_of: &str, now: Instant) -> Option<(Duration, u32)> {
-        let refused = self.desktops.get_mut(desktop).filter(|refused| refused.times >= MOST)?;
+        let refused = self.desktops.get_mut(desktop).filter(|refused| refused.weight >= MOST)?;
         if refused.made_of.get_or_insert_with(|| made_of.to_owned()) != made_of {
             self.desktops.remove(desktop);
             return None;
@@ -256,7 +260,8 @@ mod tests {
         for odd in [refusal(None), refusal(Some("0000:99:00.0"))] {
             refusals.note(&key, id(12), "n", Some(&node("p")), &odd, now);
             assert!(refusals.offer(&node("p"), now + FIRST).is_none(), "no card of the node is named");
-            assert!(refusals.waits(&key, "b", now).is_some(), "so nothing keeps it from the same again");
+            let times = refusals.waits(&key, "b", now).map(|(_, times)| times);
+            assert_eq!(times, Some(1), "so nothing keeps it from the same again");
             refusals.forget(&key);
             assert_eq!(refusals.waits(&key, "b", now), None, "it ran");
         }

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tower::limit::RateLimitLayer;
 
 use crate::{
+    allocation_key::AllocationKey,
     backoff::Backoff,
     deadline::DeadlineLayer,
     desktop, desktop_template, gpu_node, gpu_profile,
@@ -156,6 +157,16 @@ async fn work(
         let client = lease_client(config.clone(), settings.lease_duration).ok()?;
         Some(Api::namespaced(client, &settings.namespace))
     };
+    let mut tasks = Tasks::new();
+    let (mut stale, figures, readiness) = (leadership.stale.subscribe(), metrics.clone(), ready.clone());
+    tasks.spawn(async move {
+        while stale.changed().await.is_ok() {
+            let refused = *stale.borrow_and_update();
+            figures.term_refused(refused);
+            readiness.set_refused(refused);
+        }
+        "watch of the term"
+    });
     // Nothing is listed before what is listed can no longer change behind our back.
     tokio::select! {
         fenced = candidate.fenced(connect, &leadership) => if !fenced {
@@ -167,13 +178,17 @@ async fn work(
         () = stop.cancelled() => return Ok(End::Whole),
     }
     let client = Client::try_from(config.clone()).map_err(Box::new)?;
-    let Leadership { term, before: _, deadline, doubted } = leadership;
+    let Leadership { term, before: _, deadline, doubted, stale: _told } = leadership;
     let write_client = write_client(config, settings.writes_per_second, &DeadlineLayer(deadline))?;
     let writer = Writer::new(write_client, metrics.clone(), term, doubted);
-    let mut tasks = Tasks::new();
+    let reading = writer.client();
+    let key = tokio::select! {
+        key = AllocationKey::of_cluster(&reading, &settings.namespace) => key,
+        () = stop.cancelled() => return Ok(End::Whole),
+    };
     let (queue, access_events) = unbounded();
     let secrets = Arc::new(SecretAccess::new(writer.clone(), &settings.namespace, queue.clone()));
-    let (world, refs, leases) = start_watches(&client, &settings, &metrics, queue, &mut tasks);
+    let (world, refs, leases) = start_watches(&client, &settings, &metrics, key, queue, &mut tasks);
     let waker = world.clone();
     let wake_node = move |node: ObjectRef<GpuNode>| waker.wake_node(&node.name);
     let granted = secret_access::watch_all(&secrets, &client, &metrics, &mut tasks, wake_node);
@@ -205,7 +220,7 @@ async fn work(
         nodes = stores.nodes.len(),
         "all objects known"
     );
-    start_wakers(&world, &mut tasks);
+    start_wakers(&world, &writer, &mut tasks);
     let access_events = access_events.take_until(stop.clone().cancelled_owned());
     let tending = secret_access::tend(secrets.clone(), world.clone(), access_events);
     tokio::select! {
@@ -235,6 +250,7 @@ fn start_watches(
     client: &Client,
     settings: &Settings,
     metrics: &Metrics,
+    key: AllocationKey,
     access: UnboundedSender<secret_access::Event>,
     tasks: &mut Tasks,
 ) -> (Arc<World>, Refs, Store<Lease>) {
@@ -255,7 +271,7 @@ fn start_watches(
         access,
     };
     let stores = Stores { desktops, templates, profiles, nodes };
-    let mut world = World::new(stores, queues, settings.limits, metrics.clone());
+    let mut world = World::new(stores, queues, settings.limits, key, metrics.clone());
     world.set_keep_room_after(settings.keep_room_after);
     let world = Arc::new(world);
     macro_rules! watch {
@@ -279,7 +295,12 @@ fn start_watches(
     (world, refs, leases)
 }
 
-fn start_wakers(world: &Arc<World>, tasks: &mut Tasks) {
+fn start_wakers(world: &Arc<World>, writer: &Writer, tasks: &mut Tasks) {
+    let (asker, client) = (world.clone(), writer.client());
+    tasks.spawn(async move {
+        asker.ask_for_nodes(client).await;
+        "asker for Nodes"
+    });
     let waker = world.clone();
     tasks.spawn(async move {
         waker.offer_freed().await;
@@ -289,6 +310,11 @@ fn start_wakers(world: &Arc<World>, tasks: &mut Tasks) {
     tasks.spawn(async move {
         counter.wake_counts().await;
         "waker of counts"
+    });
+    let thinker = world.clone();
+    tasks.spawn(async move {
+        thinker.think().await;
+        "thinker"
     });
     let clock = world.clone();
     tasks.spawn(async move {
@@ -311,8 +337,12 @@ async fn loops(
 ) {
     let stores = &world.stores;
     let metrics = &world.metrics;
-    let context =
-        Arc::new(desktop::Context { world: world.clone(), writer: writer.clone(), secrets: secrets.clone() });
+    let context = Arc::new(desktop::Context {
+        world: world.clone(),
+        writer: writer.clone(),
+        secrets: secrets.clone(),
+        namespace: settings.namespace.clone(),
+    });
     let desktops =
         rounds(stores.desktops.clone(), refs.desktops, settings.concurrency, stop, metrics, move |object| {
             let context = context.clone();

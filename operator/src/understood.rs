@@ -16,6 +16,8 @@ use serde_path_to_error::{Path, Segment};
 const ODD: &str = "gpudesk.dev/not-understood";
 /// The node that an odd Desktop names in its allocation.
 const NODE: &str = "gpudesk.dev/not-understood-node";
+/// The node of an odd Desktop says that nothing of the decision that holds is left.
+const RELEASED: &str = "gpudesk.dev/not-understood-released";
 /// Fields that are named; where more are not understood, spec and status are left out whole.
 const MOST_FIELDS: usize = 32;
 /// Where a Desktop says what it holds, and the one part of it that takes nothing.
@@ -97,6 +99,9 @@ fn least(kind: &str) -> Value {
 pub fn as_far_as_understood<K: Resource + DeserializeOwned>(mut value: Value, kind: &str) -> Option<K> {
     let least = least(kind);
     let node = value.pointer("/status/allocation/node").and_then(Value::as_str).map(ToOwned::to_owned);
+    let at = |path: &str| value.pointer(path).and_then(Value::as_str);
+    let released = at("/status/node/state") == Some("Released")
+        && at("/status/allocation/id").is_some_and(|id| at("/status/node/allocationId") == Some(id));
     let mut fields: Vec<String> = vec![];
     let mut object: K = loop {
         let error = match serde_path_to_error::deserialize(&value) {
@@ -115,6 +120,7 @@ pub fn as_far_as_understood<K: Resource + DeserializeOwned>(mut value: Value, ki
     };
     unmark(&mut object);
     object.annotations_mut().insert(ODD.to_owned(), fields.join("\n"));
+    object.annotations_mut().extend(released.then(|| (RELEASED.to_owned(), String::new())));
     object.annotations_mut().extend(node.map(|node| (NODE.to_owned(), node)));
     Some(object)
 }
@@ -161,6 +167,7 @@ pub fn unmark<K: Resource>(object: &mut K) {
     let annotations = object.annotations_mut();
     annotations.remove(ODD);
     annotations.remove(NODE);
+    annotations.remove(RELEASED);
 }
 
 /// The fields of an object that are not understood, each with why; `None` of one that is understood.
@@ -180,6 +187,18 @@ pub fn holds_unclear(desktop: &Desktop) -> Option<Option<&str>> {
         (field.starts_with(ALLOCATION) && !field.starts_with(DECISION)) || field.starts_with("status:")
     };
     odd(desktop)?.lines().any(of_allocation).then(|| desktop.annotations().get(NODE).map(String::as_str))
+}
+
+/// Whether an odd Desktop holds nothing, for certain: its node has given all of it back, or it never had anything.
+pub fn holds_nothing(desktop: &Desktop) -> bool {
+    let of_hold = |field: &str| {
+        ["status.allocation", "status.node", "status:"].iter().any(|part| field.starts_with(part))
+    };
+    let clear = !odd(desktop).is_some_and(|fields| fields.lines().any(of_hold));
+    desktop.annotations().contains_key(RELEASED)
+        || clear
+            && desktop.allocation().is_none()
+            && desktop.status.as_ref().is_none_or(|status| status.node.is_none())
 }
 
 /// What is closed to new desktops because of `desktops`, of which each holds something on its node that cannot be

@@ -1,6 +1,5 @@
 //! What the operator knows of the cluster, kept by watches: objects in stores, the placement
 //! snapshot and indexes behind one lock, and the queues that wake the loops.
-#![expect(clippy::disallowed_methods, reason = "an adapter: it tells the time to pure parts")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +12,7 @@ use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use tokio::sync::Notify;
 
 use crate::{
+    allocation_key::AllocationKey,
     desktop::decide::Presence,
     desktop::validate::{Wanted, secret_name},
     index::Index,
@@ -29,18 +29,20 @@ use crate::{
     refusals::Refusals,
     secret_access::{self, Named, Pair},
     stores::Stores,
+    thinker::Thinker,
     understood::{self, odd},
     watch::Seen,
 };
 
+mod away;
 mod decider;
 mod intake;
 
-pub use decider::Decision;
 use decider::Ask;
+pub use decider::Decision;
 
-/// How long a `GpuNode` must be missing until what it held is given up: its daemon makes it again
-/// at once when it lives.
+/// How long a `GpuNode` must be missing until its node counts as lost: its daemon makes it again at once when it
+/// lives.
 pub const NODE_LOST_AFTER: Duration = Duration::from_secs(10);
 
 /// Where to put what should be looked at.
@@ -65,8 +67,11 @@ pub struct World {
     /// The operator's figures.
     pub metrics: Metrics,
     queues: Queues,
+    key: AllocationKey,
     cluster: Mutex<Cluster>,
+    thinker: Thinker,
     freed: Notify,
+    ask: Notify,
     counted: Notify,
     /// For whom room is kept: for whoever has waited so long.
     keep_after: Option<Duration>,
@@ -83,11 +88,19 @@ struct Cluster {
     refusals: Refusals,
     liveness: Liveness,
     missing: BTreeMap<String, Instant>,
+    /// What people say of nodes that are away.
+    words: BTreeMap<String, away::Word>,
+    /// Machines where no allocation says.
+    reported: away::Reported,
+    /// The last decision by which each desktop was seen to hold something, with its UID.
+    held_last: BTreeMap<DesktopKey, (String, AllocationId)>,
     templates: BTreeSet<DesktopKey>,
     templates_seen: BTreeMap<DesktopKey, Spec>,
     profiles_seen: BTreeMap<String, Spec>,
     leases_known: bool,
     silent: BTreeSet<String>,
+    /// Nodes of which their administrators say that they are off.
+    said_off: BTreeSet<String>,
     /// Nodes that are odd.
     odd_nodes: BTreeSet<String>,
     /// Desktops that hold something that cannot be read, and on which node, where that can be.
@@ -113,14 +126,18 @@ pub struct Supply {
 
 impl World {
     /// Knows nothing yet.
-    pub fn new(stores: Stores, queues: Queues, limits: Limits, metrics: Metrics) -> Self {
-        let cluster = Mutex::new(Cluster { snapshot: Snapshot::new(limits), ..Cluster::default() });
+    pub fn new(stores: Stores, queues: Queues, limits: Limits, key: AllocationKey, metrics: Metrics) -> Self {
+        let snapshot = Snapshot::new(limits).followed();
+        let cluster = Mutex::new(Cluster { snapshot, ..Cluster::default() });
         Self {
             stores,
             metrics,
             queues,
             cluster,
+            thinker: Thinker::new(limits),
+            key,
             freed: Notify::new(),
+            ask: Notify::new(),
             counted: Notify::new(),
             keep_after: None,
         }
@@ -197,27 +214,6 @@ impl World {
         self.lock().snapshot.wants(key, request.as_ref());
     }
 
-    /// Whether a node is there.
-    pub fn presence(&self, node: &str) -> Presence {
-        if self.stores.nodes.get(&ObjectRef::new(node)).is_some() {
-            return Presence::Present;
-        }
-        let now = Instant::now();
-        let since = *self.lock().missing.entry(node.to_owned()).or_insert(now);
-        if now.saturating_duration_since(since) >= NODE_LOST_AFTER {
-            Presence::Lost
-        } else {
-            Presence::Missing
-        }
-    }
-
-    /// A node is missing since so long ago.
-    #[cfg(test)]
-    pub(crate) fn missing_for(&self, node: &str, time: Duration) {
-        let since = Instant::now().checked_sub(time).unwrap();
-        self.lock().missing.insert(node.to_owned(), since);
-    }
-
     /// The Secrets that desktops of a namespace on a node name. One that is being deleted does not start
     /// again and needs none.
     pub fn secrets(&self, namespace: &str, node: &str) -> Named {
@@ -249,16 +245,40 @@ impl World {
 
     /// What the estate has of a share, and why it has none left.
     pub fn supply(&self, share: &ShareRequest) -> Supply {
-        let mut cluster = self.lock();
-        let snapshot = &mut cluster.snapshot;
-        let counts = snapshot.count(share);
-        let why_none = (counts.placeable == 0).then(|| snapshot.explain(&Request::smallest(share)));
-        Supply { in_use: snapshot.in_use(&share.profile), counts, why_none }
+        self.thinker.ask(
+            || self.lock().snapshot.news(),
+            |copy| {
+                let counts = copy.count(share);
+                let why_none = (counts.placeable == 0).then(|| copy.explain(&Request::smallest(share)));
+                Supply { in_use: copy.in_use(&share.profile), counts, why_none }
+            },
+        )
     }
 
     /// Shares in use of a profile.
     pub fn in_use(&self, profile: &str) -> i32 {
         self.lock().snapshot.in_use(profile)
+    }
+
+    /// Thinks once a second about what takes long. Runs until dropped.
+    pub async fn think(self: Arc<Self>) {
+        loop {
+            let world = self.clone();
+            if let Err(error) = tokio::task::spawn_blocking(move || world.think_once()).await {
+                tracing::error!(%error, "prices and explanations stay as they are for now");
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// Works out prices, and what there is to say beyond counts to those that wait.
+    pub(crate) fn think_once(&self) {
+        let work = self.lock().snapshot.pricing_work();
+        if let Some(list) = work.map(|work| Arc::new(work.solve())) {
+            self.lock().snapshot.use_prices(&list);
+        }
+        self.thinker.think(|| self.lock().snapshot.news()).iter().for_each(|key| self.wake(key));
+        self.keep_room();
     }
 
     /// Has counts of profiles and templates looked at, at most once a second. Runs until dropped.

@@ -2,16 +2,16 @@
 
 use std::{fmt::Debug, sync::Arc};
 
-use gpudesk_crds::{GROUP, OPERATOR_FIELD_MANAGER, RELEASE_FINALIZER, VERSION};
+use gpudesk_crds::{GROUP, OPERATOR_FIELD_MANAGER, RELEASE_FINALIZER, VERSION, conditions::ConditionType};
 use k8s_openapi::NamespaceResourceScope;
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams},
 };
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::json;
+use serde_json::{Value, json};
 use thiserror::Error;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use crate::{cause, leader, metrics::Metrics};
 
@@ -65,19 +65,74 @@ impl From<kube::Error> for WriteError {
     }
 }
 
+/// What the operator may take out of a status, beside what it sets there.
+#[derive(Clone, Copy, Debug)]
+pub struct Own {
+    /// Fields.
+    pub fields: &'static [&'static str],
+    /// Conditions.
+    pub conditions: &'static [ConditionType],
+}
+
+impl Own {
+    fn has(&self, condition: &Value) -> bool {
+        self.conditions.iter().any(|own| condition["type"] == own.as_str())
+    }
+
+    /// Whether `status` says what is wanted, and nothing of the operator's beyond it. What is wanted of
+    /// conditions is whole; those of others do not count.
+    fn is_said(&self, status: &Value, wanted: &Value) -> bool {
+        let fields = wanted.as_object().into_iter().flatten().filter(|(name, _)| *name != "conditions");
+        let (said, asked) = (conditions(status), conditions(wanted));
+        fields.into_iter().all(|(name, value)| status[name] == *value)
+            && self.fields.iter().all(|name| status[*name] == wanted[*name])
+            && asked.iter().all(|condition| said.contains(condition))
+            && said.iter().all(|condition| !self.has(condition) || of_type(asked, condition).is_some())
+    }
+
+    /// The JSON patch that makes a status say what is wanted.
+    fn operations(&self, status: &Value, wanted: &Value) -> Vec<Value> {
+        let put = |name: &str, value: Value| json!({"op": "add", "path": format!("/status/{name}"), "value": value});
+        let (said, asked) = (conditions(status), conditions(wanted));
+        let kept =
+            said.iter().filter(|condition| !self.has(condition) || of_type(asked, condition).is_some());
+        let mut all: Vec<Value> =
+            kept.map(|condition| of_type(asked, condition).unwrap_or(condition).clone()).collect();
+        all.extend(asked.iter().filter(|condition| of_type(said, condition).is_none()).cloned());
+        let mut operations = vec![];
+        if !status.is_object() {
+            operations.push(json!({"op": "add", "path": "/status", "value": {}}));
+        }
+        let fields = wanted.as_object().into_iter().flatten().filter(|(name, _)| *name != "conditions");
+        operations.extend(fields.map(|(name, value)| put(name, value.clone())));
+        let surplus = self.fields.iter().filter(|name| wanted[**name].is_null() && !status[**name].is_null());
+        operations.extend(surplus.map(|name| json!({"op": "remove", "path": format!("/status/{name}")})));
+        operations.push(put("conditions", all.into()));
+        operations
+    }
+}
+
+fn conditions(status: &Value) -> &[Value] {
+    status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn of_type<'a>(conditions: &'a [Value], like: &Value) -> Option<&'a Value> {
+    conditions.iter().find(|condition| condition["type"] == like["type"])
+}
+
 /// Writes with the operator's name. Cheap to clone.
 #[derive(Clone)]
 pub struct Writer {
     client: Client,
     metrics: Metrics,
     term: Arc<str>,
-    doubted: Arc<Notify>,
+    doubted: watch::Sender<bool>,
 }
 
 impl Writer {
     /// Writes through `client`, which limits how many go out and until when. Each status carries `term`;
-    /// where that is refused, `doubted` is told.
-    pub fn new(client: Client, metrics: Metrics, term: Arc<str>, doubted: Arc<Notify>) -> Self {
+    /// whether that is refused, `doubted` is told.
+    pub fn new(client: Client, metrics: Metrics, term: Arc<str>, doubted: watch::Sender<bool>) -> Self {
         Self { client, metrics, term, doubted }
     }
 
@@ -93,7 +148,7 @@ impl Writer {
     pub fn counted<T>(&self, kind: &str, result: Result<T, kube::Error>) -> Result<T, WriteError> {
         let result = result.map_err(WriteError::from);
         if matches!(result, Err(WriteError::Fenced(_))) {
-            self.doubted.notify_one();
+            self.doubted.send_replace(true);
         }
         self.metrics.wrote(kind, result.as_ref().map_or_else(WriteError::name, |_| "ok"));
         result
@@ -127,19 +182,54 @@ impl Writer {
         self.counted(&K::kind(&()), result).map(|_| ())
     }
 
-    /// Applies the status of a namespaced object, if it is still the version that was read.
+    /// Makes the operator's part of a namespaced object's status what is wanted, if the object is still the
+    /// version that was read: by applying it, and where that leaves something of it behind, for others
+    /// own that too, by a patch that says it whole.
     ///
     /// # Errors
-    /// [`WriteError::Conflict`] when it is not.
-    pub async fn status<K>(&self, object: &K, status: &impl Serialize) -> Result<(), WriteError>
+    /// [`WriteError::Conflict`] when it is not. [`WriteError::Refused`] only when nothing was written.
+    pub async fn status<K>(&self, object: &K, wanted: &impl Serialize, own: Own) -> Result<(), WriteError>
     where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + DeserializeOwned
+            + Serialize
+            + Debug,
     {
-        let namespace = object.namespace().unwrap_or_default();
-        self.apply_status(&Api::namespaced(self.client.clone(), &namespace), object, status).await
+        let api = Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
+        let (mut wanted, status_of) = (value(wanted), |object: &K| value(object)["status"].take());
+        let (found, applied) = match self.apply_status(&api, object, &wanted).await {
+            Ok(answer) if own.is_said(&status_of(&answer), &wanted) => return Ok(()),
+            Ok(answer) => (answer, true),
+            // What others own would stay, and be no value of its field without the rest.
+            Err(WriteError::Refused(error)) if is_invalid(&error) => (object.clone(), false),
+            Err(error) => return Err(error),
+        };
+        let kind = K::kind(&()).into_owned();
+        tracing::warn!(%kind, object = %found.name_any(), namespace = found.namespace(), "others own parts of the operator's status: it is written whole");
+        wanted["operatorTerm"] = (*self.term).into();
+        let mut operations = own.operations(&status_of(&found), &wanted);
+        // Unlike a test, which would be refused as invalid, another version is a conflict.
+        let version = found.resource_version();
+        operations.insert(0, json!({"op": "replace", "path": "/metadata/resourceVersion", "value": version}));
+        let namespace = found.namespace();
+        let folder = K::url_path(&(), namespace.as_deref());
+        let path = format!("{folder}/{}/status?fieldManager={OPERATOR_FIELD_MANAGER}", found.name_any());
+        let request = http::Request::patch(path).header("Content-Type", "application/json-patch+json");
+        let body = Value::from(operations).to_string().into_bytes();
+        let result = match request.body(body) {
+            Ok(request) => self.client.request::<K>(request).await,
+            Err(error) => Err(kube::Error::HttpError(error)),
+        };
+        match self.counted(&kind, result) {
+            // Something of it was.
+            Err(WriteError::Refused(error)) if applied => Err(WriteError::Unclear(error)),
+            result => result.map(|_| ()),
+        }
     }
 
-    /// Applies the status of an object through `api`, if it is still the version that was read.
+    /// Applies the status of an object through `api`, if it is still the version that was read; returns the
+    /// object as it is then.
     ///
     /// # Errors
     /// [`WriteError::Conflict`] when it is not.
@@ -148,7 +238,7 @@ impl Writer {
         api: &Api<K>,
         object: &K,
         status: &impl Serialize,
-    ) -> Result<(), WriteError>
+    ) -> Result<K, WriteError>
     where
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
     {
@@ -169,6 +259,17 @@ impl Writer {
         patch["status"]["operatorTerm"] = (*self.term).into();
         let params = PatchParams::apply(OPERATOR_FIELD_MANAGER).force();
         let result = api.patch_status(&name, &params, &Patch::Apply(&patch)).await;
-        self.counted(&kind, result).map(|_| ())
+        let answer = self.counted(&kind, result)?;
+        self.doubted.send_if_modified(std::mem::take);
+        Ok(answer)
     }
+}
+
+/// As the API has it. What cannot be written so would be refused there too.
+fn value(object: &impl Serialize) -> Value {
+    serde_json::to_value(object).unwrap_or_default()
+}
+
+fn is_invalid(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 422)
 }

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/gpudesk-system/leases/gpudesk-operator";
+const KEY: &str = "/api/v1/namespaces/gpudesk-system/secrets/gpudesk-allocation-key";
 const DESKTOPS: &str = "/apis/gpudesk.dev/v1alpha1/desktops";
 /// For what comes by itself: renewals of the lease.
 const SOON: Duration = Duration::from_mins(1);
@@ -88,6 +89,14 @@ impl Server {
                 (StatusCode::NOT_FOUND, status)
             }
             _ if of_lease => (StatusCode::OK, lease.clone()),
+            KEY => {
+                let data = json!({"key": format!("{}=", "A".repeat(43))});
+                let metadata = json!({"name": "gpudesk-allocation-key"});
+                (
+                    StatusCode::OK,
+                    json!({"kind": "Secret", "apiVersion": "v1", "metadata": metadata, "data": data}),
+                )
+            }
             path => {
                 let items = if path == DESKTOPS { json!(server.desktops) } else { json!([]) };
                 let metadata = json!({"resourceVersion": "1"});

@@ -1,13 +1,16 @@
 //! One card.
 
+use std::collections::BTreeMap;
+
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
     fabric::CardFabric,
     health::{Health, TemperatureThresholds},
-    pci::{Bar, Companion, IommuGroup, PcieLink, Sriov, VirtualFunction},
+    pci::{Bar, Companion, IommuGroup, PcieLink, Sriov},
     shares::{CardUnits, Framework, Instance, ModeSupport, Placement},
+    virtual_functions::{VirtualFunction, VirtualFunctions},
 };
 use crate::types::PciAddress;
 
@@ -17,6 +20,11 @@ use crate::types::PciAddress;
 pub struct Device {
     /// PCI address.
     pub pci_address: PciAddress,
+    /// Its entry in `deviceModels`: a field that is absent here is as said there. Absent when the card has
+    /// nothing in common with others. In memory always absent: there each card says all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub model: Option<String>,
     /// Vendor id, four hexadecimal digits.
     #[schemars(length(max = 8))]
     pub vendor_id: String,
@@ -86,9 +94,13 @@ pub struct Device {
     /// Virtual functions that the card can have; absent when it can have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sriov: Option<Sriov>,
-    /// Virtual functions that are switched on.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256))]
+    /// Virtual functions that are switched on, those in a row as one entry.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        with = "crate::gpu_node_status::virtual_functions"
+    )]
+    #[schemars(with = "Vec<VirtualFunctions>", length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["pciAddress".into()]))]
     pub virtual_functions: Vec<VirtualFunction>,
     /// UUIDs of the cards reached by NVLink.
@@ -117,7 +129,7 @@ pub struct Device {
     pub reset_methods: Vec<String>,
     /// Memory of the card in MiB.
     #[serde(rename = "memoryMiB", default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 1_073_741_824))]
     pub memory_mib: Option<i64>,
     /// Temperature in degrees Celsius when it was last read; a change of this figure alone writes
     /// nothing.
@@ -152,6 +164,11 @@ pub struct Device {
     #[schemars(length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub placements: Vec<Placement>,
+    /// How many more of a type could be created when this was last read, where that is not as the model says:
+    /// `placements[].available` of this card, by type. In memory always empty.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "crate::schema::counts")]
+    pub available: BTreeMap<String, i32>,
     /// What exists on the card now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
@@ -220,6 +237,7 @@ impl Device {
         let (vendor_id, device_id) = (vendor_id.into(), device_id.into());
         Self {
             pci_address,
+            model: None,
             product: format!("{vendor_id}:{device_id}"),
             vendor_id,
             device_id,
@@ -255,6 +273,7 @@ impl Device {
             vgpu: None,
             units: None,
             placements: vec![],
+            available: BTreeMap::new(),
             instances: vec![],
         }
     }

@@ -3,7 +3,10 @@
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-use super::pci::{IommuGroup, PcieLink, Sriov, VirtualFunction};
+use super::{
+    pci::{IommuGroup, PcieLink, Sriov},
+    virtual_functions::{VirtualFunction, VirtualFunctions},
+};
 use crate::types::PciAddress;
 
 /// A network card or an NVMe drive on PCI.
@@ -37,7 +40,7 @@ pub struct HostDevice {
     /// Size of a drive in MiB, rounded down: the sum of its namespaces. Absent for network cards, and
     /// while the host's own driver does not have the drive.
     #[serde(rename = "sizeMiB", default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 1_073_741_824))]
     pub size_mib: Option<i64>,
     /// Whether a desktop may take it whole.
     #[serde(default)]
@@ -79,9 +82,13 @@ pub struct HostDevice {
     /// Virtual functions that it can have; absent when it can have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sriov: Option<Sriov>,
-    /// Virtual functions that are switched on.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256))]
+    /// Virtual functions that are switched on, those in a row as one entry.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        with = "crate::gpu_node_status::virtual_functions"
+    )]
+    #[schemars(with = "Vec<VirtualFunctions>", length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["pciAddress".into()]))]
     pub virtual_functions: Vec<VirtualFunction>,
 }

@@ -3,6 +3,10 @@
 //! The geometry in it (types, sizes, start positions, counts) is what the driver of the host
 //! reported, never a table of gpudesk; on a simulated host it is what the host file describes.
 
+// The schema derive repeats a type with serde functions of its own inside a function, where nobody reads its
+// fields; what is expected does not reach there.
+#![allow(dead_code)]
+
 mod counts;
 mod device;
 mod fabric;
@@ -10,14 +14,17 @@ mod geometry;
 mod health;
 mod host;
 mod host_device;
+mod leftover;
+mod models;
 mod numa;
 mod pci;
 mod shares;
 mod stray;
+pub(crate) mod virtual_functions;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use counts::{NodeSummary, TypeCount};
 pub use device::{Device, DeviceKind, MigMode, VgpuState};
@@ -25,15 +32,21 @@ pub use fabric::{CardFabric, Fabric, FabricPartition};
 pub use health::{Ecc, Health, HealthState, RecoveryAction, RowRemapping, TemperatureThresholds, Xid};
 pub use host::{Acceleration, Host, HostCpus};
 pub use host_device::{HostDevice, HostDeviceKind};
+pub use leftover::Leftover;
+pub use models::{DeviceModel, VgpuDisplay};
 pub use numa::{CacheDomain, Hugepages, NumaCell};
-pub use pci::{Bar, Companion, GroupMember, IommuGroup, PcieLink, Sriov, VirtualFunction};
+pub use pci::{Bar, Companion, GroupMember, IommuGroup, PcieLink, Sriov};
 pub use shares::{CardUnits, Framework, Instance, MigBackedType, ModeSupport, Placement};
 pub use stray::{Stray, StrayStanding};
+pub use virtual_functions::{VirtualFunction, VirtualFunctions};
 
 /// What the node daemon found. Written by the daemon of this node when it changes; the condition
 /// `DaemonHeard` alone is the operator's.
+///
+/// In memory each card says all; what several have in common is written once (`deviceModels`), and given back
+/// to each as it is read.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct GpuNodeStatus {
     /// The machine and its software.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,7 +58,14 @@ pub struct GpuNodeStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
     pub numa_cells: Vec<NumaCell>,
 
-    /// Display controllers and accelerators, keyed by PCI address.
+    /// What several cards have in common, keyed by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub device_models: Vec<DeviceModel>,
+
+    /// Display controllers and accelerators, keyed by PCI address. A field that one with a `model` does not
+    /// say is as in its entry of `deviceModels`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["pciAddress".into()]))]
@@ -87,6 +107,17 @@ pub struct GpuNodeStatus {
     #[schemars(range(min = 1))]
     pub more_strays: Option<i32>,
 
+    /// Folders with disks of desktops that are this node's no more, keyed by name, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub leftovers: Vec<Leftover>,
+
+    /// How many more such folders there are than `leftovers` has room for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub more_leftovers: Option<i32>,
+
     /// The figures that `kubectl get gpunodes` prints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<NodeSummary>,
@@ -99,7 +130,8 @@ pub struct GpuNodeStatus {
 
     /// `Ready`, `HypervisorReady`, `KvmUsable`, `GuestNetworkFiltered`, `TopologyComplete`, `DevicesHealthy`,
     /// `LayoutApplied`, `IommuEnabled`, `IommuIsolating`, `VfioReady`, `BarsAssigned`, `SriovEnabled`,
-    /// `HugepagesReserved`, `VgpuHostReady`, `FabricReady`, `AccessGranted`, `DiscoveryHookReady`.
+    /// `HugepagesReserved`, `VgpuHostReady`, `FabricReady`, `AccessGranted`, `DiscoveryHookReady`, and of the
+    /// running daemon `StraysCleared`, `LeftoversHandled`, `RemovalAllowed`.
     /// Each False says the cause and the fix in one sentence; what does not apply to this machine is
     /// True with the reason `NotNeeded`. The operator adds `DaemonHeard`: False when the daemon does not
     /// renew its lease, and then the others are what it said last.
@@ -112,4 +144,20 @@ pub struct GpuNodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::schema::not_read")]
     #[schemars(length(max = 80))]
     pub operator_term: Option<String>,
+}
+
+impl Serialize for GpuNodeStatus {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(&models::compact(self), to)
+    }
+}
+
+impl<'de> Deserialize<'de> for GpuNodeStatus {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Self::deserialize(from).map(models::expand)
+    }
+}
+
+fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
 }

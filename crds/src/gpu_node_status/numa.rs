@@ -29,7 +29,7 @@ pub struct NumaCell {
     pub caches: Vec<CacheDomain>,
     /// Memory of the cell in MiB.
     #[serde(rename = "memoryMiB", default)]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 1_099_511_627_776_i64))]
     pub memory_mib: i64,
     /// True for a cell that is the memory of a device, such as the GPU of a Grace Hopper superchip: it is
     /// shown, and no desktop gets memory from it.
@@ -42,19 +42,14 @@ pub struct NumaCell {
     pub hugepages: Vec<Hugepages>,
     /// Memory in MiB that is reserved in hugepages of other sizes, such as 16 GiB: no desktop gets it.
     /// Absent without.
-    #[serde(rename = "otherHugepagesMiB", default, skip_serializing_if = "is_zero")]
-    #[schemars(range(min = 0))]
+    #[serde(rename = "otherHugepagesMiB", default, skip_serializing_if = "super::is_zero")]
+    #[schemars(range(min = 0, max = 1_099_511_627_776_i64))]
     pub other_hugepages_mib: i64,
     /// Distance to each cell in the order of their numbers; 10 is the cell itself. Absent when the kernel
     /// does not tell one for each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub distances: Vec<i32>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
-fn is_zero(number: &i64) -> bool {
-    *number == 0
 }
 
 /// A cache that some CPUs share.
@@ -79,14 +74,14 @@ pub struct Hugepages {
     /// Size of one page.
     pub size: PageSize,
     /// Pages reserved.
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 1_099_511_627_776_i64))]
     pub total: i64,
     /// Pages free when the status was last written; a change of this figure alone writes nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 1_099_511_627_776_i64))]
     pub free: Option<i64>,
     /// Pages beyond the reserved ones that the kernel added on demand; absent when there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 1_099_511_627_776_i64))]
     pub surplus: Option<i64>,
 }

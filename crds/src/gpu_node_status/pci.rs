@@ -113,30 +113,3 @@ pub struct Sriov {
     #[schemars(range(min = 0, max = 65_535))]
     pub num_vfs: i32,
 }
-
-/// A virtual function that is switched on.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct VirtualFunction {
-    /// PCI address.
-    pub pci_address: PciAddress,
-    /// Number among those of its card, from 0.
-    #[schemars(range(min = 0, max = 65_535))]
-    pub index: i32,
-    /// Device id, four hexadecimal digits, where it is not the card's own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 8))]
-    pub device_id: Option<String>,
-    /// Kernel driver bound; absent when none is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64))]
-    pub driver: Option<String>,
-    /// Number of its IOMMU group; absent without an IOMMU.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0))]
-    pub iommu_group: Option<i32>,
-    /// Why no desktop can get it, when its IOMMU group or a foreign user stands in the way.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 512))]
-    pub unavailable: Option<String>,
-}

@@ -61,14 +61,14 @@ pub struct Placement {
     pub mode: ShareMode,
     /// Nominal framebuffer in MiB.
     #[serde(rename = "framebufferMiB")]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 1_073_741_824))]
     pub framebuffer_mib: i64,
     /// Series of a vGPU type; absent for MIG profiles and virtual functions.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::lenient::word")]
     #[schemars(schema_with = "crate::schema::optional::<VgpuSeries>")]
     pub series: Option<VgpuSeries>,
     /// Length in units (`units.migMemory` or `units.vgpuRegion`). 0 when the share has no position.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "super::is_zero")]
     #[schemars(range(min = 0, max = 4096))]
     pub size: i32,
     /// Legal start positions in the same units: of a MIG profile always, of a vGPU type in
@@ -77,7 +77,7 @@ pub struct Placement {
     #[schemars(length(max = 256))]
     pub starts: Vec<i32>,
     /// MIG compute slices that the share takes.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "super::is_zero")]
     #[schemars(range(min = 0, max = 256))]
     pub compute_slices: i32,
     /// How many of this type fit on an empty card (vGPU types: in equal-size mode).
@@ -145,7 +145,7 @@ pub struct MigBackedType {
     pub series: VgpuSeries,
     /// Framebuffer in MiB.
     #[serde(rename = "framebufferMiB")]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 1_073_741_824))]
     pub framebuffer_mib: i64,
     /// How many of it one GPU instance holds.
     #[schemars(range(min = 1, max = 256))]

@@ -25,7 +25,7 @@ pub struct Stray {
     /// How it stands to what the API says of that Desktop.
     pub standing: StrayStanding,
     /// The decision that it was made for, as its metadata has it. Absent where that cannot be read.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::lenient::word")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::lenient::part")]
     pub allocation: Option<Box<Allocation>>,
     /// When the daemon first saw it so.
     pub since: Time,
@@ -46,4 +46,30 @@ pub enum StrayStanding {
     /// What the API says of it, or what it says of itself, is not understood: it is left running.
     #[serde(other)]
     Unclear,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_machine_whose_decision_is_not_understood_is_still_one() {
+        let read = |allocation: serde_json::Value| -> Stray {
+            let stray = json!({
+                "uid": "7f1c2a58-3c1e-4f0e-9a53-0d4f6f5b9a01", "namespace": "school", "name": "anna",
+                "standing": "ofLater", "since": "2026-01-05T08:00:00Z", "allocation": allocation,
+            });
+            serde_json::from_value(stray).unwrap()
+        };
+        let known = json!({
+            "node": "node-a", "id": "1-00000001", "decidedAt": "2026-01-05T08:00:00Z", "desktopGeneration": 1,
+            "templateGeneration": 1,
+        });
+        assert!(read(known).allocation.is_some());
+        for odd in [json!(null), json!("much"), json!({"node": 7})] {
+            let stray = read(odd);
+            assert_eq!((stray.allocation, stray.standing), (None, StrayStanding::Unclear));
+        }
+    }
 }

@@ -218,6 +218,35 @@ pub(crate) const NODES: &[Case] = &[
         "{spec: {physicalNetworks: [{name: the lab, devices: ['81:00.0']}]}}",
         Some("write letters, digits and . _ - only"),
     ),
+    ("{spec: {adoptFromCluster: 8d4bd8a5-7d1b-4c40-a0e5-2a9a3f0c1e77}}", None),
+    (
+        "{spec: {adoptFromCluster: the old one}}",
+        Some("write the UID of kube-system that the condition Ready names"),
+    ),
+    ("{spec: {strays: [{uid: 8d4bd8a5-7d1b-4c40-a0e5-2a9a3f0c1e77, action: PowerOff}]}}", None),
+    (
+        "{spec: {strays: [{uid: 8D4BD8A5-7D1B-4C40-A0E5-2A9A3F0C1E77, action: PowerOff}]}}",
+        Some("write the uid of an entry of status.strays, in lower case"),
+    ),
+    (
+        "{spec: {strays: [{uid: 8d4bd8a5-7d1b-4c40-a0e5-2a9a3f0c1e77, allocationId: 3-9f1c02ab, action: ShutDown}]}}",
+        None,
+    ),
+    (
+        "{spec: {strays: [{uid: 8d4bd8a5-7d1b-4c40-a0e5-2a9a3f0c1e77, allocationId: '3', action: ShutDown}]}}",
+        Some("write the allocation.id of an entry of status.strays, like 3-9f1c02ab"),
+    ),
+    ("{spec: {leftovers: [{name: a.1, action: Erase}]}}", None),
+    ("{spec: {leftovers: [{name: a.1, attachTo: {namespace: school, name: anna}}]}}", None),
+    (
+        "{spec: {leftovers: [{name: ../a, action: Erase}]}}",
+        Some("write the name of an entry of status.leftovers"),
+    ),
+    ("{spec: {leftovers: [{name: a.1}]}}", Some("write exactly one of action and attachTo")),
+    (
+        "{spec: {leftovers: [{name: a.1, action: Erase, attachTo: {namespace: school, name: anna}}]}}",
+        Some("write exactly one of action and attachTo"),
+    ),
 ];
 
 pub(crate) const PROFILES: &[Case] = &[

@@ -58,7 +58,7 @@ pub async fn up() -> Result<()> {
     let host = steps::libvirt(&state, progress).await?;
     steps::install(&cluster, progress)?;
     let node = steps::programs(&cluster, &host, &image, progress).await?;
-    steps::apply_quickstart(&cluster, progress)?;
+    steps::apply_quickstart(&cluster, progress).await?;
     steps::wait_for_desktop(&cluster, progress).await?;
     steps::wait_for_others(&cluster, progress).await?;
     steps::wait_for_first_boot(&host, progress).await?;
@@ -85,15 +85,20 @@ pub async fn down() -> Result<()> {
     }
     failures.extend(outcome("stopping libvirt and its guests", LibvirtHost::stop_recorded(&state)));
     if failures.is_empty() {
-        failures.extend(outcome("removing the filter of their network", steps::remove_filter()));
+        failures.extend(outcome("removing the filter of their network", steps::remove_filter(&state)));
     }
     failures.extend(outcome("stopping the control plane", ControlPlane::stop_recorded(&state)));
     // While something runs, its records are needed to stop it.
     if failures.is_empty() {
-        failures.extend(outcome("removing the state folder", state.remove()));
+        failures.extend(outcome("removing the state folder", state.remove_last()));
     }
     if failures.is_empty() {
-        println!("Nothing of the demo is left.");
+        if foreign_cluster() {
+            println!(
+                "The definitions and the policy operator-term.gpudesk.dev stay in the given cluster (see the README)."
+            );
+        }
+        println!("Nothing {}of the demo is left.", if foreign_cluster() { "else " } else { "" });
         return Ok(());
     }
     anyhow::bail!("{}", failures.join("; "))

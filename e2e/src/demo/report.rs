@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use gpudesk_crds::domain_name;
 
-use super::{DESKTOP, NAMESPACE, Progress, picture};
+use super::{DESKTOP, NAMESPACE, Progress, foreign_cluster, picture};
 use crate::accelerator::accelerator;
 use crate::cluster::Cluster;
 use crate::libvirt_host::LibvirtHost;
@@ -55,8 +55,18 @@ pub(super) async fn print(
     println!("                 kubectl get gpudesk -A; kubectl explain desktop.spec");
     println!("  libvirt        virsh -c '{}' list", host.uri());
     println!("  logs           {}", cluster.state().logs().display());
-    println!("  stop it all    make demo-down");
+    println!("  stop it all    {}", down());
     println!();
     progress.say("done");
     Ok(())
+}
+
+/// The command that ends this demo, with the settings that it was begun with.
+fn down() -> String {
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let folder =
+        set("GPUDESK_STATE_DIR").map(|value| format!("GPUDESK_STATE_DIR='{value}' ")).unwrap_or_default();
+    let cluster = set("KUBECONFIG").filter(|_| foreign_cluster());
+    let cluster = cluster.map(|value| format!(" KUBECONFIG='{value}'")).unwrap_or_default();
+    format!("{folder}make demo-down{cluster}")
 }

@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use gpudesk_crds::conditions::{self, ConditionType};
 use gpudesk_crds::{Desktop, GpuNode, domain_name};
-use kube::api::ListParams;
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
+use kube::core::ApiResource;
 use kube::{Api, ResourceExt};
+use serde::Deserialize;
 use tokio::time::sleep;
 
 use super::{DESKTOP, NAMESPACE, Progress, SIMULATED, current, desktops, foreign_cluster, this_node};
@@ -24,8 +26,8 @@ use crate::programs::{self, DaemonOptions};
 use crate::state::{StateDir, checkout};
 use crate::waiting::eventually;
 
-/// Group of the demo's guests, which names the tables that filter their network.
-const GROUP: &str = "2113000002";
+/// Whose the fields are that the demo applies.
+const MANAGER: &str = "gpudesk-demo";
 /// A guest under plain emulation on a busy machine of two cores takes its time.
 const BOOT: Duration = Duration::from_mins(5);
 
@@ -72,6 +74,15 @@ pub(super) async fn cluster(state: &Arc<StateDir>, progress: Progress) -> Result
     Ok(cluster)
 }
 
+/// Group of this demo's guests, which names the tables that filter their network: another for each state
+/// folder, so that one demo that ends leaves the guests of the others filtered.
+fn group(state: &StateDir) -> Result<String> {
+    let name =
+        state.path().file_name().and_then(|name| name.to_str()).context("the state folder has a name")?;
+    let number = u32::from_str_radix(name, 16).with_context(|| format!("{name} is not 8 hex digits"))?;
+    Ok((2_114_000_000 + number % 1_000_000_000).to_string())
+}
+
 /// A libvirt of the demo's own.
 pub(super) async fn libvirt(state: &Arc<StateDir>, progress: Progress) -> Result<LibvirtHost> {
     if let Some(host) = LibvirtHost::running_in(state) {
@@ -104,7 +115,8 @@ pub(super) async fn programs(
 ) -> Result<String> {
     let state = cluster.state();
     let binaries = programs::binaries()?;
-    if is_current(state, "gpudesk-operator", &binaries.join("gpudesk-operator"))? {
+    let accepted = cluster.is_accepted(None).await?;
+    if is_current(state, "gpudesk-operator", &binaries.join("gpudesk-operator"), accepted)? {
         progress.say("operator: runs already");
     } else {
         cluster.start_operator().await?;
@@ -115,7 +127,7 @@ pub(super) async fn programs(
         node: node.clone(),
         libvirt_uri: Some(host.uri()),
         image_roots: vec![place(host, image)?],
-        arguments: vec!["--guest-group".into(), GROUP.into()],
+        arguments: vec!["--guest-group".into(), group(state)?.into()],
         ..DaemonOptions::default()
     }];
     for (node, file) in SIMULATED {
@@ -128,7 +140,8 @@ pub(super) async fn programs(
     for options in wanted {
         let kind = if options.simulate.is_some() { "simulated host" } else { "this machine" };
         let name = format!("gpudesk-node-daemon-{}", options.node);
-        if is_current(state, &name, &binaries.join("gpudesk-node-daemon"))? {
+        let accepted = cluster.is_accepted(Some(&options.node)).await?;
+        if is_current(state, &name, &binaries.join("gpudesk-node-daemon"), accepted)? {
             progress.say(&format!("node daemon: {} ({kind}) runs already", options.node));
         } else {
             cluster.start_daemon(&options).await?;
@@ -140,9 +153,10 @@ pub(super) async fn programs(
 }
 
 /// Takes the filter of the demo's guests from this machine, once none runs.
-pub(super) fn remove_filter() -> Result<()> {
+pub(super) fn remove_filter(state: &StateDir) -> Result<()> {
+    let table = format!("gpudesk-guests-{}", group(state)?);
     for family in ["inet", "bridge"] {
-        let table = [family, &format!("gpudesk-guests-{GROUP}")].map(str::to_owned);
+        let table = [family, &table].map(str::to_owned);
         let nft = |verb: &str| Command::new("nft").args(verb.split(' ')).args(&table).output();
         // Without nft there is none.
         if nft("list table").is_ok_and(|listed| listed.status.success()) {
@@ -152,9 +166,10 @@ pub(super) fn remove_filter() -> Result<()> {
     Ok(())
 }
 
-/// Whether the program runs as it was last built; one that is older is stopped, for a new start.
-fn is_current(state: &StateDir, name: &str, binary: &Path) -> Result<bool> {
-    if current(state, name, binary).is_some() {
+/// Whether the program runs as it was last built, with a token that is `accepted`; another is stopped, for a
+/// new start.
+fn is_current(state: &StateDir, name: &str, binary: &Path, accepted: bool) -> Result<bool> {
+    if accepted && current(state, name, binary).is_some() {
         return Ok(true);
     }
     if let Some(mut outdated) = Process::recorded(state, name) {
@@ -179,12 +194,33 @@ fn place(host: &LibvirtHost, image: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The manifests that a user would apply.
-pub(super) fn apply_quickstart(cluster: &Cluster, progress: Progress) -> Result<()> {
-    let folder = checkout().join("examples/quickstart");
-    let file = format!("--filename={}", folder.display());
-    cluster.kubectl(["apply", "--server-side", &file])?;
-    progress.say("kubectl apply: examples/quickstart/");
+/// The manifests that a user would apply. Where he has changed what is in them, his word counts.
+pub(super) async fn apply_quickstart(cluster: &Cluster, progress: Progress) -> Result<()> {
+    let mut files = fs::read_dir(checkout().join("examples/quickstart"))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    files.sort();
+    for file in files {
+        let text = fs::read_to_string(&file)?;
+        for document in serde_yaml::Deserializer::from_str(&text) {
+            let object = DynamicObject::deserialize(document).with_context(|| file.display().to_string())?;
+            let types = object.types.as_ref().context("a manifest names its kind")?;
+            let resource = ApiResource::from_gvk(&types.try_into()?);
+            let api: Api<DynamicObject> = match &object.metadata.namespace {
+                Some(namespace) => Api::namespaced_with(cluster.client().clone(), namespace, &resource),
+                None => Api::all_with(cluster.client().clone(), &resource),
+            };
+            let name = object.name_any();
+            match api.patch(&name, &PatchParams::apply(MANAGER), &Patch::Apply(&object)).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if status.code == 409 => {
+                    progress.say(&format!("{} {name} was changed and stays as it is", types.kind));
+                }
+                Err(error) => return Err(error).with_context(|| format!("apply {} {name}", types.kind)),
+            }
+        }
+    }
+    progress.say("applied: examples/quickstart/");
     Ok(())
 }
 
@@ -296,4 +332,20 @@ pub(super) async fn remove_installation(state: &Arc<StateDir>) -> Result<()> {
         "--ignore-not-found",
     ]))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_demo_has_a_group_of_its_own_and_has_it_again() {
+        let [one, other] = ["group-one", "group-other"].map(|name| StateDir::named(name).unwrap());
+        let again = StateDir::named("group-one").unwrap();
+        assert_eq!(group(&one).unwrap(), group(&again).unwrap());
+        assert_ne!(group(&one).unwrap(), group(&other).unwrap());
+        for state in [one, other] {
+            state.remove().unwrap();
+        }
+    }
 }

@@ -221,3 +221,54 @@ pub(crate) async fn golden_images(environment: Arc<RealHost>) -> Result<()> {
     ensure!(closed.metadata()?.uid() == 0, "it is root's all the same");
     objects.delete("closed", SOON).await
 }
+
+pub(crate) async fn vanished(environment: Arc<RealHost>) -> Result<()> {
+    let objects = environment.objects("vanished").await?;
+    objects.template("tiny", TINY).await?;
+    objects.desktop("one", "templateRef: {name: tiny}").await?;
+    let desktop = objects.is("one", ConditionType::Ready, true, SOON).await?;
+    let uid = desktop.uid().context("a UID")?;
+    let folder = environment.desktop_folder(&uid);
+    let disk = folder.join("disk-data.qcow2");
+    let power = async |state: &str| objects.patch("one", json!({"spec": {"powerState": state}})).await;
+    let stop = async || -> Result<()> {
+        power("Stopped").await?;
+        objects.says("one", ConditionType::Running, Reason::Stopped, SOON).await.map(drop)
+    };
+    let refused = async || -> Result<()> {
+        power("Running").await?;
+        let said = objects.says("one", ConditionType::DevicesPrepared, Reason::DiskMissing, SOON).await?;
+        ensure!(said.message.contains(&disk.display().to_string()), "{said:?}");
+        ensure!(!disk.exists(), "an empty disk is in its place");
+        Ok(())
+    };
+    stop().await?;
+    std::fs::remove_file(&disk)?;
+    refused().await?;
+    // Its user's word.
+    let id = objects.desktops().get("one").await?.allocation().and_then(|held| held.id).context("an id")?;
+    let word = json!({gpudesk_crds::ABANDON_DISKS_ANNOTATION: id.to_string()});
+    objects.patch("one", json!({"metadata": {"annotations": word}})).await?;
+    objects.is("one", ConditionType::Ready, true, SOON).await?;
+
+    // A word that stays would be taken for one about the disks of that decision, wherever they are.
+    let no_word = json!({gpudesk_crds::ABANDON_DISKS_ANNOTATION: null});
+    objects.patch("one", json!({"metadata": {"annotations": no_word}})).await?;
+
+    // As after a boot at which the file system with the state folder was not mounted.
+    stop().await?;
+    let inode = disk.metadata()?.ino();
+    let used = folder.parent().and_then(Path::parent).context("a parent")?.join(format!("disks/{uid}.json"));
+    let aside = folder.with_extension("aside");
+    std::fs::rename(&folder, &aside)?;
+    std::fs::remove_file(&used)?;
+    environment.restart_daemon(None).await?;
+    refused().await?;
+    ensure!(!folder.exists(), "something was made in place of what is not mounted");
+    std::fs::rename(&aside, &folder)?;
+    objects.is("one", ConditionType::Ready, true, SOON).await?;
+    ensure!(disk.metadata()?.ino() == inode, "it is another disk");
+    objects.delete("one", SOON).await?;
+    ensure!(!used.exists(), "it is forgotten with its desktop");
+    Ok(())
+}

@@ -15,6 +15,8 @@ pub(crate) struct Person {
     client: Client,
     /// Headers that name him, where he is impersonated.
     headers: Vec<(&'static str, String)>,
+    /// The field manager of a program, as which it writes unless the path names another.
+    manager: Option<&'static str>,
 }
 
 /// A request.
@@ -37,7 +39,7 @@ impl Ask {
 impl Person {
     /// The holder of every right.
     pub(crate) fn admin(cluster: &Cluster) -> Self {
-        Self { client: cluster.client().clone(), headers: vec![] }
+        Self { client: cluster.client().clone(), headers: vec![], manager: None }
     }
 
     /// A user without a group.
@@ -46,29 +48,29 @@ impl Person {
             ("Impersonate-User", name.to_owned()),
             ("Impersonate-Group", "system:authenticated".to_owned()),
         ];
-        Self { client: cluster.client().clone(), headers }
+        Self { client: cluster.client().clone(), headers, manager: None }
     }
 
     /// The operator.
     pub(crate) async fn operator(cluster: &Cluster) -> Result<Self> {
-        Self::of(&cluster.operator_kubeconfig().await?).await
+        Self::of(&cluster.operator_kubeconfig().await?, "gpudesk-operator").await
     }
 
     /// The daemon of a node.
     pub(crate) async fn daemon(cluster: &Cluster, node: &str) -> Result<Self> {
-        Self::of(&cluster.daemon_kubeconfig(node).await?).await
+        Self::of(&cluster.daemon_kubeconfig(node).await?, "gpudesk-node-daemon").await
     }
 
     /// A daemon whose token names no node.
     pub(crate) async fn daemon_of_no_node(cluster: &Cluster) -> Result<Self> {
         let (control_plane, state) = (cluster.control_plane(), cluster.state());
         let account = "gpudesk-node-daemon";
-        Self::of(&service_account_kubeconfig(control_plane, state, SYSTEM_NAMESPACE, account, None).await?)
-            .await
+        let path = service_account_kubeconfig(control_plane, state, SYSTEM_NAMESPACE, account, None).await?;
+        Self::of(&path, account).await
     }
 
-    async fn of(path: &std::path::Path) -> Result<Self> {
-        Ok(Self { client: kubeconfig::client(path).await?, headers: vec![] })
+    async fn of(path: &std::path::Path, manager: &'static str) -> Result<Self> {
+        Ok(Self { client: kubeconfig::client(path).await?, headers: vec![], manager: Some(manager) })
     }
 
     /// The holder of this token.
@@ -82,7 +84,7 @@ impl Person {
             token: Some(token.to_owned().into()),
             ..kube::config::AuthInfo::default()
         };
-        Ok(Self { client: Client::try_from(config)?, headers: vec![] })
+        Ok(Self { client: Client::try_from(config)?, headers: vec![], manager: None })
     }
 
     /// The answer, or the server's words and code.
@@ -103,8 +105,16 @@ impl Person {
     }
 
     fn request(&self, ask: &Ask) -> Result<http::Request<Vec<u8>>> {
+        let mut path = ask.path.clone();
+        if let Some(manager) = self.manager.filter(|_| ["PATCH", "PUT"].contains(&ask.method)) {
+            path = path.replace("fieldManager=trial", &format!("fieldManager={manager}"));
+            if !path.contains("fieldManager=") {
+                let and = if path.contains('?') { '&' } else { '?' };
+                path = format!("{path}{and}fieldManager={manager}");
+            }
+        }
         let mut request =
-            http::Request::builder().method(ask.method).uri(&ask.path).header("Content-Type", ask.content);
+            http::Request::builder().method(ask.method).uri(path).header("Content-Type", ask.content);
         for (name, value) in &self.headers {
             request = request.header(*name, value);
         }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::ask::{Person, create, get};
 
-const POLICIES: [&str; 20] = [
+const POLICIES: [&str; 22] = [
     "finalizers.gpudesk.dev",
     "host-networks.gpudesk.dev",
     "inline-user-data.gpudesk.dev",
@@ -29,9 +29,11 @@ const POLICIES: [&str; 20] = [
     "operator-leases.gpudesk.dev",
     "operator-rolebindings.gpudesk.dev",
     "operator-roles.gpudesk.dev",
+    "operator-secrets.gpudesk.dev",
     "operator-term.gpudesk.dev",
     "owner-references.gpudesk.dev",
     "priority.gpudesk.dev",
+    "status-owners.gpudesk.dev",
     "status.gpudesk.dev",
     "template-in-use.gpudesk.dev",
 ];
@@ -107,6 +109,9 @@ pub(crate) async fn settings(cluster: Arc<Cluster>) -> Result<()> {
         (r#"nodeDaemon.guestNetwork.filter="none""#, "/nodeDaemon/guestNetwork/filter"),
         (r#"nodeDaemon.guestNetwork.deny=["10.96.0.0/33"]"#, "/nodeDaemon/guestNetwork/deny/0"),
         (r#"nodeDaemon.guestNetwork.deny=["pods"]"#, "/nodeDaemon/guestNetwork/deny/0"),
+        (r#"nodeDaemon.guestNetwork.deny=["999.1.1.1/16"]"#, "/nodeDaemon/guestNetwork/deny/0"),
+        (r#"nodeDaemon.guestNetwork.deny=[":"]"#, "/nodeDaemon/guestNetwork/deny/0"),
+        (r#"log.level="loud""#, "/log/level"),
         ("metrics.port=80", "/metrics/port"),
         (r#"access.aggregate="no""#, "/access/aggregate"),
         ("admission.maxPriority.default=-1", "/admission/maxPriority/default"),
@@ -121,6 +126,27 @@ pub(crate) async fn settings(cluster: Arc<Cluster>) -> Result<()> {
         let said = format!("{:#}", refused.with_context(|| format!("{setting} is accepted"))?);
         ensure!(said.contains("specifications of the schema") && said.contains(words), "{setting}: {said}");
     }
+    for (settings, words) in [
+        (&["metrics.port=8443"][..], "metrics.port and nodeDaemon.relay.port are both 8443"),
+        (&["nodeDaemon.relay.enabled=false", "nodeDaemon.relay.hostPort=true"], "enable the relay"),
+        (&["nodeDaemon.privileged=false"], "set filter to external"),
+        (&["nodeDaemon.hostPID=false"], "set filter to external"),
+        (
+            &["nodeDaemon.privileged=false", r#"nodeDaemon.guestNetwork.filter="external""#],
+            "set acceleration to kvm or emulation",
+        ),
+    ] {
+        let said = template(&cluster, settings).err().with_context(|| format!("{settings:?} is accepted"))?;
+        ensure!(format!("{said:#}").contains(words), "{settings:?}: {said:#}");
+    }
+    for level in ["warn", "info,gpudesk_operator=debug"] {
+        template(&cluster, &[&format!("log.level={level:?}")])?;
+    }
+    let readme = std::fs::read_to_string(checkout().join("README.md"))?;
+    let chart = std::fs::read_to_string(checkout().join("charts/gpudesk/Chart.yaml"))?;
+    let version = chart.lines().find_map(|line| line.strip_prefix("kubeVersion: \">=")?.split_once(".0-0"));
+    let version = version.context("no kubeVersion")?.0;
+    ensure!(readme.contains(&format!("Kubernetes {version} or later")), "{version}");
     Ok(())
 }
 
@@ -131,6 +157,7 @@ pub(crate) async fn variants(cluster: Arc<Cluster>) -> Result<()> {
         &[
             "nodeDaemon.privileged=false",
             r#"nodeDaemon.acceleration="kvm""#,
+            r#"nodeDaemon.guestNetwork.filter="external""#,
             r#"nodeDaemon.guestNetwork.deny=["10.244.0.0/16", "fd00:10:96::/112"]"#,
             "nodeDaemon.guestNetwork.group=2113000003",
             "metrics.service.enabled=true",
@@ -251,6 +278,7 @@ pub(crate) async fn rights(cluster: Arc<Cluster>) -> Result<()> {
         "gpunodes.gpudesk.dev/status: patch",
         "gpunodes.gpudesk.dev: get list watch",
         "gpuprofiles.gpudesk.dev/status: patch",
+        "nodes: get",
         "rolebindings.rbac.authorization.k8s.io: create delete get list patch watch",
         "roles.rbac.authorization.k8s.io: create delete get list patch watch",
         "secrets: get",
@@ -258,6 +286,7 @@ pub(crate) async fn rights(cluster: Arc<Cluster>) -> Result<()> {
     let operator_at_home = [
         "leases.coordination.k8s.io: create get list watch",
         "leases.coordination.k8s.io gpudesk-operator: update",
+        "secrets: create",
         "serviceaccounts: create get list watch",
     ];
     let daemon = [

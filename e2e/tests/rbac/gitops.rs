@@ -94,9 +94,12 @@ pub(crate) async fn kept_as_applied(cluster: Arc<Cluster>) -> Result<()> {
             "metrics.service.enabled=true",
             r#"admission.inlineUserData.action="Deny""#,
             "nodeDaemon.privileged=false",
+            r#"nodeDaemon.guestNetwork.filter="external""#,
+            r#"nodeDaemon.acceleration="kvm""#,
         ],
         &[
             "nodeDaemon.hostPID=false",
+            r#"nodeDaemon.guestNetwork.filter="external""#,
             "operator.replicas=1",
             "operator.resources={}",
             r#"nodeDaemon.discovery={"nvml": "/usr/lib/libnvidia-ml.so.1", "kubeletConfig": "/var/lib/kubelet/config.yaml", "kubeletConfigDirs": ["/etc/kubernetes/kubelet.conf.d"], "runDirs": ["/run/nvidia"], "hook": "/etc/gpudesk/hook"}"#,

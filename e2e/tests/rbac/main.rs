@@ -11,6 +11,7 @@ mod limits;
 mod metadata;
 mod node_daemon;
 mod operator;
+mod owners;
 mod people;
 mod sample;
 mod secrets;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         .trial("a_node_reads_the_secrets_of_its_desktops_only", secrets::of_its_desktops)
         .trial("the_operator_grants_single_secrets_only", operator::roles)
         .trial("the_operator_writes_accounts_of_nodes_only", operator::accounts)
+        .trial("the_operator_makes_its_key_and_no_node_reads_it", operator::key)
         .trial("the_operator_writes_status_and_finalizer_of_a_desktop_only", operator::desktops)
         .trial("a_template_in_use_stays_and_names_its_users", people::template_in_use)
         .trial("a_namespace_goes_with_a_template_in_use", people::namespace)
@@ -55,6 +57,8 @@ fn main() -> ExitCode {
         .trial("an_owner_that_does_not_exist_is_no_way_to_delete", metadata::garbage)
         .trial("the_programs_make_objects_with_the_metadata_they_need_and_no_other", metadata::made)
         .trial("the_operator_writes_one_condition_of_a_node_beside_its_daemon", metadata::heard)
+        .trial("nobody_owns_fields_of_a_status_but_their_writers", owners::of_a_status)
+        .trial("whoever_writes_a_spec_does_it_as_before", owners::of_a_spec)
         .trial("a_priority_has_a_cap_in_each_namespace", limits::priority)
         .trial("a_bridge_of_the_host_is_named_only_where_an_admin_says_so", limits::host_networks)
         .trial("inline_user_data_is_warned_of_and_refused_where_an_admin_says_so", limits::inline)

@@ -207,7 +207,22 @@ pub(crate) async fn tokens(cluster: Arc<Cluster>) -> Result<()> {
         daemon.may_not(&loose, "must be bound to Node token-a (spec.boundObjectRef) and end within").await?;
     }
     let odd = Person::daemon(&cluster, "daemon").await?;
-    odd.may_not(&token_request("gpudesk-node-daemon", "daemon"), "may only request tokens").await
+    odd.may_not(&token_request("gpudesk-node-daemon", "daemon"), "may only request tokens").await?;
+
+    // The policy of an admin who says which audiences there are, beside that of everybody else here.
+    let chart =
+        crate::chart::template(&cluster, &[r#"admission.apiAudiences=["https://kubernetes.default.svc"]"#])?;
+    let named = |part: &&str| part.contains("name: node-daemon-tokens.gpudesk.dev");
+    let policy: Vec<&str> = chart.split("\n---").filter(named).collect();
+    let policy = policy.join("\n---").replace("node-daemon-tokens.gpudesk.dev", "audiences.example.org");
+    let file = cluster.state().join("audiences.yaml");
+    std::fs::write(&file, policy)?;
+    cluster.kubectl([std::ffi::OsString::from("apply"), "-f".into(), file.into()])?;
+    let mut elsewhere = token_request("gpudesk-node-token-a", "token-a");
+    elsewhere.body["spec"]["audiences"] = json!(["https://vault.example"]);
+    daemon.may_not(&elsewhere, "is for the API server alone").await?;
+    daemon.may(&token_request("gpudesk-node-token-a", "token-a")).await?;
+    Ok(())
 }
 
 /// Creates a service account in the namespace of gpudesk.

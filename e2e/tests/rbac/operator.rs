@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use gpudesk_e2e::cluster::{Cluster, SYSTEM_NAMESPACE};
 use gpudesk_e2e::objects::Objects;
 use serde_json::{Value, json};
 
 use crate::ask::{Person, allocation, apply, create, delete, get, merge, namespaced, object};
-use crate::node_daemon::account;
+use crate::node_daemon::{account, token_request};
 use crate::secrets::{binding, reading, role};
 
 fn paths(namespace: &str, plural: &str, name: &str) -> String {
@@ -123,6 +123,39 @@ pub(crate) async fn accounts(cluster: Arc<Cluster>) -> Result<()> {
     operator
         .may_not(&create(format!("{accounts}/gpudesk-operator/token"), json!({})), "cannot create resource")
         .await
+}
+
+pub(crate) async fn key(cluster: Arc<Cluster>) -> Result<()> {
+    let secrets = format!("/api/v1/namespaces/{SYSTEM_NAMESPACE}/secrets");
+    let own = format!("{secrets}/gpudesk-allocation-key");
+    let secret = |name: &str| {
+        let data = json!({"key": "c2VjcmV0"});
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data})
+    };
+    let operator = Person::operator(&cluster).await?;
+    operator.may(&create(&secrets, secret("gpudesk-allocation-key"))).await?;
+    operator.may(&get(&own)).await?;
+    let words = "may write no Secret but make its own";
+    operator.may_not(&create(&secrets, secret("another")), words).await?;
+    let mut marked = secret("gpudesk-allocation-key");
+    marked["metadata"]["finalizers"] = json!(["example.org/keep"]);
+    operator.may_not(&create(&secrets, marked), "may not write metadata.finalizers").await?;
+    operator.may_not(&merge(&own, json!({"data": {"key": "b3RoZXI="}})), "cannot patch resource").await?;
+    operator.may_not(&delete(&own), "cannot delete resource").await?;
+    let elsewhere = create("/api/v1/namespaces/default/secrets", secret("gpudesk-allocation-key"));
+    operator.may_not(&elsewhere, "cannot create resource").await?;
+    // Who has the key can claim the desktops of others: no node has it.
+    for node in ["key-a", "key-b"] {
+        let daemon = Person::daemon(&cluster, node).await?;
+        daemon.may_not(&get(&own), "cannot get resource").await?;
+        let identity = format!("gpudesk-node-{node}");
+        operator.may(&account(&identity)).await?;
+        let answer = daemon.may(&token_request(&identity, node)).await?;
+        let token = answer["status"]["token"].as_str().context("no token")?;
+        Person::with_token(&cluster, token).await?.may_not(&get(&own), "cannot get resource").await?;
+    }
+    Person::admin(&cluster).may(&delete(&own)).await?;
+    Ok(())
 }
 
 pub(crate) async fn desktops(cluster: Arc<Cluster>) -> Result<()> {

@@ -32,7 +32,10 @@ pub(crate) fn sample(schema: &Value) -> Value {
             pattern if pattern.starts_with("^([0-9]{1,4}") => "0-3".into(),
             pattern if pattern.starts_with("^([0-9a-fA-F]{4,8}:") => "0000:41:00.0".into(),
             pattern if pattern.starts_with("^[1-9][0-9]{0,11}-") => "1-00000001".into(),
-            _ => "a1".into(),
+            _ => {
+                let least = schema["minLength"].as_u64().unwrap_or(0) as usize;
+                format!("{:a>least$}", "a1").into()
+            }
         },
     }
 }

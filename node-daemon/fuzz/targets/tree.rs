@@ -5,7 +5,7 @@ use gpudesk_crds::GpuNodeSpec;
 use gpudesk_inventory::{
     hook::HookView,
     scan::{self, Scanner},
-    status::{self, Findings, HypervisorView},
+    status::{self, Findings, GuestNetworkView, HypervisorView},
     tree::Tree,
 };
 
@@ -151,6 +151,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         facts: &again,
         simulated: false,
         hypervisor: &HypervisorView::Silent("fuzz".into()),
+        guest_network: &GuestNetworkView::NotAsked,
         gpu_driver_version: None,
         vgpu_manager_version: None,
         unlicensed_vgpus: None,

@@ -4,6 +4,7 @@
 use gpudesk_crds::{
     Allocation, DesktopTemplate,
     desktop_template_devices::CloudInit,
+    domain_name,
     types::{PciAddress, ShareMode},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -14,6 +15,7 @@ use super::{
     conflict::{self, Held, Holder},
     decide::Action,
     desired::Wanted,
+    lost_disks,
     machine::{self, Parts},
     materials::{self, Materials, Origin},
     observe::{RECORD, Sight},
@@ -218,9 +220,19 @@ impl Desktops {
     /// What other domains of this host hold, running or not: one that is off may start at any time.
     async fn holders(&self, round: &Round<'_>) -> Result<Vec<Holder>, Problem> {
         let mut holders = vec![];
+        let name = domain_name(&round.owner.namespace, &round.owner.name);
         for summary in self.node.hypervisor.list().await? {
             if summary.uuid == round.owner.uid {
                 continue;
+            }
+            if summary.name == name {
+                let ours = summary.metadata.as_deref().is_some_and(|text| metadata::parse(text).is_ok());
+                let (domain, uuid, runs) = (name, summary.uuid.to_string(), summary.state.is_active());
+                return Err(if ours {
+                    Problem::EarlierMachine { domain, uuid, runs }
+                } else {
+                    Problem::ForeignDomain { name: domain, uuid }
+                });
             }
             let Some(text) = summary.metadata.as_deref() else { continue };
             let unreadable = || Problem::Conflict {
@@ -241,6 +253,9 @@ impl Desktops {
         pause(self.node.latency.start).await;
         if machine::has_user_network(round.template()?) {
             self.node.guest_network.ensure().await?;
+        }
+        if !self.node.images.is_pretended() {
+            round.folder.note_used(lost_disks::lasting(materials)).await?;
         }
         self.confirm(round).await?;
         let floats = round.allocation.is_some_and(conflict::floats);

@@ -162,7 +162,7 @@ mod tests {
             boot: "boot".into(),
             allocation_id: None,
             decided_at: None,
-            ended: ended.map(|(second, crashed)| Ended { at: at(second), crashed }),
+            ended: ended.map(|(second, crashed)| Ended { at: at(second), crashed, powered_off: false }),
             ends_in_a_row: row,
             shutdown_sent_at: shutdown.map(at),
             called_off: None,

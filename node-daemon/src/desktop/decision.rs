@@ -58,6 +58,11 @@ pub fn standing(made_for: &DomainMetadata, allocation: &Allocation) -> Standing 
     let Ok(made_for) = serde_json::from_str::<Allocation>(&made_for.allocation) else {
         return Standing::Unknown;
     };
+    compare(&made_for, allocation)
+}
+
+/// The same of the allocation itself.
+pub fn compare(made_for: &Allocation, allocation: &Allocation) -> Standing {
     match (made_for.id, allocation.id) {
         (Some(made_for), Some(current)) => made_for.standing(current),
         _ => match made_for.decided_at.0.as_second().cmp(&allocation.decided_at.0.as_second()) {

@@ -195,21 +195,23 @@ async fn what_is_another_nodes_is_taken_down_and_its_disks_are_kept() {
     folder.write(folder.scratch("swap"), vec![]).await.unwrap();
     let namespace = desktop.metadata.namespace.clone().unwrap();
     let owner = Owner { namespace, name: "anna".into(), uid };
-    let traces = desktops.traces(&owner).await.unwrap();
-    assert!(traces.runs && !traces.was_being_deleted);
-    let done = desktops.withdraw(&owner, None, "moved to node-b").await.unwrap();
+    assert!(!desktops.was_being_deleted(&owner).await.unwrap());
+    let done = desktops.withdraw(&owner, None, "moved to node-b", withdraw::Disks::PutAside).await.unwrap();
     assert_eq!(done, withdraw::Withdrawn::Whole);
     assert!(matches!(desktops.node.hypervisor.get(uid).await, Err(HypervisorError::NotFound { .. })));
     assert_eq!(desktops.instances(uid).await.unwrap(), []);
     assert!(!folder.exists().await.unwrap());
-    assert_eq!(desktops.node.leftovers.count().unwrap(), 1);
+    assert_eq!(desktops.node.leftovers.list().await.unwrap().len(), 1);
     let kept = std::fs::read_dir(state.path().join("leftovers")).unwrap().next().unwrap().unwrap().path();
     assert_eq!(std::fs::read(kept.join("disk-system.qcow2")).unwrap(), b"what the user made");
     assert!(!kept.join("scratch-swap.qcow2").exists());
     assert!(written.try_recv().is_err(), "its status is another node's to write");
     // Nothing is left to do, and nothing is done.
-    assert_eq!(desktops.withdraw(&owner, None, "again").await.unwrap(), withdraw::Withdrawn::Whole);
-    assert_eq!(desktops.node.leftovers.count().unwrap(), 1);
+    assert_eq!(
+        desktops.withdraw(&owner, None, "again", withdraw::Disks::PutAside).await.unwrap(),
+        withdraw::Withdrawn::Whole
+    );
+    assert_eq!(desktops.node.leftovers.list().await.unwrap().len(), 1);
     // Handed back, it starts anew.
     desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
     assert_eq!(desktops.node.hypervisor.get(uid).await.unwrap().state, DomainState::Running);
@@ -352,4 +354,211 @@ async fn shares_of_an_older_decision_are_given_back_before_the_next_one_is_made(
     let instances = desktops.instances(uid).await.unwrap();
     let requests: Vec<&str> = instances.iter().map(|instance| instance.key.request.as_str()).collect();
     assert_eq!(requests, ["another"]);
+}
+
+#[tokio::test]
+async fn a_machine_that_an_admin_ends_leaves_its_disks() {
+    use gpudesk_crds::gpu_node_words::StrayAction;
+    use withdraw::{Disks, Withdrawn};
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, &with_gpu()), 43);
+    let owner = Owner { namespace: desktop.metadata.namespace.clone().unwrap(), name: "anna".into(), uid };
+    let folder = desktops.node.folders.of(uid);
+    let gone = async || {
+        assert!(matches!(desktops.node.hypervisor.get(uid).await, Err(HypervisorError::NotFound { .. })));
+        assert_eq!(desktops.instances(uid).await.unwrap(), []);
+    };
+    let start = async |id: &str| {
+        desktops.round(&decided(&desktop, id), Some(template(OFFICE))).await.unwrap();
+        folder.write(folder.disk("system"), b"what the user made".into()).await.unwrap();
+        assert!(desktops.node.hypervisor.get(uid).await.unwrap().state.is_active());
+    };
+    for (id, action) in [("1-00000001", StrayAction::PowerOff), ("2-00000002", StrayAction::ShutDown)] {
+        Box::pin(start(id)).await;
+        let done = desktops.end(&owner, action, None, "told to", Disks::Stay).await.unwrap();
+        assert_eq!(done, Withdrawn::Whole);
+        gone().await;
+        assert!(folder.disk("system").exists(), "they are the next machine's");
+    }
+    Box::pin(start("3-00000003")).await;
+    desktops.end(&owner, StrayAction::PowerOff, None, "told to", Disks::PutAside).await.unwrap();
+    gone().await;
+    assert!(!folder.exists().await.unwrap());
+    assert_eq!(desktops.node.leftovers.list().await.unwrap().len(), 1);
+
+    // What cannot be read is no desktop's machine that is known, and is ended by its UUID.
+    let xml = format!(
+        "<domain type='test'><name>school.anna</name><uuid>{uid}</uuid><metadata>\
+         <g:desktop xmlns:g='{}' uid='?'/></metadata><memory unit='MiB'>64</memory><vcpu>1</vcpu>\
+         <os><type>hvm</type></os></domain>",
+        crate::domain::metadata::NAMESPACE
+    );
+    for action in [StrayAction::ShutDown, StrayAction::PowerOff] {
+        desktops.node.hypervisor.define(xml.clone()).await.unwrap();
+        desktops.node.hypervisor.start(uid).await.unwrap();
+        folder.create(&owner).await.unwrap();
+        folder.write(folder.disk("system"), b"another".into()).await.unwrap();
+        assert!(desktops.end(&owner, action, None, "told to", Disks::PutAside).await.is_err());
+        let mut done =
+            desktops.end_unreadable(&owner, action, None, "told to", Disks::PutAside).await.unwrap();
+        if let Withdrawn::Waiting(until) = done {
+            assert_eq!(action, StrayAction::ShutDown);
+            assert!(until > Timestamp::now(), "the guest has its grace");
+            let asked = Some(Timestamp::now());
+            done = desktops.end_unreadable(&owner, action, asked, "told to", Disks::PutAside).await.unwrap();
+        }
+        assert_eq!(done, Withdrawn::Whole);
+        gone().await;
+    }
+    assert_eq!(desktops.node.leftovers.list().await.unwrap().len(), 3);
+    while written.try_recv().is_ok() {}
+}
+
+#[tokio::test]
+async fn a_leftover_is_given_to_a_desktop_and_what_it_had_becomes_one() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, _written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, "[]"), 44);
+    let owner = Owner { namespace: desktop.metadata.namespace.clone().unwrap(), name: "anna".into(), uid };
+    let folder = desktops.node.folders.of(uid);
+    let put = async |text: &str| {
+        folder.create(&owner).await.unwrap();
+        folder.write(folder.disk("system"), text.into()).await.unwrap();
+    };
+    put("first").await;
+    desktops.withdraw(&owner, None, "moved", withdraw::Disks::PutAside).await.unwrap();
+    let name = desktops.node.leftovers.list().await.unwrap()[0].name.clone();
+    desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
+    let refused = desktops.attach(&name, &owner).await.unwrap();
+    assert!(refused.unwrap_err().contains("machine"), "nothing is put below a machine");
+    desktops.node.hypervisor.destroy(uid).await.unwrap();
+    desktops.node.hypervisor.undefine(uid, crate::host::hypervisor::GuestState::Keep).await.unwrap();
+    put("second").await;
+    desktops.attach(&name, &owner).await.unwrap().unwrap();
+    let text = || std::fs::read_to_string(folder.disk("system")).unwrap();
+    assert_eq!(text(), "first");
+    let others = desktops.node.leftovers.list().await.unwrap();
+    assert_eq!(others.len(), 1);
+    // A daemon that ended in between: the desktop has no folder, and the word is still there.
+    desktops.withdraw(&owner, None, "in between", withdraw::Disks::PutAside).await.unwrap();
+    desktops.attach(&others[0].name, &owner).await.unwrap().unwrap();
+    assert_eq!(text(), "second");
+    // A word that names what is there no more costs the desktop nothing.
+    assert!(
+        desktops.attach(&others[0].name, &owner).await.unwrap().unwrap_err().contains("no such leftover")
+    );
+    assert_eq!(text(), "second");
+}
+
+#[tokio::test]
+async fn nothing_is_touched_on_the_word_of_another_cluster() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let mut fixture = desktops(state.path(), api).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, "[]"), 45);
+    fixture.round(&desktop, Some(template(OFFICE))).await.unwrap();
+    let mut off = seen(&desktop, &written.recv().await.unwrap());
+    off.spec.power_state = gpudesk_crds::desktop::PowerState::Stopped;
+    for belongs in [Belongs::Unknown, Belongs::Another { known: "one".into(), found: "two".into() }] {
+        Arc::get_mut(&mut fixture.desktops).unwrap().node.belongs = watch::channel(belongs).1;
+        fixture.round(&off, Some(template(OFFICE))).await.unwrap();
+        assert_eq!(fixture.node.hypervisor.get(uid).await.unwrap().state, DomainState::Running);
+        assert!(written.try_recv().is_err(), "and nothing is said of it");
+    }
+    Arc::get_mut(&mut fixture.desktops).unwrap().node.belongs = watch::channel(Belongs::Here).1;
+    fixture.round(&off, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("False", "Stopped"));
+}
+
+#[tokio::test]
+async fn a_machine_of_an_earlier_desktop_of_the_name_is_said_to_be_in_the_way() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (earlier, before) = renamed(desktop("", SMALL, "[]"), 50);
+    desktops.round(&earlier, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
+    // Its finalizer was taken away by hand, and another one has its name.
+    let (mut next, uid) = renamed(desktop("", SMALL, "[]"), 51);
+    next.metadata.namespace.clone_from(&earlier.metadata.namespace);
+    desktops.round(&next, Some(template(OFFICE))).await.unwrap();
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "Running"), ("False", "AllocationConflict"));
+    for word in ["earlier Desktop of this name", &before.to_string(), "virsh shutdown"] {
+        assert!(status.to_string().contains(word), "{word} is missing in {status}");
+    }
+    assert!(desktops.node.hypervisor.get(uid).await.is_err());
+    assert_eq!(desktops.node.hypervisor.get(before).await.unwrap().state, DomainState::Running);
+    let namespace = earlier.metadata.namespace.clone().unwrap();
+    desktops.node.hypervisor.shutdown(before).await.unwrap();
+    desktops
+        .withdraw(
+            &Owner { namespace, name: "anna".into(), uid: before },
+            None,
+            "gone",
+            withdraw::Disks::PutAside,
+        )
+        .await
+        .unwrap();
+    desktops.round(&next, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
+}
+
+/// What somebody does on the host.
+fn on_the_host(uid: Uuid, act: impl FnOnce(virt::domain::Domain)) {
+    let host = virt::connect::Connect::open(Some("test:///default")).unwrap();
+    act(host.lookup_domain_by_uuid(uid).unwrap());
+}
+
+#[tokio::test]
+async fn memory_that_was_saved_on_the_host_is_not_thrown_away_until_its_desktop_is_deleted() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, "[]"), 52);
+    desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
+    let running = seen(&desktop, &written.recv().await.unwrap());
+    on_the_host(uid, |domain| domain.managed_save(0).unwrap());
+    let mut off = running.clone();
+    off.spec.power_state = gpudesk_crds::desktop::PowerState::Stopped;
+    // However long ago: nothing is given back.
+    let next = decided(&running, "2-00000002");
+    for wanted in [&running, &running, &off, &next] {
+        desktops.round(wanted, Some(template(OFFICE))).await.unwrap();
+        assert_eq!(desktops.node.hypervisor.get(uid).await.unwrap().state, DomainState::Saved);
+    }
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "Running"), ("False", "GuestStopped"));
+    assert!(status.to_string().contains("saved on the host"), "{status}");
+    let saved = seen(&desktop, &status);
+    while let Ok(later) = written.try_recv() {
+        assert_ne!(later["node"]["state"], "Stopped", "{later}");
+    }
+    // It goes on, and says so.
+    on_the_host(uid, |domain| domain.create().unwrap());
+    desktops.round(&saved, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
+    on_the_host(uid, |domain| domain.managed_save(0).unwrap());
+    let mut deleted = running.clone();
+    deleted.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-05T09:00:00Z")).unwrap();
+    desktops.round(&deleted, Some(template(OFFICE))).await.unwrap();
+    assert!(desktops.node.hypervisor.get(uid).await.is_err());
+}
+
+#[tokio::test]
+async fn who_took_the_power_of_a_machine_is_not_its_guest() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, "[]"), 53);
+    desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
+    let running = seen(&desktop, &written.recv().await.unwrap());
+    on_the_host(uid, |domain| domain.destroy().unwrap());
+    desktops.round(&running, Some(template(OFFICE))).await.unwrap();
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "Running"), ("False", "GuestStopped"));
+    assert!(status.to_string().contains("the machine was powered off on the host at"), "{status}");
 }

@@ -13,6 +13,7 @@
 #![expect(clippy::disallowed_methods, reason = "adapter: the rounds ask for the time")]
 
 mod act;
+pub mod attach;
 pub mod cells;
 mod confirm;
 pub mod conflict;
@@ -23,6 +24,7 @@ pub mod desired;
 pub(crate) mod fixtures;
 pub mod guest;
 mod host_check;
+pub mod lost_disks;
 pub mod machine;
 pub mod materials;
 mod observe;
@@ -33,6 +35,7 @@ mod shared_files;
 pub mod standing;
 pub mod status;
 mod status_writer;
+pub mod stray;
 pub mod tuning;
 pub mod withdraw;
 
@@ -55,7 +58,7 @@ use gpudesk_crds::{
 };
 use jiff::{SignedDuration, Timestamp};
 use kube::{Client, ResourceExt};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -70,6 +73,7 @@ use self::{
 use gpudesk_inventory::simulated::Latency;
 
 use crate::{
+    cluster::Belongs,
     domain::Kind,
     host::{
         folder::{DesktopFolder, DesktopFolders, Owner},
@@ -98,6 +102,8 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// A machine that is not made by then is said to be under way.
 const TAKES_LONG: Duration = Duration::from_secs(5);
+/// Wait while it is not known that this is the cluster of the host.
+const NOT_OURS: Duration = Duration::from_secs(2);
 /// How long a status may still take to be written once the process was asked to end.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
@@ -135,6 +141,8 @@ pub struct Node {
     pub give_back_after: SignedDuration,
     /// Where people reach the screens.
     pub relay: Option<ConsoleRelay>,
+    /// Whose this host is.
+    pub belongs: watch::Receiver<Belongs>,
 }
 
 impl Node {
@@ -145,6 +153,11 @@ impl Node {
             Kind::Qemu => Acceleration::Emulation,
             Kind::Test => Acceleration::Simulated,
         }
+    }
+
+    /// Whether what the API says is about this host: nothing of desktops is touched otherwise.
+    pub fn is_ours(&self) -> bool {
+        *self.belongs.borrow() == Belongs::Here
     }
 }
 
@@ -171,6 +184,10 @@ pub struct Desktops {
     moving: tokio::sync::Mutex<()>,
     /// Files that desktops take which are about to run.
     starting: shared_files::Starting,
+    /// Told when something may have become a stray, or is one no more.
+    hint: Arc<Notify>,
+    /// Machines that stray, as they were last seen.
+    strays: Mutex<HashSet<Uuid>>,
 }
 
 /// One desktop in one round.
@@ -259,7 +276,24 @@ impl Desktops {
             busy: Mutex::default(),
             moving: tokio::sync::Mutex::default(),
             starting: shared_files::Starting::default(),
+            hint: Arc::default(),
+            strays: Mutex::default(),
         }
+    }
+
+    /// Told when something may have become a stray, or is one no more.
+    pub fn hint(&self) -> &Arc<Notify> {
+        &self.hint
+    }
+
+    /// Notes which machines stray.
+    pub fn set_strays(&self, strays: HashSet<Uuid>) {
+        *lock(&self.strays) = strays;
+    }
+
+    /// Whether a machine strayed when it was last looked at.
+    pub fn is_stray(&self, uid: Uuid) -> bool {
+        lock(&self.strays).contains(&uid)
     }
 
     /// Told after each round in which something was done on the host.
@@ -302,6 +336,9 @@ impl Desktops {
     ) -> Result<Duration, kube::Error> {
         let uid = desktop.uid().and_then(|uid| uid.parse::<Uuid>().ok());
         let (Some(uid), Some(namespace)) = (uid, desktop.namespace()) else { return Ok(SLOWLY) };
+        if !self.node.is_ours() {
+            return Ok(NOT_OURS);
+        }
         let mut round = Round {
             desktop,
             owner: Owner { namespace, name: desktop.name_any(), uid },
@@ -336,6 +373,9 @@ impl Desktops {
                 Err(error) => {
                     tracing::warn!(%error, held_by = error.holder(), "not as wanted");
                     self.metrics.problem(error.reason());
+                    if matches!(error, Problem::OtherDecision { .. }) && !self.is_stray(uid) {
+                        self.hint.notify_one();
+                    }
                     problem = self.refuse(&mut round, &mut sight, error).await;
                     break;
                 }

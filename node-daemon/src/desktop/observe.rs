@@ -12,7 +12,7 @@ use super::{
     decide::{DomainView, Observed},
     decision,
     desired::Wanted,
-    guest,
+    guest, lost_disks,
     materials::{self, Materials},
     problem::Problem,
     record::RunRecord,
@@ -93,6 +93,11 @@ impl Desktops {
         sight.observed.of_another = summary.is_some() && !active && standing == Standing::Older
             || sight.observed.instances && !active && self.is_of_another(round).await?;
         sight.machine = None;
+        if let Some(saved) = summary.as_ref().filter(|summary| summary.state == DomainState::Saved)
+            && round.wanted != Wanted::Remove
+        {
+            return Err(Problem::Saved { domain: saved.name.clone() });
+        }
         if active
             && standing == Standing::Unknown
             && !matches!(round.wanted, Wanted::Remove | Wanted::Withdraw)
@@ -127,7 +132,13 @@ impl Desktops {
         let (images, roots) = (self.node.images.clone(), self.node.roots.clone());
         round
             .folder
-            .on_thread(move |files| Materials::find(&desktop, &template, &images, &roots, files))
+            .on_thread(move |files| {
+                let materials = Materials::find(&desktop, &template, &images, &roots, files)?;
+                if !images.is_pretended() {
+                    lost_disks::check(&desktop, &materials, files)?;
+                }
+                Ok(materials)
+            })
             .await
     }
 
@@ -194,7 +205,7 @@ impl Desktops {
                     }
                     RunRecord { shutdown_sent_at: Some(asked), ..record }
                 } else {
-                    record.with_end(now, crashed)
+                    record.with_end(now, crashed, summary.state == DomainState::PoweredOff)
                 }
             }
             record => return Ok(record),

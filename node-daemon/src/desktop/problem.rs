@@ -3,7 +3,7 @@
 use gpudesk_crds::{Refusal, conditions::Reason};
 use thiserror::Error;
 
-use super::conflict::Held;
+use super::{conflict::Held, lost_disks::DisksMissing};
 use crate::{
     domain::DomainError,
     host::{
@@ -59,6 +59,9 @@ pub enum Problem {
     /// A golden image or kernel.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// Disks that hold what nothing can make again are not there.
+    #[error(transparent)]
+    Disks(#[from] DisksMissing),
     /// A file that the tenant named.
     #[error(transparent)]
     Path(#[from] PathError),
@@ -124,6 +127,31 @@ pub enum Problem {
         /// UUID of the domain.
         uuid: String,
     },
+    /// A domain of an earlier desktop has the name.
+    #[error(
+        "the machine {domain} ({uuid}) of an earlier Desktop of this name is still on this node{}: it is left as it is, \
+         and nothing is started beside it. Shut it down in the guest or with `virsh shutdown {domain}` on the node; once \
+         it is off the node puts it aside, and this one starts",
+        if *.runs { " and runs" } else { "" }
+    )]
+    EarlierMachine {
+        /// Name of the domain.
+        domain: String,
+        /// UUID of the domain, and UID of the desktop that it was made for.
+        uuid: String,
+        /// It holds memory and devices.
+        runs: bool,
+    },
+    /// Somebody on the host saved its memory.
+    #[error(
+        "the memory of the machine {domain} was saved on the host (`virsh managedsave`), and the machine is off: \
+         `virsh start {domain}` there goes on with it, `virsh managedsave-remove {domain}` gives it up. Until then it is \
+         left as it is, and keeps what it holds"
+    )]
+    Saved {
+        /// Name of the domain.
+        domain: String,
+    },
     /// What runs here is of a decision that this node does not know, or that is newer than the one that
     /// holds: what holds may be a copy from before it.
     #[error(
@@ -169,6 +197,7 @@ impl Problem {
             Self::Image(_) | Self::ClosedFile { .. } | Self::Folder(FolderError::Image { .. }) => {
                 Reason::ImageInvalid
             }
+            Self::Disks(_) => Reason::DiskMissing,
             Self::FileInUse { .. } => Reason::HostPathNotAllowed,
             Self::Path(PathError::NotFound { .. }) => Reason::HostPathNotFound,
             Self::Path(PathError::NotAllowed { .. } | PathError::Unreadable { .. }) => {
@@ -176,9 +205,11 @@ impl Problem {
             }
             Self::Secret(_) => Reason::SecretNotReadable,
             Self::Seed(_) | Self::Folder(_) | Self::Gpu(_) | Self::Internal(_) => Reason::DeviceFailed,
-            Self::Conflict { .. } | Self::ForeignDomain { .. } | Self::OtherDecision { .. } => {
-                Reason::AllocationConflict
-            }
+            Self::Conflict { .. }
+            | Self::ForeignDomain { .. }
+            | Self::EarlierMachine { .. }
+            | Self::OtherDecision { .. } => Reason::AllocationConflict,
+            Self::Saved { .. } => Reason::GuestStopped,
             Self::GuestNetwork(_) => Reason::GuestNetworkUnfiltered,
             Self::Hypervisor(HypervisorError::Transient { .. }) => Reason::HypervisorUnavailable,
             Self::Hypervisor(
@@ -199,6 +230,8 @@ impl Problem {
             | Self::Hypervisor(_)
             | Self::GuestNetwork(_)
             | Self::ForeignDomain { .. }
+            | Self::EarlierMachine { .. }
+            | Self::Saved { .. }
             | Self::OtherDecision { .. }
             | Self::Unconfirmed { .. }
             | Self::Internal(_) => Stage::Running,
@@ -208,6 +241,7 @@ impl Problem {
             | Self::NotYetSupported { .. }
             | Self::Invalid(_)
             | Self::Image(_)
+            | Self::Disks(_)
             | Self::Path(_)
             | Self::Secret(_)
             | Self::Seed(_)
@@ -257,6 +291,7 @@ impl Problem {
             | Self::NotYetSupported { .. }
             | Self::Invalid(_)
             | Self::Image(_)
+            | Self::Disks(_)
             | Self::Path(_)
             | Self::Secret(SecretError::NotThere { .. } | SecretError::NoKey { .. })
             | Self::Seed(_)
@@ -268,6 +303,8 @@ impl Problem {
             | Self::Domain(_)
             | Self::Hypervisor(HypervisorError::Denied { .. } | HypervisorError::Refused { .. })
             | Self::ForeignDomain { .. }
+            | Self::EarlierMachine { .. }
+            | Self::Saved { .. }
             | Self::OtherDecision { .. } => false,
         }
     }

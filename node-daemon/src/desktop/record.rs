@@ -51,8 +51,11 @@ pub struct RunRecord {
 pub struct Ended {
     /// When it was noticed.
     pub at: Timestamp,
-    /// Whether it crashed; else it shut itself down or somebody on the host took its power.
+    /// Whether it crashed.
     pub crashed: bool,
+    /// Whether somebody on the host took its power. Neither: it shut itself down.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub powered_off: bool,
 }
 
 /// What follows from an end.
@@ -111,12 +114,12 @@ impl RunRecord {
         }
     }
 
-    /// The record with the end noticed `now`.
+    /// The record with the end noticed `now`: a crash, or that its power was taken, or neither.
     #[must_use]
-    pub fn with_end(self, now: Timestamp, crashed: bool) -> Self {
+    pub fn with_end(self, now: Timestamp, crashed: bool, powered_off: bool) -> Self {
         let lasted = now.duration_since(self.started_at);
         let ends_in_a_row = if lasted >= GOOD_RUN { 1 } else { self.ends_in_a_row.saturating_add(1) };
-        Self { ended: Some(Ended { at: now, crashed }), ends_in_a_row, ..self }
+        Self { ended: Some(Ended { at: now, crashed, powered_off }), ends_in_a_row, ..self }
     }
 
     /// The end, unless the host itself was started anew since: then the guest did not end by itself.
@@ -168,7 +171,7 @@ mod tests {
         let mut record = RunRecord::started(at(0), "boot", None);
         let mut waits = vec![];
         for second in 1..9 {
-            record = record.with_end(at(second), true);
+            record = record.with_end(at(second), true, false);
             waits.push(wait(&record));
             record = RunRecord::started(at(second), "boot", Some(&record));
         }
@@ -178,7 +181,7 @@ mod tests {
     #[test]
     fn a_good_run_begins_the_row_anew() {
         let record = RunRecord { ends_in_a_row: 5, ..RunRecord::started(at(0), "boot", None) };
-        assert_eq!(wait(&record.with_end(at(700), true)), 0);
+        assert_eq!(wait(&record.with_end(at(700), true, false)), 0);
     }
 
     #[test]
@@ -196,7 +199,7 @@ mod tests {
 
     #[test]
     fn the_policy_decides_what_follows() {
-        let record = RunRecord::started(at(0), "boot", None).with_end(at(5), false);
+        let record = RunRecord::started(at(0), "boot", None).with_end(at(5), false, false);
         let clean = record.ended.unwrap();
         let crash = Ended { crashed: true, ..clean };
         assert_eq!(record.after(clean, RestartPolicy::OnFailure), AfterEnd::Stay);

@@ -19,7 +19,7 @@ use super::{
     decide::Observed,
     desired::{Wanted, allocation},
     problem::{Problem, Stage},
-    record::AfterEnd,
+    record::{AfterEnd, Ended},
 };
 use crate::domain::Endpoint;
 
@@ -332,7 +332,11 @@ fn ended(report: &Report<'_>) -> Option<Words> {
     let record = report.observed.record.as_ref()?;
     let end = record.end_in(report.boot)?;
     let reason = if end.crashed { Reason::GuestCrashed } else { Reason::GuestStopped };
-    let what = if end.crashed { "the guest crashed" } else { "the guest shut itself down" };
+    let what = match end {
+        Ended { crashed: true, .. } => "the guest crashed",
+        Ended { powered_off: true, .. } => "the machine was powered off on the host",
+        _ => "the guest shut itself down",
+    };
     let (message, phase) = match record.after(end, report.restart_policy) {
         AfterEnd::RestartAt(time) => {
             (format!("{what}; it is started again at {}", whole_second(time)), Phase::Starting)

@@ -131,6 +131,7 @@ pub(super) async fn desktops(state: &Path, api: PretendedApi) -> Fixture {
         latency: Latency::default(),
         give_back_after: SignedDuration::ZERO,
         relay: None,
+        belongs: tokio::sync::watch::channel(crate::cluster::Belongs::Here).1,
     };
     let (changed, stop) = (Arc::new(Notify::new()), CancellationToken::new());
     let (_, heard) = Heard::new();

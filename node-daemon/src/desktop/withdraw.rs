@@ -6,8 +6,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use gpudesk_crds::{Desktop, DesktopTemplate};
-use jiff::Timestamp;
+use gpudesk_crds::{
+    AllocationId, Desktop, DesktopTemplate, desktop_template::Lifecycle, gpu_node_words::StrayAction,
+};
+use jiff::{SignedDuration, Timestamp};
 
 use super::{
     Desktops, Round,
@@ -17,7 +19,6 @@ use super::{
     observe::Sight,
     problem::Problem,
 };
-use crate::domain::DomainMetadata;
 use crate::host::{
     folder::Owner,
     hypervisor::{GuestState, HypervisorError},
@@ -33,6 +34,15 @@ pub enum Withdrawn {
     Waiting(Timestamp),
 }
 
+/// What becomes of the disks of a machine that is taken down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disks {
+    /// They become a leftover.
+    PutAside,
+    /// They are the desktop's here still.
+    Stay,
+}
+
 impl Desktops {
     /// Takes down what is here of a desktop, for the reason `why`; `template` tells the time that its
     /// guest has. Safe to repeat after it was interrupted anywhere.
@@ -45,6 +55,7 @@ impl Desktops {
         owner: &Owner,
         template: Option<Arc<DesktopTemplate>>,
         why: &str,
+        disks: Disks,
     ) -> Result<Withdrawn, Problem> {
         let nobody = Desktop::default();
         let mut round = Round {
@@ -64,7 +75,7 @@ impl Desktops {
                 Action::Nothing(Some(until)) => return Ok(Withdrawn::Waiting(until)),
                 Action::Nothing(None) => {
                     if sight.observed.folder {
-                        self.put_aside(owner, why).await?;
+                        self.leave_disks(owner, why, disks).await?;
                     }
                     self.changed.notify_one();
                     return Ok(Withdrawn::Whole);
@@ -75,15 +86,90 @@ impl Desktops {
         Ok(Withdrawn::Waiting(Timestamp::now()))
     }
 
-    /// Puts the disks of a desktop aside. What it has for one run only, and a folder without disks, go.
-    async fn put_aside(&self, owner: &Owner, why: &str) -> Result<(), Problem> {
+    /// Ends a machine that an admin names. Safe to repeat after it was interrupted anywhere.
+    ///
+    /// # Errors
+    /// As those of [`Self::withdraw`].
+    pub async fn end(
+        &self,
+        owner: &Owner,
+        action: StrayAction,
+        template: Option<Arc<DesktopTemplate>>,
+        why: &str,
+        disks: Disks,
+    ) -> Result<Withdrawn, Problem> {
+        if action == StrayAction::PowerOff {
+            // One that is not of this desktop is a problem.
+            self.domain(owner.uid).await?;
+            tracing::warn!(why, "taking the power");
+            gone_is_fine(self.node.hypervisor.destroy(owner.uid).await)?;
+        }
+        self.withdraw(owner, template, why, disks).await
+    }
+
+    /// The same of a machine of ours whose metadata cannot be read, which was `asked` to shut down then.
+    ///
+    /// # Errors
+    /// What could not be done; it can be tried again.
+    pub async fn end_unreadable(
+        &self,
+        owner: &Owner,
+        action: StrayAction,
+        asked: Option<Timestamp>,
+        why: &str,
+        disks: Disks,
+    ) -> Result<Withdrawn, Problem> {
+        let (uid, hypervisor) = (owner.uid, &self.node.hypervisor);
+        let grace = SignedDuration::from_secs(Lifecycle::default().shutdown_grace_seconds.into());
+        let runs = match hypervisor.get(uid).await {
+            Ok(domain) => domain.state.is_active(),
+            Err(HypervisorError::NotFound { .. }) => false,
+            Err(error) => return Err(error.into()),
+        };
+        if runs && action == StrayAction::ShutDown {
+            let now = Timestamp::now();
+            let until = asked.unwrap_or(now).checked_add(grace).unwrap_or(now);
+            if asked.is_none() {
+                tracing::warn!(why, "asking the guest to shut down");
+                match hypervisor.shutdown(uid).await {
+                    // One that cannot be asked is powered off after the same time.
+                    Ok(()) | Err(HypervisorError::Refused { .. } | HypervisorError::NotFound { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if now < until {
+                return Ok(Withdrawn::Waiting(until));
+            }
+        }
+        tracing::warn!(why, "taking down what is not this node's");
+        gone_is_fine(hypervisor.destroy(uid).await)?;
+        gone_is_fine(hypervisor.undefine(uid, GuestState::Keep).await)?;
+        for instance in self.instances(uid).await? {
+            self.drive(move |gpus| gpus.destroy(&instance.key)).await?;
+        }
+        if self.node.folders.of(uid).exists().await? {
+            self.leave_disks(owner, why, disks).await?;
+        }
+        self.changed.notify_one();
+        Ok(Withdrawn::Whole)
+    }
+
+    /// Puts the disks of a desktop aside, or leaves them. What it has for one run only, and a folder without
+    /// disks, go.
+    pub(super) async fn leave_disks(&self, owner: &Owner, why: &str, disks: Disks) -> Result<(), Problem> {
         let folder = self.node.folders.of(owner.uid);
+        if disks == Disks::Stay {
+            folder.remove_run().await?;
+            return Ok(());
+        }
+        // What is put aside is not looked for when the desktop comes back.
+        folder.forget_used().await?;
         if folder.remove_run().await? {
             return Ok(());
         }
         let leftover = Leftover { owner: owner.clone(), why: why.into(), since: Timestamp::now() };
         if let Some(kept) = self.node.leftovers.keep(&folder, leftover).await? {
-            tracing::warn!(folder = %kept.display(), why, "disks are kept aside; nothing erases them");
+            tracing::warn!(folder = %kept.display(), why, "disks are kept aside");
         }
         Ok(())
     }
@@ -97,14 +183,8 @@ impl Desktops {
         let uid = owner.uid;
         // One that is not of this desktop is a problem.
         self.domain(uid).await?;
-        match self.node.hypervisor.destroy(uid).await {
-            Ok(()) | Err(HypervisorError::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-        match self.node.hypervisor.undefine(uid, GuestState::Delete).await {
-            Ok(()) | Err(HypervisorError::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
+        gone_is_fine(self.node.hypervisor.destroy(uid).await)?;
+        gone_is_fine(self.node.hypervisor.undefine(uid, GuestState::Delete).await)?;
         for instance in self.instances(uid).await? {
             self.drive(move |gpus| gpus.destroy(&instance.key)).await?;
         }
@@ -113,28 +193,31 @@ impl Desktops {
         Ok(())
     }
 
-    /// Whether a domain of this desktop holds memory and devices, and whether the desktop was being
-    /// deleted when its machine was last asked to end.
+    /// Whether the desktop was being deleted when its machine was last asked to end.
     ///
     /// # Errors
     /// When that cannot be told.
-    pub async fn traces(&self, owner: &Owner) -> Result<Traces, Problem> {
-        let (domain, _) = self.domain(owner.uid).await?;
+    pub async fn was_being_deleted(&self, owner: &Owner) -> Result<bool, Problem> {
         let folder = self.node.folders.of(owner.uid);
         let record: Option<super::record::RunRecord> = folder.read_json(super::observe::RECORD).await?;
-        Ok(Traces {
-            runs: domain.is_some_and(|domain| domain.state.is_active()),
-            was_being_deleted: record.is_some_and(|record| record.deleting),
-        })
+        Ok(record.is_some_and(|record| record.deleting))
     }
 
-    /// What the machine of a desktop was made for, while it runs.
+    /// Whether there is a folder of the desktop, or a share of a GPU.
     ///
     /// # Errors
     /// When that cannot be told.
-    pub async fn runs_for(&self, owner: &Owner) -> Result<Option<DomainMetadata>, Problem> {
-        let (domain, metadata) = self.domain(owner.uid).await?;
-        Ok(metadata.filter(|_| domain.is_some_and(|domain| domain.state.is_active())))
+    pub async fn holds_anything(&self, owner: &Owner) -> Result<bool, Problem> {
+        Ok(self.node.folders.of(owner.uid).exists().await? || !self.instances(owner.uid).await?.is_empty())
+    }
+
+    /// The decision that the folder of a desktop is for.
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    pub async fn noted(&self, owner: &Owner) -> Result<Option<AllocationId>, Problem> {
+        let noted: Option<Decision> = self.node.folders.of(owner.uid).read_json(DECISION).await?;
+        Ok(noted.map(|noted| noted.id))
     }
 
     /// Removes the folder of a desktop that holds nothing here, when all that it says is that the desktop's
@@ -192,13 +275,11 @@ impl Desktops {
 /// How long work on one desktop may keep others waiting: longer than one call into its file system.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What there is on this host of a desktop that the API does not know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Traces {
-    /// Its machine runs.
-    pub runs: bool,
-    /// It was being deleted when its machine was last asked to end.
-    pub was_being_deleted: bool,
+fn gone_is_fine(answer: Result<(), HypervisorError>) -> Result<(), HypervisorError> {
+    match answer {
+        Err(HypervisorError::NotFound { .. }) => Ok(()),
+        answer => answer,
+    }
 }
 
 /// The right to work on one desktop.

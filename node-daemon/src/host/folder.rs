@@ -4,6 +4,7 @@
 //!   <state>/desktops/<uid>/   owner.json  run.json   disk-<name>.qcow2  golden-<name>.json
 //!                             files.json  seed.img   scratch-<name>.qcow2
 //!                             kernel      initrd     serial.log  uefi-vars.fd
+//!   <state>/disks/<uid>.json  which disks a machine has used: known when the folder is lost
 //! ```
 //!
 //! Every file is written under another name and renamed, so that one that is there is whole. The
@@ -24,8 +25,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use uuid::Uuid;
 
-pub use self::files::FolderFiles;
 use self::files::failed;
+pub use self::files::{FolderFiles, UsedDisks};
 use super::{
     file_threads::{FileThreads, ThreadError},
     images::Golden,
@@ -81,7 +82,8 @@ impl DesktopFolders {
 
     /// The folder of one desktop, whether or not it exists.
     pub fn of(&self, uid: Uuid) -> DesktopFolder {
-        let files = FolderFiles { path: self.root.join(uid.to_string()) };
+        let used = self.root.with_file_name("disks").join(format!("{uid}.json"));
+        let files = FolderFiles { path: self.root.join(uid.to_string()), used };
         DesktopFolder { files, uid, threads: self.threads.clone() }
     }
 
@@ -170,7 +172,7 @@ impl DesktopFolder {
 
     /// Whether it exists.
     pub async fn exists(&self) -> Result<bool, FolderError> {
-        self.on_thread(|files| FolderFiles::exists(&files.path)).await
+        self.on_thread(FolderFiles::is_there).await
     }
 
     /// Makes it, and notes down whose it is.
@@ -219,7 +221,7 @@ impl DesktopFolder {
     /// Removes it with all that is in it; one that is not there counts as removed. What is left by an
     /// error is removed the next time.
     pub async fn remove(&self) -> Result<(), FolderError> {
-        self.on_thread(FolderFiles::remove).await
+        self.on_thread(FolderFiles::remove_all).await
     }
 
     /// Makes the disk `name`: an overlay of `golden` with its size or a larger one, or an empty one.
@@ -239,6 +241,16 @@ impl DesktopFolder {
             FolderFiles::make_image(&path, Some(&golden.path), asked.max(golden.virtual_size))
         })
         .await
+    }
+
+    /// Notes down that a machine is about to use these disks.
+    pub async fn note_used(&self, disks: Vec<String>) -> Result<(), FolderError> {
+        self.on_thread(move |files| files.note_used(&disks)).await
+    }
+
+    /// Forgets which disks were used: they are put aside, or gone with their desktop.
+    pub async fn forget_used(&self) -> Result<(), FolderError> {
+        self.on_thread(|files| FolderFiles::remove_file(&files.used)).await
     }
 
     /// Makes the disk `name` that is new at every start.

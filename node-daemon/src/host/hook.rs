@@ -158,7 +158,7 @@ impl DiscoveryHook {
             }
             Err(failure) => {
                 tracing::warn!(%failure, "the discovery hook gave no usable answer");
-                HookView::Failed { why: failure.to_string() }
+                HookView::Failed { why: failure.to_string(), answered: self.answer.is_some() }
             }
         }
     }

@@ -38,8 +38,8 @@ pub trait Hypervisor: Send + Sync {
     /// Takes the power away.
     fn destroy(&self, uuid: Uuid) -> Answer<'_, ()>;
 
-    /// Forgets a domain, its saved memory and snapshots' records. A running one goes on and is
-    /// forgotten when it ends.
+    /// Forgets a domain and snapshots' records. A running one goes on and is forgotten when it ends. One
+    /// whose memory was saved is refused, unless its state is to be deleted.
     fn undefine(&self, uuid: Uuid, state: GuestState) -> Answer<'_, ()>;
 
     /// What is known about a domain while it runs.
@@ -140,6 +140,10 @@ pub enum DomainState {
     ShuttingDown,
     /// Not running.
     Off,
+    /// Not running, for somebody on the host took its power.
+    PoweredOff,
+    /// Not running: its memory was saved, and it goes on from there.
+    Saved,
     /// Not running after a crash.
     Crashed,
 }
@@ -150,7 +154,7 @@ impl DomainState {
     pub fn is_active(self) -> bool {
         match self {
             Self::Running | Self::Paused | Self::Asleep | Self::ShuttingDown => true,
-            Self::Off | Self::Crashed => false,
+            Self::Off | Self::PoweredOff | Self::Saved | Self::Crashed => false,
         }
     }
 }

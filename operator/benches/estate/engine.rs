@@ -11,8 +11,9 @@ use gpudesk_crds::{
     types::{PageSize, ShareMode, VgpuSeries},
 };
 use gpudesk_inventory::simulated::hosts;
-use gpudesk_operator::placement::{
+use gpudesk_placement::{
     Limits, Snapshot,
+    prices::Prices,
     request::{
         CardRequirements, CpuRequest, Demand, DesktopKey, MemoryRequest, Request, Share, ShareRequest,
         VgpuWish, Way,
@@ -33,6 +34,19 @@ pub(crate) struct Outcome {
     pub(crate) placed: u32,
     /// How many of them are on the cell of their card.
     pub(crate) local: u32,
+}
+
+/// Which prices cards are judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Judged {
+    /// All, as in the operator.
+    All,
+    /// Those of what is defined.
+    Defined,
+    /// Those of who waits.
+    Waiting,
+    /// None: by the starts that cards still have.
+    None,
 }
 
 /// An estate, read once.
@@ -220,6 +234,7 @@ impl Estate {
         rules: &BTreeMap<String, Rules>,
         instance: &Instance,
         order: &[usize],
+        judged: Judged,
     ) -> Result<Outcome> {
         let mut snapshot = self.snapshot.clone();
         let mut ledger = Ledger::new(rules, &instance.nodes)?;
@@ -227,6 +242,16 @@ impl Estate {
         for number in order {
             let of = *instance.arrivals.get(*number).context("no such desktop")?;
             let request = self.request(*number, of)?;
+            if let Some(work) = snapshot.pricing_work() {
+                let mut list = work.solve();
+                if matches!(judged, Judged::Waiting | Judged::None) {
+                    list.defined = Prices::default();
+                }
+                if matches!(judged, Judged::Defined | Judged::None) {
+                    list.waiting = None;
+                }
+                snapshot.use_prices(&Arc::new(list));
+            }
             let Ok(placed) = snapshot.place(&request) else { continue };
             let node = (0..self.addresses.len()).find(|node| node_name(*node) == placed.node);
             let (node, share) = (node.context("no such node")?, placed.gpus.first().context("no share")?);

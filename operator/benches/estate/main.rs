@@ -9,6 +9,8 @@
 //! - `estate/MIX`: over the optimum, which may choose whom to leave out; `fixtures.json` holds it,
 //!   `optimum.py` wrote it. `estate/worst` is the worst mix of each round.
 //! - `estate-best-fit/MIX`: the same for best-fit.
+//! - `estate-judged/PRICES`: `estate` over all mixes where cards are judged by some of the prices only, beside
+//!   the lines of code of all prices.
 //! - `estate-planner/MIX`: the same for the batch planner, which sees the cards only, where cores and
 //!   pages suffice.
 //! - `estate-light/MIX`: as `estate`, but everything fits.
@@ -26,7 +28,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, ensure};
 use clap::Parser;
 
-use engine::Estate;
+use engine::{Estate, Judged};
 use figures::Measure;
 use fixtures::{Fixtures, Instance};
 use rules::{Ledger, Rules};
@@ -35,6 +37,14 @@ use rules::{Ledger, Rules};
 const PLACED: (f64, f64) = (0.97, 0.995);
 /// Floor and goal of what is placed on the cell of its card.
 const LOCAL: (f64, f64) = (0.97, 1.0);
+/// What prices are made of.
+const PRICES: [&str; 5] = [
+    include_str!("../../placement/src/prices.rs"),
+    include_str!("../../placement/src/lookahead/fill.rs"),
+    include_str!("../../placement/src/batch/program.rs"),
+    include_str!("../../placement/src/batch/pricing.rs"),
+    include_str!("../../placement/src/batch/simplex.rs"),
+];
 /// Desktops of these ask for less than there is.
 const LIGHT: f64 = 1.0;
 
@@ -107,6 +117,7 @@ impl Measures {
         rules: &BTreeMap<String, Rules>,
         instance: &Instance,
         rounds: usize,
+        by_prices: &mut [(Judged, Measure)],
     ) -> Result<()> {
         let Self { ours, best_fit, planner, light, local, light_local } = self;
         let estate = Estate::new(fixtures, instance)?;
@@ -116,7 +127,14 @@ impl Measures {
             .transpose()?;
         for round in 0..rounds {
             let order = order(instance.arrivals.len(), round)?;
-            let found = estate.run(fixtures, rules, instance, &order)?;
+            let found = estate.run(fixtures, rules, instance, &order, Judged::All)?;
+            for (judged, measure) in by_prices.iter_mut().filter(|_| instance.load > LIGHT) {
+                let worth = match judged {
+                    Judged::All => found.worth,
+                    _ => estate.run(fixtures, rules, instance, &order, *judged)?.worth,
+                };
+                measure.add(round, worth, instance.bound);
+            }
             ensure!(
                 found.worth <= instance.bound,
                 "{} of {} in {}",
@@ -154,6 +172,13 @@ fn main() -> Result<()> {
     let fixtures = fixtures::all(include_str!("fixtures.json"))?;
     let rules = Rules::all(&fixtures)?;
     let mut by_mix: Vec<(&str, Measures)> = vec![];
+    let mut by_prices = [
+        (Judged::All, "estate-judged/all-prices"),
+        (Judged::Defined, "estate-judged/prices-of-what-is-defined"),
+        (Judged::Waiting, "estate-judged/prices-of-who-waits"),
+        (Judged::None, "estate-judged/no-prices"),
+    ]
+    .map(|(judged, name)| (judged, Measure::new(name.into(), ["ours", "optimum"], None, options.rounds)));
     for instance in &fixtures.instances {
         let wanted = (options.mixes.is_empty() || options.mixes.contains(&instance.mix))
             && (options.loads.is_empty() || options.loads.contains(&instance.load));
@@ -164,7 +189,7 @@ fn main() -> Result<()> {
             by_mix.push((&instance.mix, Measures::new(&instance.mix, options.rounds)));
         }
         if let Some((_, measures)) = by_mix.iter_mut().find(|(mix, _)| *mix == instance.mix) {
-            measures.run(&fixtures, &rules, instance, options.rounds)?;
+            measures.run(&fixtures, &rules, instance, options.rounds, &mut by_prices)?;
         }
     }
     let mut worst = Measure::new("estate/worst".into(), ["ours", "optimum"], Some(PLACED), options.rounds);
@@ -176,5 +201,10 @@ fn main() -> Result<()> {
         }
     }
     worst.print();
+    for (_, measure) in &by_prices {
+        measure.print();
+    }
+    let lines: usize = PRICES.iter().map(|of| of.lines().count()).sum();
+    println!("{}", serde_json::json!({"measure": "estate-judged/lines-of-prices", "lines": lines}));
     Ok(())
 }

@@ -217,14 +217,18 @@ pub(crate) fn run(options: &Options) {
     for card in cards::all().iter().filter(|card| chosen(&options.geometries, card.name)) {
         let states = States::new(&card.geometry);
         let (best_fit, first_fit) = (states.best_fit(&card.geometry), states.first_fit());
-        let (mut gained, mut gap, mut below, mut worst) = (0.0, 0.0, 0, (f64::MAX, String::new()));
+        let (mut gained, mut gained_by_starts) = (0.0, 0.0);
+        let (mut gap, mut below, mut worst) = (0.0, 0, (f64::MAX, String::new()));
         for mix in card.mixes(options.random_mixes).iter().filter(|mix| chosen(&options.mixes, &mix.name)) {
-            let rules = [&states.look_ahead(card, mix), &best_fit, &first_fit];
+            let (ours, starts) = (states.look_ahead(card, mix, true), states.look_ahead(card, mix, false));
+            let rules = [&ours, &best_fit, &first_fit, &starts];
             for load in &options.loads {
                 let rounds = rounds(options, card, &states, &rules, mix, *load);
                 let slices = compare(&pick(&rounds, 0, |t| t.slices), &pick(&rounds, 1, |t| t.slices));
                 let ideal = compare(&pick(&rounds, 3, |t| t.slices), &pick(&rounds, 1, |t| t.slices));
+                let starts = compare(&pick(&rounds, 4, |t| t.slices), &pick(&rounds, 1, |t| t.slices));
                 gained += slices.difference;
+                gained_by_starts += starts.difference;
                 gap += ideal.difference;
                 below += usize::from(slices.difference + slices.margin < 0.0);
                 if slices.difference < worst.0 {
@@ -238,40 +242,42 @@ pub(crate) fn run(options: &Options) {
             json!({
                 "bench": "mig-churn", "card": card.name, "mix": "all", "measure": "gap_closed",
                 "lifetime": format!("{:?}", options.lifetime), "gap_closed": rounded(gained / gap.max(1e-9)),
+                "gap_closed_without_prices": rounded(gained_by_starts / gap.max(1e-9)),
                 "below_best_fit": below, "worst_difference": rounded(worst.0), "worst": worst.1,
             })
         );
     }
 }
 
-/// By round: look-ahead, best-fit, first-fit, free repacking.
+/// By round: look-ahead, best-fit, first-fit, free repacking, look-ahead without prices.
 fn rounds(
     options: &Options,
     card: &Card,
     states: &States,
-    rules: &[&Rule; 3],
+    rules: &[&Rule; 4],
     mix: &Mix,
     load: f64,
-) -> Vec<[Tally; 4]> {
+) -> Vec<[Tally; 5]> {
     #[expect(clippy::cast_precision_loss, reason = "few cards")]
     let rate = card.capacity(mix) * load * options.cards as f64;
     let largest = mix.shares.iter().rposition(|share| *share > 0.0).unwrap_or(0);
     let round = |seed: u64| {
         let arrivals = arrivals(seed, rate, mix, options.lifetime);
         let counter = || Counter { card, largest, offered: Tally::default(), tally: Tally::default() };
-        let [ours, best, first] = rules.map(|rule| churn(states, rule, options.cards, &arrivals, counter()));
-        [ours, best, first, repack(card, options.cards, &arrivals, counter())]
+        let [ours, best, first, starts] =
+            rules.map(|rule| churn(states, rule, options.cards, &arrivals, counter()));
+        [ours, best, first, repack(card, options.cards, &arrivals, counter()), starts]
     };
     (0..options.seeds).map(round).collect()
 }
 
 type Part = fn(&Tally) -> f64;
 
-fn pick(rounds: &[[Tally; 4]], rule: usize, part: Part) -> Vec<f64> {
+fn pick(rounds: &[[Tally; 5]], rule: usize, part: Part) -> Vec<f64> {
     rounds.iter().map(|round| part(&round[rule])).collect()
 }
 
-fn print(card: &Card, mix: &Mix, load: f64, rounds: &[[Tally; 4]], ideal: &Compared) {
+fn print(card: &Card, mix: &Mix, load: f64, rounds: &[[Tally; 5]], ideal: &Compared) {
     let parts: [(&str, Part); 3] = [
         ("slices_accepted", |tally| tally.slices),
         ("requests_accepted", |tally| tally.requests),

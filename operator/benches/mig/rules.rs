@@ -107,12 +107,12 @@ impl States {
         self.rule(|_, _, _| 0)
     }
 
-    /// The least loss of worth.
-    pub(crate) fn look_ahead(&self, card: &Card, mix: &Mix) -> Rule {
+    /// The least loss of worth; without prices, of the starts alone.
+    pub(crate) fn look_ahead(&self, card: &Card, mix: &Mix, prices: bool) -> Rule {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small, not negative")]
         let wanted: Vec<u64> = mix.shares.iter().map(|share| (share * 1e6).round() as u64).collect();
         let values = Values::new(card.geometry.clone(), &wanted, wanted.iter().sum(), 80 << 10);
-        let asked = asked(card, mix);
+        let asked = if prices { asked(card, mix) } else { vec![] };
         let units = card.geometry.modes.first().map_or(1, |mode| mode.units.unsigned_abs());
         let worth: Vec<i64> =
             self.placed.iter().map(|placed| values.worth(placed, u64::from(units) << 10, &asked)).collect();

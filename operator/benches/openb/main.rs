@@ -1,7 +1,7 @@
 //! Replays a production GPU trace against three placement policies, and prints how much of the
 //! cluster's GPU each gives away.
 //!
-//! `cargo bench -p gpudesk-operator --bench openb -- --nodes FILE --pods FILE [--seeds N]`
+//! `cargo bench -p gpudesk-placement --bench openb -- --nodes FILE --pods FILE [--seeds N]`
 //!
 //! The files are those of Alibaba's cluster-trace-gpu-v2023 (`openb`). The procedure is that of Weng
 //! et al., "Beware of Fragmentation: Scheduling GPU-Sharing Workloads with Fragmentation Gradient

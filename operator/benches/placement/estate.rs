@@ -7,13 +7,13 @@ use std::{
 };
 
 use gpudesk_crds::{
-    Allocation, Desktop,
+    Allocation, Desktop, GpuNode,
     desktop::PowerState,
     desktop_template::{NumaPolicy, Pinning},
     types::{PageSize, VgpuSeries},
 };
 use gpudesk_inventory::simulated::hosts;
-use gpudesk_operator::placement::{
+use gpudesk_placement::{
     Limits, Snapshot,
     request::{
         CardRequirements, CpuRequest, Demand, DesktopKey, MemoryRequest, Request, Share, ShareRequest, Way,
@@ -133,11 +133,12 @@ impl Bench {
             bench.stopped.push_back(number);
         }
         let before = allocated();
-        let mut node = hosts::node(&hosts::hosts("node", HOST, None).unwrap()[0], None);
+        let mut node = node();
         for number in 0..nodes {
             node.metadata.name = Some(format!("node-{number}"));
             bench.snapshot.node_seen(&node);
         }
+        bench.snapshot.catch_up();
         bench.fill();
         bench.bytes = allocated().saturating_sub(before);
         bench
@@ -223,7 +224,12 @@ impl Bench {
     }
 }
 
-fn demand(profile: &str) -> Arc<Demand> {
+/// A node of the estate, still without a name of its own.
+pub(crate) fn node() -> GpuNode {
+    hosts::node(&hosts::hosts("node", HOST, None).unwrap()[0], None)
+}
+
+pub(crate) fn demand(profile: &str) -> Arc<Demand> {
     let share = Share::Mig { profile: profile.into(), series: VgpuSeries::C, framebuffer_mib: None };
     Arc::new(Demand {
         node_selector: BTreeMap::new(),
@@ -242,7 +248,7 @@ fn demand(profile: &str) -> Arc<Demand> {
     })
 }
 
-fn object(key: &DesktopKey) -> Desktop {
+pub(crate) fn object(key: &DesktopKey) -> Desktop {
     // Who is defined to run and has no place waits, and is looked ahead for.
     let spec = gpudesk_crds::DesktopSpec { power_state: PowerState::Stopped, ..Default::default() };
     let mut desktop = Desktop::new(&key.name, spec);

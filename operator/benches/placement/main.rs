@@ -2,10 +2,11 @@
 //!
 //! Nodes with two sockets and eight cards that do MIG; 72,000 desktops defined, so many of them running
 //! that nine tenths of the cards' slices are taken; then one comes and one goes. Both sides decide the
-//! same requests on the same estate in turns, and every score must be equal.
+//! same requests on the same estate in turns, and every score must be equal. Then what more demands cost,
+//! and how long the placement lock is held while two thousand desktops wait: see `load`.
 //!
 //! ```console
-//! $ cargo bench -p gpudesk-operator --bench placement [-- --rounds N] [--nodes 10,100] [--chart FILE.svg]
+//! $ cargo bench -p gpudesk-placement --bench placement [-- --rounds N] [--nodes 10,100] [--chart FILE.svg]
 //! ```
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, clippy::cast_precision_loss)]
 
@@ -13,6 +14,7 @@
 mod chart;
 mod estate;
 mod figures;
+mod load;
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +32,9 @@ fn main() {
         arguments.iter().position(|argument| argument == flag).and_then(|at| arguments.get(at + 1)).cloned()
     };
     if arguments.iter().any(|argument| argument == "--help") {
-        println!("Usage: placement [--rounds N (5)] [--nodes 10,100,1000,5000] [--chart FILE.svg]");
+        println!(
+            "Usage: placement [--rounds N (5)] [--nodes 10,100,1000,5000] [--load no] [--chart FILE.svg]"
+        );
         return;
     }
     let rounds: usize =
@@ -38,6 +42,7 @@ fn main() {
     let sizes: Vec<usize> = after("--nodes")
         .unwrap_or_else(|| "10,100,1000,5000".into())
         .split(',')
+        .filter(|size| !size.is_empty())
         .map(|size| size.parse().expect("--nodes takes numbers, like 10,100"))
         .collect();
     let mut measures: Vec<Measure> = vec![];
@@ -52,6 +57,9 @@ fn main() {
         medians.push(per_mix);
     }
     growth(&sizes, &medians, &mut measures);
+    if after("--load").is_none_or(|load| load != "no") {
+        under_load(rounds, &mut measures);
+    }
     for measure in &measures {
         measure.print();
     }
@@ -131,6 +139,30 @@ fn growth(sizes: &[usize], medians: &[Vec<Vec<f64>>], measures: &mut Vec<Measure
         for (large, small) in medians[large][position].iter().zip(&medians[small][position]) {
             measure.add(*large, *small);
         }
+        measures.push(measure);
+    }
+}
+
+/// What more demands cost, and how long the lock is held.
+fn under_load(rounds: usize, measures: &mut Vec<Measure>) {
+    let mut demands = Measure::new("placement.demands-120-over-48", "120 demands", "48 demands");
+    demands.at_most = Some((1.5, 1.2));
+    for round in 0..rounds.min(3) {
+        demands.add(load::fill(120, round as u64), load::fill(48, round as u64));
+    }
+    measures.push(demands);
+    let (holds, thinker) = load::holds(120);
+    let goal = Some((5.0, 2.0));
+    let rows = [
+        ("lock-held-p50", &holds, 0.5, None),
+        ("lock-held-p99", &holds, 0.99, goal),
+        ("lock-held-max", &holds, 1.0, None),
+        ("lock-held-by-thinker-max", &thinker, 1.0, None),
+    ];
+    for (name, holds, at, at_most) in rows {
+        let mut measure = Measure::new(&format!("placement.{name}"), "milliseconds", "1");
+        measure.at_most = at_most;
+        measure.add(1000.0 * quantile(holds, at), 1.0);
         measures.push(measure);
     }
 }

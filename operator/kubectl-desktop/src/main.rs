@@ -116,7 +116,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(failure) => {
-            for line in failure.to_string().lines() {
+            for line in failure.lines() {
                 eprintln!("error: {line}");
             }
             ExitCode::from(failure.exit_status())

@@ -193,6 +193,76 @@ fn a_cluster_that_cannot_be_read_is_no_wrong_input() {
 }
 
 #[test]
+fn a_kubeconfig_that_is_not_there_is_named() {
+    let ended = run("plan --from-cluster --kubeconfig /nofile");
+    assert_eq!(
+        (ended.status, ended.err.as_str()),
+        (
+            3,
+            "error: no cluster: the kubeconfig /nofile cannot be read: No such file or directory (os error 2)\n"
+        )
+    );
+}
+
+#[test]
+fn a_picture_that_cannot_be_written_is_known_before_anything_is_asked_for() {
+    let ended = run("view anna --screenshot /nodir/x.png");
+    assert_eq!(ended.status, 2);
+    assert!(
+        ended.err.starts_with("error: --screenshot /nodir/x.png: the file cannot be written: No such file"),
+        "{}",
+        ended.err
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("x.png");
+    assert_eq!(run(&format!("view anna --screenshot {}", file.display())).status, 3, "there is no cluster");
+    assert!(!file.exists());
+}
+
+#[test]
+fn a_suspended_desktop_is_told_of_as_the_cluster_does_it() {
+    let late = "apiVersion: gpudesk.dev/v1alpha1\nkind: Desktop\nmetadata: {name: late, namespace: school}\n\
+        spec: {templateRef: {name: office}, powerState: Suspended}\n";
+    let ended = run_with(&format!("{EXAMPLE} -f -"), late);
+    assert_eq!(
+        ended.err,
+        "note: Desktop school/late: spec.powerState: Suspended is not yet supported: a machine that runs goes on, one that \
+         does not is not started\n"
+    );
+    assert!(
+        ended.out.lines().any(|line| line.contains("school/late") && line.contains("stopped")),
+        "{}",
+        ended.out
+    );
+}
+
+#[test]
+fn why_says_of_a_desktop_that_is_being_deleted_what_it_waits_for() {
+    let file = "operator/kubectl-desktop/tests/plan/scattered.yaml";
+    let text = std::fs::read_to_string(checkout().join(file)).unwrap();
+    for (finalizers, said) in [
+        (
+            "gpudesk.dev/release",
+            "waits for the node daemon of gpu, which ends the machine and releases what it holds.",
+        ),
+        ("example.org/x", "waits for who takes these finalizers off: example.org/x."),
+    ] {
+        let deleted =
+            format!("deletionTimestamp: '2026-11-29T12:00:00Z', finalizers: [{finalizers}], name: one,");
+        let text = text.replacen("name: one,", &deleted, 1);
+        let ended =
+            run_with("why lab/one --from - --nodes operator/kubectl-desktop/tests/plan/gpu.yaml", &text);
+        assert!(
+            ended.out.contains("It is being deleted since 2026-11-29T12:00:00Z, and "),
+            "{}{}",
+            ended.out,
+            ended.err
+        );
+        assert!(ended.out.contains(said), "{}", ended.out);
+    }
+}
+
+#[test]
 fn other_kinds_are_left_out_with_a_note() {
     let ended =
         run_with(&format!("{EXAMPLE} -f -"), "apiVersion: v1\nkind: Namespace\nmetadata: {name: school}\n");

@@ -179,12 +179,13 @@ fn memory_left(asked: Asked<'_>, scope: Scope<'_>, pages: PageSize) -> Option<i6
     let unit = pages.mib().unwrap_or(1);
     let kind = page(pages);
     let amount = |mib: i64| Some(mib.checked_add(unit - 1)? / unit);
-    let node_left = facts.memory(pages) - total.memory[kind] - amount(demand.memory.mib)?;
+    let node_left =
+        facts.memory(pages).saturating_sub(total.memory[kind]).saturating_sub(amount(demand.memory.mib)?);
     // What floats may all stand on this cell: who must be here cannot count on the rest.
     let on_cell = |at: usize, mib: i64, strict: bool| {
         let (cell, here) = (facts.cells.get(at)?, used.cells.get(at)?);
-        let free = cell.memory[kind] - here.taken.memory[kind] - amount(mib)?;
-        Some(free - if strict { used.floating.memory[kind] } else { 0 })
+        let free = cell.memory[kind].saturating_sub(here.taken.memory[kind]).saturating_sub(amount(mib)?);
+        Some(free.saturating_sub(if strict { used.floating.memory[kind] } else { 0 }))
     };
     let left = match scope {
         Scope::Node => node_left,
@@ -324,7 +325,7 @@ fn shares(asked: Asked<'_>, scope: Scope<'_>) -> bool {
         }
         _ => false,
     };
-    total.vcpus + demand.cpu.vcpus() <= left * limits.cpu_overcommit
+    total.vcpus.saturating_add(demand.cpu.vcpus()) <= left * limits.cpu_overcommit
         && match scope {
             Scope::Node => true,
             Scope::Cell { at, strict: _ } => fits_cell(at, demand.cpu.vcpus()),

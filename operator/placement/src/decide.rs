@@ -18,13 +18,12 @@ use crate::{
     ranking::{NodeId, Ranking, Verdict},
     request::{Demand, Request},
     score::Score,
-    snapshot::{Snapshot, refresh},
+    snapshot::Snapshot,
 };
 
-/// Demands whose rankings are kept; beyond, the one that was not used for the longest time goes.
-const RANKINGS: usize = 96;
-/// Decisions after which a ranking that was not used goes.
-const RETIRED_AFTER: u64 = 4096;
+/// Verdicts that all rankings together keep, of some fifty bytes each; beyond, the ranking that was not
+/// used for the longest time goes.
+const VERDICTS: usize = 1 << 20;
 /// How many of the best nodes a decision tells of.
 const TOLD: usize = 3;
 /// How many reasons a decision tells of.
@@ -128,7 +127,6 @@ impl Snapshot {
     /// The least score of all nodes, found by looking at each of them: what [`Snapshot::place`] must
     /// equal, and what it is measured against. Nothing is remembered from node to node.
     pub fn best_score_of_all(&mut self, request: &Request) -> Option<(Score, String)> {
-        self.use_census();
         let prepared = Prepared::new(&mut self.estate.tables, &request.demand);
         let apart = self.own_nodes(request);
         let ruling = self.ruling(request);
@@ -193,7 +191,6 @@ impl Snapshot {
 
     /// Step 1: the ranking of what is asked for, up to date.
     pub(crate) fn ranking_for(&mut self, demand: &Arc<Demand>) -> usize {
-        self.use_census();
         if self.estate.tables.is_full() {
             self.estate.begin_tables_again();
             self.totals.clear();
@@ -201,33 +198,23 @@ impl Snapshot {
             self.ranking_of.clear();
         }
         self.decisions += 1;
-        if self.decisions.is_multiple_of(RETIRED_AFTER) {
-            self.retire();
-        }
         let position = match self.ranking_of.get(demand) {
             Some(position) => *position,
             None => self.add_ranking(demand),
         };
         if let Some(ranking) = self.rankings.get_mut(position) {
             ranking.used_at = self.decisions;
-            refresh(&mut self.estate, ranking);
+            self.estate.refresh(ranking);
         }
         position
     }
 
-    /// Drops the rankings that nobody used for long: each costs something with every event.
-    fn retire(&mut self) {
-        let now = self.decisions;
-        self.rankings.retain(|ranking| ranking.used_at + RETIRED_AFTER > now);
-        let numbered = self.rankings.iter().enumerate();
-        self.ranking_of = numbered.map(|(at, ranking)| (ranking.prepared.demand.clone(), at)).collect();
-    }
-
     fn add_ranking(&mut self, demand: &Arc<Demand>) -> usize {
         let prepared = Prepared::new(&mut self.estate.tables, demand);
-        let ranking = Ranking::new(prepared, self.estate.names().len());
+        let ranking = Ranking::new(prepared);
+        let most = VERDICTS / self.estate.names().len().next_power_of_two();
         let oldest = || self.rankings.iter().enumerate().min_by_key(|(_, ranking)| ranking.used_at);
-        let position = match (self.rankings.len() < RANKINGS, oldest()) {
+        let position = match (self.rankings.len() < most, oldest()) {
             (false, Some((position, _))) => position,
             _ => self.rankings.len(),
         };

@@ -12,10 +12,9 @@ use crate::{
     filters::{self, Rejection},
     fit::{self, Place, Plan, Prepared},
     links,
-    mix::Mix,
     occupancy::{Claim, Held, HeldBy, NodeUse, Taken},
-    prices::Alike,
-    ranking::{NodeId, Verdict},
+    prices::{Alike, PriceList},
+    ranking::{NodeId, Ranking, Verdict},
     request::{DesktopKey, Previous},
     shape::Shape,
     starving::{self, Rooms},
@@ -58,17 +57,18 @@ impl NodeState {
     fn sum_up(&mut self, tables: &mut Tables, limits: Limits) {
         let Some(facts) = &self.facts else { return };
         self.total = self.used.total();
-        self.slots = slots_of(tables, facts, &self.used);
+        self.slots = slots_of(tables, facts, &self.used, &self.slots);
         self.rooms = starving::rooms(tables, &self.slots);
-        let (dedicated, mix) = (self.used.dedicated(), tables.mix());
-        self.starved = starving::starved(facts, &self.total, dedicated, &self.rooms, mix, limits);
+        let dedicated = self.used.dedicated();
+        self.starved = starving::starved(facts, &self.total, dedicated, &self.rooms, tables, limits);
     }
 
     /// The node as it would be without one desktop.
     fn without(&self, tables: &mut Tables, limits: Limits, facts: &Arc<NodeFacts>, key: &DesktopKey) -> Self {
         let claims = self.held.iter().map(|(key, held)| (key, &held.claim));
         let used = NodeUse::of(facts, claims, Some(key));
-        let mut apart = Self { used, facts: Some(facts.clone()), ..Self::default() };
+        let mut apart =
+            Self { used, facts: Some(facts.clone()), slots: self.slots.clone(), ..Self::default() };
         apart.sum_up(tables, limits);
         apart
     }
@@ -96,6 +96,12 @@ pub struct Estate {
     cards: BTreeMap<ShapeId, u64>,
     /// Counts changes of what nodes offer.
     pub version: u64,
+    /// Counts changes of nodes.
+    clock: u64,
+    /// When each node changed last.
+    changed_at: Vec<u64>,
+    /// When all were last to be judged anew.
+    all_changed_at: u64,
 }
 
 fn at(id: NodeId) -> usize {
@@ -135,9 +141,16 @@ impl Estate {
 
     /// The cards that desktops may have something of, by shape.
     pub fn supply(&self) -> Supply {
-        let usable =
-            self.cards.iter().filter_map(|(shape, count)| Some((self.tables.shape_of(*shape)?, *count)));
+        let cards = self.in_order();
+        let usable = cards.iter().filter_map(|id| Some((self.tables.shape_of(*id)?, *self.cards.get(id)?)));
         Supply::new(usable.filter(|(shape, _)| shape.refused.is_none()))
+    }
+
+    /// The shapes of all cards, in an order that equal estates share.
+    fn in_order(&self) -> Vec<ShapeId> {
+        let mut shapes: Vec<ShapeId> = self.cards.keys().copied().collect();
+        shapes.sort_by_key(|shape| self.tables.order_of(*shape));
+        shapes
     }
 
     /// How many cards there are.
@@ -145,8 +158,10 @@ impl Estate {
         self.cards.values().sum()
     }
 
-    /// The cards of nodes that take desktops, those together that are alike.
+    /// The cards of nodes that take desktops, those together that are alike, in an order that equal estates
+    /// share.
     pub fn alike(&self) -> Vec<Alike> {
+        let places = self.in_order().into_iter().zip(0usize..).collect::<BTreeMap<_, _>>();
         let mut counts: BTreeMap<(ShapeId, StateId), u32> = BTreeMap::new();
         for (_, state) in self.by_name() {
             let takes = |facts: &&Arc<NodeFacts>| !facts.cordoned && self.closed(&facts.name).is_none();
@@ -156,11 +171,13 @@ impl Estate {
                 }
             }
         }
-        let cards = counts.into_iter().filter_map(|((shape, state), count)| {
-            let used = self.tables.used(shape, state)?.clone();
-            Some(Alike { shape: self.tables.shape_of(shape)?.clone(), used, count })
+        let cards = counts.into_iter().filter_map(|((id, state), count)| {
+            let (shape, used) = (self.tables.shape_of(id)?.clone(), self.tables.used(id, state)?.clone());
+            shape.refused.is_none().then(|| (places.get(&id), Alike { shape, used, count }))
         });
-        cards.filter(|cards| cards.shape.refused.is_none()).collect()
+        let mut cards: Vec<_> = cards.collect();
+        cards.sort_by(|(a, one), (b, other)| (a, &one.used).cmp(&(b, &other.used)));
+        cards.into_iter().map(|(_, cards)| cards).collect()
     }
 
     /// How many nodes exist.
@@ -179,17 +196,48 @@ impl Estate {
         silent.or_else(|| self.unclear.contains(name).then_some(Rejection::Unclear))
     }
 
-    /// Which nodes are silent; returns those that differ from before.
-    pub fn set_silent(&mut self, silent: BTreeSet<String>) -> Vec<NodeId> {
-        let before = std::mem::replace(&mut self.silent, silent);
-        before.symmetric_difference(&self.silent).filter_map(|name| self.id(name)).collect()
+    /// Which nodes are silent; returns those that were.
+    pub fn set_silent(&mut self, silent: BTreeSet<String>) -> BTreeSet<String> {
+        self.touch_all(&(&self.silent ^ &silent));
+        std::mem::replace(&mut self.silent, silent)
     }
 
-    /// Of which nodes it is not understood what they offer or what is taken there; returns those that differ
-    /// from before.
-    pub fn set_unclear(&mut self, unclear: BTreeSet<String>) -> Vec<NodeId> {
-        let before = std::mem::replace(&mut self.unclear, unclear);
-        before.symmetric_difference(&self.unclear).filter_map(|name| self.id(name)).collect()
+    /// Of which nodes it is not understood what they offer or what is taken there; returns those before.
+    pub fn set_unclear(&mut self, unclear: BTreeSet<String>) -> BTreeSet<String> {
+        self.touch_all(&(&self.unclear ^ &unclear));
+        std::mem::replace(&mut self.unclear, unclear)
+    }
+
+    fn touch_all(&mut self, names: &BTreeSet<String>) {
+        names
+            .iter()
+            .filter_map(|name| self.id(name))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .for_each(|id| self.touch(id));
+    }
+
+    /// A node has changed: who uses a ranking next judges it.
+    fn touch(&mut self, id: NodeId) {
+        self.clock += 1;
+        if self.changed_at.len() <= at(id) {
+            self.changed_at.resize(at(id) + 1, 0);
+        }
+        if let Some(changed_at) = self.changed_at.get_mut(at(id)) {
+            *changed_at = self.clock;
+        }
+    }
+
+    /// Judges the nodes that have changed since a ranking was used.
+    pub fn refresh(&mut self, ranking: &mut Ranking) {
+        let since = ranking.judged_at;
+        let all = self.all_changed_at > since;
+        let changed = self.changed_at.iter().zip(0..).filter(|(changed_at, _)| all || **changed_at > since);
+        for id in changed.map(|(_, id)| id).collect::<Vec<NodeId>>() {
+            let verdict = self.judge(&ranking.prepared, id);
+            ranking.set(id, verdict, &self.names);
+        }
+        ranking.judged_at = self.clock;
     }
 
     /// Those nodes.
@@ -217,7 +265,12 @@ impl Estate {
         let gone = self.id(name).and_then(|id| self.node(id)).and_then(|state| state.facts.clone());
         for card in gone.iter().flat_map(|facts| &facts.cards) {
             let shape = self.tables.shape(&card.shape);
-            self.cards.entry(shape).and_modify(|count| *count -= 1);
+            if let Some(count) = self.cards.get_mut(&shape) {
+                *count -= 1;
+                if *count == 0 {
+                    self.cards.remove(&shape);
+                }
+            }
         }
         for card in facts.iter().flat_map(|facts| &facts.cards) {
             let shape = self.tables.shape(&card.shape);
@@ -231,6 +284,7 @@ impl Estate {
         });
         Some(self.change(name, |state| {
             state.facts = facts;
+            state.slots.clear();
             if let Some(facts) = &state.facts {
                 for held in state.held.values_mut() {
                     held.claim = Claim::of(facts, &held.allocation);
@@ -255,6 +309,7 @@ impl Estate {
 
     fn change(&mut self, name: &str, change: impl FnOnce(&mut NodeState)) -> NodeId {
         let id = self.id(name).unwrap_or_else(|| self.add(name));
+        self.touch(id);
         let Some(slot) = self.nodes.get_mut(at(id)) else { return id };
         let state = slot.get_or_insert_default();
         change(state);
@@ -294,8 +349,7 @@ impl Estate {
     /// Drops what the tables know of states that no card is in.
     pub fn begin_tables_again(&mut self) {
         let mut tables = Tables::default();
-        tables.set_mix(self.tables.mix(), self.tables.supply());
-        tables.set_waiting(self.tables.waiting().cloned());
+        tables.use_list(self.tables.list());
         let cards = std::mem::take(&mut self.cards);
         for (shape, count) in cards {
             if let Some(shape) = self.tables.shape_of(shape) {
@@ -304,6 +358,7 @@ impl Estate {
             }
         }
         self.tables = tables;
+        self.nodes.iter_mut().flatten().for_each(|state| state.slots.clear());
         self.sum_up();
     }
 
@@ -312,9 +367,9 @@ impl Estate {
         self.cards.keys().filter_map(|shape| self.tables.shape_of(*shape))
     }
 
-    /// Judges by another mix from now on.
-    pub fn set_mix(&mut self, mix: &Arc<Mix>, supply: &Arc<Supply>) {
-        self.tables.set_mix(mix, supply);
+    /// Judges by another list from now on.
+    pub fn use_list(&mut self, list: &Arc<PriceList>) {
+        self.tables.use_list(list);
         self.sum_up();
     }
 
@@ -322,6 +377,8 @@ impl Estate {
         for state in self.nodes.iter_mut().flatten() {
             state.sum_up(&mut self.tables, self.limits);
         }
+        self.clock += 1;
+        self.all_changed_at = self.clock;
     }
 
     /// What a demand finds on a node.
@@ -378,12 +435,14 @@ impl Estate {
     /// # Errors
     /// Why it would not.
     pub fn fit_empty(&mut self, prepared: &Prepared, id: NodeId) -> Result<(), Rejection> {
-        let Some(facts) = self.node(id).and_then(|state| state.facts.clone()) else {
+        let Some((facts, slots)) =
+            self.node(id).and_then(|state| Some((state.facts.clone()?, state.slots.clone())))
+        else {
             return Err(Rejection::NotReady);
         };
         filters::pass(&facts, &prepared.demand, None, true)?;
-        let mut empty =
-            NodeState { used: NodeUse::empty(&facts), facts: Some(facts.clone()), ..NodeState::default() };
+        let used = NodeUse::empty(&facts);
+        let mut empty = NodeState { used, facts: Some(facts.clone()), slots, ..NodeState::default() };
         empty.sum_up(&mut self.tables, self.limits);
         fit::fit(&mut self.tables, empty.place(&facts), prepared, self.limits, None)
             .map(|_| ())
@@ -414,10 +473,16 @@ impl Estate {
     }
 }
 
-fn slots_of(tables: &mut Tables, facts: &NodeFacts, used: &NodeUse) -> Vec<(ShapeId, StateId)> {
+/// Shape and state of each card; `known` are those of the same cards in another state, or none.
+fn slots_of(
+    tables: &mut Tables,
+    facts: &NodeFacts,
+    used: &NodeUse,
+    known: &[(ShapeId, StateId)],
+) -> Vec<(ShapeId, StateId)> {
     let none = CardUse::default();
     let slot = |(position, card): (usize, &crate::facts::Card)| {
-        let shape = tables.shape(&card.shape);
+        let shape = known.get(position).map_or_else(|| tables.shape(&card.shape), |(shape, _)| *shape);
         (shape, tables.state(shape, used.cards.get(position).unwrap_or(&none)))
     };
     facts.cards.iter().enumerate().map(slot).collect()

@@ -8,13 +8,14 @@ use std::{
 use gpudesk_crds::{conditions::Reason, desktop_template::Pinning, types::PageSize};
 
 use crate::{
+    NoRoom,
     cards::NoGpus,
     compute::{Limits, NoCompute},
     facts::NodeFacts,
     filters::Rejection,
     fit::Misfit,
     ranking::NodeId,
-    request::{FunctionKind, Request},
+    request::{FunctionKind, Request, Share},
     shape::{NoShare, Refused},
     snapshot::Snapshot,
 };
@@ -34,27 +35,50 @@ pub struct Explanation {
     pub message: String,
 }
 
+/// What takes long to find out of a request for which there is no room; nothing before it was thought of.
+/// It stays true for a while, the counts of [`NoRoom`] change with every event.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Insight {
+    /// Not even an empty estate would do.
+    hopeless: Option<Explanation>,
+    /// How many desktops would have to move, and why that node rejects the request today.
+    nearest: Option<(usize, Rejection)>,
+    /// What is offered beside a share that is not.
+    offered: String,
+}
+
+impl Insight {
+    /// Why a desktop waits: the counted reasons, and what was thought of.
+    pub fn explain(&self, request: &Request, no_room: &NoRoom) -> Explanation {
+        if let Some(hopeless) = &self.hopeless {
+            return hopeless.clone();
+        }
+        let offered = not_offered(request, &no_room.rejections).map_or("", |_| &self.offered);
+        let message = summary(request, &no_room.rejections, self.nearest.as_ref()) + offered;
+        Explanation { reason: Reason::Unschedulable, message }
+    }
+}
+
 impl Snapshot {
     /// Why a desktop waits: whether for room that others have, or for a host that is not there.
     /// Names the nearest fit, where moving a few desktops would make one.
     pub fn explain(&mut self, request: &Request) -> Explanation {
-        self.explain_with(request, MOST_MOVES)
-    }
-
-    /// The same, thinking of at most `most_moves` moves; with 0 it names the nearest fit only where
-    /// that is known. Thinking of moves tries up to some dozens of sets, each of several decisions.
-    pub fn explain_with(&mut self, request: &Request, most_moves: usize) -> Explanation {
-        let account = match self.place(request) {
+        match self.place(request) {
             Ok(placed) => {
                 let message = format!("fits on {} now", placed.node);
-                return Explanation { reason: Reason::AsExpected, message };
+                Explanation { reason: Reason::AsExpected, message }
             }
-            Err(no_room) => no_room.rejections,
-        };
+            Err(no_room) => self.think(request, &no_room, MOST_MOVES).explain(request, &no_room),
+        }
+    }
+
+    /// What takes long to find out of a request for which there is no room: looks at every node, and
+    /// tries up to some dozens of sets of desktops to move, each of several decisions. Never under a lock.
+    pub fn think(&mut self, request: &Request, no_room: &NoRoom, most_moves: usize) -> Insight {
+        let account = &no_room.rejections;
         if self.fits_when_empty(request) {
             let nearest = self.nearest(request, most_moves);
-            let message = summary(request, &account, nearest.as_ref()) + &self.offered(request, &account);
-            return Explanation { reason: Reason::Unschedulable, message };
+            return Insight { hopeless: None, nearest, offered: self.offered(request, account) };
         }
         let on_empty = self.account_when_empty(request);
         let counts = summary(request, &on_empty, None) + &self.offered(request, &on_empty);
@@ -76,6 +100,7 @@ impl Snapshot {
             | Rejection::NotReady
             | Rejection::Silent
             | Rejection::Unclear
+            | Rejection::Stray
             | Rejection::Affinity => false,
         };
         let may_come_back = |rejection: &Rejection| match rejection {
@@ -87,24 +112,17 @@ impl Snapshot {
         let unknown = self.estate.existing().any(|(_, facts)| facts.cells.is_empty() || unclear(facts));
         if !unknown && on_empty.keys().any(too_small) && !on_empty.keys().any(may_come_back) {
             let nodes: Vec<&NodeFacts> = self.estate.existing().map(|(_, facts)| &**facts).collect();
-            unsatisfiable(request, &nodes, self.estate.limits, &counts)
+            let hopeless = unsatisfiable(request, &nodes, self.estate.limits, &counts);
+            Insight { hopeless: Some(hopeless), ..Insight::default() }
         } else {
-            let message = summary(request, &account, None) + &self.offered(request, &account);
-            Explanation { reason: Reason::Unschedulable, message }
+            Insight { offered: self.offered(request, account), ..Insight::default() }
         }
     }
 
     /// What cards offer in the mode of a share that none of them offers: it is often a name that lacks its
     /// ending, as of the variants of a MIG profile.
     fn offered(&self, request: &Request, account: &BTreeMap<Rejection, usize>) -> String {
-        let missed = account.keys().find_map(|rejection| match rejection {
-            Rejection::Misfit(Misfit::Gpus(NoGpus {
-                share: Some((share, way)),
-                why: NoShare::NotOffered,
-            })) => Some(&request.demand.shares.get(*share)?.ways.get(*way)?.share),
-            _ => None,
-        });
-        let Some(missed) = missed else { return String::new() };
+        let Some(missed) = not_offered(request, account) else { return String::new() };
         let names: BTreeSet<&str> = self
             .estate
             .shapes()
@@ -190,6 +208,16 @@ impl Snapshot {
     }
 }
 
+/// A share that a card would have to offer and does not.
+fn not_offered<'a>(request: &'a Request, account: &BTreeMap<Rejection, usize>) -> Option<&'a Share> {
+    account.keys().find_map(|rejection| match rejection {
+        Rejection::Misfit(Misfit::Gpus(NoGpus { share: Some((share, way)), why: NoShare::NotOffered })) => {
+            Some(&request.demand.shares.get(*share)?.ways.get(*way)?.share)
+        }
+        _ => None,
+    })
+}
+
 fn is_refused(why: NoShare) -> bool {
     matches!(why, NoShare::Refused(_))
 }
@@ -236,6 +264,9 @@ pub fn text(request: &Request, rejection: &Rejection) -> String {
         Rejection::Silent => "node daemon silent".into(),
         Rejection::Unclear => {
             "with something that this version of the operator does not understand (see its log)".into()
+        }
+        Rejection::Stray => {
+            "with a machine of which it is not known what it holds (status.strays of the GpuNode)".into()
         }
         Rejection::Affinity => "ruled out by required affinity".into(),
         Rejection::Misfit(misfit) => misfit_text(request, *misfit),

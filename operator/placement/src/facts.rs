@@ -4,14 +4,44 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gpudesk_crds::{
-    GpuNode,
+    Allocation, GpuNode,
     conditions::{self, ConditionType},
     gpu_node::{GpuNodeSpec, Housekeeping},
     gpu_node_status::{Device, Fabric, HostCpus, HostDevice, HostDeviceKind, NumaCell},
     types::{CpuSet, PageSize, PciAddress},
 };
 
-use crate::{shape::Shape, state::UsedShare};
+use crate::{occupancy::Claim, request::DesktopKey, shape::Shape, state::UsedShare};
+
+/// What a node says of itself is not trusted: what no machine has counts as the most that one may have, so
+/// that no sum of it is too large to count. An exbibyte of memory, in MiB.
+const MOST_MIB: i64 = 1 << 40;
+/// A pebibyte of memory on a card, or on a drive.
+const MOST_OF_CARD_MIB: i64 = 1 << 30;
+/// Positions, lengths and numbers of shares on a card.
+pub(crate) const MOST_UNITS: i32 = 1 << 12;
+/// vCPUs of one machine.
+const MOST_VCPUS: i64 = 1 << 20;
+
+/// Memory of a host as it counts, in MiB or in pages.
+pub(crate) fn memory(said: i64) -> i64 {
+    said.clamp(0, MOST_MIB)
+}
+
+/// Memory of a card or a drive as it counts, in MiB.
+pub(crate) fn card_memory(said: i64) -> i64 {
+    said.clamp(0, MOST_OF_CARD_MIB)
+}
+
+/// A length, a position or a number on a card as it counts.
+pub(crate) fn units(said: i32) -> i32 {
+    said.clamp(0, MOST_UNITS)
+}
+
+/// vCPUs of a machine as they count.
+pub(crate) fn vcpus(said: i64) -> i64 {
+    said.clamp(0, MOST_VCPUS)
+}
 
 /// A node as placement sees it.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +65,19 @@ pub struct NodeFacts {
     pub partitions: Vec<Partition>,
     /// Virtual functions of network cards and drives that a desktop may have, by address.
     pub functions: Vec<Function>,
+    /// Machines that run there and are not those of allocations to it. What they hold is taken.
+    pub strays: Vec<Stray>,
+    /// Of some such machines it is not known what they hold.
+    pub unknown_strays: bool,
+}
+
+/// A machine that no allocation to its node accounts for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stray {
+    /// The desktop that it was made for.
+    pub owner: DesktopKey,
+    /// What it takes.
+    pub claim: Claim,
 }
 
 /// A NUMA cell, less what the host keeps.
@@ -159,6 +202,11 @@ impl NodeFacts {
             housekeeping,
             taints,
             physical_networks,
+            // Words about single machines and folders are the node's to hear.
+            strays: _,
+            leftovers: _,
+            remove_orphans_before: _,
+            adopt_from_cluster: _,
         } = &node.spec;
         let nothing = gpudesk_crds::GpuNodeStatus::default();
         let status = node.status.as_ref().unwrap_or(&nothing);
@@ -187,23 +235,39 @@ impl NodeFacts {
             })
             .collect();
         functions.sort_by_key(|function| function.address);
-        Self {
+        let mut facts = Self {
             name: node.metadata.name.as_deref().unwrap_or_default().into(),
             labels: node.metadata.labels.clone().unwrap_or_default(),
             cordoned: *cordoned || *out_of_service,
             taints: taints.iter().map(|taint| (taint.key.clone(), taint.value.clone())).collect(),
             ready: conditions::is_true(&status.conditions, ConditionType::Ready),
-            cards: devices
-                .iter()
-                .map(|device| {
-                    let cell = place(device.numa_cell, device.absent_numa_cell);
-                    read_card(device, &devices, &node.spec, cell)
-                })
-                .collect(),
+            cards: devices.iter().fold(vec![], |mut cards: Vec<Card>, device| {
+                let cell = place(device.numa_cell, device.absent_numa_cell);
+                let mut card = read_card(device, &devices, &node.spec, cell);
+                // Those that are alike share one copy.
+                if let Some(alike) = cards.iter().find(|other| other.shape == card.shape) {
+                    card.shape = alike.shape.clone();
+                }
+                cards.push(card);
+                cards
+            }),
             partitions: read_partitions(status.fabric.as_ref(), &devices),
             cells,
             functions,
+            strays: vec![],
+            unknown_strays: status.more_strays.is_some(),
+        };
+        for stray in &status.strays {
+            let runs = |made: &&Allocation| made.node == *facts.name && made.compute.is_some();
+            match stray.allocation.as_deref().filter(runs) {
+                Some(made) => {
+                    let owner = DesktopKey::new(&stray.namespace, &stray.name);
+                    facts.strays.push(Stray { owner, claim: Claim::of(&facts, made) });
+                }
+                None => facts.unknown_strays = true,
+            }
         }
+        facts
     }
 
     /// The position of the cell of a number.
@@ -259,15 +323,16 @@ fn read_cell(cell: &NumaCell, kept: &Housekeeping, of_host: &HostCpus) -> Cell {
     let mut dedicable = cores.split_off(kept_cores);
     dedicable.sort_by_key(|core| core.is_disjoint(isolated));
     let mut memory = [0; 3];
-    let mut in_hugepages = cell.other_hugepages_mib;
+    let mut in_hugepages = self::memory(cell.other_hugepages_mib);
     for pages in &cell.hugepages {
         if let Some(mib) = pages.size.mib() {
-            in_hugepages = in_hugepages.saturating_add(pages.total.saturating_mul(mib));
-            memory[page(pages.size)] = pages.total;
+            let total = self::memory(pages.total);
+            in_hugepages = in_hugepages.saturating_add(total.saturating_mul(mib));
+            memory[page(pages.size)] = total;
         }
     }
-    memory[page(PageSize::None)] =
-        cell.memory_mib.saturating_sub(in_hugepages).saturating_sub(kept.memory_mib_per_numa_cell).max(0);
+    let ordinary = self::memory(cell.memory_mib).saturating_sub(in_hugepages);
+    memory[page(PageSize::None)] = ordinary.saturating_sub(kept.memory_mib_per_numa_cell).max(0);
     if cell.device_memory {
         memory = [0; 3];
     }
@@ -357,7 +422,7 @@ fn read_functions(
 ) -> Vec<Function> {
     match device.kind {
         HostDeviceKind::NvmeDrive if device.usable => {
-            let gib = device.size_mib.unwrap_or(0) / 1024;
+            let gib = card_memory(device.size_mib.unwrap_or(0)) / 1024;
             vec![Function { address: device.pci_address, parent: None, cell, kind: Provided::Drive(gib) }]
         }
         HostDeviceKind::NvmeDrive => vec![],

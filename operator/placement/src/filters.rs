@@ -23,6 +23,8 @@ pub enum Rejection {
     Silent,
     /// What it offers, or what is taken there, is not understood.
     Unclear,
+    /// A machine runs there that no allocation accounts for, and it is not known what it holds.
+    Stray,
     /// Required affinity.
     Affinity,
     /// It does not fit.
@@ -41,7 +43,7 @@ pub struct Filter {
 }
 
 /// The filters, first to last. Home and affinity are asked apart: they depend on who asks.
-pub const FILTERS: [Filter; 6] = [
+pub const FILTERS: [Filter; 7] = [
     Filter {
         name: "node-selector",
         rejection: Rejection::Selector,
@@ -77,6 +79,12 @@ pub const FILTERS: [Filter; 6] = [
         rejection: Rejection::Unclear,
         passing: true,
         passes: |_, _, closed| closed != Some(Rejection::Unclear),
+    },
+    Filter {
+        name: "strays",
+        rejection: Rejection::Stray,
+        passing: true,
+        passes: |facts, _, _| !facts.unknown_strays,
     },
 ];
 

@@ -279,8 +279,7 @@ impl<'a> Fitting<'a> {
     /// What the request starves: see [`starving`].
     fn starves(&mut self, found: &Found, pages: PageSize) -> i64 {
         let Place { facts, used, total, slots, rooms, starved } = self.place;
-        let mix = self.tables.mix().clone();
-        if mix.wanted.is_empty() || facts.cards.is_empty() {
+        if self.tables.mix().wanted.is_empty() || facts.cards.is_empty() {
             return 0;
         }
         let mut rooms = rooms.clone();
@@ -300,7 +299,7 @@ impl<'a> Fitting<'a> {
         let amount = pages.mib().map_or(demand.memory.mib, |page| demand.memory.mib / page);
         taken.memory[crate::facts::page(pages)] =
             taken.memory[crate::facts::page(pages)].saturating_add(amount);
-        starving::starved(facts, &taken, dedicated, &rooms, &mix, self.limits) - starved
+        starving::starved(facts, &taken, dedicated, &rooms, self.tables, self.limits).saturating_sub(starved)
     }
 
     fn cells_of(&self, found: &Found) -> Vec<usize> {

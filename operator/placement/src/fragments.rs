@@ -45,7 +45,6 @@ pub struct Fragment {
 impl Snapshot {
     /// How many of a share fit, were it asked for alone: CPUs and memory are not looked at.
     pub fn count(&mut self, share: &ShareRequest) -> Counts {
-        self.use_census();
         let demand = Demand {
             cpu: CpuRequest::default(),
             memory: MemoryRequest::default(),
@@ -120,9 +119,8 @@ impl Snapshot {
     }
 
     /// Every card that desktops may use, with what is left of it.
-    pub fn fragmentation(&mut self) -> Vec<Fragment> {
-        self.use_census();
-        let (mix, supply) = (self.estate.tables.mix().clone(), self.estate.tables.supply().clone());
+    pub fn fragmentation(&self) -> Vec<Fragment> {
+        let list = self.estate.tables.list();
         let mut found = vec![];
         for (_, state) in self.estate.by_name() {
             let Some(facts) = &state.facts else { continue };
@@ -132,8 +130,8 @@ impl Snapshot {
                 }
                 let mode = used.shares().first().map(|share| share.mode);
                 let units = mode.map_or(card.shape.mig_memory.max(1), |mode| card.shape.units(mode));
-                let outlook =
-                    crate::worth::Outlook::new(&card.shape, &mix, &supply, &Prices::default(), None);
+                let prices = Prices::default();
+                let outlook = crate::worth::Outlook::new(&card.shape, &list.mix, &list.supply, &prices, None);
                 found.push(Fragment {
                     node: facts.name.to_string(),
                     card: card.address,

@@ -2,15 +2,22 @@
 //!
 //! ```text
 //!  GpuNode ──▶ facts ─┐          ┌─▶ ranking per demand ─▶ best node ─▶ Placed
-//!  Desktop ─▶ claims ─┼─▶ estate ┤     ▲ one verdict per node, kept by events
+//!  Desktop ─▶ claims ─┼─▶ estate ┤     ▲ one verdict per node, judged anew when the node has changed
 //!  demands ─▶ mix ────┘          └─▶ fit on a node = filters, cards, functions, CPUs and memory
+//!                │                     ▲
+//!                └─▶ price list ───────┘ worked out aside
 //! ```
 //!
-//! The same events and the same request give the same decision. Among places that are equally legal the
-//! order of events may tell: [`prices`] take cards in the order in which they were first seen, and while
-//! desktops wait they are up to one change in 32 cards old.
+//! A decision depends on what is there, taken and asked for, and on the [`prices::PriceList`] in use, not on
+//! the order of events. With nobody waiting a list, too, depends on nothing else. While desktops wait, prices
+//! are those of some moment: up to one change in 32 cards old, and a second where they are worked out aside
+//! ([`Snapshot::pricing_work`]).
 //! [`score::Score`] is the policy, [`filters::FILTERS`] and [`fit`] are what must hold,
 //! [`Snapshot::explain`] says why a desktop waits.
+//!
+//! [`Snapshot::place`] solves no program and moves nobody in thought; [`prices::PricingWork::solve`],
+//! [`Snapshot::think`], [`Snapshot::count`], [`need`] and [`moves`] do, and belong on a copy that
+//! [follows](Snapshot::follow).
 #![forbid(unsafe_code)]
 
 pub mod affinity;

@@ -70,7 +70,7 @@ impl Needs {
             Share::Vgpu(VgpuWish::Size { series: _, min, max: _ }) => *min,
             Share::VirtualFunction { framebuffer_mib } => *framebuffer_mib,
             Share::Mig { profile, series: _, framebuffer_mib } => {
-                framebuffer_mib.unwrap_or_else(|| gib_of(profile) * 1024)
+                framebuffer_mib.unwrap_or_else(|| gib_of(profile).saturating_mul(1024))
             }
             Share::Passthrough | Share::Vgpu(VgpuWish::Type(_)) => 0,
         });

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use gpudesk_crds::{
-    Allocation, Compute,
+    Allocation, AllocationId, Compute,
     types::{CpuSet, PciAddress, ShareMode},
 };
 
 use crate::{
-    facts::{FreeCores, NodeFacts, page},
+    facts::{self, FreeCores, NodeFacts, Stray, page},
     request::DesktopKey,
     state::{CardUse, UsedShare},
 };
@@ -56,6 +56,8 @@ pub struct Taken {
 /// What one allocation takes, in the terms of its node. Read once.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Claim {
+    /// The decision.
+    pub id: Option<AllocationId>,
     /// Shares, each with the position of its card.
     pub shares: Vec<(usize, UsedShare)>,
     /// Amounts, each with the position of its cell; from no cell in particular without.
@@ -70,7 +72,7 @@ impl Claim {
     /// What `allocation` takes on a node. A card that is not there is not taken: the node has
     /// another reason not to give it.
     pub fn of(facts: &NodeFacts, allocation: &Allocation) -> Self {
-        let mut claim = Self::default();
+        let mut claim = Self { id: allocation.id, ..Self::default() };
         for gpu in &allocation.gpus {
             let Some(position) = facts.card_of(gpu.device_uuid.as_deref(), gpu.device) else { continue };
             let Some(card) = facts.cards.get(position) else { continue };
@@ -92,8 +94,8 @@ impl Claim {
     fn add_compute(&mut self, facts: &NodeFacts, compute: &Compute) {
         let pages = |mib: i64| compute.page_size.mib().map_or(mib, |page| (mib + page - 1) / page);
         let of = |vcpus: i64, mib: i64| {
-            let mut taken = Taken { vcpus, memory: [0; 3] };
-            taken.memory[page(compute.page_size)] = pages(mib);
+            let mut taken = Taken { vcpus: facts::vcpus(vcpus), memory: [0; 3] };
+            taken.memory[page(compute.page_size)] = pages(facts::memory(mib));
             taken
         };
         let shares_cpus = compute.vcpu_pins.is_empty();
@@ -134,10 +136,10 @@ impl NodeUse {
         used
     }
 
-    /// What `held` and the instances on the cards take. The desktop `except` counts as if it held
-    /// nothing there.
+    /// What `held`, machines that no allocation accounts for, and the instances on the cards take. The desktop
+    /// `except` counts as if it held nothing there.
     pub fn of<'a>(
-        facts: &NodeFacts,
+        facts: &'a NodeFacts,
         held: impl Iterator<Item = (&'a DesktopKey, &'a Claim)> + Clone,
         except: Option<&DesktopKey>,
     ) -> Self {
@@ -146,11 +148,20 @@ impl NodeUse {
             cells: vec![CellUse::default(); facts.cells.len()],
             ..Self::default()
         };
+        let all = held.clone();
+        // Its allocation was given back, and the node has not heard of it yet.
+        let is_held = move |stray: &Stray| {
+            let same =
+                |(key, claim): (&DesktopKey, &Claim)| *key == stray.owner && claim.id == stray.claim.id;
+            stray.claim.id.is_some() && all.clone().any(same)
+        };
+        let strays = facts.strays.iter().filter(move |stray| !is_held(stray));
         let held = held.filter(|(key, _)| Some(*key) != except);
-        for (_, claim) in held.clone() {
+        let taken = held.chain(strays.map(|stray| (&stray.owner, &stray.claim)));
+        for (_, claim) in taken.clone() {
             used.add(facts, claim);
         }
-        for (card, share) in foreign(facts, &held, except) {
+        for (card, share) in foreign(facts, &taken, except) {
             used.add_share(facts, card, share);
         }
         used.count_cores(facts);
@@ -158,7 +169,7 @@ impl NodeUse {
     }
 
     fn add(&mut self, facts: &NodeFacts, claim: &Claim) {
-        let Claim { shares, taken, dedicated, functions } = claim;
+        let Claim { id: _, shares, taken, dedicated, functions } = claim;
         for (card, share) in shares {
             self.add_share(facts, *card, *share);
         }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use crate::{
     batch::{self, Class},
     lookahead::{Asked, Geometry, Placed},
-    mix::{Mix, Wanted},
+    mix::{Census, Mix, Wanted},
     shape::{Offer, Shape},
     state::CardUse,
     worth::{self, Supply},
@@ -43,6 +43,73 @@ pub struct Alike {
     pub used: Arc<CardUse>,
     /// How many.
     pub count: u32,
+}
+
+/// By what cards are judged: worked out aside, and the same for all decisions until the next.
+#[derive(Clone, Debug, Default)]
+pub struct PriceList {
+    /// Counts lists.
+    pub version: u64,
+    /// What is defined.
+    pub mix: Mix,
+    /// Which cards there are.
+    pub supply: Supply,
+    /// Prices of what is defined.
+    pub defined: Prices,
+    /// Prices of those who wait; nothing while nobody does, or where there is room for all.
+    pub waiting: Option<Prices>,
+}
+
+/// What the next list is worked out from: a copy, so that nobody waits for it.
+#[derive(Clone, Debug)]
+pub struct PricingWork {
+    pub(crate) before: Arc<PriceList>,
+    /// What is defined, and which cards there are, where that is new.
+    pub(crate) defined: Option<(Mix, Supply)>,
+    pub(crate) waiting: Waits,
+}
+
+/// Who waits.
+#[derive(Clone, Debug)]
+pub(crate) enum Waits {
+    /// As for the list before.
+    AsBefore,
+    /// Nobody.
+    Nobody,
+    /// These, beside cards as they are.
+    For(Vec<Alike>, Census),
+}
+
+impl PricingWork {
+    /// Works it out: some dozens of linear programs.
+    pub fn solve(self) -> PriceList {
+        let Self { before, defined, waiting } = self;
+        let mut list = PriceList { version: before.version + 1, ..(*before).clone() };
+        if let Some((mix, supply)) = defined {
+            list.defined = Prices::of_mix(&mix, &supply);
+            (list.mix, list.supply) = (mix, supply);
+        }
+        match waiting {
+            Waits::AsBefore => {}
+            Waits::Nobody => list.waiting = None,
+            Waits::For(cards, census) => {
+                let requests = census.counts().map(|(wanted, count)| {
+                    (wanted.clone(), f64::from(u32::try_from(count).unwrap_or(u32::MAX)))
+                });
+                let requests: Vec<(Wanted, f64)> = requests.collect();
+                list.waiting = Some(Prices::new(&cards, &requests)).filter(Prices::any);
+            }
+        }
+        list
+    }
+}
+
+impl PriceList {
+    /// Whether it judges as another does.
+    pub fn judges_like(&self, other: &Self) -> bool {
+        let Self { version: _, mix, supply, defined, waiting } = self;
+        (mix, supply, defined, waiting) == (&other.mix, &other.supply, &other.defined, &other.waiting)
+    }
 }
 
 /// What requests for shares cost.

@@ -1,8 +1,9 @@
 //! The nodes in the order in which they suit one demand, kept up by events.
 //!
-//! A verdict depends on the demand and on one node. So when a node changes, only its own verdict is
-//! looked at anew, and the best of all is read off a tournament tree. Desktops of one template share
-//! a demand: a decision costs as much as a few nodes, however many there are.
+//! A verdict depends on the demand and on one node. So only nodes that have changed since a ranking was
+//! used are judged anew when it is used again, and the best of all is read off a tournament tree. Desktops
+//! of one template share a demand: a decision costs as much as a few nodes, however many there are, and a
+//! change costs nothing, however many demands there are.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -39,8 +40,8 @@ pub struct Ranking {
     reasons: Vec<(Rejection, usize)>,
     winners: Vec<NodeId>,
     width: usize,
-    stale: Vec<NodeId>,
-    is_stale: Vec<bool>,
+    /// Until which change of the estate its verdicts hold.
+    pub judged_at: u64,
 }
 
 const NOBODY: NodeId = NodeId::MAX;
@@ -50,9 +51,9 @@ fn at(id: NodeId) -> usize {
 }
 
 impl Ranking {
-    /// A ranking in which all of `nodes` are still to be judged.
-    pub fn new(prepared: Prepared, nodes: usize) -> Self {
-        let mut ranking = Self {
+    /// A ranking in which all nodes are still to be judged.
+    pub fn new(prepared: Prepared) -> Self {
+        Self {
             prepared,
             used_at: 0,
             fits_empty: None,
@@ -61,37 +62,8 @@ impl Ranking {
             reasons: vec![],
             winners: vec![],
             width: 0,
-            stale: vec![],
-            is_stale: vec![],
-        };
-        for id in 0..nodes {
-            ranking.touch(NodeId::try_from(id).unwrap_or(NOBODY));
+            judged_at: 0,
         }
-        ranking
-    }
-
-    /// A node has changed: it is to be judged before the ranking is used.
-    pub fn touch(&mut self, id: NodeId) {
-        if self.is_stale.len() <= at(id) {
-            self.is_stale.resize(at(id) + 1, false);
-        }
-        if let Some(flag) = self.is_stale.get_mut(at(id))
-            && !std::mem::replace(flag, true)
-        {
-            self.stale.push(id);
-        }
-    }
-
-    /// The nodes to judge; they count as judged from now on.
-    pub fn take_stale(&mut self) -> Vec<NodeId> {
-        let mut stale = std::mem::take(&mut self.stale);
-        for id in &stale {
-            if let Some(flag) = self.is_stale.get_mut(at(*id)) {
-                *flag = false;
-            }
-        }
-        stale.sort_unstable();
-        stale
     }
 
     /// Notes what was found on a node. `names` are the nodes' names by number.
@@ -101,7 +73,8 @@ impl Ranking {
         }
         let Some(slot) = self.verdicts.get_mut(at(id)) else { return };
         let before = std::mem::replace(slot, verdict);
-        if before == verdict {
+        // Another node may have the number by now, and so another name.
+        if before == verdict && !matches!(verdict, Verdict::Fits(_)) {
             return;
         }
         if let Verdict::Not(reason) = before {

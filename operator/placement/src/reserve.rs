@@ -57,12 +57,11 @@ impl Snapshot {
             let mut needed = vec![];
             for (key, allocation) in std::mem::take(&mut away) {
                 self.put_down(&key, &allocation);
-                match self.place(&here) {
-                    Ok(better) => placed = Some(better),
-                    Err(_) => {
-                        self.lift(&key, &node);
-                        needed.push((key, allocation));
-                    }
+                if let Ok(better) = self.place(&here) {
+                    placed = Some(better);
+                } else {
+                    self.lift(&key, &node);
+                    needed.push((key, allocation));
                 }
             }
             away = needed;
@@ -82,12 +81,10 @@ impl Snapshot {
             return Change::default();
         }
         if let Some(before) = &before {
-            let id = self.estate.hold(&before.node, &nobody, None);
-            self.mark(id);
+            self.estate.hold(&before.node, &nobody, None);
         }
         if let Some(now) = reservation {
-            let id = self.estate.hold(&now.node, &nobody, Some(&now.allocation));
-            self.mark(id);
+            self.estate.hold(&now.node, &nobody, Some(&now.allocation));
         }
         Change { freed: before.is_some(), any: false }
     }

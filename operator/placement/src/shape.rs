@@ -8,7 +8,10 @@ use gpudesk_crds::{
 };
 use gpudesk_geometry::{Geometry, OnInstance};
 
-use crate::request::{CardRequirements, Share, VgpuWish};
+use crate::{
+    facts,
+    request::{CardRequirements, Share, VgpuWish},
+};
 
 /// Type of a whole card.
 pub const WHOLE_CARD: &str = "Passthrough";
@@ -136,13 +139,13 @@ impl Shape {
             let backed = placement.vgpu_types.iter().map(|vgpu| Backed {
                 name: vgpu.type_name.clone(),
                 series: vgpu.series,
-                framebuffer_mib: vgpu.framebuffer_mib,
-                max: vgpu.max_per_instance,
+                framebuffer_mib: facts::card_memory(vgpu.framebuffer_mib),
+                max: facts::units(vgpu.max_per_instance),
             });
             Kind {
                 name: placement.type_name.clone(),
                 mode: placement.mode,
-                framebuffer_mib: placement.framebuffer_mib,
+                framebuffer_mib: facts::card_memory(placement.framebuffer_mib),
                 series: placement.series,
                 backed: backed.collect(),
             }
@@ -150,15 +153,15 @@ impl Shape {
         Self {
             pci_id: format!("{}:{}", device.vendor_id, device.device_id).to_ascii_lowercase(),
             product: device.product.clone(),
-            memory_mib: device.memory_mib,
+            memory_mib: device.memory_mib.map(facts::card_memory),
             is_gpu: device.kind.is_gpu(),
             refused,
             mode: policy.and_then(|p| p.mode).unwrap_or_default(),
             mixed,
             supports: device.supports.iter().map(|support| (support.mode, support.supported)).collect(),
-            mig_memory: units.mig_memory,
-            vgpu_region: units.vgpu_region,
-            geometry: device.geometry(mixed),
+            mig_memory: facts::units(units.mig_memory),
+            vgpu_region: facts::units(units.vgpu_region),
+            geometry: counted(device.geometry(mixed)),
             kinds: kinds.collect(),
         }
     }
@@ -269,6 +272,19 @@ impl Shape {
             ShareMode::Vgpu | ShareMode::Passthrough | ShareMode::VirtualFunctions => 1,
         }
     }
+}
+
+/// A geometry whose figures can be counted with.
+fn counted(mut geometry: Geometry) -> Geometry {
+    for gpudesk_geometry::Mode { units, slices } in &mut geometry.modes {
+        (*units, *slices) = (facts::units(*units), slices.map(facts::units));
+    }
+    for kind in &mut geometry.kinds {
+        let gpudesk_geometry::Kind { mode: _, size, slices, starts, max_count } = kind;
+        (*size, *slices, *max_count) = (facts::units(*size), facts::units(*slices), facts::units(*max_count));
+        starts.retain(|start| (0..=facts::MOST_UNITS).contains(start));
+    }
+    geometry
 }
 
 fn wished(kind: &Kind, wish: &VgpuWish) -> bool {

@@ -12,7 +12,7 @@ use crate::{
     facts::NodeFacts,
     mix::Census,
     occupancy,
-    prices::Prices,
+    prices::{PriceList, PricingWork, Waits},
     ranking::{NodeId, Ranking},
     request::{AffinityRule, Demand, DesktopKey, Request},
     reserve::Reservation,
@@ -35,14 +35,17 @@ pub struct Snapshot {
     desktops: BTreeMap<DesktopKey, Known>,
     demands: HashMap<Arc<Demand>, usize>,
     census: Census,
-    census_is_new: bool,
+    /// Counts changes of what is defined.
+    definitions: u64,
     /// What those ask for who are to run and have no place.
     waiting: Census,
-    /// Places taken and given back, and desktops that began or ceased to wait, since the prices of who
-    /// waits were worked out.
+    /// Places taken and given back, and desktops that began or ceased to wait, since work on the prices of
+    /// who waits was given out.
     changes: u64,
-    /// Version of the nodes whose cards were counted last.
-    judged_by: u64,
+    /// Versions of what was defined and offered when work on prices was last thought of.
+    priced: (u64, u64),
+    /// What has changed, for a copy that follows; nothing where none does.
+    news: Option<Vec<Event>>,
     /// How many of certain wishes fit on empty nodes, by the version of the nodes.
     pub(crate) totals: HashMap<Box<[WishId]>, (u64, i32)>,
     in_use: BTreeMap<String, i32>,
@@ -64,6 +67,19 @@ impl PartialEq for Snapshot {
             && self.in_use == other.in_use
             && self.owners_by_name() == other.owners_by_name()
     }
+}
+
+/// What a snapshot has to tell a copy that follows it. Desktops that hold nothing are left out.
+#[derive(Clone, Debug, Default)]
+pub struct News(Vec<Event>);
+
+#[derive(Clone, Debug)]
+enum Event {
+    Offer(String, Option<Arc<NodeFacts>>),
+    Silent(BTreeSet<String>),
+    Unclear(BTreeSet<String>),
+    Holds(DesktopKey, Option<Known>),
+    Judge(Arc<PriceList>),
 }
 
 /// What is known of a desktop.
@@ -160,6 +176,10 @@ impl Snapshot {
         };
         let before = owners(self);
         let Some(id) = self.estate.offer(name, facts) else { return Change::default() };
+        if self.news.is_some() {
+            let facts = self.estate.node(id).and_then(|state| state.facts.clone());
+            self.tell(Event::Offer(name.to_owned(), facts));
+        }
         let after = owners(self);
         for owner in before.difference(&after) {
             if let Some(nodes) = self.left_behind.get_mut(owner) {
@@ -172,7 +192,6 @@ impl Snapshot {
         for owner in after {
             self.left_behind.entry(owner).or_default().insert(id);
         }
-        self.touch(id);
         self.freed += u64::from(freed);
         Change { freed, any: true }
     }
@@ -190,10 +209,11 @@ impl Snapshot {
     /// Which nodes have not renewed their lease.
     pub fn set_silent(&mut self, silent: BTreeSet<String>) -> Change {
         let any = *self.estate.silent() != silent;
-        let freed = self.estate.silent().iter().any(|node| !silent.contains(node));
-        for id in self.estate.set_silent(silent) {
-            self.touch(id);
+        if any {
+            self.tell(Event::Silent(silent.clone()));
         }
+        let before = self.estate.set_silent(silent);
+        let freed = !before.is_subset(self.estate.silent());
         self.freed += u64::from(freed);
         Change { freed, any }
     }
@@ -201,10 +221,11 @@ impl Snapshot {
     /// Of which nodes it is not understood what they offer or what is taken there: nothing new goes there.
     pub fn set_unclear(&mut self, unclear: BTreeSet<String>) -> Change {
         let any = *self.estate.unclear() != unclear;
-        let freed = self.estate.unclear().iter().any(|node| !unclear.contains(node));
-        for id in self.estate.set_unclear(unclear) {
-            self.touch(id);
+        if any {
+            self.tell(Event::Unclear(unclear.clone()));
         }
+        let before = self.estate.set_unclear(unclear);
+        let freed = !before.is_subset(self.estate.unclear());
         self.freed += u64::from(freed);
         Change { freed, any }
     }
@@ -265,7 +286,7 @@ impl Snapshot {
                 }
             }
         }
-        self.census_is_new = true;
+        self.definitions += 1;
         self.replace(key, Some(known));
     }
 
@@ -382,6 +403,10 @@ impl Snapshot {
             None => self.desktops.remove(key),
         };
         let before = old.as_ref().and_then(Known::counts).cloned();
+        if self.news.is_some() && (before.is_some() || after.is_some()) {
+            let known = after.as_ref().and_then(|_| self.desktops.get(key).cloned());
+            self.tell(Event::Holds(key.clone(), known));
+        }
         let old_manners = old.as_ref().map(Known::manners).unwrap_or_default();
         self.count_waiting(old.as_ref().and_then(Known::waits).cloned(), waits);
         if before.is_some() && (before != after || manners != old_manners) {
@@ -398,13 +423,11 @@ impl Snapshot {
         self.changes += 1;
         if let Some(before) = &before {
             self.count_profiles(before, -1);
-            let id = self.estate.hold(&before.node, key, None);
-            self.touch(id);
+            self.estate.hold(&before.node, key, None);
         }
         if let Some(after) = &after {
             self.count_profiles(after, 1);
-            let id = self.estate.hold(&after.node, key, Some(after));
-            self.touch(id);
+            self.estate.hold(&after.node, key, Some(after));
             self.neighbours.come(key, &Arc::from(after.node.as_str()), &manners);
         }
         self.freed += u64::from(before.is_some());
@@ -434,79 +457,92 @@ impl Snapshot {
         }
     }
 
-    /// A node has changed: every ranking judges it anew, while what is known of it is at hand.
-    fn touch(&mut self, id: NodeId) {
-        for ranking in &mut self.rankings {
-            ranking.touch(id);
-            refresh(&mut self.estate, ranking);
-        }
-    }
-
-    /// A node has changed for a thought: who uses a ranking next judges it.
-    pub(crate) fn mark(&mut self, id: NodeId) {
-        for ranking in &mut self.rankings {
-            ranking.touch(id);
-        }
-    }
-
     /// Takes away what a desktop holds on a node, for a thought: [`Snapshot::put_down`] undoes it.
     pub(crate) fn lift(&mut self, key: &DesktopKey, node: &str) {
         let manners = self.desktops.get(key).map(Known::manners).unwrap_or_default();
         self.neighbours.go(key, &manners);
-        let id = self.estate.hold(node, key, None);
-        self.mark(id);
+        self.estate.hold(node, key, None);
     }
 
     /// Puts a desktop on a node, for a thought or to end one.
     pub(crate) fn put_down(&mut self, key: &DesktopKey, allocation: &Arc<Allocation>) {
         let manners = self.desktops.get(key).map(Known::manners).unwrap_or_default();
-        let id = self.estate.hold(&allocation.node, key, Some(allocation));
-        self.mark(id);
+        self.estate.hold(&allocation.node, key, Some(allocation));
         self.neighbours.come(key, &Arc::from(allocation.node.as_str()), &manners);
     }
 
-    /// Judges by what is defined, by the cards that there are now, and by who waits.
-    pub(crate) fn use_census(&mut self) {
-        let version = self.estate.version;
-        if std::mem::take(&mut self.census_is_new) || self.judged_by != version {
-            self.judged_by = version;
+    /// What the next price list is worked out from, when enough has changed since the last. Cheap: what
+    /// takes long is [`PricingWork::solve`], which nobody waits for.
+    pub fn pricing_work(&mut self) -> Option<PricingWork> {
+        let before = self.estate.tables.list().clone();
+        let versions = (self.definitions, self.estate.version);
+        let mut defined = None;
+        if std::mem::replace(&mut self.priced, versions) != versions {
             self.changes += 1;
-            let (mix, supply) = (self.census.mix(), self.estate.supply());
-            if mix != **self.estate.tables.mix() || supply != **self.estate.tables.supply() {
-                self.estate.set_mix(&Arc::new(mix), &Arc::new(supply));
-                self.forget_rankings();
-            }
+            let now = (self.census.mix(), self.estate.supply());
+            defined = Some(now).filter(|(mix, supply)| (mix, supply) != (&before.mix, &before.supply));
         }
-        if !self.waits_for_something() {
-            if self.estate.tables.set_waiting(None) {
-                self.forget_rankings();
-            }
+        let waiting = if !self.waits_for_something() {
+            if before.waiting.is_some() { Waits::Nobody } else { Waits::AsBefore }
         } else if self.changes > self.estate.cards() / CARDS_PER_CHANGE {
             self.changes = 0;
-            let requests = self.waiting.counts();
-            let requests: Vec<_> = requests.map(|(wanted, count)| (wanted.clone(), number(count))).collect();
-            if self.estate.tables.set_waiting(Some(Prices::new(&self.estate.alike(), &requests))) {
-                self.forget_rankings();
-            }
+            Waits::For(self.estate.alike(), self.waiting.clone())
+        } else {
+            Waits::AsBefore
+        };
+        (defined.is_some() || !matches!(waiting, Waits::AsBefore)).then_some(PricingWork {
+            before,
+            defined,
+            waiting,
+        })
+    }
+
+    /// Judges by another list from now on.
+    pub fn use_prices(&mut self, list: &Arc<PriceList>) {
+        if !list.judges_like(self.estate.tables.list()) {
+            self.estate.use_list(list);
+            self.tell(Event::Judge(list.clone()));
         }
     }
 
-    fn forget_rankings(&mut self) {
-        self.rankings.clear();
-        self.ranking_of.clear();
+    /// Works out new prices at once when they are due: for who has nothing else to do meanwhile.
+    pub fn catch_up(&mut self) {
+        if let Some(work) = self.pricing_work() {
+            self.use_prices(&Arc::new(work.solve()));
+        }
     }
-}
 
-/// A count as a number to reckon with.
-fn number(count: u64) -> f64 {
-    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
-}
+    /// The same, keeping what a copy needs to follow: see [`Snapshot::news`].
+    #[must_use]
+    pub fn followed(self) -> Self {
+        Self { news: Some(vec![]), ..self }
+    }
 
-/// Judges the nodes that have changed since a ranking was used.
-pub(crate) fn refresh(estate: &mut Estate, ranking: &mut Ranking) {
-    for id in ranking.take_stale() {
-        let verdict = estate.judge(&ranking.prepared, id);
-        ranking.set(id, verdict, estate.names());
+    /// What has changed since it was asked last.
+    pub fn news(&mut self) -> News {
+        News(self.news.as_mut().map(std::mem::take).unwrap_or_default())
+    }
+
+    fn tell(&mut self, event: Event) {
+        if let Some(news) = &mut self.news {
+            news.push(event);
+        }
+    }
+
+    /// Follows another snapshot, which was as empty as this one in the beginning.
+    pub fn follow(&mut self, News(events): News) {
+        for event in events {
+            match event {
+                Event::Offer(name, facts) => {
+                    let freed = facts.is_some();
+                    _ = self.offer(&name, facts.map(Arc::unwrap_or_clone), freed);
+                }
+                Event::Silent(silent) => _ = self.set_silent(silent),
+                Event::Unclear(unclear) => _ = self.set_unclear(unclear),
+                Event::Holds(key, known) => _ = self.replace(&key, known),
+                Event::Judge(list) => self.use_prices(&list),
+            }
+        }
     }
 }
 

@@ -9,7 +9,7 @@
 use crate::{
     compute::Limits,
     facts::NodeFacts,
-    mix::{Mix, Needs},
+    mix::Needs,
     occupancy::Taken,
     tables::{ShapeId, StateId, Tables},
 };
@@ -17,13 +17,12 @@ use crate::{
 /// Shares are looked at one at a time; a node serves about so many kinds.
 const KINDS: i64 = 3;
 
-/// How many of each wanted share the cards of a node have room for.
+/// How many of each wanted share the cards of a node have room for; what comes with it does not count.
 pub type Rooms = Vec<i32>;
 
 /// Counts the room on some cards.
 pub fn rooms(tables: &mut Tables, slots: &[(ShapeId, StateId)]) -> Rooms {
-    let wanted = tables.mix().wanted.len();
-    (0..wanted)
+    (0..tables.shares_wanted())
         .map(|position| {
             slots.iter().map(|(shape, state)| tables.count_wanted(*shape, *state, position)).sum()
         })
@@ -37,31 +36,41 @@ pub fn starved(
     taken: &Taken,
     dedicated: i64,
     rooms: &Rooms,
-    mix: &Mix,
+    tables: &Tables,
     limits: Limits,
 ) -> i64 {
+    let mix = tables.mix();
     let total: i64 = mix.wanted.iter().map(|(_, weight)| i64::from(*weight)).sum();
     let memory = [0, 1, 2].map(|kind| {
-        let has: i64 = facts.cells.iter().map(|cell| cell.memory.get(kind).copied().unwrap_or(0)).sum();
+        let has: i64 = facts
+            .cells
+            .iter()
+            .map(|cell| cell.memory.get(kind).copied().unwrap_or(0))
+            .fold(0, i64::saturating_add);
         has.saturating_sub(taken.memory.get(kind).copied().unwrap_or(0)).max(0)
     });
     let cpus = (facts.cpus() + facts.isolated() - dedicated).max(0);
     let lost: i64 = mix
         .wanted
         .iter()
-        .zip(rooms)
-        .map(|((wanted, weight), room)| {
+        .zip(tables.share_of())
+        .map(|((wanted, weight), share)| {
             let Needs { vcpus, dedicated, page, memory: each, gpu_mib } = wanted.needs;
             let left = if dedicated {
                 cpus - taken.vcpus / limits.cpu_overcommit.max(1)
             } else {
                 cpus.min(facts.cpus()) * limits.cpu_overcommit - taken.vcpus
             };
-            let by_cpu = left.max(0) / vcpus.max(1);
-            let by_memory = memory.get(page).copied().unwrap_or(0) / each.max(1);
-            let room = i64::from(*room);
-            (room - by_cpu.min(by_memory)).max(0) * gpu_mib * i64::from(*weight)
+            let (left, vcpus) = (left.max(0), vcpus.max(1));
+            let (memory, each) = (memory.get(page).copied().unwrap_or(0), each.max(1));
+            let room = i64::from(rooms.get(*share).copied().unwrap_or(0));
+            // Mostly there is enough, which is seen without a division.
+            if room.saturating_mul(vcpus) <= left && room.saturating_mul(each) <= memory {
+                return 0;
+            }
+            let starved = (room - (left / vcpus).min(memory / each)).max(0);
+            starved.saturating_mul(gpu_mib).saturating_mul(i64::from(*weight))
         })
-        .sum();
+        .fold(0, i64::saturating_add);
     lost / total.max(1) / KINDS
 }

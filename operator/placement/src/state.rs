@@ -30,7 +30,7 @@ impl UsedShare {
 }
 
 /// What is taken of a card. Equal uses are equal values, whatever came first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CardUse {
     /// Shares on it, in order.
     shares: Vec<UsedShare>,

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use crate::{
     mix::Mix,
-    prices::Prices,
+    prices::PriceList,
     request::{CardRequirements, Share, ShareRequest},
     shape::{NoShare, Offer, Shape},
     state::{self, CardUse, Choice},
-    worth::{Outlook, Supply},
+    worth::Outlook,
 };
 
 /// States that are kept before all that nobody is in are dropped. Cards with MIG have some thousand;
@@ -45,18 +45,19 @@ pub struct Tables {
     shape_ids: HashMap<Arc<Shape>, ShapeId>,
     wishes: Vec<Arc<(Share, CardRequirements)>>,
     wish_ids: HashMap<Arc<(Share, CardRequirements)>, WishId>,
-    mix: Arc<Mix>,
-    supply: Arc<Supply>,
-    defined: Prices,
-    waiting: Option<Prices>,
-    /// Numbers of what the mix wants, way by way.
+    list: Arc<PriceList>,
+    /// The shares that the mix wants, each once, as the numbers of its ways.
     wanted: Vec<Box<[WishId]>>,
+    /// Which of them each entry of the mix is.
+    share_of: Vec<usize>,
     states: usize,
 }
 
 #[derive(Clone, Debug)]
 struct ShapeEntry {
     shape: Arc<Shape>,
+    /// All of it in words, which have an order.
+    text: String,
     offers: Vec<Option<Result<Offer, NoShare>>>,
     states: Vec<StateEntry>,
     state_ids: HashMap<Arc<CardUse>, StateId>,
@@ -90,6 +91,7 @@ impl Tables {
         self.shape_ids.insert(shape.clone(), id);
         self.shapes.push(ShapeEntry {
             shape: shape.clone(),
+            text: format!("{shape:?}"),
             offers: vec![],
             states: vec![],
             state_ids: HashMap::new(),
@@ -102,6 +104,11 @@ impl Tables {
     pub fn kept(&mut self, shape: &Arc<Shape>) -> Arc<Shape> {
         let id = self.shape(shape);
         self.shapes.get(at(id)).map_or_else(|| shape.clone(), |entry| entry.shape.clone())
+    }
+
+    /// What orders shapes by what they are, whatever was seen first.
+    pub(crate) fn order_of(&self, shape: ShapeId) -> &str {
+        self.shapes.get(at(shape)).map_or("", |entry| &entry.text)
     }
 
     /// The number of a state.
@@ -140,36 +147,28 @@ impl Tables {
         self.states > MOST_STATES
     }
 
-    /// Judges by another mix, or another supply of cards, from now on.
-    pub fn set_mix(&mut self, mix: &Arc<Mix>, supply: &Arc<Supply>) {
-        self.mix = mix.clone();
-        self.supply = supply.clone();
-        let numbers = mix
-            .wanted
-            .iter()
-            .map(|(wanted, _)| wanted.ways.iter().map(|way| self.wish_of(way, &wanted.cards)).collect());
-        self.wanted = numbers.collect();
-        self.defined = Prices::of_mix(mix, supply);
-        for state in self.shapes.iter_mut().flat_map(|entry| &mut entry.states) {
-            state.wanted.clear();
+    /// Judges by another list from now on.
+    pub fn use_list(&mut self, list: &Arc<PriceList>) {
+        let mut wanted: Vec<Box<[WishId]>> = vec![];
+        let numbers = list.mix.wanted.iter().map(|(of, _)| {
+            let share = of.ways.iter().map(|way| self.wish_of(way, &of.cards)).collect();
+            wanted.iter().position(|other| *other == share).unwrap_or_else(|| {
+                wanted.push(share);
+                wanted.len() - 1
+            })
+        });
+        self.share_of = numbers.collect();
+        if wanted != self.wanted {
+            self.wanted = wanted;
+            self.shapes.iter_mut().flat_map(|entry| &mut entry.states).for_each(|state| state.wanted.clear());
         }
+        self.list = list.clone();
         self.forget_worth();
     }
 
-    /// Judges by what those ask for who wait, from now on; says whether that changes anything.
-    pub fn set_waiting(&mut self, waiting: Option<Prices>) -> bool {
-        let waiting = waiting.filter(Prices::any);
-        let changes = self.waiting != waiting;
-        if changes {
-            self.waiting = waiting;
-            self.forget_worth();
-        }
-        changes
-    }
-
-    /// The prices of who waits.
-    pub fn waiting(&self) -> Option<&Prices> {
-        self.waiting.as_ref()
+    /// The list by which it judges.
+    pub fn list(&self) -> &Arc<PriceList> {
+        &self.list
     }
 
     fn forget_worth(&mut self) {
@@ -182,14 +181,19 @@ impl Tables {
         }
     }
 
-    /// The supply of cards by which it judges.
-    pub fn supply(&self) -> &Arc<Supply> {
-        &self.supply
+    /// The mix by which it judges.
+    pub fn mix(&self) -> &Mix {
+        &self.list.mix
     }
 
-    /// The mix by which it judges.
-    pub fn mix(&self) -> &Arc<Mix> {
-        &self.mix
+    /// How many shares the mix wants that differ.
+    pub(crate) fn shares_wanted(&self) -> usize {
+        self.wanted.len()
+    }
+
+    /// Which of them each entry of the mix is.
+    pub(crate) fn share_of(&self) -> &[usize] {
+        &self.share_of
     }
 
     /// What a shape offers of a wish when nothing is taken.
@@ -276,7 +280,7 @@ impl Tables {
         count
     }
 
-    /// How many more of what the mix wants at `position` a card of a shape in a state gives.
+    /// How many more of the wanted share at `position` a card of a shape in a state gives.
     pub fn count_wanted(&mut self, shape: ShapeId, state: StateId, position: usize) -> i32 {
         let kept = self.shapes.get(at(shape)).and_then(|entry| entry.states.get(at(state)));
         if let Some(count) = kept.and_then(|state| state.wanted.get(position)).copied().flatten() {
@@ -312,7 +316,8 @@ impl Tables {
     }
 
     fn outlook(&mut self, shape: ShapeId) -> Option<&Outlook> {
-        let Self { shapes, mix, supply, defined, waiting, .. } = self;
+        let Self { shapes, list, .. } = self;
+        let PriceList { version: _, mix, supply, defined, waiting } = &**list;
         let entry = shapes.get_mut(at(shape))?;
         let of = &entry.shape;
         Some(entry.outlook.get_or_insert_with(|| Outlook::new(of, mix, supply, defined, waiting.as_ref())))

@@ -3,9 +3,12 @@
 mod builders;
 mod decisions;
 mod differential;
+mod figures;
 mod geometry;
 mod model;
 mod oracle;
+mod orders;
 mod policies;
 mod properties;
+mod strays;
 mod waiting;

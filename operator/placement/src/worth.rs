@@ -22,7 +22,7 @@ pub struct Supply {
 }
 
 impl Supply {
-    /// From how many cards there are of each shape.
+    /// From how many cards there are of each shape, in an order that equal estates share.
     pub fn new<'a>(counts: impl Iterator<Item = (&'a Arc<Shape>, u64)> + Clone) -> Self {
         let total: u64 = counts.clone().map(|(_, count)| count).sum();
         let part = |count: u64| {
@@ -152,7 +152,7 @@ impl Outlook {
         }
         let worth = |used: &CardUse| fill(self.values.geometry(), &used.layout(), &others);
         // What differs by rounding only is equal.
-        WAITING * (worth(before) - worth(after) + TELLING / 2).div_euclid(TELLING)
+        WAITING.saturating_mul((worth(before) - worth(after) + TELLING / 2).div_euclid(TELLING))
     }
 
     /// Of the free units, how many in a thousand the mix cannot use.

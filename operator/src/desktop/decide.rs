@@ -1,22 +1,76 @@
 //! What is to be done for a desktop now: exactly one step.
 
+use std::sync::Arc;
+
 use gpudesk_crds::{
-    Allocation, Desktop, NodeState, RELEASE_FINALIZER,
+    ABANDON_DISKS_ANNOTATION, Allocation, AllocationId, Desktop, NodeState, RELEASE_FINALIZER,
     conditions::{self, ConditionType, Reason},
     desktop::PowerState,
+    handover::Standing,
 };
 
 use super::validate::restart_annotation;
 
 /// Whether the node of an allocation is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Presence {
-    /// Its `GpuNode` exists.
+    /// Its `GpuNode` exists, and its daemon is not known to be silent.
     Present,
+    /// Its `GpuNode` exists, and its daemon is not heard.
+    Silent,
     /// Its `GpuNode` is missing since a moment ago; its daemon may be about to make it again.
     Missing,
-    /// Its `GpuNode` was deleted, and with it what the node holds.
+    /// Its `GpuNode` was deleted, and nobody makes it again.
     Lost,
+}
+
+impl Presence {
+    /// Whether nobody there can say what runs.
+    pub fn is_away(self) -> bool {
+        matches!(self, Self::Silent | Self::Lost)
+    }
+}
+
+/// A machine of a desktop that a node reports and no allocation accounts for. An operator of this cluster
+/// decided it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// The node.
+    pub node: String,
+    /// What was decided.
+    pub allocation: Arc<Allocation>,
+}
+
+/// What is known around a desktop.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Around {
+    /// Whether the node of its allocation is there.
+    pub node: Presence,
+    /// Whether that node's daemon still renews its lease, also where its `GpuNode` is gone.
+    pub alive: bool,
+    /// Whether somebody with rights over that node said that the machine is off.
+    pub off: bool,
+    /// Whether the template leaves disks on the node; `None` when there is no template to tell, which counts
+    /// as yes.
+    pub keeps_disks: Option<bool>,
+    /// Its machines elsewhere.
+    pub found: Vec<Found>,
+    /// The last decision by which it was seen to hold something.
+    pub remembered: Option<AllocationId>,
+}
+
+impl Around {
+    /// On a node that is there.
+    pub fn present(keeps_disks: Option<bool>) -> Self {
+        Self {
+            node: Presence::Present,
+            alive: true,
+            off: false,
+            keeps_disks,
+            found: vec![],
+            remembered: None,
+        }
+    }
 }
 
 /// The one step.
@@ -30,15 +84,26 @@ pub enum Step {
     Wait,
     /// It holds what it needs; say what the node does not say.
     Hold,
-    /// The node has given everything back: park the allocation, or clear it.
+    /// The node has given everything back, or it was given up: park the allocation, or clear it.
     Release {
         /// Whether disks stay on the node, and the next start with them.
         park: bool,
         /// `Stopped`, `NodeLost`, or how the guest ended for good.
         reason: Reason,
     },
+    /// Its node is gone, and nobody has said what that means: what it has there stays its own.
+    NodeLost,
     /// It shall run and holds nothing; but its node says that a machine of it still runs there.
     NotOver,
+    /// By this decision it was held, and its status does not tell of it any more.
+    Forgotten(AllocationId),
+    /// Machines of it run where its status does not say.
+    Elsewhere,
+    /// A machine of it runs on this node by a later decision than its status tells of: it is its own again.
+    GiveBack {
+        /// The node.
+        node: String,
+    },
     /// The guest ended for good, in this way, and what it held was given back: it waits for somebody to
     /// start it.
     Ended(Reason),
@@ -51,34 +116,125 @@ pub enum Step {
     },
 }
 
-/// Decides. `keeps_disks` says whether the template leaves disks on the node; `None` when there is
-/// no template to tell, which counts as yes.
-pub fn decide(desktop: &Desktop, node: Presence, keeps_disks: Option<bool>) -> Step {
+/// Decides.
+pub fn decide(desktop: &Desktop, around: &Around) -> Step {
+    let step = by_its_status(desktop, around);
+    if step == Step::AddFinalizer {
+        return step;
+    }
+    let deleted = desktop.metadata.deletion_timestamp.is_some();
+    let wanted = deleted || desktop.spec.power_state == PowerState::Running;
+    let begins = matches!(step, Step::Place { .. } | Step::RemoveFinalizer);
+    match later(desktop, &around.found).as_slice() {
+        [] => {}
+        // One that shall not run stays as it is found: what asks for that may be a copy from before it.
+        [only] if wanted && is_later(desktop, only) => return Step::GiveBack { node: only.node.clone() },
+        _ if begins || step == Step::Rest => return Step::Elsewhere,
+        _ => {}
+    }
+    match forgotten(desktop, around.remembered) {
+        Some(decision) if begins => Step::Forgotten(decision),
+        _ => step,
+    }
+}
+
+/// Decides by what the status tells.
+fn by_its_status(desktop: &Desktop, around: &Around) -> Step {
     let allocation = desktop.allocation();
     let ours = desktop.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == RELEASE_FINALIZER);
     let ended = stays_ended(desktop);
+    let lost = around.node == Presence::Lost;
     if desktop.metadata.deletion_timestamp.is_some() {
         let released = last_word(desktop).is_some_and(|word| word.state == NodeState::Released);
-        let gone = allocation.is_none() || node == Presence::Lost || released;
-        return if ours && gone { Step::RemoveFinalizer } else { Step::Wait };
+        let nothing_runs = released || given_up(desktop, around) || lost && is_settled(desktop);
+        return match allocation {
+            _ if !ours => Step::Wait,
+            Some(_) if lost && !nothing_runs => Step::NodeLost,
+            Some(_) if !nothing_runs => Step::Wait,
+            _ => Step::RemoveFinalizer,
+        };
     }
     if !ours {
         return Step::AddFinalizer;
     }
-    match (allocation, ended) {
+    let step = match (allocation, ended) {
         // It stays as its guest left it: there is nothing to give up but the name of the node.
         (Some(_), Some(how)) => Step::Ended(how),
-        (Some(_), None) if node == Presence::Lost => Step::Release { park: false, reason: Reason::NodeLost },
-        (Some(allocation), None) if allocation.compute.is_some() => holding(desktop, allocation, keeps_disks),
+        (Some(_), None) if given_up(desktop, around) => {
+            Step::Release { park: false, reason: Reason::NodeLost }
+        }
+        (Some(_), None) if lost && !is_settled(desktop) => Step::NodeLost,
+        (Some(allocation), None) if allocation.compute.is_some() => {
+            holding(desktop, allocation, around.keeps_disks)
+        }
         (parked, _) => match desktop.spec.power_state {
             // What the node says of the decision that was given back is not over: something of another runs.
             PowerState::Running if desktop.said_by_node().is_some_and(|said| !said.state.is_final()) => {
                 Step::NotOver
             }
-            PowerState::Running => Step::Place { home: home(parked, keeps_disks) },
+            PowerState::Running => Step::Place { home: home(parked, around.keeps_disks) },
             PowerState::Stopped | PowerState::Suspended => Step::Rest,
         },
+    };
+    match step {
+        Step::Place { home: Some(_) } if lost => Step::NodeLost,
+        step => step,
     }
+}
+
+/// Whether nothing of it runs on its node, by the node's own last word, and there are only disks.
+pub fn is_settled(desktop: &Desktop) -> bool {
+    let parked = desktop.allocation().is_some_and(|allocation| allocation.compute.is_none());
+    match last_word(desktop) {
+        Some(word) => parked || word.final_,
+        None => parked && desktop.said_by_node().is_none(),
+    }
+}
+
+/// Whether what it has on a node that is away was given up by somebody who may: by its user, all of it; by who
+/// has rights over the node, what runs there.
+fn given_up(desktop: &Desktop, around: &Around) -> bool {
+    let Some(allocation) = desktop.allocation() else { return false };
+    let deleted = desktop.metadata.deletion_timestamp.is_some();
+    let only_runs = deleted || around.keeps_disks == Some(false);
+    let said = abandons(desktop, &allocation.decision()) || around.off && only_runs;
+    around.node.is_away() && !around.alive && said
+}
+
+/// What its user says to give up.
+pub fn abandoned(desktop: &Desktop) -> Option<&str> {
+    Some(desktop.metadata.annotations.as_ref()?.get(ABANDON_DISKS_ANNOTATION)?.as_str())
+}
+
+/// Whether its user gives up just this decision.
+pub fn abandons(desktop: &Desktop, decision: &str) -> bool {
+    abandoned(desktop) == Some(decision)
+}
+
+/// The machines that its status does not account for: those of later decisions, and those of the same number.
+fn later<'a>(desktop: &Desktop, found: &'a [Found]) -> Vec<&'a Found> {
+    let known = desktop.last_decision();
+    let later = |found: &&Found| {
+        let id = found.allocation.id;
+        id.is_some_and(|id| known.is_none_or(|known| id.standing(known) == Standing::Unknown))
+    };
+    found.iter().filter(later).collect()
+}
+
+/// Whether it was decided after all that the status tells of.
+fn is_later(desktop: &Desktop, found: &Found) -> bool {
+    let known = desktop.last_decision().map(AllocationId::number);
+    found.allocation.id.map(AllocationId::number) > known
+}
+
+/// The decision by which it held something, where the operator's part of the status does not tell of it and
+/// nobody gave it up. The node's part may, or we remember.
+pub fn forgotten(desktop: &Desktop, remembered: Option<AllocationId>) -> Option<AllocationId> {
+    let said = desktop.status.as_ref().and_then(|status| status.node.as_ref());
+    let said = said.filter(|said| !said.state.is_final()).map(|said| said.allocation_id);
+    let known = desktop.last_decision();
+    let untold = |id: &AllocationId| known.is_none_or(|known| id.standing(known) == Standing::Unknown);
+    said.max(remembered).filter(untold).filter(|id| !abandons(desktop, &id.to_string()))
 }
 
 /// What is to be done for a desktop that holds its place. Nothing, before its node has said the last word

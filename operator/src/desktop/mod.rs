@@ -9,16 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gpudesk_crds::{
-    Desktop, GpuNode, NodeReport, NodeState,
+    Desktop, GpuNode, NodeReport, NodeState, RELEASE_FINALIZER,
     conditions::{self, ConditionType, Reason},
     desktop::{Phase, PowerState},
+    node_identity,
 };
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::Time};
 use kube::{Api, runtime::controller::Action};
 use thiserror::Error;
 
 pub mod apply;
+pub mod away;
 pub mod decide;
 pub mod dereference;
 pub mod made_of;
@@ -34,11 +36,11 @@ use crate::{
     invalid::Invalid,
     placement::{request::DesktopKey, snapshot::key_of},
     secret_access::{AccessError, Pair, SecretAccess, owner_reference},
-    understood::odd,
+    understood::{holds_nothing, odd},
     world::{Decision, NODE_LOST_AFTER, World},
     writer::{WriteError, Writer},
 };
-use decide::{Presence, Step};
+use decide::{Around, Presence, Step};
 use status::{Holding, Situation};
 use validate::{Referenced, Wanted};
 
@@ -103,6 +105,8 @@ pub struct Context {
     pub writer: Writer,
     /// Access to Secrets.
     pub secrets: Arc<SecretAccess>,
+    /// Namespace of the nodes' leases.
+    pub namespace: String,
 }
 
 /// One round.
@@ -115,19 +119,21 @@ pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, E
     // It goes on as it is: what it is asked to be, or what it holds, is not understood.
     if odd(desktop).is_some() {
         world.not_waiting(&key);
-        return Ok(Action::await_change());
+        return odd_round(desktop, context).await;
     }
     let referenced = dereference::dereference(world, desktop);
     let wanted = validate::validate(desktop, &referenced);
-    let mut presence = node_of(desktop).map_or(Presence::Present, |node| world.presence(node));
     let keeps_disks = keeps_disks_of(&referenced);
     let bound_to = node_of(desktop).filter(|_| keeps_disks != Some(false)).map(ToOwned::to_owned);
-    let mut step = decide::decide(desktop, presence, keeps_disks);
-    if presence == Presence::Lost {
-        let unless_lost = decide::decide(desktop, Presence::Missing, keeps_disks);
+    let mut around = world.around(desktop, keeps_disks);
+    let mut step = decide::decide(desktop, &around);
+    if around.node.is_away() {
+        let node = if around.node == Presence::Lost { Presence::Missing } else { Presence::Present };
+        let there = Around { node, ..around.clone() };
+        let unless_away = decide::decide(desktop, &there);
         // What is given away is not taken back, and a watch may be behind or wrong.
-        if step != unless_lost && !is_gone(node_of(desktop).unwrap_or_default(), context).await? {
-            (presence, step) = (Presence::Missing, unless_lost);
+        if step != unless_away && !is_away(desktop, &around, &step, context).await? {
+            (around, step) = (there, unless_away);
         }
     }
     // Who waits for nobody but its user is not looked ahead for.
@@ -156,9 +162,11 @@ pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, E
         },
         // What it leaves behind is taken back once it is gone: nothing stands between.
         Step::RemoveFinalizer => context.writer.finalizer(desktop, false).await.map_err(Error::Finalizer)?,
-        Step::Wait => wait(desktop, context).await?,
+        Step::Wait => wait(desktop, &around, context).await?,
+        Step::NodeLost => lost(desktop, &around, context).await?,
+        Step::GiveBack { node } => return give_back(desktop, &around, &node, context).await,
         Step::Ended(how) => stay(desktop, how, context).await?,
-        Step::Hold => hold(desktop, &wanted, &referenced, context).await?,
+        Step::Hold => hold(desktop, &wanted, &referenced, &around, context).await?,
         Step::Release { park, reason } => release(desktop, park, reason, context).await?,
         Step::NotOver => {
             let node = node_of(desktop).unwrap_or_default().to_owned();
@@ -167,6 +175,26 @@ pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, E
             );
             let why = Invalid::new(Reason::AllocationConflict, message);
             say_idle(desktop, Phase::Pending, Some(node), why, context).await?;
+        }
+        Step::Elsewhere => {
+            say_idle(
+                desktop,
+                idle_phase(desktop),
+                node_of(desktop).map(ToOwned::to_owned),
+                away::elsewhere(&around.found),
+                context,
+            )
+            .await?;
+        }
+        Step::Forgotten(decision) => {
+            say_idle(
+                desktop,
+                idle_phase(desktop),
+                node_of(desktop).map(ToOwned::to_owned),
+                away::forgotten(desktop, decision),
+                context,
+            )
+            .await?;
         }
         Step::Rest => {
             world.not_refused(&key);
@@ -180,10 +208,40 @@ pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, E
             }
         },
     }
-    Ok(Action::requeue(match presence {
-        Presence::Missing => NODE_LOST_AFTER,
-        Presence::Present | Presence::Lost => SLOWLY,
-    }))
+    Ok(Action::requeue(if around.node == Presence::Missing { NODE_LOST_AFTER } else { SLOWLY }))
+}
+
+/// One round over a desktop that is not understood. Nobody acts on it but to let it go, once there is nothing
+/// that its node would have to give back.
+async fn odd_round(desktop: &Desktop, context: &Context) -> Result<Action, Error> {
+    let ours = desktop.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == RELEASE_FINALIZER);
+    if desktop.metadata.deletion_timestamp.is_some() && ours {
+        if holds_nothing(desktop) {
+            context.writer.finalizer(desktop, false).await.map_err(Error::Finalizer)?;
+        } else {
+            tracing::warn!(
+                desktop = %key_of(desktop),
+                "is deleted and not understood: it waits for its node to say Released of the decision that it holds"
+            );
+        }
+    }
+    Ok(Action::await_change())
+}
+
+/// Whether the API server itself says that a node is away, as a step on that ground needs it.
+async fn is_away(desktop: &Desktop, around: &Around, step: &Step, context: &Context) -> Result<bool, Error> {
+    let node = node_of(desktop).unwrap_or_default();
+    Ok((around.node != Presence::Lost || is_gone(node, context).await?)
+        && (*step == Step::NodeLost || is_not_renewed(node, context).await?))
+}
+
+/// Whether a node's lease is the one that we saw last.
+async fn is_not_renewed(node: &str, context: &Context) -> Result<bool, Error> {
+    let leases = Api::<Lease>::namespaced(context.writer.client(), &context.namespace);
+    let lease = leases.get_opt(&node_identity(node)).await;
+    let lease = lease.map_err(|source| Error::Node { node: node.to_owned(), source: Box::new(source) })?;
+    let renewed = lease.and_then(|lease| lease.spec?.renew_time);
+    Ok(renewed.is_none() || renewed == context.world.renewed(node))
 }
 
 /// Whether the API server itself says that a `GpuNode` does not exist.
@@ -213,8 +271,13 @@ async fn place(
     if let Some((rest, times)) = world.waits_after_refusals(&key, &wanted.made_of) {
         let why = desktop.said_by_node().and_then(|said| Some(said.refusal.as_ref()?.message.as_str()));
         let message = format!(
-            "nodes refused it {times} times although there was room by what they say of themselves{}{}; it is tried again \
-             in {} min, or when one of them says something new",
+            "{} although there was room by what they say of themselves{}{}; it is tried again in {} min, or when one of \
+             them says something new",
+            if times == 1 {
+                "a node refused it".to_owned()
+            } else {
+                format!("nodes refused it {times} times")
+            },
             if why.is_some() { ", last: " } else { "" },
             why.unwrap_or_default(),
             rest.as_secs().div_ceil(60),
@@ -227,9 +290,8 @@ async fn place(
     }
     let (allocation, fresh) = match world.decide(desktop, wanted, home.clone(), &now()) {
         Decision::Assumed { allocation, fresh } => (allocation, fresh),
-        Decision::Written => return Ok(Action::requeue(WATCH_LAGS)),
+        Decision::Written | Decision::Queued => return Ok(Action::requeue(WATCH_LAGS)),
         Decision::Stale => return Ok(Action::requeue(SOON)),
-        Decision::Queued => return Ok(Action::requeue(WATCH_LAGS)),
         Decision::NoRoom(explanation) => {
             let why = Invalid::new(explanation.reason, explanation.message);
             if status::only_message_differs(desktop, &why) {
@@ -254,9 +316,9 @@ async fn place(
         return Err(Error::Secrets(error));
     }
     let status = status::status(desktop, Situation::Placed((*allocation).clone()), &now());
-    match context.writer.status(desktop, &status).await {
+    match apply::put(&context.writer, desktop, &status).await {
         Ok(()) => {
-            world.written(&key);
+            world.written(desktop);
             let gpus = status.gpu_summary.as_deref().unwrap_or("none");
             tracing::info!(desktop = %key, node = %allocation.node, %gpus, "placed");
             if let Some(record) = &allocation.decision {
@@ -276,11 +338,40 @@ async fn place(
     }
 }
 
+/// Gives a desktop back what a node reports to run of it.
+async fn give_back(
+    desktop: &Desktop,
+    around: &Around,
+    node: &str,
+    context: &Context,
+) -> Result<Action, Error> {
+    let Some(found) = around.found.iter().find(|found| found.node == node) else {
+        return Ok(Action::requeue(SOON));
+    };
+    let (world, key) = (&context.world, key_of(desktop));
+    if !world.give_back(desktop, &found.allocation) {
+        return Ok(Action::requeue(SOON));
+    }
+    let situation = Situation::GivenBack((*found.allocation).clone());
+    let written = apply::put(&context.writer, desktop, &status::status(desktop, situation, &now())).await;
+    match &written {
+        Ok(()) => {
+            world.written(desktop);
+            tracing::warn!(desktop = %key, %node, decision = found.allocation.decision(), "given back what its status did not tell of");
+        }
+        Err(WriteError::Refused(_)) => world.forget(&key),
+        Err(_) => {}
+    }
+    written.map_err(Error::Allocation)?;
+    Ok(Action::requeue(SLOWLY))
+}
+
 /// Says what the node does not say of a desktop that holds its place.
 async fn hold(
     desktop: &Desktop,
     wanted: &Result<Wanted, Invalid>,
     referenced: &Referenced,
+    around: &Around,
     context: &Context,
 ) -> Result<(), Error> {
     let world = &context.world;
@@ -288,9 +379,12 @@ async fn hold(
     let Some(allocation) = desktop.allocation() else { return Ok(()) };
     let node = &allocation.node;
     let mut remark = (desktop.spec.power_state == PowerState::Suspended).then(|| {
-        let message = "spec.powerState: Suspended is not yet supported; the desktop goes on as it is";
+        let message = "spec.powerState: Suspended is not yet supported: the machine goes on";
         Invalid::new(Reason::NotYetSupported, message)
     });
+    if around.node == Presence::Present {
+        remark = away::is_heard(desktop, allocation).or(remark);
+    }
     let mut failed = Ok(());
     if let Some(secret) = validate::secret_name(desktop, referenced.template.as_deref())
         && !context.secrets.has(&Pair { namespace: key.namespace.clone(), node: node.clone() }, &secret).await
@@ -317,12 +411,14 @@ async fn hold(
     });
     let stop_for = due.filter(|_| refused.is_none());
     let restart = refused.or_else(|| restart_required(desktop, wanted, referenced));
-    let silence = world.heard(node).filter(|heard| {
-        let last_word_is_ours = desktop.status.as_ref().is_some_and(status::is_said_silent);
-        !heard.heard && (last_word_is_ours || !world.is_told(node, &key))
+    let silence = world.heard(node).filter(|heard| !heard.heard && may_tell(desktop, context));
+    let silence = silence.map(|heard| {
+        let asked = around.off || decide::abandoned(desktop).is_some();
+        let ways =
+            if asked { format!(". {}", away::ways(desktop, allocation, around)) } else { String::new() };
+        let message = format!("{}: whether the machine runs is not known{ways}", heard.silence(node));
+        Invalid::new(Reason::DaemonSilent, message)
     });
-    let silence =
-        silence.map(|heard| format!("{}: whether the machine runs is not known", heard.silence(node)));
     let tells = silence.is_some();
     let situation = Situation::Holding(Holding { remark, restart, stop_for, silence });
     let status = status::status(desktop, situation, &now());
@@ -368,33 +464,56 @@ fn not_readable(node: &str, secret: &str, error: &AccessError) -> Invalid {
 }
 
 /// Says why the deletion of a desktop does not go on, where nobody else does.
-async fn wait(desktop: &Desktop, context: &Context) -> Result<(), Error> {
-    let Some(node) = node_of(desktop) else { return Ok(()) };
-    let Some(heard) = context.world.heard(node).filter(|heard| !heard.heard) else { return Ok(()) };
-    if context.world.is_told(node, &key_of(desktop)) {
+async fn wait(desktop: &Desktop, around: &Around, context: &Context) -> Result<(), Error> {
+    let Some(allocation) = desktop.allocation() else { return Ok(()) };
+    let heard = context.world.heard(&allocation.node).filter(|heard| !heard.heard);
+    let Some(heard) = heard else { return Ok(()) };
+    let message = format!("{}. {}", heard.silence(&allocation.node), away::ways(desktop, allocation, around));
+    say_away(desktop, Invalid::new(Reason::DaemonSilent, message), context).await
+}
+
+/// Says that the node of a desktop is lost, and what people can do.
+async fn lost(desktop: &Desktop, around: &Around, context: &Context) -> Result<(), Error> {
+    let Some(allocation) = desktop.allocation() else { return Ok(()) };
+    say_away(desktop, away::lost(desktop, allocation, around), context).await
+}
+
+/// Says of a desktop why nothing of it goes on while its node is away. What it has there stays its own.
+async fn say_away(desktop: &Desktop, why: Invalid, context: &Context) -> Result<(), Error> {
+    let Some(allocation) = desktop.allocation() else { return Ok(()) };
+    if decide::is_settled(desktop) {
+        return say_idle(desktop, idle_phase(desktop), Some(allocation.node.clone()), why, context).await;
+    }
+    if !may_tell(desktop, context) {
         return Ok(());
     }
-    let rest =
-        "what the desktop has there is given up when it is heard again, or when the GpuNode is deleted";
-    let silence = format!("{}: {rest}", heard.silence(node));
-    let status = match desktop.allocation() {
-        Some(allocation) if allocation.compute.is_some() => {
-            let holding = Holding { silence: Some(silence), ..Holding::default() };
-            status::status(desktop, Situation::Holding(holding), &now())
-        }
-        parked => {
-            let situation = Situation::Idle {
-                parked: parked.cloned(),
-                phase: Phase::Deleting,
-                reason: Reason::DaemonSilent,
-                message: silence,
-            };
-            status::status(desktop, situation, &now())
-        }
-    };
-    apply::write_status(&context.writer, desktop, &status).await.map_err(Error::Status)?;
-    context.world.tell(node, &key_of(desktop));
+    // What is parked and runs all the same is the node's to say.
+    if allocation.compute.is_some() {
+        let holding = Holding { silence: Some(why), ..Holding::default() };
+        let status = status::status(desktop, Situation::Holding(holding), &now());
+        apply::write_status(&context.writer, desktop, &status).await.map_err(Error::Status)?;
+    }
+    context.world.tell(&allocation.node, &key_of(desktop));
     Ok(())
+}
+
+/// Whether it is for the operator to say how a desktop is whose node is away: it says so once, and then as long as
+/// nobody there says anything else.
+fn may_tell(desktop: &Desktop, context: &Context) -> bool {
+    let node = node_of(desktop).unwrap_or_default();
+    desktop.status.as_ref().is_some_and(status::is_said_silent)
+        || !context.world.is_told(node, &key_of(desktop))
+}
+
+/// How a desktop looks that holds nothing and waits.
+fn idle_phase(desktop: &Desktop) -> Phase {
+    if desktop.metadata.deletion_timestamp.is_some() {
+        Phase::Deleting
+    } else if desktop.spec.power_state == PowerState::Running {
+        Phase::Pending
+    } else {
+        Phase::Stopped
+    }
 }
 
 /// Takes back what the node has given up.
@@ -402,10 +521,9 @@ async fn release(desktop: &Desktop, park: bool, reason: Reason, context: &Contex
     let node = node_of(desktop).unwrap_or_default().to_owned();
     let said = desktop.status.as_ref();
     let (phase, message) = match reason {
-        Reason::NodeLost => (
-            Phase::Pending,
-            format!("GpuNode {node} does not exist any more: what the desktop had there is given up"),
-        ),
+        Reason::NodeLost => {
+            (Phase::Pending, format!("node {node} is away, and what the desktop had there was given up"))
+        }
         Reason::GuestStopped | Reason::GuestCrashed => {
             let conditions = said.map(|said| said.conditions.as_slice()).unwrap_or_default();
             let how = conditions::find(conditions, ConditionType::Running);
@@ -439,7 +557,7 @@ async fn rest(desktop: &Desktop, context: &Context) -> Result<(), Error> {
     let why = match desktop.spec.power_state {
         PowerState::Suspended => Invalid::new(
             Reason::NotYetSupported,
-            "spec.powerState: Suspended is not yet supported; use Running or Stopped",
+            "spec.powerState: Suspended is not yet supported: what does not run is not started; use Running or Stopped",
         ),
         PowerState::Running | PowerState::Stopped => Invalid::new(Reason::Stopped, "stopped, as asked"),
     };

@@ -7,6 +7,8 @@ use gpudesk_crds::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
+use gpudesk_crds::text::plain;
+
 use super::summary;
 use crate::invalid::Invalid;
 
@@ -17,6 +19,8 @@ pub enum Situation {
     Placed(Allocation),
     /// It holds its place. `Ready` and the phase are the node's, while its daemon is heard.
     Holding(Holding),
+    /// It holds its place again, where its machine was found running.
+    GivenBack(Allocation),
     /// It holds nothing but, when parked, its node.
     Idle {
         /// The parked allocation.
@@ -39,8 +43,8 @@ pub struct Holding {
     pub restart: Option<Invalid>,
     /// The restart for which the node may stop the machine.
     pub stop_for: Option<String>,
-    /// That the node's daemon is silent, if it is and this is for the operator to say.
-    pub silence: Option<String>,
+    /// That the node's daemon is silent, or its node lost, if it is and this is for the operator to say.
+    pub silence: Option<Invalid>,
 }
 
 /// The status that the operator applies: every field that it owns now, and no other. A field that
@@ -78,8 +82,8 @@ pub fn status(desktop: &Desktop, situation: Situation, now: &Time) -> DesktopSta
             // Until the node has said its first word, what was written with the allocation stays; and so
             // does what was said in its silence, until it speaks.
             let starting = is_starting(&old);
-            if let Some(message) = silence {
-                say.that(ConditionType::Ready, Truth::Unknown, Reason::DaemonSilent, &message);
+            if let Some(Invalid { reason, message }) = silence {
+                say.that(ConditionType::Ready, Truth::Unknown, reason, &message);
                 wanted.phase = Some(Phase::Unknown);
             } else if starting || is_said_silent(&old) {
                 say.again(ConditionType::Ready);
@@ -91,12 +95,24 @@ pub fn status(desktop: &Desktop, situation: Situation, now: &Time) -> DesktopSta
             wanted.gpu_summary.clone_from(&old.gpu_summary);
             wanted.allocation = allocation.map(|allocation| Allocation { stop_for, ..allocation });
         }
+        Situation::GivenBack(allocation) => {
+            let node = format!("on {}", allocation.node);
+            say.that(ConditionType::Allocated, true, Reason::AsExpected, &node);
+            let message = format!("its machine was found {node}; the node says how it is");
+            say.that(ConditionType::Ready, Truth::Unknown, Reason::Unknown, &message);
+            wanted.phase = Some(Phase::Unknown);
+            wanted.gpu_summary = summary::gpus(&allocation.gpus);
+            wanted.allocation = Some(Allocation { stop_for: None, ..allocation });
+        }
         Situation::Idle { parked, phase, reason, message } => {
             say.that(ConditionType::Allocated, false, reason, &message);
             say.that(ConditionType::Ready, false, reason, &message);
-            if reason == Reason::NodeLost {
+            if reason == Reason::NodeLost && parked.is_none() {
                 // Nobody else is left to say it.
                 say.that(ConditionType::Running, false, reason, &message);
+            } else if is_running_ours(&old) {
+                // Its node owns parts of it that are the same: without the rest they are no condition.
+                say.again(ConditionType::Running);
             }
             wanted.phase = Some(phase);
             // Kept over restarts of the operator: whoever waits longer goes first.
@@ -166,10 +182,19 @@ fn is_starting(status: &DesktopStatus) -> bool {
         .is_some_and(|running| running.status == "False" && running.reason == Reason::Starting.as_str())
 }
 
+/// Whether the last word on `Running` is the operator's.
+fn is_running_ours(status: &DesktopStatus) -> bool {
+    let ours = [Reason::Starting.as_str(), Reason::NodeLost.as_str()];
+    conditions::find(&status.conditions, ConditionType::Running)
+        .is_some_and(|running| ours.contains(&running.reason.as_str()))
+}
+
 /// Whether the last word on `Ready` is the operator's, said in the silence of the node.
 pub fn is_said_silent(status: &DesktopStatus) -> bool {
-    conditions::find(&status.conditions, ConditionType::Ready)
-        .is_some_and(|ready| ready.reason == Reason::DaemonSilent.as_str())
+    let ours = [Reason::DaemonSilent, Reason::NodeLost];
+    conditions::find(&status.conditions, ConditionType::Ready).is_some_and(|ready| {
+        ready.status == "Unknown" && ours.iter().any(|reason| ready.reason == reason.as_str())
+    })
 }
 
 struct Sayer<'a> {
@@ -182,7 +207,8 @@ struct Sayer<'a> {
 impl Sayer<'_> {
     fn that(&mut self, type_: ConditionType, status: impl Into<Truth>, reason: Reason, message: &str) {
         self.again(type_);
-        conditions::set(self.conditions, type_, status, reason, message, self.generation, self.now);
+        // It may hold words of others, of a node say.
+        conditions::set(self.conditions, type_, status, reason, plain(message), self.generation, self.now);
     }
 
     fn again(&mut self, type_: ConditionType) {

@@ -3,6 +3,7 @@
 #![expect(clippy::needless_pass_by_value, reason = "tests hand over what they wrote in place")]
 
 mod access;
+mod away;
 mod odd;
 mod queue;
 mod reading;

@@ -17,8 +17,11 @@ use crate::{
     placement::request::DesktopKey,
     understood::odd,
     world::World,
-    writer::{WriteError, Writer},
+    writer::{Own, WriteError, Writer},
 };
+
+/// What of a template's status goes when the operator does not say it.
+const OWN: Own = Own { fields: &["users"], conditions: &[] };
 
 /// One round. Rounds come at most once a second, for whoever wakes them gathers first.
 ///
@@ -53,7 +56,7 @@ pub async fn reconcile(
     let wanted = status::status(template, &profiles, desktops, users, &now);
     // Transition times move with the status only, so equal means that there is nothing new to say.
     if template.status.as_ref() != Some(&wanted) {
-        writer.status(template, &wanted).await?;
+        writer.status(template, &wanted, OWN).await?;
     }
     Ok(Action::requeue(Duration::from_mins(30)))
 }

@@ -19,12 +19,12 @@ fn settled(ranks: impl IntoIterator<Item = Rank>) -> Queue<()> {
     for rank in ranks {
         queue.enter(rank, (), start());
     }
-    while queue.next().is_some() {}
+    while queue.next_turn().is_some() {}
     queue
 }
 
 fn turns(queue: &mut Queue<()>) -> Vec<String> {
-    std::iter::from_fn(|| queue.next()).map(|key| key.name).collect()
+    std::iter::from_fn(|| queue.next_turn()).map(|key| key.name).collect()
 }
 
 #[test]
@@ -54,8 +54,8 @@ fn a_newcomer_is_asked_alone_and_in_its_turn_of_a_walk() {
     assert_eq!(turns(&mut queue), ["b"]);
     queue.freed();
     queue.enter(rank("d", 0, 0), (), start());
-    assert_eq!(queue.next(), Some(key("d")));
-    assert_eq!(queue.next(), Some(key("a")));
+    assert_eq!(queue.next_turn(), Some(key("d")));
+    assert_eq!(queue.next_turn(), Some(key("a")));
     // One that comes before those who had their turn is asked, and nobody after it is left out.
     queue.enter(rank("e", 0, 0), (), start());
     assert!(!queue.is_due(&key("a")) && queue.is_due(&key("c")));
@@ -67,17 +67,17 @@ fn what_is_freed_during_a_walk_is_offered_from_the_first_on_and_the_last_have_th
     let names: Vec<String> = (0..50).map(|number| format!("d{number:02}")).collect();
     let mut queue = settled(names.iter().zip(0..).map(|(name, since)| rank(name, 0, since)));
     queue.freed();
-    queue.next();
-    queue.next();
+    queue.next_turn();
+    queue.next_turn();
     queue.freed();
-    assert_eq!(queue.next(), Some(key("d00")), "from the first on");
+    assert_eq!(queue.next_turn(), Some(key("d00")), "from the first on");
     let mut asked = 0;
-    while queue.next() != Some(key("d49")) {
+    while queue.next_turn() != Some(key("d49")) {
         queue.freed();
         asked += 1;
         assert!(asked < 1000, "the last never has its turn");
     }
-    assert_eq!(queue.next(), Some(key("d00")), "what was freed since is offered too");
+    assert_eq!(queue.next_turn(), Some(key("d00")), "what was freed since is offered too");
 }
 
 #[test]

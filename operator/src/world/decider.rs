@@ -11,10 +11,11 @@ use kube::{ResourceExt, runtime::reflector::ObjectRef};
 
 use super::{Cluster, World, key_of};
 use crate::{
+    allocation_key::AllocationKey,
     desktop::{now, validate::Wanted},
     placement::{
-        Placed,
-        explain::{Explanation, MOST_MOVES},
+        NoRoom, Placed,
+        explain::Explanation,
         request::{DesktopKey, Request},
     },
     queue::Rank,
@@ -73,9 +74,9 @@ impl Ask {
         same.then(|| Self { desktop: desktop.clone(), wanted: wanted.clone(), request: request.clone() })
     }
 
-    fn allocation(&self, placed: Placed, now: &Time) -> Allocation {
+    fn allocation(&self, placed: Placed, key: &AllocationKey, now: &Time) -> Allocation {
         Allocation {
-            id: Some(self.desktop.next_allocation_id(&format!("{} {}", now.0, placed.node))),
+            id: Some(key.mint(&self.desktop, &placed.node, now)),
             node: placed.node,
             desktop_generation: self.desktop.metadata.generation.unwrap_or_default(),
             template_generation: self.wanted.template_generation,
@@ -95,7 +96,9 @@ impl Ask {
 /// What became of a turn.
 enum Turn {
     Given(Arc<Allocation>),
-    NoRoom,
+    NoRoom(NoRoom),
+    /// As little as for one before it that asked for the same.
+    Hopeless,
     /// The desktop is not what it was when it asked.
     Stale,
 }
@@ -127,7 +130,7 @@ impl World {
         // Who holds a place asks for it again: it stands behind nobody.
         let holds = cluster.snapshot.holds(&key).is_some();
         let turn = if holds {
-            Some(self.turn(&mut cluster, &ask, true, now))
+            Some(self.turn(&mut cluster, &ask, true, true, now))
         } else {
             cluster.queue.enter(rank, ask.clone(), started);
             self.give_turns(&mut cluster, now, started + AT_ONCE, Some(&key))
@@ -138,14 +141,19 @@ impl World {
                 return Decision::Queued;
             }
             Some(Turn::Given(allocation)) => Decision::Assumed { allocation, fresh: true },
-            Some(Turn::Stale) => return Decision::Stale,
-            Some(Turn::NoRoom) => Decision::NoRoom(explain(&mut cluster, &ask, holds, started)),
+            Some(Turn::Stale | Turn::Hopeless) => return Decision::Stale,
+            Some(Turn::NoRoom(no_room)) => {
+                let kept = cluster.kept_for(&key);
+                drop(cluster);
+                let mut why = self.thinker.explain(&ask.request, &no_room);
+                why.message += &kept.unwrap_or_default();
+                self.metrics.placed(why.reason.as_str());
+                self.metrics.decided_in(started.elapsed().as_secs_f64());
+                return Decision::NoRoom(why);
+            }
         };
         drop(cluster);
-        self.metrics.placed(match &decision {
-            Decision::NoRoom(explanation) => explanation.reason.as_str(),
-            _ => "placed",
-        });
+        self.metrics.placed("placed");
         self.metrics.decided_in(started.elapsed().as_secs_f64());
         decision
     }
@@ -160,12 +168,13 @@ impl World {
         of: Option<&DesktopKey>,
     ) -> Option<Turn> {
         let mut its = None;
-        while let Some(key) = cluster.queue.next() {
+        while let Some(key) = cluster.queue.next_turn() {
             let Some(ask) = cluster.queue.ask(&key).cloned() else { continue };
             let all = cluster.queue.goes_before_kept(&key);
-            let turn = self.turn(cluster, &ask, all, now);
-            if of == Some(&key) {
-                if !matches!(turn, Turn::NoRoom) {
+            let its_own = of == Some(&key);
+            let turn = self.turn(cluster, &ask, all, its_own, now);
+            if its_own {
+                if !matches!(turn, Turn::NoRoom(_)) {
                     cluster.queue.leave(&key);
                 }
                 its = Some(turn);
@@ -176,7 +185,7 @@ impl World {
                     cluster.queue.give(&key);
                     self.wake(&key);
                 }
-                Turn::NoRoom => {
+                Turn::NoRoom(_) | Turn::Hopeless => {
                     if cluster.queue.is_awaited(&key) {
                         self.wake(&key);
                     }
@@ -195,26 +204,30 @@ impl World {
         its
     }
 
-    /// The turn of one. `all` says that room that is kept is free for it.
-    fn turn(&self, cluster: &mut Cluster, ask: &Ask, all: bool, now: &Time) -> Turn {
+    /// The turn of one. `all` says that room that is kept is free for it, `says` that it is to say why it
+    /// waits, if it does.
+    fn turn(&self, cluster: &mut Cluster, ask: &Ask, all: bool, says: bool, now: &Time) -> Turn {
         let Cluster { snapshot, queue, .. } = &mut *cluster;
         let key = &ask.request.desktop;
         let of_others = !snapshot.has_own(key);
-        if of_others && queue.is_hopeless(&ask.request, all) {
-            return Turn::NoRoom;
+        if of_others && !says && queue.is_hopeless(&ask.request, all) {
+            return Turn::Hopeless;
         }
         let placed = if all {
             snapshot.without_reservation(|snapshot| snapshot.place(&ask.request))
         } else {
             snapshot.place(&ask.request)
         };
-        let Ok(placed) = placed else {
-            if of_others {
-                queue.found_none(&ask.request, all);
+        let placed = match placed {
+            Ok(placed) => placed,
+            Err(no_room) => {
+                if of_others {
+                    queue.found_none(&ask.request, all);
+                }
+                return Turn::NoRoom(no_room);
             }
-            return Turn::NoRoom;
         };
-        let allocation = Arc::new(ask.allocation(placed, now));
+        let allocation = Arc::new(ask.allocation(placed, &self.key, now));
         let version = ask.desktop.metadata.resource_version.as_deref().unwrap_or_default();
         let Ok(change) = snapshot.assume(key, version, &allocation) else { return Turn::Stale };
         self.changed(cluster, change);
@@ -235,7 +248,9 @@ impl World {
             if looked_at.elapsed() >= often {
                 looked_at = Instant::now();
                 let again = self.lock().queue.to_look_at(looked_at, many);
-                again.iter().for_each(|key| self.wake(key));
+                for key in &again {
+                    self.wake(key);
+                }
             }
         }
     }
@@ -247,34 +262,46 @@ impl World {
         cluster.queue.is_settled()
     }
 
-    /// Keeps room for the first who has waited too long, and for nobody else.
-    pub(super) fn keep_room(&self, cluster: &mut Cluster) {
-        let Some(since) = self.keep_after.and_then(|after| i64::try_from(after.as_secs()).ok()) else { return };
-        let since = now().0.as_second() - since;
-        let now = Instant::now();
-        cluster.not_kept.retain(|_, until| *until > now);
+    /// Keeps room for the first who has waited too long, and for nobody else. Thought out on the copy.
+    pub(super) fn keep_room(&self) {
+        let Some(after) = self.keep_after.and_then(|after| i64::try_from(after.as_secs()).ok()) else {
+            return;
+        };
+        let since = now().0.as_second() - after;
         for _ in 0..PLANS {
-            let Cluster { queue, snapshot, not_kept, .. } = &mut *cluster;
-            let first = queue.long_waiting(since, |key, _| !not_kept.contains_key(key));
-            let kept = snapshot.reserved().is_some_and(|kept| snapshot.takes(&kept.node));
-            if first.is_none() || (first.as_ref() == queue.favoured() && kept) {
-                break;
-            }
-            let Some(first) = first else { break };
-            let Some(ask) = queue.ask(&first).cloned() else { break };
+            let Some(ask) = self.to_keep_room_for(since) else { return };
+            let key = &ask.request.desktop;
             let plan =
-                snapshot.without_reservation(|snapshot| snapshot.plan_reservation(&ask.request));
-            if let Some(plan) = &plan {
-                tracing::info!(desktop = %first, node = plan.node, in_the_way = plan.in_the_way.len(), "room is kept for it");
-                queue.favour(Some(&first));
-                let change = snapshot.reserve(Some(plan));
-                self.changed(cluster, change);
-                self.wake(&first);
-                break;
+                self.thinker.ask(|| self.lock().snapshot.news(), |copy| copy.plan_reservation(&ask.request));
+            let mut cluster = self.lock();
+            let Some(plan) = plan else {
+                cluster.not_kept.insert(key.clone(), Instant::now() + NOT_KEPT);
+                continue;
+            };
+            // It may have got its place meanwhile.
+            if cluster.queue.ask(key).is_some() {
+                tracing::info!(desktop = %key, node = plan.node, in_the_way = plan.in_the_way.len(), "room is kept for it");
+                cluster.queue.favour(Some(key));
+                let change = cluster.snapshot.reserve(Some(&plan));
+                self.changed(&mut cluster, change);
+                self.wake(key);
             }
-            not_kept.insert(first, now + NOT_KEPT);
+            return;
         }
-        self.end_keeping(cluster);
+    }
+
+    /// Who is to have room kept for it next; nobody where that is so already.
+    fn to_keep_room_for(&self, since: i64) -> Option<Arc<Ask>> {
+        let mut cluster = self.lock();
+        let Cluster { queue, snapshot, not_kept, .. } = &mut *cluster;
+        let now = Instant::now();
+        not_kept.retain(|_, until| *until > now);
+        let first = queue.long_waiting(since, |key, _| !not_kept.contains_key(key))?;
+        let kept = snapshot.reserved().is_some_and(|kept| snapshot.takes(&kept.node));
+        if kept && queue.favoured() == Some(&first) {
+            return None;
+        }
+        queue.ask(&first).cloned()
     }
 
     /// Room is kept for nobody who is not in the queue.
@@ -291,16 +318,17 @@ impl World {
     /// Why it would not.
     pub fn would_fit(&self, wanted: &Wanted, home: Option<String>) -> Result<(), Explanation> {
         let request = Request { home, ..wanted.request.clone() };
-        let mut cluster = self.lock();
-        cluster.snapshot.without_reservation(|snapshot| match snapshot.place(&request) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(snapshot.explain_with(&request, 0)),
-        })
+        let placed = self.lock().snapshot.without_reservation(|snapshot| snapshot.place(&request));
+        placed.map(|_| ()).map_err(|no_room| self.thinker.explain(&request, &no_room))
     }
 
-    /// A decision was written.
-    pub fn written(&self, key: &DesktopKey) {
-        self.lock().snapshot.written(key);
+    /// A decision was written. The watch may miss the version that shows it: it is noted.
+    pub fn written(&self, desktop: &Desktop) {
+        let key = key_of(desktop);
+        let mut cluster = self.lock();
+        cluster.snapshot.written(&key);
+        let id = cluster.snapshot.assumed(&key).and_then(|assumed| assumed.allocation.id);
+        cluster.note_held(&key, desktop, id);
     }
 
     /// A decision was not written, for certain: what it took is free again.
@@ -327,27 +355,16 @@ impl World {
     }
 }
 
-/// Why one that had its turn waits.
-fn explain(cluster: &mut Cluster, ask: &Ask, holds: bool, now: Instant) -> Explanation {
-    let key = &ask.request.desktop;
-    let Cluster { snapshot, queue, .. } = cluster;
-    // Who may not say anything new yet need not know what would have to move.
-    let moves = if queue.rest(key, now).is_zero() { MOST_MOVES } else { 0 };
-    if !holds && !queue.goes_before_kept(key) {
-        return snapshot.explain_with(&ask.request, moves);
+impl Cluster {
+    /// What to tell one for whom room is kept.
+    fn kept_for(&self, key: &DesktopKey) -> Option<String> {
+        let kept = self.snapshot.reserved().filter(|_| self.queue.favoured() == Some(key))?;
+        let (node, count) = (&kept.node, kept.in_the_way.len());
+        let desktops = if count == 1 { "desktop has" } else { "desktops have" };
+        Some(format!(
+            "; it has waited long: room is kept for it on {node}, where {count} {desktops} to end first"
+        ))
     }
-    let mut why = snapshot.without_reservation(|snapshot| snapshot.explain_with(&ask.request, moves));
-    if queue.favoured() == Some(key)
-        && let Some(kept) = snapshot.reserved()
-    {
-        let desktops = if kept.in_the_way.len() == 1 { "desktop has" } else { "desktops have" };
-        why.message += &format!(
-            "; it has waited long: room is kept for it on {}, where {} {desktops} to end first",
-            kept.node,
-            kept.in_the_way.len(),
-        );
-    }
-    why
 }
 
 /// Where a desktop stands in the queue.

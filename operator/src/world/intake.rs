@@ -2,9 +2,9 @@
 #![expect(clippy::disallowed_methods, reason = "an adapter: it tells the time to pure parts")]
 
 use super::{
-    Allocation, AllocationId, Arc, Cluster, Desktop, DesktopKey, DesktopTemplate, Duration, GpuNode, GpuProfile, Instant,
-    Lease, NODE_LOST_AFTER, ObjectRef, Refusal, ResourceExt, Seen, World, is_new, key_of, node_held, odd,
-    understood,
+    Allocation, AllocationId, Arc, Cluster, Desktop, DesktopKey, DesktopTemplate, Duration, GpuNode,
+    GpuProfile, Instant, Lease, NODE_LOST_AFTER, ObjectRef, Refusal, ResourceExt, Seen, World, is_new,
+    key_of, node_held, odd, understood,
 };
 
 impl World {
@@ -42,6 +42,7 @@ impl World {
                 let change = cluster.snapshot.desktop_gone(&key);
                 self.changed(&mut cluster, change);
                 cluster.unclear.remove(&key);
+                cluster.held_last.remove(&key);
                 self.close(&mut cluster);
                 self.access_of(&key.namespace, [before, None]);
             }
@@ -49,16 +50,19 @@ impl World {
         }
     }
 
-    /// What a desktop holds. Where that cannot be read, what was known of it stays taken; where nothing was
-    /// known, its node takes no more.
+    /// What a desktop holds. Where that cannot be read, or its status has lost it, what was known of it stays taken;
+    /// where nothing was known, its node takes no more.
     fn take_in(&self, cluster: &mut Cluster, key: &DesktopKey, desktop: &Desktop) {
+        if cluster.holds_untold(key, desktop) && cluster.snapshot.holds(key).is_some() {
+            return;
+        }
         let known = node_held(cluster, key);
         let unclear = understood::holds_unclear(desktop)
             .filter(|node| known.is_none() || node.is_some_and(|node| known.as_deref() != Some(node)));
         if understood::holds_unclear(desktop).is_none() || known.is_none() {
             let given = cluster.snapshot.assumed(key).filter(|_| cluster.queue.is_given(key));
             let change = cluster.snapshot.desktop_seen(desktop);
-            if !self.given_again(cluster, key, desktop, given.map(|given| given.allocation)) {
+            if !Self::given_again(cluster, key, desktop, given.map(|given| given.allocation)) {
                 self.changed(cluster, change);
             }
         }
@@ -72,7 +76,6 @@ impl World {
     /// A place that a desktop was given in its turn, and that nobody has begun to write, stays given when no
     /// more than its status changed, as when it was just saying why it waits.
     fn given_again(
-        &self,
         cluster: &mut Cluster,
         key: &DesktopKey,
         desktop: &Desktop,
@@ -151,7 +154,18 @@ impl World {
         match seen {
             Seen::There(node) => {
                 let name = node.name_any();
-                cluster.missing.remove(&name);
+                let was_away = cluster.missing.remove(&name).is_some();
+                let off = node.spec.out_of_service;
+                let word_is_new =
+                    if off { cluster.said_off.insert(name.clone()) } else { cluster.said_off.remove(&name) };
+                if was_away {
+                    cluster.words.remove(&name);
+                    cluster.told.remove(&name);
+                }
+                if was_away || word_is_new {
+                    cluster.index.on_node(&name).for_each(|desktop| self.wake(desktop));
+                }
+                self.take_in_reports(&mut cluster, &name, Some(node));
                 cluster.liveness.node_seen(node);
                 if odd(node).is_some() {
                     cluster.odd_nodes.insert(name.clone())
@@ -167,6 +181,8 @@ impl World {
                 let name = node.name_any();
                 cluster.missing.insert(name.clone(), Instant::now());
                 cluster.liveness.node_gone(&name);
+                cluster.said_off.remove(&name);
+                self.take_in_reports(&mut cluster, &name, None);
                 cluster.odd_nodes.remove(&name);
                 let change = cluster.snapshot.node_gone(&name);
                 self.changed(&mut cluster, change);
@@ -233,7 +249,6 @@ impl World {
                 self.offer(&mut cluster, &object);
             }
         }
-        self.keep_room(&mut cluster);
         self.metrics.waiting(cluster.queue.len());
         let Cluster { missing, index, .. } = &mut *cluster;
         missing
@@ -252,6 +267,7 @@ impl World {
         for node in before.symmetric_difference(&silent) {
             self.metrics.silent(node, silent.contains(node));
             cluster.told.remove(node);
+            cluster.words.remove(node);
             self.wake_node(node);
             cluster.index.on_node(node).for_each(|desktop| self.wake(desktop));
         }

@@ -1,11 +1,15 @@
 {{- /* A policy and the binding that puts it into effect: called with a dict of `root`, `name` and `spec`, and of
-       `binding` where the binding is written apart. Policies carry the defaults that the API server adds: whoever
+       `binding` where the binding is written apart, and `annotations`. Policies carry the defaults that the API server adds: whoever
        compares whole objects sees no difference. */ -}}
 {{- define "gpudesk.policy" -}}
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicy
 metadata:
   name: {{ .name }}.gpudesk.dev
+  {{- with .annotations }}
+  annotations:
+    {{- . | nindent 4 }}
+  {{- end }}
   labels:
     {{- include "gpudesk.labels" .root | nindent 4 }}
 spec:
@@ -18,12 +22,16 @@ spec:
 {{- end }}
 
 {{- /* A binding: called with a dict of `root`, `name`, `policy`, `actions`, `namespaces` (a label selector) where
-       it is not for all, and `param` where the policy has a parameter. */ -}}
+       it is not for all, `param` where the policy has a parameter, and `annotations`. */ -}}
 {{- define "gpudesk.policyBinding" -}}
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicyBinding
 metadata:
   name: {{ .name }}.gpudesk.dev
+  {{- with .annotations }}
+  annotations:
+    {{- . | nindent 4 }}
+  {{- end }}
   labels:
     {{- include "gpudesk.labels" .root | nindent 4 }}
 spec:
@@ -131,6 +139,23 @@ matchConstraints:
   reason: Forbidden
   messageExpression: >-
     '{{ .who }} may not write the condition ' + variables.changedConditions.join(', ') + ' of a {{ .kind }}, which is written by others'
+{{- end }}
+
+{{- /* Who owns which fields, before and after; and what of it is of a status, which two programs write in turn by
+       server-side apply: a field that somebody else owns too stays when its writer leaves it out. */ -}}
+{{- define "gpudesk.managerVariables" -}}
+- name: managers
+  expression: "object != null ? dyn(object.metadata).?managedFields.orValue([]) : []"
+- name: oldManagers
+  expression: "oldObject == null ? [] : dyn(oldObject.metadata).?managedFields.orValue([])"
+{{- end }}
+
+{{- /* A program writes a status under its own name: called with `manager` and `who`. */ -}}
+{{- define "gpudesk.managerPinned" -}}
+- expression: request.?subResource.orValue('') != 'status' || request.?options.?fieldManager.orValue('') == '{{ .manager }}'
+  reason: Forbidden
+  messageExpression: >-
+    '{{ .who }} writes a status as field manager {{ .manager }}, not as "' + string(request.?options.?fieldManager.orValue('')) + '"'
 {{- end }}
 
 {{- /* The node of the daemon that asks, from its token; empty when the token is not bound to a node. */ -}}

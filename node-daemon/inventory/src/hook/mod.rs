@@ -46,6 +46,8 @@ pub enum HookView {
     Failed {
         /// The cause, in one sentence.
         why: String,
+        /// Whether there is an older answer.
+        answered: bool,
     },
 }
 

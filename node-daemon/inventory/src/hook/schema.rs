@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{HookError, clip, shown};
 
-/// The schema of an entry of `GpuNode.status.devices`.
+/// The schema of an entry of `GpuNode.status.devices`, of which a hook says all: it has no model to refer to.
 static DEVICE: LazyLock<Option<JSONSchemaProps>> = LazyLock::new(|| {
     let [gpu_node, ..] = gpudesk_crds::schema::all();
     let version = gpu_node.spec.versions.into_iter().next()?;
@@ -20,7 +20,10 @@ static DEVICE: LazyLock<Option<JSONSchemaProps>> = LazyLock::new(|| {
     let mut status = schema.properties.as_mut()?.remove("status")?;
     let devices = status.properties.as_mut()?.remove("devices")?;
     match devices.items? {
-        JSONSchemaPropsOrArray::Schema(device) => Some(*device),
+        JSONSchemaPropsOrArray::Schema(mut device) => {
+            device.properties.as_mut()?.retain(|name, _| name != "model" && name != "available");
+            Some(*device)
+        }
         JSONSchemaPropsOrArray::Schemas(_) => None,
     }
 });

@@ -1,3 +1,5 @@
+use std::sync::LazyLock;
+
 use gpudesk_crds::{
     GpuNodeSpec, GpuNodeStatus,
     gpu_node_status::{
@@ -54,15 +56,7 @@ fn findings<'a>(
     instances: Result<&'a [HeldShare], String>,
     before: Option<&'a GpuNodeStatus>,
 ) -> Findings<'a> {
-    const SPEC: &GpuNodeSpec = &GpuNodeSpec {
-        cordoned: false,
-        out_of_service: false,
-        drain: None,
-        devices: vec![],
-        taints: vec![],
-        physical_networks: vec![],
-        housekeeping: None,
-    };
+    static SPEC: LazyLock<GpuNodeSpec> = LazyLock::new(GpuNodeSpec::default);
     const NOT_ASKED: &HypervisorView = &HypervisorView::Silent(String::new());
     Findings {
         facts,
@@ -75,7 +69,7 @@ fn findings<'a>(
         withheld: None,
         hook: &HookView::NotConfigured,
         instances,
-        spec: SPEC,
+        spec: &SPEC,
         generation: None,
         before,
         now: Timestamp::UNIX_EPOCH,

@@ -188,14 +188,7 @@ pub fn bars(resource: &str) -> Vec<Bar> {
 ///
 /// Source: PCI Express Base Specification, SR-IOV, "VF Routing ID".
 pub fn virtual_address(own: PciAddress, offset: u32, stride: u32, index: u32) -> Option<PciAddress> {
-    let own_id = u32::from(own.bus) << 8 | u32::from(own.device) << 3 | u32::from(own.function);
-    let id = own_id.checked_add(offset)?.checked_add(stride.checked_mul(index)?)?;
-    Some(PciAddress {
-        domain: own.domain,
-        bus: u8::try_from(id >> 8).ok()?,
-        device: u8::try_from(id >> 3 & 0x1f).ok()?,
-        function: u8::try_from(id & 7).ok()?,
-    })
+    own.further(offset.checked_add(stride.checked_mul(index)?)?)
 }
 
 /// Bytes of the header of a function's configuration.

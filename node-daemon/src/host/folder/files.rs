@@ -1,6 +1,7 @@
 //! What is done in a desktop's folder, where it may block.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{self, Read as _},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
@@ -8,8 +9,9 @@ use std::{
     process::{Command, Stdio},
 };
 
+use gpudesk_crds::AllocationId;
 use rustix::fs::OFlags;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{FolderError, Owner};
 use crate::host::images::Golden;
@@ -23,6 +25,18 @@ const RECORD_LIMIT: u64 = 1 << 20;
 #[derive(Clone, Debug)]
 pub struct FolderFiles {
     pub(super) path: PathBuf,
+    /// Where it stands which disks were used: outside of the folder, so that it is known when that is lost.
+    pub(super) used: PathBuf,
+}
+
+/// Disks of a desktop that a machine of it has used, and that so hold what nothing can make again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedDisks {
+    /// Their names.
+    pub disks: BTreeSet<String>,
+    /// The decision for which its user gave up those that were lost. It is done, and holds for no later loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abandoned: Option<AllocationId>,
 }
 
 pub(super) fn failed(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> FolderError {
@@ -65,21 +79,61 @@ impl FolderFiles {
     /// # Errors
     /// [`FolderError::Io`], also for one that cannot be understood.
     pub fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, FolderError> {
-        let path = self.file(name);
-        let file = match fs::File::open(&path) {
+        Self::read_record(&self.file(name))
+    }
+
+    fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FolderError> {
+        let file = match fs::File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed("reading", &path)(error)),
+            Err(error) => return Err(failed("reading", path)(error)),
         };
         let mut bytes = vec![];
-        file.take(RECORD_LIMIT).read_to_end(&mut bytes).map_err(failed("reading", &path))?;
-        serde_json::from_slice(&bytes).map(Some).map_err(|error| failed("reading", &path)(error.into()))
+        file.take(RECORD_LIMIT).read_to_end(&mut bytes).map_err(failed("reading", path))?;
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| failed("reading", path)(error.into()))
     }
 
     pub(super) fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), FolderError> {
-        let path = self.file(name);
-        let bytes = serde_json::to_vec(value).map_err(|error| failed("writing", &path)(error.into()))?;
-        Self::write(&path, &mut bytes.as_slice())
+        Self::write_record(&self.file(name), value)
+    }
+
+    fn write_record<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderError> {
+        let bytes = serde_json::to_vec(value).map_err(|error| failed("writing", path)(error.into()))?;
+        Self::write(path, &mut bytes.as_slice())
+    }
+
+    /// Which disks were used; `None` when nothing was noted down, which an earlier version did not do.
+    ///
+    /// # Errors
+    /// When that cannot be told; that is not "none".
+    pub fn used(&self) -> Result<Option<UsedDisks>, FolderError> {
+        Self::read_record(&self.used)
+    }
+
+    /// Notes down which disks were used.
+    ///
+    /// # Errors
+    /// [`FolderError::Io`].
+    pub fn write_used(&self, used: &UsedDisks) -> Result<(), FolderError> {
+        let folder = self.used.parent().unwrap_or(Path::new("/"));
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.map_err(failed("making", folder))?;
+        Self::write_record(&self.used, used)
+    }
+
+    pub(super) fn note_used(&self, disks: &[String]) -> Result<(), FolderError> {
+        let before = self.used()?.unwrap_or_default();
+        let mut used = before.clone();
+        used.disks.extend(disks.iter().cloned());
+        if used == before { Ok(()) } else { self.write_used(&used) }
+    }
+
+    /// Whether the folder is there.
+    ///
+    /// # Errors
+    /// When that cannot be told; that is not "no".
+    pub fn is_there(&self) -> Result<bool, FolderError> {
+        Self::exists(&self.path)
     }
 
     pub(super) fn write(path: &Path, content: &mut dyn io::Read) -> Result<(), FolderError> {
@@ -136,7 +190,13 @@ impl FolderFiles {
         Ok(!keeps_disks)
     }
 
-    pub(super) fn remove(&self) -> Result<(), FolderError> {
+    /// The last thing that is forgotten is which disks there were.
+    pub(super) fn remove_all(&self) -> Result<(), FolderError> {
+        self.remove()?;
+        Self::remove_file(&self.used)
+    }
+
+    fn remove(&self) -> Result<(), FolderError> {
         match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(failed("removing", &self.path)(error))

@@ -64,11 +64,21 @@ fn state(domain: &Domain) -> Outcome<DomainState> {
     use virt::domain::{DomainShutoffReason, DomainState as V, DomainStateReason};
     use virt::enumutil::Enum;
     let (state, reason) = domain.state()?;
-    // A domain whose process was killed is off, and only the reason tells that it crashed.
-    if let Enum::Known(DomainStateReason::Shutoff(reason)) = &reason
-        && reason.is(DomainShutoffReason::Crashed)
-    {
-        return Ok(DomainState::Crashed);
+    if let Enum::Known(DomainStateReason::Shutoff(reason)) = &reason {
+        // A libvirtd that was started anew has forgotten the reason, and not that there is saved memory.
+        if domain
+            .has_managed_save(0)
+            .or_else(|error| if unsupported(&error) { Ok(false) } else { Err(error) })?
+        {
+            return Ok(DomainState::Saved);
+        }
+        // A domain whose process was killed is off, and only the reason tells that it crashed.
+        if reason.is(DomainShutoffReason::Crashed) {
+            return Ok(DomainState::Crashed);
+        }
+        if reason.is(DomainShutoffReason::Destroyed) {
+            return Ok(DomainState::PoweredOff);
+        }
     }
     Ok(match state.unwrap_or(V::NoState) {
         V::NoState | V::Running | V::Blocked => DomainState::Running,
@@ -154,7 +164,8 @@ fn unsupported(error: &virt::error::Error) -> bool {
 
 pub(super) fn undefine(connect: &Connect, uuid: Uuid, state: GuestState) -> Outcome<()> {
     let domain = connect.lookup_domain_by_uuid(uuid)?;
-    let saved = sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE;
+    // Without this flag libvirt refuses where there is saved memory.
+    let saved = if state == GuestState::Delete { sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE } else { 0 };
     let records = sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
     let files = match state {
         GuestState::Keep => sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM,

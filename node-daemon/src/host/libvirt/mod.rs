@@ -70,20 +70,30 @@ impl LibvirtHypervisor {
     /// # Errors
     /// When the first attempt fails: `Denied` or `Transient`, naming the URI.
     pub async fn connect(uri: &str) -> Result<Self, HypervisorError> {
-        let (events, _) = broadcast::channel(EVENT_BACKLOG);
         let (lost, losses) = mpsc::unbounded_channel();
-        let session = open(uri.to_owned(), 0, events.clone(), lost.clone()).await?;
-        let shared = Arc::new(Shared {
+        let this = Self::without_session(uri, lost.downgrade());
+        let session = open(uri.to_owned(), 0, this.shared.events.clone(), lost.clone()).await?;
+        this.shared.replace(Some(Arc::new(session)));
+        tokio::spawn(supervise(Arc::downgrade(&this.shared), losses, lost.downgrade()));
+        Ok(this)
+    }
+
+    /// One whose connection is never opened: each call fails as those of a lost connection do.
+    pub fn silent(uri: &str) -> Self {
+        Self::without_session(uri, mpsc::unbounded_channel().0.downgrade())
+    }
+
+    fn without_session(uri: &str, lost: mpsc::WeakUnboundedSender<Lost>) -> Self {
+        let shared = Shared {
             uri: uri.to_owned(),
             pid_folder: session::pid_folder(uri),
-            session: RwLock::new(Some(Arc::new(session))),
+            session: RwLock::new(None),
             quick: Arc::new(Semaphore::new(LANE)),
             guest: Arc::new(Semaphore::new(LANE)),
-            events,
-            lost: lost.downgrade(),
-        });
-        tokio::spawn(supervise(Arc::downgrade(&shared), losses, lost.downgrade()));
-        Ok(Self { shared })
+            events: broadcast::channel(EVENT_BACKLOG).0,
+            lost,
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     /// The URI of the connection.

@@ -7,7 +7,7 @@ use gpudesk_crds::{Desktop, DesktopTemplate, GpuNode, GpuProfile};
 use kube::{
     Api, Client, Config, Resource,
     api::ListParams,
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
     core::DeserializeGuard,
 };
 use serde::de::DeserializeOwned;
@@ -45,8 +45,8 @@ impl Connection {
 #[derive(Debug, Error)]
 pub enum ClusterError {
     /// No configuration.
-    #[error("no cluster: {0}")]
-    Config(#[from] kube::config::KubeconfigError),
+    #[error("no cluster: {}", of_kubeconfig(.0))]
+    Config(#[from] KubeconfigError),
     /// The API server refused or did not answer.
     #[error("reading {what}: {}", cause::of_request(source))]
     Api {
@@ -55,6 +55,16 @@ pub enum ClusterError {
         /// The cause.
         source: kube::Error,
     },
+}
+
+/// Why a kubeconfig does not serve.
+fn of_kubeconfig(error: &KubeconfigError) -> String {
+    match error {
+        KubeconfigError::ReadConfig(source, file) => {
+            format!("the kubeconfig {} cannot be read: {source}", file.display())
+        }
+        other => other.to_string(),
+    }
 }
 
 impl ClusterError {

@@ -41,9 +41,15 @@ impl DesktopPlan {
         for field in self.desktops.iter().flat_map(|desktop| &desktop.not_yet_supported) {
             *counts.entry(field).or_default() += 1;
         }
-        let note = |(field, count)| {
+        let note = |(field, count): (&str, usize)| {
+            if field.ends_with("spec.powerState: Suspended") {
+                return format!(
+                    "{field} is not yet supported: a machine that runs goes on, one that does not is not started"
+                );
+            }
+            let desktops = if count == 1 { "desktop" } else { "desktops" };
             format!(
-                "{field} is not yet supported: planned for, but a cluster leaves {count} desktops pending for it"
+                "{field} is not yet supported: planned for, but a cluster leaves {count} {desktops} pending for it"
             )
         };
         counts.into_iter().map(note).collect()

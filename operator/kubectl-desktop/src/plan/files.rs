@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use gpudesk_crds::yaml;
+
 use super::{
     estate::Estate,
     hosts,
@@ -16,6 +18,9 @@ use super::{
 
 /// Endings of the files in a folder that are read.
 const ENDINGS: &[&str] = &["yaml", "yml", "json"];
+
+/// The largest file that is read.
+const MOST_BYTES: u64 = 1 << 30;
 
 /// A file and its text.
 type Text = (String, String);
@@ -97,8 +102,8 @@ fn machine(
 
 fn texts(name: &str, recursive: bool) -> Result<Vec<Text>, String> {
     if name == "-" {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map_err(|error| format!("standard input: {error}"))?;
+        let text = bounded(std::io::stdin()).map_err(|error| format!("standard input: {error}"))?;
+        not_too_deep("standard input", &text)?;
         return Ok(vec![(name.into(), text)]);
     }
     if name.starts_with("http://") || name.starts_with("https://") {
@@ -118,9 +123,31 @@ fn texts(name: &str, recursive: bool) -> Result<Vec<Text>, String> {
     }
     let read = |file: PathBuf| {
         let name = file.display().to_string();
-        fs::read_to_string(&file).map_err(|error| format!("{name}: {error}")).map(|text| (name, text))
+        let text = fs::File::open(&file).and_then(bounded).map_err(|error| format!("{name}: {error}"))?;
+        not_too_deep(&name, &text)?;
+        Ok((name, text))
     };
     files.into_iter().map(read).collect()
+}
+
+/// A text of a size that can be looked at.
+fn bounded(from: impl Read) -> std::io::Result<String> {
+    let mut text = String::new();
+    from.take(MOST_BYTES + 1).read_to_string(&mut text)?;
+    if u64::try_from(text.len()).is_ok_and(|length| length <= MOST_BYTES) {
+        return Ok(text);
+    }
+    Err(std::io::Error::other(format!("larger than {} MiB; give it in parts", MOST_BYTES >> 20)))
+}
+
+/// Readers of YAML take ages for what is nested without end.
+fn not_too_deep(name: &str, text: &str) -> Result<(), String> {
+    match yaml::too_deep(text) {
+        Some(line) => {
+            Err(format!("{name}: line {line}: nested deeper than {} levels, or not YAML", yaml::MOST_LEVELS))
+        }
+        None => Ok(()),
+    }
 }
 
 fn in_folder(folder: &Path, recursive: bool, files: &mut Vec<PathBuf>) -> Result<(), String> {

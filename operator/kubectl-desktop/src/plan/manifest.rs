@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use gpudesk_crds::{
     Desktop, DesktopTemplate, GROUP, GpuNode, GpuProfile, VERSION,
-    yaml::{self, Reader},
+    yaml::{self, Misread, Reader},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -66,7 +66,19 @@ impl Manifests {
             match value_of(document) {
                 Ok(Value::Null) => {}
                 Ok(value) if is_ours(&value) => {
-                    for misread in misreads.iter().filter(|misread| misread.document == index) {
+                    let of_texts = |misread: &&Misread| {
+                        let place = |item: &Value, path| schemas.is_text(item["kind"].as_str()?, path);
+                        // What is no text anyway is judged by its type.
+                        misread.is_key
+                            || match list_item(&misread.path) {
+                                Some((index, path)) => place(&value["items"][index], path),
+                                None => place(&value, &misread.path),
+                            }
+                            .unwrap_or(true)
+                    };
+                    for misread in
+                        misreads.iter().filter(|misread| misread.document == index).filter(of_texts)
+                    {
                         let said = format!("{origin}: {misread}");
                         match misread.reader {
                             Reader::Kubectl => self.faults.push(said),
@@ -123,6 +135,13 @@ impl Manifests {
         if version != VERSION {
             return self.faults.push(format!("{of}: apiVersion is {api:?}; write {GROUP}/{VERSION}"));
         }
+        if !is_namespaced(kind)
+            && let Some(given) = value["metadata"]["namespace"].as_str().filter(|given| !given.is_empty())
+        {
+            self.notes.push(format!(
+                "{of}: metadata.namespace is {given:?}; a {kind} is of no namespace, and it is ignored"
+            ));
+        }
         let faults = schemas.faults(kind, &value);
         if !faults.is_empty() {
             return self.faults.extend(faults.iter().map(|fault| format!("{of}: {fault}")));
@@ -134,6 +153,12 @@ impl Manifests {
     }
 }
 
+/// The number of the item that a path in a list goes through, and the path in it.
+fn list_item(path: &str) -> Option<(usize, &str)> {
+    let (index, path) = path.strip_prefix("items[")?.split_once("].")?;
+    Some((index.parse().ok()?, path))
+}
+
 /// Whether a document is an object of ours, or a list that may hold some.
 fn is_ours(value: &Value) -> bool {
     let group = value["apiVersion"].as_str().unwrap_or_default().split('/').next().unwrap_or_default();
@@ -142,8 +167,9 @@ fn is_ours(value: &Value) -> bool {
 
 /// Whether a text is a manifest, as against a host file.
 pub fn is_manifest(text: &str) -> bool {
+    // What cannot be read is met again and again: no document follows it.
     serde_yaml::Deserializer::from_str(text)
-        .filter_map(|document| value_of(document).ok())
+        .map_while(|document| value_of(document).ok())
         .find(|document| !document.is_null())
         .is_some_and(|document| document.get("apiVersion").is_some())
 }
@@ -310,6 +336,31 @@ mod tests {
             "{:?}",
             noted.notes
         );
+        // Where no text belongs, what is right is no text in quotes.
+        let template = "apiVersion: gpudesk.dev/v1alpha1\nkind: DesktopTemplate\nmetadata: {name: t}\nspec: {memory: {sizeMiB: 1024}, disks: [{name: s, image: {name: any}}]}\n";
+        for (base, field, said) in [
+            (DESKTOP, "powerState: on", "write one of Running, Stopped, Suspended"),
+            (DESKTOP, "priority: 010", "spec.priority is \"010\"; write 10, or 8 as kubectl reads it"),
+            (DESKTOP, "priority: '7'", "spec.priority is \"7\"; write 7"),
+            (template, "guestAgent: no", "spec.guestAgent is \"no\"; write false"),
+            (template, "guestAgent: \"On\"", "spec.guestAgent is \"On\"; write true"),
+        ] {
+            let manifest = base.replace("spec: {", &format!("spec: {{{field}, "));
+            let list =
+                format!("apiVersion: v1\nkind: List\nitems:\n- {}", manifest.trim().replace('\n', "\n  "));
+            for text in [manifest, list] {
+                let faults = read(&text).faults;
+                assert!(faults.len() == 1 && faults[0].ends_with(said), "{text}: {faults:?}");
+            }
+        }
+        let profile = "apiVersion: gpudesk.dev/v1alpha1\nkind: GpuProfile\nmetadata: {name: p, namespace: school}\nspec: {alternatives: [{passthrough: {}}]}\n";
+        let said = read(profile).notes;
+        assert!(
+            said[0].ends_with(
+                "metadata.namespace is \"school\"; a GpuProfile is of no namespace, and it is ignored"
+            ),
+            "{said:?}"
+        );
         // What is not ours is not ours to judge.
         assert!(
             read("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {a: yes}\n").faults.is_empty()
@@ -321,6 +372,12 @@ mod tests {
         let node = "apiVersion: gpudesk.dev/v1alpha1\nkind: GpuNode\nmetadata: {name: host}\nspec: {}\nstatus: {devices: [{pciAddress: '41', vendorId: '10de', deviceId: '2bb5', product: x}]}\n";
         let faults = read(node).faults;
         assert!(faults[0].contains("\"41\" is no PCI address: write "), "{faults:?}");
+    }
+
+    #[test]
+    fn a_text_that_is_no_yaml_is_no_manifest() {
+        assert!(!is_manifest("# gpudesk\n\n- a: `b`: {\n\t@"));
+        assert!(is_manifest("---\n---\napiVersion: v1\n"));
     }
 
     #[test]

@@ -22,5 +22,7 @@ pub mod schema;
 mod spelling;
 pub mod table;
 pub mod usage;
+#[cfg(test)]
+mod written_tests;
 
 pub use gpudesk_inventory::simulated::hosts;

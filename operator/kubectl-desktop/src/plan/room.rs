@@ -66,7 +66,7 @@ fn repacked<'a>(round: &Round<'a>, candidates: &[Candidate], progress: Progress<
             let mut wanted = candidate.wanted.clone()?;
             // Else each would take again what it has.
             wanted.request.previous = None;
-            let size = planned.gpus.iter().map(|gpu| gpu.framebuffer_mib).sum();
+            let size = planned.gpus.iter().map(|gpu| gpu.framebuffer_mib).fold(0, i64::saturating_add);
             again.push((Candidate { intent: Intent::Wants(wanted), ..candidate.clone() }, size));
         }
     }
@@ -99,6 +99,7 @@ fn count(mut round: Round<'_>, desktop: &Desktop, wanted: &Wanted) -> i64 {
     for number in 0..MOST {
         // No desktop can have such a name: nobody's place is taken for its own.
         wanted.request.desktop.name = format!("#{number}");
+        round.snapshot.catch_up();
         let Ok(placed) = round.snapshot.place(&wanted.request) else { return number };
         let allocation = Arc::new(allocation(placed, desktop, &wanted));
         round.snapshot.take(&wanted.request.desktop, &allocation);

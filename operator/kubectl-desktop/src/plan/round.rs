@@ -52,7 +52,8 @@ pub fn plan(estate: &Estate, options: Options, progress: Progress<'_>) -> Result
         round.decide(candidate);
     }
     let room = room::room(&round, &candidates, progress);
-    let stranded = stranded(&mut round.snapshot);
+    round.snapshot.catch_up();
+    let stranded = stranded(&round.snapshot);
     let demands = candidates.iter().zip(&round.desktops).filter_map(|(candidate, planned)| {
         let runs = planned.state != State::Stopped;
         candidate.wanted.as_ref().filter(|_| runs).map(|wanted| &wanted.request.demand)
@@ -88,7 +89,7 @@ pub fn plan(estate: &Estate, options: Options, progress: Progress<'_>) -> Result
 }
 
 /// Of the free units of each card, how many in a thousand the mix cannot use.
-fn stranded(snapshot: &mut Snapshot) -> BTreeMap<(String, PciAddress), i32> {
+fn stranded(snapshot: &Snapshot) -> BTreeMap<(String, PciAddress), i32> {
     let fragments = snapshot.fragmentation().into_iter();
     fragments.map(|fragment| ((fragment.node, fragment.card), fragment.stranded_permille)).collect()
 }
@@ -123,6 +124,7 @@ impl<'a> Round<'a> {
     pub(crate) fn decide(&mut self, candidate: &Candidate) {
         let mut planned = standing(candidate);
         if let Intent::Wants(wanted) = &candidate.intent {
+            self.snapshot.catch_up();
             if let Ok(placed) = self.snapshot.place(&wanted.request) {
                 let allocation = Arc::new(allocation(placed, &candidate.desktop, wanted));
                 self.snapshot.take(&candidate.key, &allocation);
@@ -167,6 +169,7 @@ impl<'a> Round<'a> {
         most: usize,
     ) -> Option<Defragmentation> {
         let Intent::Wants(wanted) = &asked.intent else { return None };
+        self.snapshot.catch_up();
         let (_, steps) = self.snapshot.fits_after_moving(&wanted.request, most)?;
         let mut moves = vec![];
         for step in steps {
@@ -185,6 +188,7 @@ impl<'a> Round<'a> {
                 to_gpus: allocation.gpus.clone(),
             });
         }
+        self.snapshot.catch_up();
         let placed = self.snapshot.place(&wanted.request).ok()?;
         let allocation = Arc::new(allocation(placed, &asked.desktop, wanted));
         self.snapshot.take(&asked.key, &allocation);

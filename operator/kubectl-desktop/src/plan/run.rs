@@ -7,7 +7,9 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use serde::Serialize;
+use gpudesk_crds::text::plain;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 use thiserror::Error;
 
 use super::{
@@ -41,6 +43,14 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// What is wrong, a line each.
+    pub fn lines(&self) -> Vec<String> {
+        match self {
+            Self::Input(faults) => faults.iter().map(|fault| plain(fault)).collect(),
+            other => other.to_string().lines().map(plain).collect(),
+        }
+    }
+
     /// The exit status: 1 for a screen that is not there, 2 for wrong input, 3 for everything else.
     pub fn exit_status(&self) -> u8 {
         match self {
@@ -176,10 +186,18 @@ pub async fn run(options: &Plan) -> Result<bool, Failure> {
 ///
 /// # Errors
 /// When it cannot be written as YAML or JSON.
-pub fn text<T: Serialize>(document: &T, output: Output, table: fn(&T) -> String) -> Result<String, Failure> {
+pub fn text<T: Serialize + DeserializeOwned>(
+    document: &T,
+    output: Output,
+    table: fn(&T) -> String,
+) -> Result<String, Failure> {
     let fault = |error: String| Failure::Output(std::io::Error::other(error));
     match output {
-        Output::Table => Ok(table(document)),
+        // YAML and JSON write out by themselves what is no plain text.
+        Output::Table => {
+            let document = serde_json::to_value(document).map(all_plain).and_then(serde_json::from_value);
+            document.map(|document| table(&document)).map_err(|error| fault(error.to_string()))
+        }
         Output::Yaml => gpudesk_crds::yaml::to_string(document).map_err(|error| fault(error.to_string())),
         Output::Json => serde_json::to_string_pretty(document)
             .map(|text| format!("{text}\n"))
@@ -187,10 +205,22 @@ pub fn text<T: Serialize>(document: &T, output: Output, table: fn(&T) -> String)
     }
 }
 
+/// A document in which no text of others can move a terminal or make a line of its own.
+fn all_plain(value: Value) -> Value {
+    match value {
+        Value::String(text) => plain(&text).into(),
+        Value::Array(items) => items.into_iter().map(all_plain).collect(),
+        Value::Object(fields) => {
+            fields.into_iter().map(|(name, value)| (plain(&name), all_plain(value))).collect()
+        }
+        other => other,
+    }
+}
+
 /// Says what a reader should know, where it is in nobody's way.
 pub fn say_notes(notes: &[String]) {
     for note in notes {
-        eprintln!("note: {note}");
+        eprintln!("note: {}", plain(note));
     }
 }
 
@@ -215,5 +245,21 @@ pub fn speaker() -> impl FnMut(&str, usize) {
             said = Instant::now();
             eprintln!("{what}: {count}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_others_make_no_lines_of_their_own() {
+        let odd = "in use\nNode: b\u{1b}[2J\u{202e}".to_owned();
+        let printed = text(&vec![odd.clone()], Output::Table, |all| all.join("\n")).unwrap();
+        assert_eq!(printed, "in use\\nNode: b\\u{1b}[2J\\u{202e}");
+        assert_eq!(Failure::Input(vec![odd.clone(), "b".into()]).lines(), [printed.as_str(), "b"]);
+        assert_eq!(Failure::Api(odd).lines(), ["in use", "Node: b\\u{1b}[2J\\u{202e}"]);
+        let json = text(&vec!["a\u{1b}".to_owned()], Output::Json, |_| String::new());
+        assert!(json.is_ok_and(|json| json.contains("\\u001b")));
     }
 }

@@ -48,6 +48,18 @@ impl Schemas {
         self.kinds.keys().map(String::as_str)
     }
 
+    /// Whether the field of an object of `kind` at `path` is a free text; `None` when it is not known.
+    pub fn is_text(&self, kind: &str, path: &str) -> Option<bool> {
+        let mut schema = &self.kinds.get(kind)?.0;
+        for step in path.split(['.', '[']) {
+            schema = match schema.get("items") {
+                Some(items) if step.ends_with(']') => items,
+                _ => schema["properties"].get(step).or_else(|| schema.get("additionalProperties"))?,
+            };
+        }
+        Some(schema.get("type")? == "string" && schema.get("enum").is_none())
+    }
+
     /// What is wrong with an object of `kind`: field, value and what would be right, a sentence each.
     /// Rules are asked only of an object that has the right shape.
     pub fn faults(&self, kind: &str, object: &Value) -> Vec<String> {
@@ -56,6 +68,17 @@ impl Schemas {
         };
         let mut faults = Vec::new();
         metadata(object, &mut faults);
+        if let Some(Value::String(namespace)) = object.pointer("/metadata/namespace")
+            && ["Desktop", "DesktopTemplate"].contains(&kind)
+            && !namespace.is_empty()
+            && (namespace.len() > 63 || namespace.contains('.') || !is_name(namespace))
+        {
+            faults.push(format!(
+                "metadata.namespace is {}; write lower-case letters, digits and hyphens, with a letter or digit at both \
+                 ends, at most 63 characters",
+                shown(&namespace.as_str().into())
+            ));
+        }
         let mut note = |fault: Fault<'_>, path: &str, value: &mut Value, _: &Value| {
             faults.extend(sentence(fault, path, value));
             true
@@ -123,10 +146,40 @@ fn metadata(object: &Value, faults: &mut Vec<String>) {
     }
     for map in ["labels", "annotations"] {
         for (key, value) in metadata.get(map).and_then(Value::as_object).into_iter().flatten() {
-            if !value.is_string() {
-                faults.push(format!("metadata.{map}.{key} is {}; write a text, in quotes", shown(value)));
+            if !is_key(key) {
+                faults.push(format!(
+                    "metadata.{map} has the name {}; write letters, digits, hyphens, underscores and dots, with a letter or \
+                     digit at both ends, at most 63 characters, and before it, where wanted, a DNS name and a slash",
+                    shown(&key.as_str().into())
+                ));
+            }
+            match value.as_str() {
+                None => faults.push(format!("metadata.{map}.{key} is {}; write a text, in quotes", shown(value))),
+                Some(text) if map == "labels" && !text.is_empty() && !is_label(text) => faults.push(format!(
+                    "metadata.labels.{key} is {}; write letters, digits, hyphens, underscores and dots, with a letter or digit \
+                     at both ends, at most 63 characters",
+                    shown(value)
+                )),
+                Some(_) => {}
             }
         }
+    }
+}
+
+/// A value of a label, and the last part of its name.
+fn is_label(text: &str) -> bool {
+    let ends = |c: Option<u8>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    text.len() <= 63
+        && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c))
+        && ends(text.bytes().next())
+        && ends(text.bytes().last())
+}
+
+/// The name of a label or an annotation.
+fn is_key(key: &str) -> bool {
+    match key.split_once('/') {
+        Some((prefix, name)) => is_name(prefix) && is_label(name),
+        None => is_label(key),
     }
 }
 
@@ -153,7 +206,10 @@ fn sentence(fault: Fault<'_>, path: &str, value: &Value) -> Option<String> {
         Fault::Unknown("apiVersion" | "kind" | "metadata", _) if path.is_empty() => return None,
         Fault::Unknown(field, fields) => unknown(path, field, fields.keys().map(String::as_str)),
         Fault::Missing(field) => format!("{} is missing", joined(path, field)),
-        Fault::Type(wanted) => format!("{path} is {}; write {}", shown(value), words(wanted)),
+        Fault::Type(wanted) => {
+            let meant = value.as_str().and_then(|text| meant(wanted, text));
+            format!("{path} is {}; write {}", shown(value), meant.unwrap_or_else(|| words(wanted).into()))
+        }
         Fault::Choice(choices) => {
             let near = nearest(value.as_str().unwrap_or_default(), choices.iter().copied());
             let near = near.map(|near| format!("did you mean {near}? ")).unwrap_or_default();
@@ -177,6 +233,25 @@ fn sentence(fault: Fault<'_>, path: &str, value: &Value) -> Option<String> {
             format!("{path} is {value}, as of an earlier entry; each must differ")
         }
     })
+}
+
+/// What a text stands for where a boolean or a whole number is wanted.
+fn meant(wanted: &str, text: &str) -> Option<String> {
+    match (wanted, text.to_ascii_lowercase().as_str()) {
+        ("boolean", "y" | "yes" | "on" | "true") => Some("true".into()),
+        ("boolean", "n" | "no" | "off" | "false") => Some("false".into()),
+        ("integer", digits) => {
+            let number: i64 = digits.parse().ok()?;
+            // A leading 0 means octal to kubectl.
+            match i64::from_str_radix(digits, 8) {
+                Ok(octal) if digits.starts_with('0') && octal != number => {
+                    Some(format!("{number}, or {octal} as kubectl reads it"))
+                }
+                _ => Some(number.to_string()),
+            }
+        }
+        _ => None,
+    }
 }
 
 fn words(wanted: &str) -> &'static str {
@@ -287,5 +362,25 @@ mod tests {
         let faults = Schemas::default().faults("Desktop", &object);
         assert_eq!(faults[0], "metadata.lables is not a known field; did you mean labels?");
         assert!(faults[1].starts_with("metadata.name is \"Anna\"; write lower-case"));
+        for (field, wrong, right) in [
+            ("namespace", vec![json!("Scho ol"), json!("a".repeat(64)), json!("a.b")], json!("school")),
+            (
+                "labels",
+                vec![json!({"a b": "c"}), json!({"a": "c d"}), json!({"a": "b".repeat(64)})],
+                json!({"x.org/A_b": "", "b": "1.c"}),
+            ),
+            ("annotations", vec![json!({"a/b/c": "c"}), json!({"": "c"})], json!({"a": "what ever"})),
+        ] {
+            for value in wrong {
+                object["metadata"] = json!({"name": "anna", field: value});
+                let fault = only_fault(&object);
+                assert!(
+                    fault.starts_with(&format!("metadata.{field}")) && fault.contains("; write "),
+                    "{fault}"
+                );
+            }
+            object["metadata"] = json!({"name": "anna", field: right});
+            assert_eq!(Schemas::default().faults("Desktop", &object), Vec::<String>::new());
+        }
     }
 }

@@ -66,11 +66,11 @@ fn node_usage(
             .map(|compute| i64::from(compute.cores) * i64::from(compute.threads_per_core))
             .sum(),
         cpus: count(cores.map(gpudesk_crds::types::CpuSet::len).sum()),
-        memory_used_mib: computes().map(|compute| compute.memory_mib).sum(),
+        memory_used_mib: computes().map(|compute| compute.memory_mib).fold(0, i64::saturating_add),
         memory_total_mib: (status.numa_cells.iter())
             .filter(|cell| !cell.device_memory)
             .map(|cell| cell.memory_mib)
-            .sum(),
+            .fold(0, i64::saturating_add),
         cards,
     }
 }

@@ -1,7 +1,12 @@
 //! `view` as a command: its options, and how it ends.
 #![expect(clippy::disallowed_methods, reason = "adapter: writes the picture")]
 
-use std::{io, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{
+    io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
 use gpudesk_crds::{DEFAULT_SYSTEM_NAMESPACE, relay::Refusal};
@@ -130,6 +135,9 @@ impl ViewError {
 /// # Errors
 /// [`Failure`]; a desktop that is not there is wrong input.
 pub async fn run(options: &View) -> Result<bool, Failure> {
+    if let Some(file) = &options.screenshot {
+        try_to_write(file).map_err(|error| not_written(file, &error))?;
+    }
     let cluster = Cluster::connect(&options.connection).await?;
     let key = key(&options.name, &cluster.namespace);
     // Before anything is asked for: a port that is taken is known at once.
@@ -147,12 +155,27 @@ pub async fn run(options: &View) -> Result<bool, Failure> {
                 picture.map_err(|_| io::Error::other("it is not drawn in time")).and_then(|picture| picture);
             let picture =
                 picture.map_err(|error| Failure::NotSeen(format!("the screen of {key}: {error}")))?;
-            std::fs::write(file, picture)?;
+            std::fs::write(file, picture).map_err(|error| not_written(file, &error))?;
         }
         (Some(listener), None) => pass(screen, listener, &key).await?,
         (None, None) => {}
     }
     Ok(true)
+}
+
+fn not_written(file: &Path, error: &io::Error) -> Failure {
+    Failure::Input(vec![format!("--screenshot {}: the file cannot be written: {error}", file.display())])
+}
+
+/// Finds out whether a picture can be written, and leaves what is there as it is.
+fn try_to_write(file: &Path) -> io::Result<()> {
+    let there = std::fs::metadata(file);
+    // A pipe would wait here for who reads it.
+    if there.as_ref().is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+        return Ok(());
+    }
+    std::fs::OpenOptions::new().append(true).create(true).open(file)?;
+    if there.is_err() { std::fs::remove_file(file) } else { Ok(()) }
 }
 
 /// A connection to the screen of a desktop.

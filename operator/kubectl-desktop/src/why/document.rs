@@ -15,6 +15,9 @@ pub struct DesktopExplanation {
     /// The desktop: what it holds, with the record of the decision; or why it waits, as this program
     /// finds now.
     pub desktop: PlannedDesktop,
+    /// Since when it is being deleted, and what it waits for; absent when it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleting: Option<Deleting>,
     /// What the operator says of it in the condition `Allocated`; absent when it has not said anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allocated: Option<Said>,
@@ -30,6 +33,16 @@ pub struct DesktopExplanation {
     /// What a reader should know: what was left out or taken as read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+}
+
+/// A desktop that is being deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Deleting {
+    /// Since when.
+    pub since: String,
+    /// What it waits for, a sentence's end.
+    pub waits_for: String,
 }
 
 /// What a condition says.

@@ -1,11 +1,11 @@
 //! The answer. Pure.
 
 use gpudesk_crds::{
-    Desktop, GROUP, VERSION,
+    Desktop, GROUP, RELEASE_FINALIZER, VERSION,
     conditions::{self, ConditionType},
 };
 
-use super::document::{DesktopExplanation, LeftOut, Nearest, Said};
+use super::document::{Deleting, DesktopExplanation, LeftOut, Nearest, Said};
 use crate::{
     placement::{Limits, explain, request::DesktopKey},
     plan::{
@@ -92,6 +92,7 @@ fn document(
     DesktopExplanation {
         api_version: format!("{GROUP}/{VERSION}"),
         kind: "DesktopExplanation".into(),
+        deleting: deleting(object),
         desktop,
         allocated,
         ready,
@@ -99,6 +100,21 @@ fn document(
         nearest,
         notes,
     }
+}
+
+/// Since when a desktop is being deleted, and what it waits for.
+fn deleting(desktop: &Desktop) -> Option<Deleting> {
+    let since = desktop.metadata.deletion_timestamp.as_ref()?.0.to_string();
+    let finalizers = desktop.metadata.finalizers.iter().flatten().map(String::as_str);
+    let (ours, others): (Vec<_>, Vec<_>) = finalizers.partition(|finalizer| *finalizer == RELEASE_FINALIZER);
+    let waits_for = match desktop.allocation() {
+        Some(held) if !ours.is_empty() => {
+            format!("the node daemon of {}, which ends the machine and releases what it holds", held.node)
+        }
+        _ if others.is_empty() => "the operator, which takes its finalizer off".into(),
+        _ => format!("who takes these finalizers off: {}", others.join(", ")),
+    };
+    Some(Deleting { since, waits_for })
 }
 
 fn nearest(

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use gpudesk_crds::DecisionRecord;
 
-use super::document::{DesktopExplanation, Said};
+use super::document::{Deleting, DesktopExplanation, Said};
 use crate::plan::{
     document::{PlannedDesktop, State},
     table::{cells, of_move, part, shares, table},
@@ -16,6 +16,7 @@ pub fn print(answer: &DesktopExplanation) -> String {
         api_version: _,
         kind: _,
         desktop,
+        deleting,
         allocated,
         ready,
         nodes,
@@ -36,6 +37,9 @@ pub fn print(answer: &DesktopExplanation) -> String {
         State::Stopped => writeln!(text, "{} should not run, and holds nothing.", desktop.full_name()),
         State::Pending => writeln!(text, "{} is pending.", desktop.full_name()),
     };
+    if let Some(Deleting { since, waits_for }) = deleting {
+        let _ = writeln!(text, "It is being deleted since {since}, and waits for {waits_for}.");
+    }
     text.push('\n');
     let mut line = |name: &str, value: &str| {
         if !value.is_empty() {

@@ -176,6 +176,7 @@ proptest! {
             let oracle = least_ways(&node, &now, &asked.demand, &base);
             snapshot.desktop_seen(&desktop(&asked.desktop.name, 1, None));
             snapshot.wants(&asked.desktop, Some(&asked));
+            snapshot.catch_up();
             let placed = snapshot.place(&asked).ok();
             let ways = placed.as_ref().map(|placed| {
                 (0..asked.demand.shares.len())
@@ -208,6 +209,7 @@ proptest! {
                 shares.into_iter().enumerate().map(|(index, ways)| one(&format!("gpu{index}"), ways)).collect();
             snapshot.desktop_seen(&desktop(&asked.desktop.name, 1, None));
             snapshot.wants(&asked.desktop, Some(&asked));
+            snapshot.catch_up();
             let best = snapshot.best_score_of_all(&asked);
             let placed = snapshot.place(&asked).ok();
             prop_assert_eq!(placed.as_ref().map(|placed| (placed.score, placed.node.clone())), best);

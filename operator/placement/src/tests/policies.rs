@@ -381,6 +381,7 @@ fn a_desktop_without_a_card_goes_where_no_card_is_starved() {
         snapshot.desktop_seen(&desktop(name, 1, None));
         snapshot.wants(&defined.desktop, Some(&defined));
     }
+    snapshot.catch_up();
     assert_eq!(snapshot.place(&request("office", vec![])).unwrap().node, "b", "the card of a is free");
 }
 

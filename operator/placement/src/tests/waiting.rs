@@ -41,7 +41,10 @@ fn whole_l40s() -> Request {
 
 #[test]
 fn a_card_is_not_opened_that_those_who_wait_need_whole() {
-    let node_for = |mut snapshot: Snapshot| snapshot.place(&request("asks", vec![vgpu(8)])).unwrap().node;
+    let node_for = |mut snapshot: Snapshot| {
+        snapshot.catch_up();
+        snapshot.place(&request("asks", vec![vgpu(8)])).unwrap().node
+    };
     // Eight slices fill the cards of `a`, two whole cards those of `b`; 8Q fits on either.
     assert_eq!(node_for(estate(&slices(), 8, true)), "b");
     assert_eq!(node_for(estate(&whole_l40s(), 2, true)), "a");
@@ -73,7 +76,7 @@ fn who_has_a_place_does_not_wait_and_waits_again_without_it() {
 fn where_all_who_wait_find_room_they_take_nothing_from_each_other() {
     let prices = |count: f64| {
         let mut snapshot = estate(&slices(), 1, true);
-        snapshot.use_census();
+        snapshot.catch_up();
         let wanted = snapshot.estate.tables.mix().wanted[0].0.clone();
         Prices::new(&snapshot.estate.alike(), &[(wanted, count)])
     };
@@ -103,6 +106,7 @@ fn the_best_start_for_one_share_gives_way_to_the_first_alternative_of_another() 
                 let request = request(&name, vec![mig(waits, VgpuSeries::C)]);
                 snapshot.wants(&key, Some(&request));
             }
+            snapshot.catch_up();
             let ways = snapshot.place(&asked).unwrap().score.ways;
             assert_eq!(ways, 0, "while {count} wait for {waits}");
         }

@@ -88,6 +88,7 @@ async fn where_nothing_is_known_of_what_is_held_the_node_takes_no_more() {
         let said = conditions(&written(&mut rig, &other).await);
         assert_eq!(said["Ready"].2.contains(UNCLEAR), !message.is_empty(), "{more}: {said:?}");
         // It is gone, seen to be so: there is room.
+        rig.desktop_gone(&other);
         rig.desktop_gone(&object);
         let other = desktop("c", 8, json!({}));
         rig.desktop(&other);

@@ -14,6 +14,7 @@ use gpudesk_crds::Desktop;
 fn decide(rig: &Rig, desktop: &Desktop) -> Decision {
     let world = &rig.context.world;
     let wanted = validate(desktop, &dereference(world, desktop)).unwrap();
+    world.wants(&key_of(desktop), Some(&wanted), None);
     world.decide(desktop, &wanted, None, &now())
 }
 
@@ -70,13 +71,13 @@ async fn a_place_stays_given_while_its_desktop_says_why_it_waited_and_not_once_i
     let mut rig = Rig::small();
     let holder = seen(&mut rig, "holder", json!({}));
     assert!(is_new(&decide(&rig, &holder)));
-    let waiter = seen(&mut rig, "waiter", json!({}));
+    let waiter = seen(&mut rig, "waiter", waits_since(1));
     let other = seen(&mut rig, "other", waits_since(59));
     assert!(matches!(decide(&rig, &waiter), Decision::NoRoom(_)));
     rig.context.world.forget(&key_of(&holder));
     assert!(matches!(decide(&rig, &other), Decision::NoRoom(_)), "the turn was the waiter's");
     // Its status, which it was just writing, makes another version of it.
-    let mut said = desktop("waiter", 6, json!({"status": {"phase": "Pending"}}));
+    let mut said = desktop("waiter", 6, waits_since(1));
     rig.desktop(&said);
     assert!(matches!(decide(&rig, &other), Decision::NoRoom(_)));
     // It is switched off before its round came: the next has the place.
@@ -90,6 +91,7 @@ async fn a_place_stays_given_while_its_desktop_says_why_it_waited_and_not_once_i
 #[tokio::test]
 async fn many_who_fit_nowhere_hold_up_nobody_whatever_comes_free() {
     let mut rig = Rig::small();
+    rig.template(&template(json!({"allowOverrides": ["Memory"]})));
     for number in 0..50 {
         let more = sized(1_000_000, json!({"spec": {"priority": 100}}));
         let large = seen(&mut rig, &format!("large-{number}"), more);
@@ -106,7 +108,7 @@ async fn many_who_fit_nowhere_hold_up_nobody_whatever_comes_free() {
 async fn what_one_needs_who_waited_long_is_kept_for_it() {
     let mut rig = Rig::new();
     rig.keep_room_after(std::time::Duration::from_mins(10));
-    rig.template(&template(json!({})));
+    rig.template(&template(json!({"allowOverrides": ["Memory"]})));
     rig.node(&node("node-a", 1024 + 2048));
     let (one, two) = (seen(&mut rig, "one", json!({})), seen(&mut rig, "two", json!({})));
     assert!(is_new(&decide(&rig, &one)) && is_new(&decide(&rig, &two)));
@@ -114,7 +116,7 @@ async fn what_one_needs_who_waited_long_is_kept_for_it() {
     let beyond = seen(&mut rig, "beyond", sized(9_000_000, waits_since(0)));
     assert!(matches!(decide(&rig, &large), Decision::NoRoom(_)));
     assert!(matches!(decide(&rig, &beyond), Decision::NoRoom(_)));
-    rig.context.world.tick();
+    rig.context.world.think_once();
     let Decision::NoRoom(why) = decide(&rig, &large) else { panic!("there is no room") };
     assert!(
         why.message.ends_with("room is kept for it on node-a, where 2 desktops have to end first"),

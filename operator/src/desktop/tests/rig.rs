@@ -16,10 +16,11 @@ use kube::{
     },
 };
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tower_test::mock::Handle;
 
 use crate::{
+    allocation_key::AllocationKey,
     desktop::Context,
     metrics::Metrics,
     placement::compute::Limits,
@@ -30,12 +31,15 @@ use crate::{
     writer::Writer,
 };
 
+/// The key of the cluster.
+pub(super) const KEY: &[u8] = &[7; 32];
+
 pub(super) struct Rig {
     pub(super) context: Context,
     pub(super) api: Handle<Request<Body>, Response<Body>>,
     pub(super) woken: UnboundedReceiver<ObjectRef<Desktop>>,
     pub(super) access: UnboundedReceiver<AccessEvent>,
-    pub(super) doubted: Arc<Notify>,
+    pub(super) doubted: watch::Sender<bool>,
     desktops: StoreWriter<Desktop>,
     templates: StoreWriter<DesktopTemplate>,
     profiles: StoreWriter<GpuProfile>,
@@ -46,7 +50,7 @@ impl Rig {
     pub(super) fn new() -> Self {
         let (service, api) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
         let metrics = Metrics::default();
-        let doubted = Arc::new(Notify::new());
+        let doubted = watch::Sender::new(false);
         let client = Client::new(service, "default");
         let writer = Writer::new(client, metrics.clone(), "lease:1".into(), doubted.clone());
         let (desktops, desktops_in) = store();
@@ -63,11 +67,11 @@ impl Rig {
             access: access_queue.clone(),
         };
         let stores = Stores { desktops, templates, profiles, nodes };
-        let world = Arc::new(World::new(stores, queues, Limits::default(), metrics));
+        let world = Arc::new(World::new(stores, queues, Limits::default(), AllocationKey::new(KEY), metrics));
         world.lease(Seen::Complete);
         let secrets = Arc::new(SecretAccess::new(writer.clone(), "gpudesk-system", access_queue));
         Self {
-            context: Context { world, writer, secrets },
+            context: Context { world, writer, secrets, namespace: "gpudesk-system".into() },
             api,
             woken,
             access,
@@ -99,6 +103,7 @@ impl Rig {
             world: self.context.world.clone(),
             writer: self.context.writer.clone(),
             secrets: self.context.secrets.clone(),
+            namespace: self.context.namespace.clone(),
         }
     }
 
@@ -121,6 +126,13 @@ impl Rig {
         }))
         .unwrap();
         self.context.world.lease(Seen::There(&lease));
+    }
+
+    /// The lease of a node is gone.
+    pub(super) fn lease_gone(&self, node: &str) {
+        let lease: Lease =
+            serde_json::from_value(json!({"metadata": {"name": format!("gpudesk-node-{node}")}})).unwrap();
+        self.context.world.lease(Seen::Gone(&lease));
     }
 
     pub(super) fn desktop_gone(&mut self, object: &Desktop) {
@@ -207,6 +219,18 @@ pub(super) fn accept(body: &Value) -> (u16, Value) {
     let mut object = body.clone();
     object["spec"] = json!({"templateRef": {"name": "template"}});
     (200, object)
+}
+
+/// Says that the GpuNode `node-a` does not exist.
+pub(super) fn gone(_: &Value) -> (u16, Value) {
+    let (code, mut status) = failure(404, "NotFound");
+    status["details"] = json!({"name": "node-a", "group": "gpudesk.dev", "kind": "gpunodes"});
+    (code, status)
+}
+
+/// Says that there is no such object.
+pub(super) fn none(_: &Value) -> (u16, Value) {
+    failure(404, "NotFound")
 }
 
 pub(super) fn node(name: &str, memory_mib: i64) -> GpuNode {

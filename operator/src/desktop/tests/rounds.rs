@@ -119,7 +119,7 @@ async fn without_a_clear_answer_the_place_stays_taken_and_the_same_is_written_ag
     assert!(matches!(result, Err(Error::Allocation(WriteError::Unclear(_)))));
     let (_, (_, _, other)) = round(&mut rig, &second, accept).await;
     assert_eq!(conditions(&other)["Ready"].1, "Unschedulable", "it may have been written");
-    let (_, (_, _, again)) = round(&mut rig, &first, accept).await;
+    let (_, (_, _, again)) = round(&mut rig, &first, |_| failure(504, "Timeout")).await;
     assert_eq!(once["status"]["allocation"], again["status"]["allocation"]);
     // The watch shows that another write came first: then the guarded one never happened.
     rig.desktop(&desktop("a", 8, json!({"spec": {"powerState": "Stopped"}})));
@@ -144,12 +144,12 @@ async fn where_the_term_is_refused_the_place_stays_taken_the_lease_is_asked_and_
     let (result, (_, _, once)) = round(&mut rig, &first, refusal).await;
     assert!(matches!(result, Err(Error::Allocation(WriteError::Fenced(_)))), "{result:?}");
     assert_eq!(once["status"]["operatorTerm"], "lease:1");
-    let told = tokio::time::timeout(Duration::from_secs(1), rig.doubted.notified()).await;
-    assert!(told.is_ok(), "whoever keeps the lease hears of it");
+    assert!(*rig.doubted.borrow(), "whoever keeps the lease hears of it");
     let (_, (_, _, other)) = round(&mut rig, &second, accept).await;
     assert_eq!(conditions(&other)["Ready"].1, "Unschedulable", "another leader may have given it");
     let (_, (_, _, again)) = round(&mut rig, &first, accept).await;
     assert_eq!(once["status"]["allocation"], again["status"]["allocation"]);
+    assert!(!*rig.doubted.borrow(), "and that it is taken again");
 }
 
 #[tokio::test]
@@ -211,7 +211,22 @@ async fn a_missing_template_is_named_and_its_coming_wakes_the_desktop() {
     let object = after(&object, 7, &body);
     rig.desktop(&object);
     let (_, (_, _, body)) = round(&mut rig, &object, accept).await;
+    let said = conditions(&body);
+    assert_eq!(said["Ready"].1, "Unschedulable", "what is counted is said at once: {body}");
+    assert!(said["Ready"].2.starts_with("0/1 nodes: 1 no card"), "{body}");
+    let object = after(&object, 8, &body);
+    rig.desktop(&object);
+    rig.drain_woken();
+    rig.context.world.think_once();
+    assert_eq!(rig.drain_woken(), ["a"], "it has something else to say");
+    let (_, (_, _, body)) = round(&mut rig, &object, accept).await;
     assert_eq!(conditions(&body)["Ready"].1, "Unsatisfiable", "{body}");
+    let object = after(&object, 9, &body);
+    rig.desktop(&object);
+    rig.drain_woken();
+    silent(&rig, &object).await.unwrap();
+    rig.context.world.think_once();
+    assert_eq!(rig.drain_woken(), [""; 0], "it has said so");
 }
 
 #[tokio::test]
@@ -302,19 +317,15 @@ async fn a_node_is_lost_when_the_api_server_says_so_and_not_when_the_watch_does(
         assert!(matches!(result, Err(Error::Node { .. })), "{code}: {result:?}");
         assert_eq!(method, "GET");
     }
-    let gone = |_: &Value| {
-        let (code, mut status) = failure(404, "NotFound");
-        status["details"] = json!({"name": "node-a", "group": "gpudesk.dev", "kind": "gpunodes"});
-        (code, status)
-    };
     let context = rig.beside();
     let (result, (_, _, body)) = tokio::join!(reconcile(&object, &context), async {
         rig.answer(gone).await;
         rig.answer(accept).await
     });
     result.unwrap();
-    assert_eq!(conditions(&body)["Running"].1, "NodeLost");
-    assert!(body["status"].get("allocation").is_none());
+    assert_eq!(conditions(&body)["Ready"].1, "NodeLost");
+    assert_eq!(body["status"]["phase"], "Unknown");
+    assert!(body["status"]["allocation"]["compute"].is_object(), "it keeps what it has there: {body}");
 }
 
 /// What the node says once a guest has ended for good.
@@ -369,7 +380,7 @@ async fn a_desktop_that_ended_and_cannot_be_restarted_holds_nothing_and_says_why
     result.unwrap();
     assert_eq!(body["status"]["allocation"]["node"], "node-a");
     assert!(body["status"]["allocation"].get("compute").is_none(), "{body}");
-    assert_eq!(conditions(&body)["Ready"].1, "Unsatisfiable", "{body}");
+    assert_eq!(conditions(&body)["Ready"].1, "Unschedulable", "{body}");
     // What it held is another's now, and it waits as others do.
     rig.template(&template(json!({})));
     rig.desktop(&after(&object, 8, &body));
@@ -377,4 +388,75 @@ async fn a_desktop_that_ended_and_cannot_be_restarted_holds_nothing_and_says_why
     rig.desktop(&other);
     let (_, (_, _, body)) = round(&mut rig, &other, accept).await;
     assert_eq!(body["status"]["allocation"]["node"], "node-a");
+}
+
+/// The writes of a round of two, and how it ended.
+async fn two_writes(
+    rig: &mut Rig,
+    object: &Desktop,
+    first: impl FnOnce(&Value) -> (u16, Value),
+    second: (u16, Value),
+) -> (Result<Action, Error>, Value, Value) {
+    let context = rig.beside();
+    let answers = async {
+        let (_, _, applied) = rig.answer(first).await;
+        let (method, path, sent) = rig.answer(|_| second).await;
+        assert_eq!(method, "PATCH");
+        assert!(path.ends_with("/desktops/a/status?fieldManager=gpudesk-operator"), "{path}");
+        (applied, sent)
+    };
+    let (result, (applied, patch)) = tokio::join!(reconcile(object, &context), answers);
+    (result, applied, patch)
+}
+
+/// As if somebody else owned CPUs, the last place, and a condition of his own.
+fn mixed(body: &Value) -> (u16, Value) {
+    let (code, mut object) = accept(body);
+    object["metadata"]["resourceVersion"] = "6".into();
+    object["status"]["allocation"]["compute"]["vcpuPins"] = json!([{"vcpu": 0, "cpus": "3"}]);
+    object["status"]["lastPlacement"] = json!({"node": "node-b"});
+    let ours = json!({"type": "RestartRequired", "status": "True", "reason": "SpecChanged", "message": "",
+                      "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let mut theirs = ours.clone();
+    theirs["type"] = "GuestReady".into();
+    object["status"]["conditions"].as_array_mut().unwrap().extend([ours, theirs]);
+    (code, object)
+}
+
+#[tokio::test]
+async fn what_others_own_too_does_not_stay_in_the_status() {
+    let mut rig = Rig::small();
+    let object = desktop("a", 5, json!({}));
+    rig.desktop(&object);
+    let done = (200, serde_json::to_value(&object).unwrap());
+    let (result, applied, patch) = two_writes(&mut rig, &object, mixed, done).await;
+    result.unwrap();
+    let patch = patch.as_array().unwrap();
+    assert_eq!(patch[0], json!({"op": "replace", "path": "/metadata/resourceVersion", "value": "6"}));
+    let of = |path: &str| patch.iter().find(|operation| operation["path"] == path).unwrap();
+    assert_eq!(of("/status/allocation")["value"], applied["status"]["allocation"]);
+    assert_eq!(of("/status/lastPlacement")["op"], "remove");
+    assert_eq!(of("/status/operatorTerm")["value"], "lease:1");
+    let types: Vec<&Value> =
+        of("/status/conditions")["value"].as_array().unwrap().iter().map(|c| &c["type"]).collect();
+    assert_eq!(types, ["Allocated", "Ready", "Running", "GuestReady"]);
+    silent(&rig, &object).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_status_that_cannot_be_applied_is_written_whole_and_counts_until_that_is_refused_too() {
+    let mut rig = Rig::small();
+    let object = desktop("a", 5, json!({}));
+    rig.desktop(&object);
+    let invalid = |_: &Value| failure(422, "Invalid");
+    let (result, ..) = two_writes(&mut rig, &object, invalid, failure(422, "Invalid")).await;
+    assert!(matches!(result, Err(Error::Allocation(WriteError::Refused(_)))), "{result:?}");
+    // Nothing was written: it is decided anew. Something was: the same place counts until it is seen.
+    let (result, first, _) = two_writes(&mut rig, &object, mixed, failure(422, "Invalid")).await;
+    assert!(matches!(result, Err(Error::Allocation(WriteError::Unclear(_)))), "{result:?}");
+    let (result, again, patch) =
+        two_writes(&mut rig, &object, invalid, (200, serde_json::to_value(&object).unwrap())).await;
+    result.unwrap();
+    assert_eq!(patch[0]["value"], "5");
+    assert_eq!(again["status"]["allocation"], first["status"]["allocation"]);
 }

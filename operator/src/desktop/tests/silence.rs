@@ -93,15 +93,18 @@ async fn a_restart_that_cannot_succeed_does_not_take_the_machine_down() {
     };
     rig.template(&template(json!({"memory": {"sizeMiB": 65536}})));
     let (body, object) = write(&mut rig, &object, 9).await;
+    assert!(refused(&body).contains("0/1 nodes: 1 not enough memory"), "{body}");
+    rig.context.world.think_once();
+    let (body, object) = write(&mut rig, &object, 10).await;
     assert!(refused(&body).contains("needs 65536 MiB"), "{body}");
     rig.template(&template(json!({"gpus": [{"name": "g", "profileRef": {"name": "none"}}]})));
-    let (body, object) = write(&mut rig, &object, 10).await;
+    let (body, object) = write(&mut rig, &object, 11).await;
     assert!(refused(&body).contains("GpuProfile none does not exist"), "{body}");
     rig.template(&template(json!({})));
-    let (body, mut object) = write(&mut rig, &object, 11).await;
+    let (body, mut object) = write(&mut rig, &object, 12).await;
     assert_eq!(body["status"]["allocation"]["stopFor"], "one");
     asked(&mut object, &"x".repeat(200));
-    let (body, _) = write(&mut rig, &object, 12).await;
+    let (body, _) = write(&mut rig, &object, 13).await;
     assert!(refused(&body).contains("is longer than 128 characters"), "{body}");
 }
 

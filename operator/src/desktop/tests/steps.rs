@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::rig::{desktop, merge, template};
 use crate::{
     desktop::{
-        decide::{Presence, Step, decide},
+        decide::{Around, Presence, Step, decide},
         made_of,
         status::{self, Holding, Situation},
         summary,
@@ -45,7 +45,7 @@ fn with(power: &str, allocation: Option<Value>, conditions: Value, more: Value) 
 }
 
 fn step(desktop: &Desktop) -> Step {
-    decide(desktop, Presence::Present, Some(true))
+    decide(desktop, &Around::present(Some(true)))
 }
 
 fn park() -> Step {
@@ -118,10 +118,7 @@ fn a_nodes_last_word_on_the_decision_that_holds_ends_it_and_nothing_else_does() 
 
 #[test]
 fn the_number_of_a_decision_only_grows() {
-    let number = |desktop: &Desktop| {
-        let id = desktop.next_allocation_id("").to_string();
-        id.split_once('-').map(|(number, _)| number.parse::<u64>().unwrap()).unwrap()
-    };
+    let number = Desktop::next_number;
     let never = desktop("a", 1, json!({}));
     assert_eq!(number(&never), 1);
     let held = with("Running", Some(allocation(true)), json!([]), said("Running", "2-00000002"));
@@ -169,8 +166,9 @@ fn deletion_waits_for_the_release_also_of_a_parked_desktop() {
             step(&on(Some(allocation(compute)), running("False", "Released", 3))),
             Step::RemoveFinalizer
         );
-        assert_eq!(decide(&asked, Presence::Missing, Some(true)), Step::Wait);
-        assert_eq!(decide(&asked, Presence::Lost, Some(true)), Step::RemoveFinalizer);
+        let at = |node| decide(&asked, &Around { node, alive: false, ..Around::present(Some(true)) });
+        assert_eq!(at(Presence::Missing), Step::Wait);
+        assert_eq!(at(Presence::Lost), if compute { Step::NodeLost } else { Step::RemoveFinalizer });
     }
 }
 
@@ -179,16 +177,12 @@ fn the_home_of_disks_is_kept_and_nothing_else_is() {
     assert_eq!(step(&with("Running", None, json!([]), json!({}))), place(None));
     let parked = with("Running", Some(allocation(false)), json!([]), json!({}));
     assert_eq!(step(&parked), place(Some("node-a")));
-    assert_eq!(decide(&parked, Presence::Present, Some(false)), place(None), "no disk stays behind");
-    assert_eq!(decide(&parked, Presence::Present, None), place(Some("node-a")), "no template tells");
-    let lost = Step::Release { park: false, reason: Reason::NodeLost };
-    assert_eq!(decide(&parked, Presence::Lost, Some(true)), lost);
+    let keeping = |desktop, disks| decide(desktop, &Around::present(disks));
+    assert_eq!(keeping(&parked, Some(false)), place(None), "no disk stays behind");
+    assert_eq!(keeping(&parked, None), place(Some("node-a")), "no template tells");
     assert_eq!(step(&with("Stopped", Some(allocation(false)), json!([]), json!({}))), Step::Rest);
     let stopped = with("Stopped", Some(allocation(true)), running("False", "Stopped", 3), json!({}));
-    assert_eq!(
-        decide(&stopped, Presence::Present, Some(false)),
-        Step::Release { park: false, reason: Reason::Stopped }
-    );
+    assert_eq!(keeping(&stopped, Some(false)), Step::Release { park: false, reason: Reason::Stopped });
 }
 
 #[test]
@@ -310,7 +304,8 @@ fn ready_and_phase_change_hands_with_the_silence_of_the_node_and_its_next_word()
     object.status = Some(status::status(&object, Situation::Placed(held), &at(1)));
     spoken(&mut object);
     let holding = |silence: Option<&str>| {
-        Situation::Holding(Holding { silence: silence.map(Into::into), ..Holding::default() })
+        let silence = silence.map(|text| Invalid::new(Reason::DaemonSilent, text));
+        Situation::Holding(Holding { silence, ..Holding::default() })
     };
     let silent = status::status(&object, holding(Some("silent since then")), &at(2));
     assert!(status::differs(object.status.as_ref(), &silent));

@@ -77,7 +77,7 @@ fn what_is_wrong_is_named_by_field_and_value() {
         card[field] = value;
         document("Extend", json!([card]))
     };
-    let cases: [(String, &str); 22] = [
+    let cases: [(String, &str); 23] = [
         (
             json!({"apiVersion": "v2", "kind": "Discovery"}).to_string(),
             "apiVersion: \"v2\" is not gpudesk.dev/v1alpha1",
@@ -95,6 +95,7 @@ fn what_is_wrong_is_named_by_field_and_value() {
             "gpus: there is no such field",
         ),
         (document("Extend", json!([7])), "devices[0]: 7 is no object"),
+        (card("model", json!("10de:26b9")), "devices[0].model: there is no such field"),
         (document("Extend", json!([{}])), "devices[0].pciAddress: is missing"),
         (
             document("Extend", json!([{"pciAddress": "00:af.0"}])),

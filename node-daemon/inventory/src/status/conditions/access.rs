@@ -31,13 +31,13 @@ pub(super) fn hook_ready(hook: &HookView) -> Say {
     match hook {
         HookView::NotConfigured => Say::not_needed("no discovery hook is set"),
         HookView::Good => Say::expected(),
-        HookView::Failed { why } => {
+        HookView::Failed { why, answered } => {
             let why = message::clip(why.trim(), 400);
+            let stands =
+                if *answered { "its last good answer stands" } else { "has given no good answer yet" };
             Say::no(
                 Reason::HookFailed,
-                format!(
-                    "the discovery hook failed and its last good answer stands, mend or remove it: {why}"
-                ),
+                format!("the discovery hook failed and {stands}, mend or remove it: {why}"),
             )
         }
     }

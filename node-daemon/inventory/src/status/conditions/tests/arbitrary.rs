@@ -60,7 +60,7 @@ fn any_world() -> impl Strategy<Value = World> {
         world.gpu_driver_version = None;
         world.vgpu_manager_version = states[2].map(|_| words[3].clone());
         world.unlicensed_vgpus = groups;
-        world.hook = HookView::Failed { why: words[4].clone() };
+        world.hook = HookView::Failed { why: words[4].clone(), answered: words[4].len() % 2 == 0 };
         world.instances = if states[5].is_some() { Ok(vec![]) } else { Err(words[5].clone()) };
         world.hypervisor = match kind {
             0 => HypervisorView::Silent(words[5].clone()),

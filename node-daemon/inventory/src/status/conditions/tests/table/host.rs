@@ -211,11 +211,18 @@ fn a_hook_that_failed_is_quoted() {
                 |world| {
                     world.hook = HookView::Failed {
                         why: "/etc/h ended with exit status: 3; it said: no\nvirsh.".into(),
+                        answered: true,
                     }
                 },
                 false,
                 Reason::HookFailed,
                 &["exit status: 3", "no virsh", "last good"],
+            ),
+            (
+                |world| world.hook = HookView::Failed { why: "too slow".into(), answered: false },
+                false,
+                Reason::HookFailed,
+                &["has given no good answer yet", "too slow"],
             ),
             (|world| world.hook = HookView::NotConfigured, true, Reason::NotNeeded, &["no discovery hook"]),
         ],

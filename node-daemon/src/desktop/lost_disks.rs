@@ -1,0 +1,229 @@
+//! A disk that a machine has used is never replaced by a new one without its user's word.
+//!
+//! ```text
+//!   <state>/disks/<uid>.json names the disk  its file is not there                ─▶ it is lost
+//!   neither this record nor the folder is there, and the API has this node's word
+//!   that a machine ran here: the file system with the state folder is not mounted ─▶ all are lost
+//!   else                                                                          ─▶ a disk is to be made
+//! ```
+//!
+//! A disk counts as used from just before the first start with it. One that was made and never used holds
+//! nothing but what it was made from.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use gpudesk_crds::{ABANDON_DISKS_ANNOTATION, AllocationId, Desktop, NodeState};
+use thiserror::Error;
+
+use super::{
+    desired,
+    materials::{Materials, Origin},
+    problem::Problem,
+};
+use crate::host::folder::{FolderFiles, UsedDisks};
+
+/// Disks that hold what nothing can make again are not there.
+#[derive(Debug, Error)]
+#[error(
+    "disks of this desktop are missing on this node: {}; nothing is started with empty ones in their place. Mount \
+     or restore them; or annotate the desktop with {ABANDON_DISKS_ANNOTATION}={id}, which gives up what was on them \
+     and lets new ones be made{}",
+    list(.paths),
+    if *.spent { " (that word was acted on already: switch the desktop off and on again for another id)" } else { "" }
+)]
+pub struct DisksMissing {
+    paths: Vec<PathBuf>,
+    id: String,
+    spent: bool,
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// The names of the disks that live as long as their desktop.
+pub(super) fn lasting(materials: &Materials) -> Vec<String> {
+    let lasting = materials.disks.iter().filter(|disk| lasts(&disk.origin));
+    lasting.map(|disk| disk.name.clone()).collect()
+}
+
+fn lasts(origin: &Origin) -> bool {
+    matches!(origin, Origin::Overlay { .. } | Origin::Blank { .. })
+}
+
+/// Refuses to let disks be made anew that a machine of this desktop has used here. Blocks.
+pub(super) fn check(desktop: &Desktop, materials: &Materials, folder: &FolderFiles) -> Result<(), Problem> {
+    let absent = materials.disks.iter().filter(|disk| lasts(&disk.origin) && !disk.made);
+    let absent: BTreeSet<String> = absent.map(|disk| disk.name.clone()).collect();
+    if absent.is_empty() {
+        return Ok(());
+    }
+    let used = match folder.used()? {
+        Some(used) => used,
+        None if !folder.is_there()? && has_run_here(desktop) => {
+            // What is said next takes the place of what the API knows, so it is noted down first.
+            let used = UsedDisks { disks: absent.clone(), abandoned: None };
+            folder.write_used(&used)?;
+            used
+        }
+        None => return Ok(()),
+    };
+    let lost: Vec<&String> = absent.intersection(&used.disks).collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let ids = [desired::allocation(desktop).and_then(|held| held.id), used.abandoned];
+    let word = abandoned(desktop);
+    if word.is_some() && word != ids[1] && (word == ids[0] || word == said_of_before(desktop)) {
+        tracing::warn!(disks = ?lost, "lost disks are made anew: their user gave them up");
+        let disks = used.disks.difference(&absent).cloned().collect();
+        return Ok(folder.write_used(&UsedDisks { disks, abandoned: word })?);
+    }
+    Err(Problem::Disks(DisksMissing {
+        paths: lost.iter().map(|name| folder.disk(name)).collect(),
+        id: ids[0].map_or_else(|| "ALLOCATION-ID".into(), |id| id.to_string()),
+        spent: word.is_some() && word == ids[1],
+    }))
+}
+
+/// For which decision its user gives up disks that are lost.
+fn abandoned(desktop: &Desktop) -> Option<AllocationId> {
+    desktop.metadata.annotations.as_ref()?.get(ABANDON_DISKS_ANNOTATION)?.parse().ok()
+}
+
+/// The decision that the last word of a node is of.
+fn said_of_before(desktop: &Desktop) -> Option<AllocationId> {
+    Some(desktop.status.as_ref()?.node.as_ref()?.allocation_id)
+}
+
+/// Whether the API has this node's word that a machine of this desktop ran here: by the present decision, or
+/// by the one that ended before it, after which a desktop with disks comes back to where they are.
+fn has_run_here(desktop: &Desktop) -> bool {
+    let Some(said) = desktop.status.as_ref().and_then(|status| status.node.as_ref()) else { return false };
+    if desired::allocation(desktop).is_some_and(|held| held.id == Some(said.allocation_id)) {
+        matches!(said.state, NodeState::Running | NodeState::Stopping)
+    } else {
+        matches!(said.state, NodeState::Stopped | NodeState::Ended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        desktop::fixtures::{SMALL, UID, desktop, template},
+        host::{
+            folder::{DesktopFolder, DesktopFolders, Owner},
+            images::ImageStore,
+            paths::AllowedRoots,
+        },
+    };
+    use gpudesk_crds::NodeReport;
+
+    const DISKS: &str =
+        "{memory: {sizeMiB: 64}, disks: [{name: a, blank: {sizeGiB: 1}}, {name: b, blank: {sizeGiB: 1}}]}";
+
+    async fn folder(state: &tempfile::TempDir) -> DesktopFolder {
+        let folder = DesktopFolders::new(state.path()).of(UID.parse().unwrap());
+        folder.create(&owner()).await.unwrap();
+        folder
+    }
+
+    fn owner() -> Owner {
+        Owner { namespace: "school".into(), name: "anna".into(), uid: UID.parse().unwrap() }
+    }
+
+    fn said(id: &str, state: NodeState) -> Desktop {
+        let mut desktop = desktop("", SMALL, "[]");
+        let said = NodeReport { allocation_id: id.parse().unwrap(), state, refusal: None };
+        desktop.status.as_mut().unwrap().node = Some(said);
+        desktop
+    }
+
+    /// What a start of `desktop` finds.
+    fn start(desktop: &Desktop, folder: &DesktopFolder) -> Result<Vec<String>, Problem> {
+        let (images, roots) = (ImageStore::folders("node-a", vec![]), AllowedRoots::default());
+        let materials = Materials::find(desktop, &template(DISKS), &images, &roots, folder.files())?;
+        check(desktop, &materials, folder.files())?;
+        Ok(materials.disks.into_iter().filter(|disk| !disk.made).map(|disk| disk.name).collect())
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_was_used_is_not_made_anew_without_its_users_word() {
+        let state = tempfile::tempdir().unwrap();
+        let folder = folder(&state).await;
+        let mut desktop = said("1-00000001", NodeState::Preparing);
+        assert_eq!(start(&desktop, &folder).unwrap(), ["a", "b"], "the first start");
+        for name in ["a", "b"] {
+            folder.make_disk(name, None, Some(1)).await.unwrap();
+        }
+        let path = folder.disk("a");
+        let lose = async || folder.remove_file("disk-a.qcow2").await.unwrap();
+        lose().await;
+        assert_eq!(start(&desktop, &folder).unwrap(), ["a"], "it was made and never used");
+        folder.make_disk("a", None, Some(1)).await.unwrap();
+        folder.note_used(vec!["a".into(), "b".into()]).await.unwrap();
+        assert_eq!(start(&desktop, &folder).unwrap(), [""; 0]);
+        lose().await;
+        let error = start(&desktop, &folder).unwrap_err().to_string();
+        for word in [path.to_str().unwrap(), "gpudesk.dev/abandon-disks=1-00000001", "restore"] {
+            assert!(error.contains(word), "{word} is missing in {error}");
+        }
+        assert!(!error.contains("disk-b"), "{error}");
+        // What is left of one run goes, and what is known of its disks stays.
+        folder.remove_run().await.unwrap();
+        assert!(start(&desktop, &folder).is_err());
+
+        let annotate = |desktop: &mut Desktop, id: &str| {
+            desktop.metadata.annotations = Some([(ABANDON_DISKS_ANNOTATION.into(), id.into())].into());
+        };
+        annotate(&mut desktop, "7-00000001");
+        assert!(start(&desktop, &folder).is_err(), "another decision's");
+        annotate(&mut desktop, "1-00000001");
+        assert_eq!(start(&desktop, &folder).unwrap(), ["a"]);
+        folder.make_disk("a", None, Some(1)).await.unwrap();
+        folder.note_used(vec!["a".into(), "b".into()]).await.unwrap();
+        lose().await;
+        let error = start(&desktop, &folder).unwrap_err().to_string();
+        assert!(error.contains("acted on already"), "the word was for the first loss: {error}");
+
+        folder.remove().await.unwrap();
+        folder.create(&owner()).await.unwrap();
+        assert_eq!(start(&desktop, &folder).unwrap(), ["a", "b"], "deleted, it is forgotten");
+    }
+
+    #[tokio::test]
+    async fn a_state_folder_that_is_not_mounted_is_no_new_host() {
+        let before = "7-00000007";
+        for (id, state, lost) in [
+            ("1-00000001", NodeState::Preparing, false),
+            ("1-00000001", NodeState::Running, true),
+            ("1-00000001", NodeState::Stopping, true),
+            (before, NodeState::Stopped, true),
+            (before, NodeState::Ended, true),
+            (before, NodeState::Refused, false),
+            // It is another node's that is out of service.
+            (before, NodeState::Running, false),
+        ] {
+            let empty = tempfile::tempdir().unwrap();
+            let folder = DesktopFolders::new(empty.path()).of(UID.parse().unwrap());
+            let desktop = said(id, state);
+            assert_eq!(start(&desktop, &folder).is_err(), lost, "{id} {state:?}");
+            // Whatever this node says next, it stays so.
+            assert_eq!(
+                start(&said("1-00000001", NodeState::Preparing), &folder).is_err(),
+                lost,
+                "{id} {state:?}"
+            );
+            // A folder that is there is of this node, from before the record was kept.
+            let known = tempfile::tempdir().unwrap();
+            assert!(start(&desktop, &self::folder(&known).await).is_ok());
+        }
+        // Given up at another node, whose last word is still there.
+        let empty = tempfile::tempdir().unwrap();
+        let folder = DesktopFolders::new(empty.path()).of(UID.parse().unwrap());
+        let mut desktop = said(before, NodeState::Stopped);
+        desktop.metadata.annotations = Some([(ABANDON_DISKS_ANNOTATION.into(), before.into())].into());
+        assert_eq!(start(&desktop, &folder).unwrap(), ["a", "b"]);
+    }
+}

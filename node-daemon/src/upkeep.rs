@@ -1,0 +1,369 @@
+//! What a running daemon adds to the status of its `GpuNode`: machines that stray, leftovers, and what is
+//! answered to its admin's words. Pure.
+
+use gpudesk_crds::{
+    GpuNodeSpec, GpuNodeStatus,
+    conditions::{self, ConditionType, Reason},
+    gpu_node_status::{Leftover, Stray, StrayStanding},
+};
+use gpudesk_inventory::status;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use crate::{brake::Held, cluster::Belongs};
+
+/// The most entries of a list in the status, as the schema has it.
+const MOST: usize = 64;
+/// The most names in a sentence.
+const NAMED: usize = 20;
+
+/// What the last look found. What is `None` was not seen yet.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Seen {
+    /// Machines that run here and are no allocation's.
+    pub strays: Option<Vec<Stray>>,
+    /// Folders of disks that are no desktop's.
+    pub leftovers: Option<Vec<Leftover>>,
+    /// Desktops that are missed and held back, or why it is not known which.
+    pub held: Option<Result<Held, String>>,
+    /// What is answered to `spec.strays`.
+    pub strays_said: Vec<String>,
+    /// What is answered to `spec.leftovers`; with whether it is a refusal.
+    pub leftovers_said: Vec<(bool, String)>,
+}
+
+/// What the additions are made from.
+pub struct Additions<'a> {
+    /// What was found.
+    pub seen: &'a Seen,
+    /// Whose the host is.
+    pub belongs: &'a Belongs,
+    /// What was said before.
+    pub before: Option<&'a GpuNodeStatus>,
+    /// The admin's words.
+    pub spec: &'a GpuNodeSpec,
+    /// Generation of those.
+    pub generation: Option<i64>,
+    /// Now.
+    pub now: Timestamp,
+}
+
+impl Additions<'_> {
+    /// Adds them to `status`. What was not seen yet stays as it was said before: that is not "none".
+    pub fn add_to(&self, status: &mut GpuNodeStatus) {
+        let before = self.before;
+        if let Some(strays) = &self.seen.strays {
+            (status.strays, status.more_strays) = cut(strays.iter().map(|stray| self.shown(stray)));
+        } else {
+            status.strays = before.map(|before| before.strays.clone()).unwrap_or_default();
+            status.more_strays = before.and_then(|before| before.more_strays);
+        }
+        if let Some(leftovers) = &self.seen.leftovers {
+            (status.leftovers, status.more_leftovers) = cut(leftovers.iter().map(shown_leftover));
+        } else {
+            status.leftovers = before.map(|before| before.leftovers.clone()).unwrap_or_default();
+            status.more_leftovers = before.and_then(|before| before.more_leftovers);
+        }
+        let strays = self.strays_cleared(status);
+        self.say(status, ConditionType::StraysCleared, strays);
+        self.say(status, ConditionType::LeftoversHandled, self.leftovers_handled());
+        self.say(status, ConditionType::RemovalAllowed, self.removal_allowed());
+        if let Some(why) = self.not_ready() {
+            self.say(status, ConditionType::Ready, why);
+        }
+    }
+
+    /// As the API takes it, with the time since when it is so.
+    fn shown(&self, stray: &Stray) -> Stray {
+        let id = |stray: &Stray| stray.allocation.as_ref().and_then(|allocation| allocation.id);
+        let known = self.before.into_iter().flat_map(|before| &before.strays).find(|known| {
+            known.uid == stray.uid && known.standing == stray.standing && id(known) == id(stray)
+        });
+        let mut stray = stray.clone();
+        if let Some(known) = known {
+            stray.since = known.since.clone();
+        }
+        let alone = GpuNodeStatus { strays: vec![stray.clone()], ..GpuNodeStatus::default() };
+        if !status::faults(&alone).is_empty() {
+            // An allocation that the API would refuse must not cost the whole status.
+            stray.allocation = None;
+        }
+        stray
+    }
+
+    fn strays_cleared(&self, status: &GpuNodeStatus) -> (bool, Reason, String) {
+        let count =
+            status.strays.len() + status.more_strays.map_or(0, |more| usize::try_from(more).unwrap_or(0));
+        let said = self.seen.strays_said.join("; ");
+        if self.seen.strays.is_none() {
+            return (false, Reason::Unknown, "what runs here was not compared with the API yet".into());
+        }
+        if count == 0 {
+            return (true, Reason::AsExpected, said);
+        }
+        let name = |stray: &Stray| {
+            format!("{}/{} ({}, {:?})", stray.namespace, stray.name, stray.uid, stray.standing)
+        };
+        let names = named(status.strays.iter().map(name), count);
+        let left = status.strays.iter().any(|stray| stray.standing != StrayStanding::Older);
+        let remedy = if left {
+            "bring back their Desktops, or end them by spec.strays: [{uid: UID, action: ShutDown}]"
+        } else {
+            "they are being shut down, for their desktops have moved on"
+        };
+        let said = if said.is_empty() { said } else { format!("; {said}") };
+        (
+            false,
+            Reason::StraysRunning,
+            format!("{count} machines run here that are no allocation's: {names}: {remedy}{said}"),
+        )
+    }
+
+    fn leftovers_handled(&self) -> (bool, Reason, String) {
+        let said = &self.seen.leftovers_said;
+        let refused = said.iter().any(|(refused, _)| *refused);
+        let words: Vec<&str> = said.iter().map(|(_, words)| words.as_str()).collect();
+        (!refused, if refused { Reason::InvalidSpec } else { Reason::AsExpected }, words.join("; "))
+    }
+
+    fn removal_allowed(&self) -> (bool, Reason, String) {
+        match &self.seen.held {
+            None => (true, Reason::AsExpected, String::new()),
+            Some(Ok(held)) => {
+                let count = held.names.len();
+                let names = named(held.names.iter().cloned(), count);
+                let words = format!(
+                    "{count} desktops of which something is here are not in the API, more than the {} that may go at \
+                     a time, so nothing of them is touched: {names}: bring back their Desktops, or set \
+                     spec.removeOrphansBefore: {} to make leftovers of what is here of them",
+                    held.limit, held.before
+                );
+                (false, Reason::RemovalHeld, words)
+            }
+            Some(Err(why)) => (false, Reason::Unknown, format!("nothing is removed: {why}")),
+        }
+    }
+
+    /// Why no desktop may come here, whatever the machine can do.
+    fn not_ready(&self) -> Option<(bool, Reason, String)> {
+        match self.belongs {
+            Belongs::Here if self.seen.strays.is_some() => None,
+            Belongs::Here => {
+                Some((false, Reason::Unknown, "what runs here was not compared with the API yet".into()))
+            }
+            Belongs::Unknown => {
+                Some((false, Reason::Unknown, "which cluster the host belongs to is not known yet".into()))
+            }
+            Belongs::Another { known, found } => {
+                let other = self.spec.adopt_from_cluster.as_ref().filter(|said| *said != known);
+                let other =
+                    other.map(|said| format!("; spec.adoptFromCluster is {said}, which is another UID"));
+                Some((
+                    false,
+                    Reason::ForeignCluster,
+                    format!(
+                        "this host belongs to the cluster whose namespace kube-system has the UID {known}, and not to \
+                         this one ({found}): machines on it go on and nothing of desktops is touched; to take it \
+                         over, set spec.adoptFromCluster: {known}{}",
+                        other.unwrap_or_default()
+                    ),
+                ))
+            }
+        }
+    }
+
+    /// Sets a condition, in its place if it has one.
+    fn say(&self, status: &mut GpuNodeStatus, type_: ConditionType, said: (bool, Reason, String)) {
+        let (holds, reason, message) = said;
+        // Whole seconds, as the API keeps them.
+        let now = Time(Timestamp::from_second(self.now.as_second()).unwrap_or(self.now));
+        let old = self.before.and_then(|before| conditions::find(&before.conditions, type_));
+        let mut one: Vec<Condition> = old.cloned().into_iter().collect();
+        conditions::set(&mut one, type_, holds, reason, message, self.generation, &now);
+        for condition in one {
+            match status.conditions.iter_mut().find(|known| known.type_ == condition.type_) {
+                Some(known) => *known = condition,
+                None => status.conditions.push(condition),
+            }
+        }
+    }
+}
+
+/// The first ones, and how many more there are.
+fn cut<T>(all: impl Iterator<Item = T>) -> (Vec<T>, Option<i32>) {
+    let mut all: Vec<T> = all.collect();
+    let more = all.len().saturating_sub(MOST);
+    all.truncate(MOST);
+    (all, i32::try_from(more).ok().filter(|more| *more > 0))
+}
+
+fn named(names: impl Iterator<Item = String>, count: usize) -> String {
+    let mut words: Vec<String> = names.take(NAMED).collect();
+    if count > words.len() {
+        words.push(format!("and {} more", count - words.len()));
+    }
+    words.join(", ")
+}
+
+/// As the schema has it: names that came from files may be anything.
+fn shown_leftover(leftover: &Leftover) -> Leftover {
+    let cut = |text: &str, most: usize| {
+        let text: String = text.chars().take(most).collect();
+        if text.is_empty() { "unknown".to_owned() } else { text }
+    };
+    Leftover {
+        name: cut(&leftover.name, 64),
+        namespace: cut(&leftover.namespace, 63),
+        desktop: cut(&leftover.desktop, 253),
+        ..leftover.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const UID: &str = "7f1c2a58-3c1e-4f0e-9a53-0d4f6f5b9a01";
+
+    fn at(second: i64) -> Time {
+        Time(Timestamp::from_second(second).unwrap())
+    }
+
+    fn stray(index: u32, second: i64) -> Stray {
+        let allocation = json!({
+            "node": "node-a", "id": "2-00000002", "desktopGeneration": 1, "templateGeneration": 1,
+            "decidedAt": "2026-01-05T08:00:00Z",
+        });
+        Stray {
+            uid: format!("7f1c2a58-3c1e-4f0e-9a53-{index:012}"),
+            namespace: "school".into(),
+            name: format!("d-{index}"),
+            standing: StrayStanding::NoDesktop,
+            allocation: Some(serde_json::from_value(allocation).unwrap()),
+            since: at(second),
+        }
+    }
+
+    fn node(belongs: &Belongs, seen: &Seen, before: Option<&GpuNodeStatus>, second: i64) -> GpuNodeStatus {
+        let spec = GpuNodeSpec { adopt_from_cluster: Some("three".into()), ..GpuNodeSpec::default() };
+        let now = Timestamp::from_second(second).unwrap();
+        let mut status = GpuNodeStatus::default();
+        conditions::set(
+            &mut status.conditions,
+            ConditionType::Ready,
+            true,
+            Reason::AsExpected,
+            "",
+            Some(1),
+            &at(second),
+        );
+        Additions { seen, belongs, before, spec: &spec, generation: Some(1), now }.add_to(&mut status);
+        status
+    }
+
+    fn condition(status: &GpuNodeStatus, type_: ConditionType) -> (String, String, String) {
+        let it = conditions::find(&status.conditions, type_).unwrap();
+        (it.status.clone(), it.reason.clone(), it.message.clone())
+    }
+
+    #[test]
+    fn what_was_not_seen_yet_is_as_it_was_and_since_when_is_kept() {
+        let all = Seen { strays: Some((0..70).map(|n| stray(n, 100)).collect()), ..Seen::default() };
+        let first = node(&Belongs::Here, &all, None, 100);
+        assert_eq!((first.strays.len(), first.more_strays), (64, Some(6)));
+        let (status, reason, message) = condition(&first, ConditionType::StraysCleared);
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "StraysRunning"));
+        assert!(message.contains("70 machines") && message.contains("and 50 more"), "{message}");
+        assert_eq!(status::faults(&first), Vec::<String>::new());
+        // A daemon that begins has looked at nothing yet.
+        let unseen = node(&Belongs::Here, &Seen::default(), Some(&first), 200);
+        assert_eq!((&unseen.strays, unseen.more_strays), (&first.strays, Some(6)));
+        assert_eq!(condition(&unseen, ConditionType::Ready).0, "False", "and offers nothing meanwhile");
+        // What it then sees is since when it was.
+        let mut again: Vec<Stray> = vec![stray(0, 300), stray(1, 300), stray(2, 300)];
+        again[1].standing = StrayStanding::Unallocated;
+        again[2].allocation = None;
+        let seen = Seen { strays: Some(again), ..Seen::default() };
+        let third = node(&Belongs::Here, &seen, Some(&unseen), 300);
+        let since: Vec<Time> = third.strays.iter().map(|stray| stray.since.clone()).collect();
+        assert_eq!(since, [at(100), at(300), at(300)]);
+        let none = Seen { strays: Some(vec![]), ..Seen::default() };
+        let fourth = node(&Belongs::Here, &none, Some(&third), 400);
+        assert_eq!((fourth.strays.len(), fourth.more_strays), (0, None));
+        assert_eq!(condition(&fourth, ConditionType::StraysCleared).0, "True");
+        assert_eq!(condition(&fourth, ConditionType::Ready).0, "True");
+    }
+
+    #[test]
+    fn an_allocation_that_the_api_would_refuse_is_left_out() {
+        let mut odd = stray(0, 1);
+        odd.allocation.as_mut().unwrap().node = "x".repeat(300);
+        let seen = Seen { strays: Some(vec![odd, stray(1, 1)]), ..Seen::default() };
+        let status = node(&Belongs::Here, &seen, None, 1);
+        let has: Vec<bool> = status.strays.iter().map(|stray| stray.allocation.is_some()).collect();
+        assert_eq!(has, [false, true]);
+    }
+
+    #[test]
+    fn a_host_of_another_cluster_offers_nothing_and_says_how_it_is_taken_over() {
+        let belongs = Belongs::Another { known: "one".into(), found: "two".into() };
+        let seen = Seen { strays: Some(vec![]), ..Seen::default() };
+        let first = node(&belongs, &seen, None, 100);
+        let (status, reason, message) = condition(&first, ConditionType::Ready);
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "ForeignCluster"));
+        assert!(message.contains("spec.adoptFromCluster: one") && message.contains("is three"), "{message}");
+        // It is said once: the time since when stays.
+        let second = node(&belongs, &seen, Some(&first), 200);
+        assert_eq!(first.conditions, second.conditions);
+        assert_eq!(condition(&node(&Belongs::Unknown, &seen, None, 1), ConditionType::Ready).0, "False");
+    }
+
+    #[test]
+    fn what_is_held_back_is_listed_with_the_word_that_lets_it_go() {
+        let held = Held {
+            names: (0..30).map(|n| format!("school/d-{n}")).collect(),
+            before: Timestamp::from_second(1000).unwrap(),
+            limit: 3,
+        };
+        let mut seen = Seen { strays: Some(vec![]), held: Some(Ok(held)), ..Seen::default() };
+        let (status, reason, message) =
+            condition(&node(&Belongs::Here, &seen, None, 1), ConditionType::RemovalAllowed);
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "RemovalHeld"));
+        for part in ["30 desktops", "school/d-19, and 10 more", "removeOrphansBefore: 1970-01-01T00:16:40Z"] {
+            assert!(message.contains(part), "{message}");
+        }
+        seen.held = Some(Err("removals.json cannot be read".into()));
+        assert_eq!(
+            condition(&node(&Belongs::Here, &seen, None, 1), ConditionType::RemovalAllowed).1,
+            "Unknown"
+        );
+    }
+
+    #[test]
+    fn leftovers_are_listed_and_each_word_is_answered() {
+        let leftover = |n: i64| Leftover {
+            name: format!("{UID}.{n}"),
+            namespace: "school".into(),
+            desktop: "anna".into(),
+            uid: UID.into(),
+            size_mib: n,
+            since: at(n),
+            erased_after: Some(at(n + 1)),
+        };
+        let mut seen = Seen {
+            leftovers: Some((0..65).map(leftover).collect()),
+            leftovers_said: vec![(false, "b: no such leftover is here".into())],
+            ..Seen::default()
+        };
+        let status = node(&Belongs::Here, &seen, None, 1);
+        assert_eq!((status.leftovers.len(), status.more_leftovers), (64, Some(1)));
+        assert_eq!(status::faults(&status), Vec::<String>::new());
+        assert_eq!(condition(&status, ConditionType::LeftoversHandled).0, "True");
+        seen.leftovers_said.push((true, "a: it runs".into()));
+        let (status, reason, message) =
+            condition(&node(&Belongs::Here, &seen, None, 1), ConditionType::LeftoversHandled);
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "InvalidSpec"));
+        assert_eq!(message, "b: no such leftover is here; a: it runs");
+    }
+}

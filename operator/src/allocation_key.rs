@@ -1,0 +1,159 @@
+//! The key by which the operator knows its decisions again: the tag of each id is a message authentication code
+//! of whose decision it is, where and when. A node that made one up cannot claim the desktops of others.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use gpudesk_crds::{Allocation, AllocationId, Desktop};
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::Secret,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+};
+use kube::{Api, Client, api::PostParams};
+use ring::{
+    hmac,
+    rand::{SecureRandom, SystemRandom},
+};
+use thiserror::Error;
+
+use crate::cause;
+
+/// The Secret, and the entry in it.
+const SECRET: &str = "gpudesk-allocation-key";
+const ENTRY: &str = "key";
+const BYTES: usize = 32;
+/// Between attempts to read it.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// The key.
+#[derive(Debug)]
+pub struct AllocationKey(hmac::Key);
+
+/// Why there is no key.
+#[derive(Debug, Error)]
+pub enum KeyError {
+    /// The API server does not give the Secret.
+    #[error("{}", cause::of_request(.0))]
+    Request(#[from] Box<kube::Error>),
+    /// The Secret is not ours.
+    #[error(
+        "data.{ENTRY} has {0} bytes and must have {BYTES}; where the key is lost, delete the Secret and a new one is made"
+    )]
+    Length(usize),
+    /// The system gives no random bytes.
+    #[error("the system gives no random bytes")]
+    Random,
+}
+
+impl AllocationKey {
+    /// A key of these bytes.
+    pub fn new(bytes: &[u8]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
+    }
+
+    /// The id of the next decision of a desktop.
+    pub fn mint(&self, desktop: &Desktop, node: &str, decided_at: &Time) -> AllocationId {
+        let number = AllocationId::new(desktop.next_number(), 0).number();
+        let uid = desktop.metadata.uid.as_deref().unwrap_or_default();
+        AllocationId::new(number, self.tag(number, uid, node, decided_at))
+    }
+
+    /// Whether an operator with this key decided this for the desktop of a UID.
+    pub fn is_authentic(&self, uid: &str, allocation: &Allocation) -> bool {
+        let Allocation { node, decided_at, .. } = allocation;
+        allocation.id.is_some_and(|id| {
+            id == AllocationId::new(id.number(), self.tag(id.number(), uid, node, decided_at))
+        })
+    }
+
+    fn tag(&self, number: u64, uid: &str, node: &str, decided_at: &Time) -> u32 {
+        let text = format!("{number}|{uid}|{node}|{}", decided_at.0.as_second());
+        let code = hmac::sign(&self.0, text.as_bytes());
+        code.as_ref().iter().take(4).fold(0, |tag, byte| tag << 8 | u32::from(*byte))
+    }
+
+    /// The key of this cluster. Without it nothing can be decided: it is asked for until it is there.
+    pub async fn of_cluster(client: &Client, namespace: &str) -> Self {
+        loop {
+            match read_or_make(&Api::namespaced(client.clone(), namespace)).await {
+                Ok(key) => return key,
+                Err(error) => tracing::error!(
+                    "Secret {namespace}/{SECRET}, without which nothing is decided, cannot be read or made: {error}; trying again"
+                ),
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+}
+
+async fn read_or_make(secrets: &Api<Secret>) -> Result<AllocationKey, KeyError> {
+    let secret = match secrets.get_opt(SECRET).await.map_err(Box::new)? {
+        Some(secret) => secret,
+        None => match secrets.create(&PostParams::default(), &new_secret()?).await {
+            Ok(secret) => secret,
+            // Another operator was first.
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                secrets.get(SECRET).await.map_err(Box::new)?
+            }
+            Err(error) => return Err(Box::new(error).into()),
+        },
+    };
+    let bytes = secret.data.unwrap_or_default().remove(ENTRY).unwrap_or_default().0;
+    if bytes.len() != BYTES {
+        return Err(KeyError::Length(bytes.len()));
+    }
+    Ok(AllocationKey::new(&bytes))
+}
+
+fn new_secret() -> Result<Secret, KeyError> {
+    let mut bytes = vec![0; BYTES];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| KeyError::Random)?;
+    Ok(Secret {
+        metadata: ObjectMeta { name: Some(SECRET.to_owned()), ..ObjectMeta::default() },
+        data: Some(BTreeMap::from([(ENTRY.to_owned(), ByteString(bytes))])),
+        immutable: Some(true),
+        ..Secret::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn allocation(key: &AllocationKey, uid: &str) -> Allocation {
+        let desktop: Desktop = serde_json::from_value(json!({
+            "metadata": {"name": "a", "uid": uid}, "spec": {"templateRef": {"name": "t"}},
+            "status": {"lastPlacement": {"node": "n", "allocationId": "4-00000001"},
+                       "node": {"allocationId": "6-00000001", "state": "Running"}},
+        }))
+        .unwrap();
+        let mut allocation: Allocation = serde_json::from_value(json!({
+            "node": "n", "desktopGeneration": 1, "templateGeneration": 1, "decidedAt": "2026-01-01T00:00:00Z",
+        }))
+        .unwrap();
+        allocation.id = Some(key.mint(&desktop, &allocation.node, &allocation.decided_at));
+        allocation
+    }
+
+    #[test]
+    fn a_decision_is_known_again_and_none_that_differs_in_anything_is() {
+        let key = AllocationKey::new(&[7; BYTES]);
+        let decided = allocation(&key, "u");
+        assert_eq!(decided.id.unwrap().number(), 7, "above all that was said");
+        assert!(key.is_authentic("u", &decided));
+        assert!(!key.is_authentic("v", &decided));
+        assert!(!AllocationKey::new(&[8; BYTES]).is_authentic("u", &decided));
+        let later = Time(decided.decided_at.0 + k8s_openapi::jiff::SignedDuration::from_secs(1));
+        let id = decided.id.unwrap();
+        let number = AllocationId::new(8, u32::from_str_radix(&id.to_string()[2..], 16).unwrap());
+        for other in [
+            Allocation { node: "m".into(), ..decided.clone() },
+            Allocation { decided_at: later, ..decided.clone() },
+            Allocation { id: Some(number), ..decided.clone() },
+            Allocation { id: None, ..decided.clone() },
+        ] {
+            assert!(!key.is_authentic("u", &other), "{other:?}");
+        }
+    }
+}
