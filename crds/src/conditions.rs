@@ -177,6 +177,8 @@ names! {
         RestartRefused,
         /// Nodes refused several times what was decided: it waits for news of them.
         RefusedByNode,
+        /// Nodes may run what the API does not tell of, as after its restore: nothing is placed before they are heard.
+        AwaitingNodes,
         /// The API server refuses what the operator has to write; the message is the API server's.
         WriteRefused,
         /// The node's daemon does not renew its lease: what it said last may be old.

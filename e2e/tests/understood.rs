@@ -6,18 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use gpudesk_crds::Desktop;
 use gpudesk_crds::conditions::{ConditionType, Reason};
-use gpudesk_e2e::cluster::Cluster;
+use gpudesk_crds::{Desktop, node_identity};
+use gpudesk_e2e::cluster::{Cluster, SYSTEM_NAMESPACE};
 use gpudesk_e2e::objects::Objects;
 use gpudesk_e2e::state::checkout;
 use gpudesk_e2e::trials::Suite;
 use gpudesk_e2e::waiting::eventually;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{DynamicObject, ListParams, PostParams};
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
 use kube::{Api, Resource, ResourceExt};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(90);
 /// More than a node must be missing until it counts as lost.
@@ -134,6 +135,12 @@ async fn not_understood(cluster: Arc<Cluster>) -> Result<()> {
     set(&templates, "newer-template", false, "/spec/machine/firmware", "Coreboot").await?;
     set(&nodes, &odd_node, true, "/status/numaCells/0/hugepages/0/size", "16Gi").await?;
     let before = held(&desktops).await?;
+    // They renewed their Leases a moment ago, so that nobody takes this for a restore.
+    let leases: Api<Lease> = Api::namespaced(cluster.client().clone(), SYSTEM_NAMESPACE);
+    for node in ["cards", "newer"] {
+        let renewed = json!({"spec": {"renewTime": format!("{:.6}", jiff::Timestamp::now())}});
+        leases.patch(&node_identity(node), &PatchParams::default(), &Patch::Merge(renewed)).await?;
+    }
 
     operator.restart()?;
     operator.wait_ready().await?;
@@ -184,6 +191,43 @@ async fn not_understood(cluster: Arc<Cluster>) -> Result<()> {
     objects.desktop("later", "{templateRef: {name: card}}").await?;
     let said = objects.says("later", ConditionType::Allocated, Reason::Unschedulable, SOON).await?;
     ensure!(!said.message.contains("does not understand"), "{said:?}");
+    operator.stop()?;
+    older_definitions(&cluster).await
+}
+
+/// The definitions of an older version lack a field: the operator says which, and does not lead before they are applied.
+async fn older_definitions(cluster: &Cluster) -> Result<()> {
+    let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client().clone());
+    let mut older = serde_json::to_value(definitions.get("desktops.gpudesk.dev").await?)?;
+    let of_node = "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/node/properties";
+    let fields = older.pointer_mut(of_node).and_then(Value::as_object_mut).context("status.node")?;
+    fields.remove("abandonedDisks").context("status.node.abandonedDisks")?;
+    definitions
+        .replace("desktops.gpudesk.dev", &PostParams::default(), &serde_json::from_value(older)?)
+        .await?;
+    eventually("the API server has it", SOON, || async {
+        let schema = cluster.kubectl(["get", "--raw", "/openapi/v3/apis/gpudesk.dev/v1alpha1"])?;
+        Ok((!schema.contains("abandonedDisks")).then_some(()))
+    })
+    .await?;
+    let leases: Api<Lease> = Api::namespaced(cluster.client().clone(), SYSTEM_NAMESPACE);
+    let turns = async || -> Result<Option<i32>> {
+        Ok(leases.get("gpudesk-operator").await?.spec.and_then(|spec| spec.lease_transitions))
+    };
+    let before = turns().await?;
+    let operator = cluster.spawn_operator("newer-operator").await?;
+    eventually("it counts what is lacking", SOON, || async {
+        let metrics = operator.metrics().await.unwrap_or_default();
+        Ok(metrics.contains("gpudesk_operator_definitions_lack 1").then_some(()))
+    })
+    .await?;
+    ensure!(operator.get("/readyz").await.is_err(), "it is not ready");
+    let log = operator.process().log()?;
+    ensure!(log.contains("lack Desktop: status.node.abandonedDisks"), "{log}");
+    ensure!(turns().await? == before, "it took the Lease");
+    cluster.apply_crds()?;
+    operator.wait_ready().await?;
+    ensure!(turns().await? > before, "it leads");
     operator.stop()?;
     Ok(())
 }

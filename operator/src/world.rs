@@ -98,6 +98,9 @@ struct Cluster {
     templates_seen: BTreeMap<DesktopKey, Spec>,
     profiles_seen: BTreeMap<String, Spec>,
     leases_known: bool,
+    nodes_known: bool,
+    /// Nothing is placed before nodes that were not heard just before us have said what they have.
+    awaits_nodes: bool,
     silent: BTreeSet<String>,
     /// Nodes of which their administrators say that they are off.
     said_off: BTreeSet<String>,

@@ -280,6 +280,7 @@ pub(crate) fn works(seen: &Seen) -> Does {
             now: start,
             last_word: word.as_ref(),
             refusal: None,
+            abandoned_disks: None,
         };
         Does::Says((held.id, back(status::status(&report).node.unwrap().state)))
     })

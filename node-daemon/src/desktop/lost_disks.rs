@@ -12,7 +12,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use gpudesk_crds::{ABANDON_DISKS_ANNOTATION, AllocationId, Desktop, NodeState};
+use gpudesk_crds::{ABANDON_DISKS_ANNOTATION, Desktop, NodeState};
 use thiserror::Error;
 
 use super::{
@@ -26,14 +26,14 @@ use crate::host::folder::{FolderFiles, UsedDisks};
 #[derive(Debug, Error)]
 #[error(
     "disks of this desktop are missing on this node: {}; nothing is started with empty ones in their place. Mount \
-     or restore them; or annotate the desktop with {ABANDON_DISKS_ANNOTATION}={id}, which gives up what was on them \
+     or restore them; or annotate the desktop with {ABANDON_DISKS_ANNOTATION}={word}, which gives up what was on them \
      and lets new ones be made{}",
     list(.paths),
-    if *.spent { " (that word was acted on already: switch the desktop off and on again for another id)" } else { "" }
+    if *.spent { " (the word that stands there was acted on already)" } else { "" }
 )]
 pub struct DisksMissing {
     paths: Vec<PathBuf>,
-    id: String,
+    word: String,
     spent: bool,
 }
 
@@ -72,28 +72,32 @@ pub(super) fn check(desktop: &Desktop, materials: &Materials, folder: &FolderFil
     if lost.is_empty() {
         return Ok(());
     }
-    let ids = [desired::allocation(desktop).and_then(|held| held.id), used.abandoned];
-    let word = abandoned(desktop);
-    if word.is_some() && word != ids[1] && (word == ids[0] || word == said_of_before(desktop)) {
+    let status = desktop.status.as_ref();
+    let said_of_before =
+        status.and_then(|status| status.node.as_ref()).map(|said| said.allocation_id.to_string());
+    let id = desired::allocation(desktop).and_then(|held| held.id).map(|id| id.to_string());
+    let word = desktop.abandon_word();
+    // Used, by what this node remembers; what the API remembers is in `abandons`.
+    let spent = word.is_some() && word == used.abandoned.as_deref();
+    if !spent && [&id, &said_of_before].into_iter().flatten().any(|id| desktop.abandons(id)) {
         tracing::warn!(disks = ?lost, "lost disks are made anew: their user gave them up");
         let disks = used.disks.difference(&absent).cloned().collect();
-        return Ok(folder.write_used(&UsedDisks { disks, abandoned: word })?);
+        return Ok(folder.write_used(&UsedDisks { disks, abandoned: word.map(Into::into) })?);
     }
+    let used_by_api = status.and_then(|status| status.node.as_ref()?.abandoned_disks.as_deref());
     Err(Problem::Disks(DisksMissing {
         paths: lost.iter().map(|name| folder.disk(name)).collect(),
-        id: ids[0].map_or_else(|| "ALLOCATION-ID".into(), |id| id.to_string()),
-        spent: word.is_some() && word == ids[1],
+        word: id.map_or_else(|| "ALLOCATION-ID".into(), |id| desktop.next_abandon_word(&id)),
+        spent: spent || word.is_some() && word == used_by_api,
     }))
 }
 
-/// For which decision its user gives up disks that are lost.
-fn abandoned(desktop: &Desktop) -> Option<AllocationId> {
-    desktop.metadata.annotations.as_ref()?.get(ABANDON_DISKS_ANNOTATION)?.parse().ok()
-}
-
-/// The decision that the last word of a node is of.
-fn said_of_before(desktop: &Desktop) -> Option<AllocationId> {
-    Some(desktop.status.as_ref()?.node.as_ref()?.allocation_id)
+/// The word on which this node has acted, where one stands there.
+pub(super) fn used_word(desktop: &Desktop, folder: &FolderFiles) -> Result<Option<String>, Problem> {
+    if desktop.abandon_word().is_none() {
+        return Ok(None);
+    }
+    Ok(folder.used()?.and_then(|used| used.abandoned))
 }
 
 /// Whether the API has this node's word that a machine of this desktop ran here: by the present decision, or
@@ -135,7 +139,8 @@ mod tests {
 
     fn said(id: &str, state: NodeState) -> Desktop {
         let mut desktop = desktop("", SMALL, "[]");
-        let said = NodeReport { allocation_id: id.parse().unwrap(), state, refusal: None };
+        let said =
+            NodeReport { allocation_id: id.parse().unwrap(), state, refusal: None, abandoned_disks: None };
         desktop.status.as_mut().unwrap().node = Some(said);
         desktop
     }
@@ -186,6 +191,13 @@ mod tests {
         lose().await;
         let error = start(&desktop, &folder).unwrap_err().to_string();
         assert!(error.contains("acted on already"), "the word was for the first loss: {error}");
+        assert_eq!(
+            used_word(&desktop, folder.files()).unwrap().as_deref(),
+            Some("1-00000001"),
+            "the API is told"
+        );
+        desktop.metadata.annotations = None;
+        assert_eq!(used_word(&desktop, folder.files()).unwrap(), None, "nobody looks where no word stands");
 
         folder.remove().await.unwrap();
         folder.create(&owner()).await.unwrap();
@@ -225,5 +237,21 @@ mod tests {
         let mut desktop = said(before, NodeState::Stopped);
         desktop.metadata.annotations = Some([(ABANDON_DISKS_ANNOTATION.into(), before.into())].into());
         assert_eq!(start(&desktop, &folder).unwrap(), ["a", "b"]);
+        // A word that was used before the folder went, and still stands there.
+        for (id, state) in [("1-00000001", NodeState::Running), (before, NodeState::Stopped)] {
+            let empty = tempfile::tempdir().unwrap();
+            let folder = DesktopFolders::new(empty.path()).of(UID.parse().unwrap());
+            let mut desktop = said(id, state);
+            let node = desktop.status.as_mut().unwrap().node.as_mut().unwrap();
+            node.abandoned_disks = Some(id.into());
+            let annotate = |desktop: &mut Desktop, word: &str| {
+                desktop.metadata.annotations = Some([(ABANDON_DISKS_ANNOTATION.into(), word.into())].into());
+            };
+            annotate(&mut desktop, id);
+            let error = start(&desktop, &folder).unwrap_err().to_string();
+            assert!(error.contains("acted on already"), "{error}");
+            annotate(&mut desktop, &format!("{id}/2"));
+            assert_eq!(start(&desktop, &folder).unwrap(), ["a", "b"], "said once more");
+        }
     }
 }

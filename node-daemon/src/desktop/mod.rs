@@ -459,6 +459,7 @@ impl Desktops {
             now: Timestamp::now(),
             last_word: sight.last_word.as_ref(),
             refusal: round.refusal.as_ref(),
+            abandoned_disks: sight.abandoned_disks.as_deref(),
         };
         let mut status = status::status(&report);
         if let Some(word) = status.node.as_ref().filter(|said| said.state.is_final())

@@ -38,6 +38,8 @@ pub(super) struct Sight {
     pub(super) instances: Vec<GpuInstance>,
     /// The last word on the decision that holds, once it was noted down or said.
     pub(super) last_word: Option<NodeReport>,
+    /// The user's word by which lost disks were made anew here.
+    pub(super) abandoned_disks: Option<String>,
     /// Found when something is to be made of them.
     pub(super) materials: Option<Materials>,
 }
@@ -86,6 +88,11 @@ impl Desktops {
         sight.last_word = self.last_word(round).await?;
         sight.observed.given_back = sight.last_word.is_some();
         sight.observed.folder = round.folder.exists().await?;
+        if round.desktop.abandon_word().is_some() {
+            let desktop = round.desktop.clone();
+            let used = round.folder.on_thread(move |files| lost_disks::used_word(&desktop, files));
+            sight.abandoned_disks = used.await?;
+        }
         let ours = standing == Standing::Current && sight.last_word.is_none();
         sight.observed.record = Self::record(round, summary.as_ref(), ours, &self.node.boot).await?;
         sight.instances = self.instances(uid).await?;

@@ -96,6 +96,8 @@ pub struct Report<'a> {
     pub last_word: Option<&'a NodeReport>,
     /// What of the decision this node cannot give; nothing is left of what was made for it.
     pub refusal: Option<&'a Refusal>,
+    /// The user's word by which lost disks were made anew here.
+    pub abandoned_disks: Option<&'a str>,
 }
 
 impl<'a> Report<'a> {
@@ -118,6 +120,7 @@ impl<'a> Report<'a> {
             now,
             last_word: None,
             refusal: None,
+            abandoned_disks: None,
         }
     }
 }
@@ -179,13 +182,16 @@ pub fn status(report: &Report<'_>) -> DesktopStatus {
         status.phase = Some(phase);
     }
     let id = allocation(report.desktop).and_then(|allocation| allocation.id);
-    status.node = id.map(|id| node_report(report, id));
+    let before =
+        report.desktop.status.as_ref().and_then(|status| status.node.as_ref()?.abandoned_disks.clone());
+    let abandoned_disks = report.abandoned_disks.map(Into::into).or(before);
+    status.node = id.map(|id| NodeReport { abandoned_disks, ..node_report(report, id) });
     status
 }
 
 /// How far the node is with the decision that holds: what programs decide on.
 fn node_report(report: &Report<'_>, allocation_id: AllocationId) -> NodeReport {
-    let said = |state| NodeReport { allocation_id, state, refusal: None };
+    let said = |state| NodeReport { allocation_id, state, refusal: None, abandoned_disks: None };
     let observed = report.observed;
     if let Some(refusal) = report.refusal {
         return NodeReport { refusal: Some(refusal.clone()), ..said(NodeState::Refused) };

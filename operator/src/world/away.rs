@@ -192,7 +192,8 @@ impl Reported {
 }
 
 impl Cluster {
-    fn remembered(&self, key: &DesktopKey, uid: &str) -> Option<AllocationId> {
+    /// The decision by which a desktop was seen to hold something last.
+    pub(super) fn remembered(&self, key: &DesktopKey, uid: &str) -> Option<AllocationId> {
         self.held_last.get(key).filter(|(of, _)| of == uid).map(|(_, id)| *id)
     }
 

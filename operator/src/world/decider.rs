@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gpudesk_crds::{Allocation, Desktop};
+use gpudesk_crds::{Allocation, AllocationId, Desktop};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 
@@ -74,9 +74,15 @@ impl Ask {
         same.then(|| Self { desktop: desktop.clone(), wanted: wanted.clone(), request: request.clone() })
     }
 
-    fn allocation(&self, placed: Placed, key: &AllocationKey, now: &Time) -> Allocation {
+    fn allocation(
+        &self,
+        placed: Placed,
+        remembered: Option<AllocationId>,
+        key: &AllocationKey,
+        now: &Time,
+    ) -> Allocation {
         Allocation {
-            id: Some(key.mint(&self.desktop, &placed.node, now)),
+            id: Some(key.mint(&self.desktop, remembered, &placed.node, now)),
             node: placed.node,
             desktop_generation: self.desktop.metadata.generation.unwrap_or_default(),
             template_generation: self.wanted.template_generation,
@@ -227,9 +233,10 @@ impl World {
                 return Turn::NoRoom(no_room);
             }
         };
-        let allocation = Arc::new(ask.allocation(placed, &self.key, now));
+        let remembered = cluster.remembered(key, &ask.desktop.uid().unwrap_or_default());
+        let allocation = Arc::new(ask.allocation(placed, remembered, &self.key, now));
         let version = ask.desktop.metadata.resource_version.as_deref().unwrap_or_default();
-        let Ok(change) = snapshot.assume(key, version, &allocation) else { return Turn::Stale };
+        let Ok(change) = cluster.snapshot.assume(key, version, &allocation) else { return Turn::Stale };
         self.changed(cluster, change);
         Turn::Given(allocation)
     }

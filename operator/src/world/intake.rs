@@ -2,9 +2,13 @@
 #![expect(clippy::disallowed_methods, reason = "an adapter: it tells the time to pure parts")]
 
 use super::{
-    Allocation, AllocationId, Arc, Cluster, Desktop, DesktopKey, DesktopTemplate, Duration, GpuNode,
-    GpuProfile, Instant, Lease, NODE_LOST_AFTER, ObjectRef, Refusal, ResourceExt, Seen, World, is_new,
-    key_of, node_held, odd, understood,
+    Allocation, AllocationId, Arc, Cluster, Desktop, DesktopKey, DesktopTemplate, GpuNode, GpuProfile,
+    Instant, Lease, NODE_LOST_AFTER, ObjectRef, Refusal, ResourceExt, Seen, World, is_new, key_of, node_held,
+    odd, understood,
+};
+use crate::{
+    desktop::{admit, now},
+    node_liveness::Unproven,
 };
 
 impl World {
@@ -189,7 +193,11 @@ impl World {
                 self.close(&mut cluster);
                 cluster.index.on_node(&name).for_each(|desktop| self.wake(desktop));
             }
-            Seen::Complete => self.wake_all(),
+            Seen::Complete => {
+                cluster.nodes_known = true;
+                self.judge(&mut cluster);
+                self.wake_all();
+            }
         }
     }
 
@@ -215,9 +223,16 @@ impl World {
         }
     }
 
-    /// How long a desktop that nodes refused too often still waits, and how often they did.
-    pub fn waits_after_refusals(&self, key: &DesktopKey, made_of: &str) -> Option<(Duration, u32)> {
-        self.lock().refusals.waits(key, made_of, Instant::now())
+    /// Nodes that may run what the API does not tell of: nobody is placed or let go before they have said so.
+    pub fn unproven(&self) -> Option<Unproven> {
+        unproven(&self.lock())
+    }
+
+    /// What is known of a desktop made of this, that asks for a place.
+    pub fn admission_facts<'a>(&self, desktop: &'a Desktop, made_of: &str) -> admit::Facts<'a> {
+        let mut cluster = self.lock();
+        let unproven = unproven(&cluster);
+        admit::Facts { desktop, unproven, refused: cluster.refusals.waits(&key_of(desktop), made_of) }
     }
 
     /// A desktop was given what was decided, or asks for nothing any more.
@@ -229,9 +244,11 @@ impl World {
     pub fn lease(&self, seen: Seen<'_, Lease>) {
         let mut cluster = self.lock();
         match seen {
-            Seen::There(lease) => cluster.liveness.seen(lease, Instant::now()),
+            Seen::There(lease) if cluster.leases_known => cluster.liveness.seen(lease, Instant::now()),
+            Seen::There(lease) => cluster.liveness.listed(lease, Instant::now(), now().0),
             Seen::Gone(lease) => cluster.liveness.gone(lease),
             Seen::Complete => {
+                cluster.awaits_nodes |= !cluster.leases_known;
                 cluster.leases_known = true;
                 cluster.snapshot.node_names().for_each(|node| self.wake_node(node));
             }
@@ -259,6 +276,11 @@ impl World {
         if !cluster.leases_known {
             return;
         }
+        if cluster.awaits_nodes && cluster.nodes_known && cluster.liveness.unproven(Instant::now()).is_none()
+        {
+            cluster.awaits_nodes = false;
+            self.wake_all();
+        }
         let silent = cluster.liveness.silent(cluster.snapshot.node_names(), Instant::now());
         if silent == cluster.silent {
             return;
@@ -274,4 +296,8 @@ impl World {
         let change = cluster.snapshot.set_silent(silent);
         self.changed(cluster, change);
     }
+}
+
+fn unproven(cluster: &Cluster) -> Option<Unproven> {
+    cluster.awaits_nodes.then(|| cluster.liveness.unproven(Instant::now())).flatten()
 }

@@ -9,7 +9,6 @@ use std::{
     process::{Command, Stdio},
 };
 
-use gpudesk_crds::AllocationId;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -34,9 +33,9 @@ pub struct FolderFiles {
 pub struct UsedDisks {
     /// Their names.
     pub disks: BTreeSet<String>,
-    /// The decision for which its user gave up those that were lost. It is done, and holds for no later loss.
+    /// The word by which its user gave up those that were lost. It is done, and holds for no later loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub abandoned: Option<AllocationId>,
+    pub abandoned: Option<String>,
 }
 
 pub(super) fn failed(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> FolderError {

@@ -81,6 +81,18 @@ fn bools4() -> impl Iterator<Item = (bool, bool, bool, bool)> {
 }
 
 #[test]
+fn a_word_that_a_node_has_used_gives_up_nothing_later() {
+    let away = Around { node: Presence::Silent, alive: false, ..Around::present(Some(true)) };
+    let with = |word: &str| {
+        let mut object = object(Has::Held("Running"), false, Some(word));
+        object.status.as_mut().unwrap().node.as_mut().unwrap().abandoned_disks = Some(ID.into());
+        decide(&object, &away)
+    };
+    assert_eq!(with(ID), Step::Hold);
+    assert_eq!(with(&format!("{ID}/2")), Step::Release { park: false, reason: Reason::NodeLost });
+}
+
+#[test]
 fn a_decision_without_an_id_is_given_up_by_its_time() {
     let with = |word: &str| {
         let mut object = object(Has::Held("Running"), false, Some(word));
@@ -354,7 +366,7 @@ fn decided(key: &[u8], of: &Desktop, number: u64, on: &str) -> Allocation {
         "compute": {"cores": 2, "threadsPerCore": 1, "memoryMiB": 1024},
     }))
     .unwrap();
-    allocation.id = Some(AllocationKey::new(key).mint(&before, on, &at));
+    allocation.id = Some(AllocationKey::new(key).mint(&before, None, on, &at));
     allocation
 }
 
@@ -430,6 +442,31 @@ async fn what_a_desktop_held_stays_taken_when_its_status_is_wiped_and_is_given_b
         rig.node(&node("node-a", 2048));
         nothing(&rig, &back).await;
     }
+}
+
+#[tokio::test]
+async fn what_was_given_up_once_is_not_missed_again() {
+    let mut rig = Rig::small();
+    let (body, object) = write(&mut rig, &desktop("a", 5, json!({})), 6, &[]).await;
+    let first = body["status"]["allocation"]["id"].as_str().unwrap().to_owned();
+    // It is started again, and then its status is wiped.
+    let mut next = serde_json::to_value(&object).unwrap();
+    next["metadata"]["resourceVersion"] = json!("7");
+    next["status"]["node"] = json!({"allocationId": first, "state": "Stopped"});
+    let (body, _) = write(&mut rig, &serde_json::from_value(next).unwrap(), 8, &[]).await;
+    let second = body["status"]["allocation"]["id"].as_str().unwrap().to_owned();
+    assert!(second.starts_with("2-"), "{second}");
+    let (body, bare) = write(&mut rig, &desktop("a", 9, json!({})), 10, &[]).await;
+    assert!(conditions(&body)["Allocated"].2.contains(&format!("abandon-disks={second}")), "{body}");
+    let (body, _) = write(&mut rig, &annotated(&bare, 11, &second), 12, &[]).await;
+    let third = body["status"]["allocation"]["id"].as_str().unwrap().to_owned();
+    assert!(third.starts_with("3-"), "{third}");
+    // The annotation goes, and it ends and starts as ever.
+    let mut over = after(&desktop("a", 13, json!({})), 13, &body);
+    over.status.as_mut().unwrap().node =
+        Some(serde_json::from_value(json!({"allocationId": third, "state": "Stopped"})).unwrap());
+    let (body, _) = write(&mut rig, &over, 14, &[]).await;
+    assert!(body["status"]["allocation"]["id"].as_str().unwrap().starts_with("4-"), "{body}");
 }
 
 #[tokio::test]

@@ -48,6 +48,13 @@ pub(super) struct Rig {
 
 impl Rig {
     pub(super) fn new() -> Self {
+        let rig = Self::before_leases();
+        rig.context.world.lease(Seen::Complete);
+        rig
+    }
+
+    /// One that has not listed the leases of nodes yet.
+    pub(super) fn before_leases() -> Self {
         let (service, api) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
         let metrics = Metrics::default();
         let doubted = watch::Sender::new(false);
@@ -68,7 +75,6 @@ impl Rig {
         };
         let stores = Stores { desktops, templates, profiles, nodes };
         let world = Arc::new(World::new(stores, queues, Limits::default(), AllocationKey::new(KEY), metrics));
-        world.lease(Seen::Complete);
         let secrets = Arc::new(SecretAccess::new(writer.clone(), "gpudesk-system", access_queue));
         Self {
             context: Context { world, writer, secrets, namespace: "gpudesk-system".into() },
@@ -163,6 +169,11 @@ impl Rig {
         }))
         .unwrap();
         self.context.world.lease(Seen::There(&lease));
+        self.node_alone(object);
+    }
+
+    /// A node, whatever its lease.
+    pub(super) fn node_alone(&mut self, object: &GpuNode) {
         self.context.world.node(Seen::There(object));
         self.nodes.apply_watcher_event(&Event::Apply(object.clone()));
     }
