@@ -50,10 +50,12 @@ pub(super) fn ways(desktop: &Desktop, allocation: &Allocation, around: &Around) 
     ));
     let mut ways = ways.join("; ");
     if let Some(said) = desktop.abandon_word().filter(|_| !desktop.abandons(&decision)) {
-        let is = if word == decision { "is not the decision that holds" } else { "was acted on already" };
-        ways += &format!(
+        let is_of_it = said.split('/').next() == Some(&decision);
+        let is = if is_of_it { "was acted on already" } else { "is not the decision that holds" };
+        let other = format!(
             ". Its annotation {ABANDON_DISKS_ANNOTATION} names {said:?}, which {is}, and gives up nothing"
         );
+        ways += &other;
     }
     ways
 }
