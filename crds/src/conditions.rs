@@ -78,6 +78,8 @@ names! {
         LeftoversHandled,
         /// GpuNode: desktops that are not in the API are so few that what is left of them is put aside.
         RemovalAllowed,
+        /// GpuNode: its spec is as its owner wrote it, and kept on the host.
+        SpecKept,
         /// GpuNode: its daemon renews its lease. Said by the operator; all others there by the daemon.
         DaemonHeard,
         /// GpuProfile, DesktopTemplate: the object says something that can be.
@@ -226,6 +228,8 @@ names! {
         StraysRunning,
         /// So many desktops are not in the API that nothing of them is touched.
         RemovalHeld,
+        /// The spec lacks what its owner had written, or cannot be kept on the host; the message says what and why.
+        SpecNotKept,
         /// The host belongs to another cluster; the message says how it is taken over.
         ForeignCluster,
     }

@@ -44,6 +44,7 @@ use crate::{
     lease::{self, Heard, Restored},
     metrics::Metrics,
     orphans::Orphans,
+    owner_spec::OwnerSpec,
     relay::{self, Relay},
     secrets::Secrets,
     upkeep::Seen,
@@ -134,6 +135,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
         upkeep: upkept,
         belongs: belongs.clone(),
         restored: restored.clone(),
+        owner: Arc::new(OwnerSpec::load(&state_dir)),
     };
     aside.spawn(publisher.run());
     aside.spawn({

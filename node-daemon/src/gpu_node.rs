@@ -14,14 +14,13 @@ use gpudesk_inventory::{
 use jiff::Timestamp;
 use kube::{
     Api, Client, Resource,
-    api::{Patch, PatchParams},
-    core::DeserializeGuard,
+    api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
     runtime::{
         WatchStreamExt,
         watcher::{self, Event, watcher},
     },
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::{
     sync::{Notify, watch},
@@ -42,6 +41,7 @@ use crate::{
     },
     lease::Restored,
     metrics::Metrics,
+    owner_spec::{self, OwnerSpec},
     upkeep::{Additions, Seen},
 };
 
@@ -113,6 +113,8 @@ pub struct Publisher {
     pub belongs: watch::Receiver<Belongs>,
     /// Told when the API server has gone back to an earlier state.
     pub restored: Restored,
+    /// What the owner said last.
+    pub owner: Arc<OwnerSpec>,
 }
 
 /// What is on the host now.
@@ -137,8 +139,10 @@ impl Publisher {
     /// Shows the host for as long as it is awaited.
     pub async fn run(mut self) {
         let mut stored = self.stored.subscribe();
-        let watching =
-            observe(self.client.clone(), self.node.clone(), self.stored.clone(), self.restored.clone());
+        let owner = Arc::clone(&self.owner);
+        let nodes = Api::all_with(self.client.clone(), &ApiResource::erase::<GpuNode>(&()));
+        let name = self.node.clone();
+        let watching = observe(nodes, &name, self.stored.clone(), self.restored.clone(), &owner);
         let (shown, last) = watch::channel(None);
         let keeping = keep(self.bare(), stored.clone(), last);
         let mut filter = self.guest_network.view();
@@ -177,7 +181,7 @@ impl Publisher {
                 }
             }
         };
-        tokio::join!(watching, keeping, publishing);
+        tokio::join!(watching, keeping, publishing, owner.keep());
     }
 
     fn bare(&self) -> Bare {
@@ -185,6 +189,7 @@ impl Publisher {
             nodes: Api::all(self.client.clone()),
             name: self.node.clone(),
             simulated: self.source.is_simulated().to_string(),
+            owner: Arc::clone(&self.owner),
         }
     }
 
@@ -199,8 +204,11 @@ impl Publisher {
             .and_then(|labels| labels.get(Bare::SIMULATED))
             .is_some_and(|label| *label == bare.simulated);
         // One that is known to be missing is made elsewhere, where nothing here is waited for.
-        if !is_labelled && (stored.is_some() || !now.known) {
+        if !now.known {
             bare.make().await?;
+            said.status = None;
+        } else if stored.is_some() && !is_labelled {
+            bare.label().await?;
             said.status = None;
         }
         let (view, hypervisor) = self.hypervisor.borrow_and_update().clone();
@@ -262,6 +270,7 @@ impl Publisher {
             before,
             spec: stored.map_or(&none, |node| &node.spec),
             generation,
+            kept: self.owner.condition(),
             now,
         };
         additions.add_to(&mut status);
@@ -304,21 +313,53 @@ struct Bare {
     name: String,
     /// Value of the label.
     simulated: String,
+    owner: Arc<OwnerSpec>,
 }
 
 impl Bare {
     const SIMULATED: &str = "gpudesk.dev/simulated";
 
+    /// Makes it as closed as it was, unless it is there: then nothing of it changes.
     async fn make(&self) -> kube::Result<()> {
-        // An empty spec is what the schema asks for; those of people stay beside it.
-        let apply = json!({
+        let spec = self.owner.again();
+        match self.create(&spec).await {
+            // The schema is that of another version, and refuses what one of before took.
+            Err(kube::Error::Api(answer)) if answer.code == 422 => {
+                tracing::error!(%answer, %spec, "the GpuNode is made again without what its owner had said, and cordoned");
+                self.create(&owner_spec::closed()).await
+            }
+            made => made,
+        }
+    }
+
+    async fn create(&self, spec: &Value) -> kube::Result<()> {
+        let node = json!({
             "apiVersion": GpuNode::api_version(&()),
             "kind": GpuNode::kind(&()),
             "metadata": { "name": self.name, "labels": { Self::SIMULATED: self.simulated } },
-            "spec": {},
+            "spec": spec,
         });
-        let params = PatchParams::apply(NODE_DAEMON_FIELD_MANAGER).force();
-        self.nodes.patch(&self.name, &params, &Patch::Apply(&apply)).await?;
+        let node = serde_json::from_value(node).map_err(kube::Error::SerdeError)?;
+        let params =
+            PostParams { field_manager: Some(NODE_DAEMON_FIELD_MANAGER.into()), ..PostParams::default() };
+        let nodes: Api<DynamicObject> =
+            Api::all_with(self.nodes.clone().into_client(), &ApiResource::erase::<GpuNode>(&()));
+        match nodes.create(&params, &node).await {
+            Ok(_) => {
+                tracing::warn!(%spec, "the GpuNode was missing and is made");
+                Ok(())
+            }
+            Err(kube::Error::Api(answer)) if answer.is_already_exists() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets the label of one that is there.
+    async fn label(&self) -> kube::Result<()> {
+        let label = json!({ "metadata": { "labels": { Self::SIMULATED: self.simulated } } });
+        let params =
+            PatchParams { field_manager: Some(NODE_DAEMON_FIELD_MANAGER.into()), ..PatchParams::default() };
+        self.nodes.patch(&self.name, &params, &Patch::Merge(&label)).await?;
         Ok(())
     }
 
@@ -335,7 +376,7 @@ impl Bare {
     }
 }
 
-/// Makes the `GpuNode` whenever it is missing, with what it last said. Nothing of the host is waited for:
+/// Makes the `GpuNode` whenever it is missing, as closed as it was and with what it last said. Nothing of the host is waited for:
 /// a hook or a driver may take longer than the operator waits before it takes a node for lost.
 async fn keep(bare: Bare, mut stored: watch::Receiver<Stored>, last: watch::Receiver<Option<GpuNodeStatus>>) {
     while stored.wait_for(|stored| stored.known && !stored.unclear && stored.node.is_none()).await.is_ok() {
@@ -356,31 +397,41 @@ async fn keep(bare: Bare, mut stored: watch::Receiver<Stored>, last: watch::Rece
     }
 }
 
-/// Watches the one `GpuNode`.
-async fn observe(client: Client, node: String, stored: watch::Sender<Stored>, restored: Restored) {
-    let nodes: Api<DeserializeGuard<GpuNode>> = Api::all(client);
-    let config = watcher::Config::default().fields(&format!("metadata.name={node}"));
+/// Watches the one `GpuNode`, as it is written: what its owner says is kept also where it is not understood.
+async fn observe(
+    nodes: Api<DynamicObject>,
+    name: &str,
+    stored: watch::Sender<Stored>,
+    restored: Restored,
+    owner: &OwnerSpec,
+) {
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let watching = || watcher(nodes.clone(), config.clone()).default_backoff();
     let mut events = restored.anew(watching).boxed();
     let (mut listed, mut unclear) = (None, false);
+    let read = |node: DynamicObject| {
+        owner.see(&node);
+        node.try_parse::<GpuNode>().map(Arc::new)
+    };
     while let Some(event) = events.next().await {
         // One that does not parse counts as there, with what was last known of it.
         match event {
             Ok(Event::Init) => (listed, unclear) = (None, false),
-            Ok(Event::InitApply(DeserializeGuard(node))) => {
+            Ok(Event::InitApply(node)) => {
+                let node = read(node);
                 unclear = node.is_err();
-                listed = node.ok().map(Arc::new);
+                listed = node.ok();
             }
             Ok(Event::InitDone) => {
                 let node = listed.take().or_else(|| stored.borrow().node.clone().filter(|_| unclear));
                 stored.send_replace(Stored { known: true, unclear, node });
             }
-            Ok(Event::Apply(DeserializeGuard(Ok(node)))) => {
-                stored.send_replace(Stored { known: true, unclear: false, node: Some(Arc::new(node)) });
-            }
-            Ok(Event::Apply(DeserializeGuard(Err(error)))) => {
-                tracing::warn!(%error, "the GpuNode cannot be understood");
-            }
+            Ok(Event::Apply(node)) => match read(node) {
+                Ok(node) => {
+                    stored.send_replace(Stored { known: true, unclear: false, node: Some(node) });
+                }
+                Err(error) => tracing::warn!(%error, "the GpuNode cannot be understood"),
+            },
             Ok(Event::Delete(_)) => {
                 stored.send_replace(Stored { known: true, unclear: false, node: None });
             }

@@ -53,10 +53,12 @@ async fn one_that_is_deleted_is_made_again_while_the_hook_still_runs() {
         upkeep: seen_strays,
         belongs,
         restored: Restored::new().1,
+        owner: Arc::new(OwnerSpec::load(folder.path())),
     };
     let running = tokio::spawn(publisher.run());
     let node = r#"{"apiVersion":"gpudesk.dev/v1alpha1","kind":"GpuNode","metadata":{"name":"node-a",
-        "resourceVersion":"5","labels":{"gpudesk.dev/simulated":"true"}},"spec":{}}"#
+        "uid":"a","resourceVersion":"5","generation":3,"labels":{"gpudesk.dev/simulated":"true"}},
+        "spec":{"cordoned":true,"physicalNetworks":[]}}"#
         .replace('\n', "");
     let list = format!(
         r#"{{"apiVersion":"v1","kind":"List","metadata":{{"resourceVersion":"5"}},"items":[{node}]}}"#
@@ -72,7 +74,7 @@ async fn one_that_is_deleted_is_made_again_while_the_hook_still_runs() {
         };
         if let Some((request, respond)) = request {
             let path = request.uri().path().to_owned();
-            if *request.method() == Method::PATCH {
+            if [Method::PATCH, Method::POST].contains(request.method()) {
                 let body = request.into_body().collect_bytes().await.unwrap();
                 said.push((path.clone(), serde_json::from_slice(&body).unwrap()));
                 respond.send_response(answer(&node));
@@ -97,8 +99,9 @@ async fn one_that_is_deleted_is_made_again_while_the_hook_still_runs() {
         assert!(!running.is_finished());
     }
     let [(_, first), (made, bare), (status, again)] = said.as_slice() else { panic!("{said:?}") };
-    assert!(made.ends_with("/gpunodes/node-a") && status.ends_with("/gpunodes/node-a/status"), "{said:?}");
+    assert!(made.ends_with("/gpunodes") && status.ends_with("/gpunodes/node-a/status"), "{said:?}");
     assert_eq!(bare["metadata"]["labels"]["gpudesk.dev/simulated"], "true");
+    assert_eq!(bare["spec"], serde_json::json!({"cordoned": true}), "it is as closed as it was");
     assert_eq!(again["status"], first["status"], "it says what it last said");
     assert!(is_again(), "and the hook has not ended");
     running.abort();

@@ -44,6 +44,8 @@ pub struct Additions<'a> {
     pub spec: &'a GpuNodeSpec,
     /// Generation of those.
     pub generation: Option<i64>,
+    /// Whether they are all there, and kept on the host.
+    pub kept: (bool, Reason, String),
     /// Now.
     pub now: Timestamp,
 }
@@ -68,6 +70,7 @@ impl Additions<'_> {
         self.say(status, ConditionType::StraysCleared, strays);
         self.say(status, ConditionType::LeftoversHandled, self.leftovers_handled());
         self.say(status, ConditionType::RemovalAllowed, self.removal_allowed());
+        self.say(status, ConditionType::SpecKept, self.kept.clone());
         if let Some(why) = self.not_ready() {
             self.say(status, ConditionType::Ready, why);
         }
@@ -258,7 +261,8 @@ mod tests {
             Some(1),
             &at(second),
         );
-        Additions { seen, belongs, before, spec: &spec, generation: Some(1), now }.add_to(&mut status);
+        let kept = (true, Reason::AsExpected, String::new());
+        Additions { seen, belongs, before, spec: &spec, generation: Some(1), kept, now }.add_to(&mut status);
         status
     }
 

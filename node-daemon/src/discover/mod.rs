@@ -10,7 +10,7 @@ use anyhow::Context;
 use gpudesk_crds::{GpuNode, GpuNodeSpec, gpu_node_status::Acceleration};
 use gpudesk_inventory::{
     hook::HookView,
-    status::{self, Findings, GuestNetworkView, HypervisorView},
+    status::{self, Findings, HypervisorView},
     topology::{HostFacts, uevent::Change},
 };
 use jiff::Timestamp;
@@ -149,20 +149,15 @@ fn status_of(
 ) -> gpudesk_crds::GpuNodeStatus {
     let (gpu_driver_version, vgpu_manager_version) = source.driver_versions();
     status::status(&Findings {
-        facts,
         simulated: source.is_simulated(),
         hypervisor,
-        guest_network: &GuestNetworkView::NotAsked,
         gpu_driver_version,
         vgpu_manager_version,
         unlicensed_vgpus: source.unlicensed_vgpus(),
         withheld: (!source.is_simulated()).then_some(NOT_YET),
         hook,
-        instances: Ok(&[]),
-        spec: &GpuNodeSpec::default(),
-        generation: None,
-        before: None,
         now: Timestamp::now(),
+        ..Findings::of(facts)
     })
 }
 

@@ -1,11 +1,9 @@
 //! From host files to nodes, as their daemons would show them. Pure.
 
 use gpudesk_crds::{GpuNode, GpuNodeSpec, gpu_node_status::Acceleration};
-use jiff::Timestamp;
 
 use super::{HostFile, HostFileError};
 use crate::{
-    hook::HookView,
     status::{self, Findings, GuestNetworkView, HypervisorView},
     topology::HostFacts,
 };
@@ -67,7 +65,6 @@ pub fn node(host: &PlannedHost, owner: Option<&GpuNode>) -> GpuNode {
     let labels = node.metadata.labels.get_or_insert_default();
     labels.entry("gpudesk.dev/simulated".into()).or_insert_with(|| "false".into());
     node.status = Some(status::status(&Findings {
-        facts: &host.facts,
         simulated: true,
         hypervisor: &HypervisorView::Answers {
             versions: None,
@@ -75,16 +72,8 @@ pub fn node(host: &PlannedHost, owner: Option<&GpuNode>) -> GpuNode {
             why_not_kvm: None,
         },
         guest_network: &GuestNetworkView::NoGuests,
-        gpu_driver_version: None,
-        vgpu_manager_version: None,
-        unlicensed_vgpus: None,
-        withheld: None,
-        hook: &HookView::NotConfigured,
-        instances: Ok(&[]),
         spec: &node.spec,
-        generation: None,
-        before: None,
-        now: Timestamp::UNIX_EPOCH,
+        ..Findings::of(&host.facts)
     }));
     node
 }

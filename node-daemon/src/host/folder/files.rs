@@ -82,7 +82,11 @@ impl FolderFiles {
         Self::read_record(&self.file(name))
     }
 
-    fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FolderError> {
+    /// A record beside the folders; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`FolderError::Io`], also for one that cannot be understood.
+    pub fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FolderError> {
         let file = match fs::File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -97,7 +101,11 @@ impl FolderFiles {
         Self::write_record(&self.file(name), value)
     }
 
-    fn write_record<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderError> {
+    /// Writes a record beside the folders, whole or not at all.
+    ///
+    /// # Errors
+    /// [`FolderError::Io`].
+    pub fn write_record<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderError> {
         let bytes = serde_json::to_vec(value).map_err(|error| failed("writing", path)(error.into()))?;
         Self::write(path, &mut bytes.as_slice())
     }
