@@ -31,9 +31,9 @@ use crate::{
         hardware::{HardwareSeen, HardwareView, hardware},
         hypervisor::{Hypervisor, HypervisorEvent},
         images::ImageStore,
-        kvm_probe::{Kvm, probe},
+        kvm_probe::{Kvm, probe_once},
         leftovers::Leftovers,
-        libvirt::LibvirtHypervisor,
+        libvirt::{LibvirtHypervisor, socket},
         paths::AllowedRoots,
         simulated_driver::list_file,
         simulated_hypervisor::{SimulatedHypervisor, simulated_boot},
@@ -106,6 +106,14 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     aside.spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!(%error, "metrics and health are not served any more");
+        }
+    });
+    aside.spawn({
+        let (uri, stop) = (libvirt_uri(&options).to_owned(), stop.clone());
+        async move {
+            let folder = socket::removed(&uri).await;
+            tracing::error!(folder = %folder.display(), "the folder of libvirt's socket was removed on the host: the daemon ends, so that its container is started with the folder that is there now");
+            stop.cancel();
         }
     });
     let silent = HypervisorView::Silent("not connected yet".into());
@@ -452,7 +460,7 @@ async fn kind(
                 return (Kind::Qemu, Some("libvirt offers no KVM on this host".into()));
             }
             let emulator = capabilities.and_then(|capabilities| capabilities.emulator);
-            match probe(emulator.as_deref().unwrap_or(QEMU), state_dir).await {
+            match probe_once(emulator.as_deref().unwrap_or(QEMU), state_dir, &boot_id()).await {
                 Kvm::Works => (Kind::Kvm, None),
                 Kvm::Unusable(why) => (Kind::Qemu, Some(why)),
             }

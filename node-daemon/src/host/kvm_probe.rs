@@ -7,6 +7,7 @@
 
 use std::{path::Path, process::Stdio, time::Duration};
 
+use serde::{Deserialize, Serialize};
 use tokio::{io, process::Command, time::timeout};
 
 /// Time that the ROM has; it needs a fraction of a second.
@@ -34,6 +35,45 @@ pub async fn probe(qemu: &str, folder: &Path) -> Kvm {
             "/dev/kvm is there but a test guest did not run with it ({why}): this host's own virtualization does not work"
         )),
     }
+}
+
+/// What was found out, and what for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Found {
+    boot: String,
+    qemu: String,
+    unusable: Option<String>,
+}
+
+/// As [`probe`], once in each boot of the host, which `boot` names: a probe that hangs takes seconds. What it found is
+/// kept in `folder`.
+pub async fn probe_once(qemu: &str, folder: &Path, boot: &str) -> Kvm {
+    once(&folder.join("kvm-probe.json"), qemu, boot, async || probe(qemu, folder).await).await
+}
+
+async fn once(file: &Path, qemu: &str, boot: &str, ask: impl AsyncFnOnce() -> Kvm) -> Kvm {
+    let kept = std::fs::read(file).ok().and_then(|bytes| serde_json::from_slice::<Found>(&bytes).ok());
+    if let Some(found) = kept.filter(|found| !boot.is_empty() && found.boot == boot && found.qemu == qemu) {
+        return found.unusable.map_or(Kvm::Works, |why| {
+            let file = file.display();
+            Kvm::Unusable(format!(
+                "{why}; tried once since the host started: remove {file} to have it tried again"
+            ))
+        });
+    }
+    let found = ask().await;
+    let unusable = match &found {
+        Kvm::Works => None,
+        Kvm::Unusable(why) => Some(why.clone()),
+    };
+    // Not kept, it is found out again. Half of a file is not read above.
+    let kept = Found { boot: boot.to_owned(), qemu: qemu.to_owned(), unusable };
+    if let Err(error) =
+        serde_json::to_vec(&kept).map_err(io::Error::from).and_then(|kept| std::fs::write(file, kept))
+    {
+        tracing::warn!(file = %file.display(), "what the test of KVM found is not kept: {error}");
+    }
+    found
 }
 
 async fn run(qemu: &str, folder: &Path, accelerator: &str, cpu: &str) -> Result<(), String> {
@@ -127,6 +167,28 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(run("qemu-system-x86_64", folder.path(), "tcg", "qemu64").await, Ok(()));
         assert!(!folder.path().join("probe-tcg.rom").exists());
+    }
+
+    #[tokio::test]
+    async fn what_was_found_is_kept_until_the_host_starts_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("kvm-probe.json");
+        let hangs = || async { Kvm::Unusable("it hung".into()) };
+        let ask = |boot, found: Kvm| {
+            let file = file.clone();
+            async move { once(&file, "qemu", boot, async || found).await }
+        };
+        assert_eq!(ask("first", hangs().await).await, hangs().await);
+        // The second answer would be another one: it is not asked for, and the words say how it would be.
+        let Kvm::Unusable(kept) = ask("first", Kvm::Works).await else { panic!("it was asked again") };
+        assert!(kept.contains("it hung") && kept.contains("kvm-probe.json"), "{kept}");
+        assert_eq!(ask("second", Kvm::Works).await, Kvm::Works);
+        assert_eq!(ask("second", hangs().await).await, Kvm::Works);
+        // A host whose boot has no name is asked each time, as is one whose file is broken.
+        assert_eq!(ask("", hangs().await).await, hangs().await);
+        assert_eq!(ask("", Kvm::Works).await, Kvm::Works);
+        std::fs::write(&file, "{").unwrap();
+        assert_eq!(ask("", hangs().await).await, hangs().await);
     }
 
     #[tokio::test]
