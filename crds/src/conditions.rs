@@ -78,6 +78,8 @@ names! {
         LeftoversHandled,
         /// GpuNode: desktops that are not in the API are so few that what is left of them is put aside.
         RemovalAllowed,
+        /// GpuNode: its spec is as its owner wrote it, and kept on the host.
+        SpecKept,
         /// GpuNode: its daemon renews its lease. Said by the operator; all others there by the daemon.
         DaemonHeard,
         /// GpuProfile, DesktopTemplate: the object says something that can be.
@@ -177,6 +179,8 @@ names! {
         RestartRefused,
         /// Nodes refused several times what was decided: it waits for news of them.
         RefusedByNode,
+        /// Nodes may run what the API does not tell of, as after its restore: nothing is placed before they are heard.
+        AwaitingNodes,
         /// The API server refuses what the operator has to write; the message is the API server's.
         WriteRefused,
         /// The node's daemon does not renew its lease: what it said last may be old.
@@ -226,6 +230,8 @@ names! {
         StraysRunning,
         /// So many desktops are not in the API that nothing of them is touched.
         RemovalHeld,
+        /// The spec lacks what its owner had written, or cannot be kept on the host; the message says what and why.
+        SpecNotKept,
         /// The host belongs to another cluster; the message says how it is taken over.
         ForeignCluster,
     }

@@ -79,13 +79,19 @@ fn entries(schema: &Value, value: &mut Value, path: &str, remedy: &mut impl Reme
     let is_set = schema["x-kubernetes-list-type"] == "set";
     let (mut index, mut seen) = (0, BTreeSet::new());
     let Some(items) = value.as_array_mut() else { return true };
+    let of = &schema["items"];
+    let wanted = of["type"].as_str().filter(|_| of["nullable"] != true);
     items.retain_mut(|item| {
         let path = format!("{path}[{index}]");
         index += 1;
-        look(&schema["items"], item, &path, remedy)
-            && (keys.is_empty() && !is_set
-                || seen.insert(identity(item, &keys))
-                || remedy(Fault::Twice(keys.clone()), &path, item, schema))
+        let fits = match wanted {
+            // An entry is there, and has to have a value.
+            Some(wanted) if item.is_null() => remedy(Fault::Type(wanted), &path, item, of),
+            _ => look(of, item, &path, remedy),
+        };
+        fits && (keys.is_empty() && !is_set
+            || seen.insert(identity(item, &keys))
+            || remedy(Fault::Twice(keys.clone()), &path, item, schema))
     });
     let count = items.len() as u64;
     let most = schema["maxItems"].as_u64().filter(|most| count > *most).map(Fault::More);

@@ -174,7 +174,8 @@ pub struct DevicePolicy {
     pub management: Option<Management>,
 
     /// How the card is used. `Auto` lets each request choose; `Host` keeps it for the host's own
-    /// driver. Default: `Auto`.
+    /// driver. A card that cannot be used so is used in no other way: the condition `LayoutApplied` and
+    /// `status.devices[].unavailable` name the modes that it offers. Default: `Auto`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::schema::optional::<DeviceMode>")]
     pub mode: Option<DeviceMode>,
@@ -191,7 +192,7 @@ pub struct DevicePolicy {
     pub vgpu_placement: Option<VgpuPlacement>,
 
     /// How the card's time is divided between vGPUs. Not yet supported: reported as such in the
-    /// condition `LayoutApplied`; the driver's own setting stays.
+    /// condition `LayoutApplied`, and a card of vGPUs is not used while its driver does it otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::schema::optional::<VgpuScheduler>")]
     pub vgpu_scheduler: Option<VgpuScheduler>,

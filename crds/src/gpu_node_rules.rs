@@ -9,6 +9,7 @@ use std::fmt::Debug;
 use crate::{
     gpu_node::{DeviceMode, DevicePolicy, GpuNodeSpec, Management},
     gpu_node_status::Device,
+    types::ShareMode,
 };
 
 /// What holds for a card.
@@ -38,6 +39,39 @@ impl DevicePolicy {
         same(&self.selector.uuid, &card.uuid)
             || same(&self.selector.serial, &card.serial)
             || self.selector.pci_address == Some(card.pci_address)
+    }
+
+    /// What the rule asks of a card that it cannot do: field, value, and what would be right.
+    fn unmet(&self, card: &Device) -> Option<String> {
+        let mode = self.mode.unwrap_or_default();
+        let offered = [ShareMode::Passthrough, ShareMode::Vgpu, ShareMode::Mig, ShareMode::VirtualFunctions];
+        let offered: Vec<ShareMode> = offered.into_iter().filter(|mode| card.offers(*mode)).collect();
+        if mode != DeviceMode::Auto && !offered.iter().any(|offered| mode.allows(*offered)) {
+            let why = card.supports.iter().find(|support| mode.allows(support.mode) && !support.supported);
+            let why = why.and_then(|support| support.reason.as_ref());
+            let why = why.map_or_else(String::new, |why| format!(" ({why})"));
+            let right = if offered.is_empty() {
+                "this card offers no mode now".to_owned()
+            } else {
+                let names: Vec<String> = offered.iter().map(ShareMode::to_string).collect();
+                format!("this card offers {}", names.join(", "))
+            };
+            return Some(format!(
+                "devices[{}].mode {mode:?} is not to be had{why}: {right}; until one of these, Auto or Host is written \
+                 no desktop gets it",
+                self.name
+            ));
+        }
+        let scheduler = self.vgpu_scheduler.filter(|_| mode.allows(ShareMode::Vgpu))?;
+        let is = card.vgpu.as_ref().and_then(|vgpu| vgpu.scheduler.as_deref());
+        (is != Some(&*format!("{scheduler:?}")) && card.offers(ShareMode::Vgpu)).then(|| {
+            format!(
+                "devices[{}].vgpuScheduler {scheduler:?} is not set by gpudesk yet, and the driver's own is {}: set it in \
+                 the driver, or remove the field; until then no desktop gets the card",
+                self.name,
+                is.unwrap_or("not known")
+            )
+        })
     }
 }
 
@@ -70,6 +104,16 @@ impl GpuNodeSpec {
             }
             _ => Some(together(named)),
         }
+    }
+
+    /// What the rules ask of `card` that it cannot do, a sentence each. No desktop gets such a card: what its owner
+    /// wants of it cannot be had, and nobody asked for anything else. Nothing of one that is kept anyway.
+    pub fn unmet<'a>(&self, card: &Device, cards: impl Iterator<Item = &'a Device> + Clone) -> Vec<String> {
+        if self.rule_for(card, cards).is_none_or(|rule| rule.keeps()) {
+            return vec![];
+        }
+        let named = self.devices.iter().filter(|policy| policy.selects(card));
+        named.filter_map(|policy| policy.unmet(card)).collect()
     }
 }
 
@@ -141,7 +185,10 @@ fn one<T: PartialEq + Debug>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu_node::{DeviceSelector, VgpuPlacement};
+    use crate::{
+        gpu_node::{DeviceSelector, VgpuPlacement, VgpuScheduler},
+        gpu_node_status::{ModeSupport, Placement, VgpuState},
+    };
 
     fn card(address: &str, uuid: Option<&str>) -> Device {
         let mut card = Device::new(address.parse().unwrap(), "10de", "26b9");
@@ -210,6 +257,60 @@ mod tests {
         other.mode = Some(DeviceMode::Passthrough);
         let found = rule([one, other], &cards).unwrap();
         assert!(found.keeps() && found.note.unwrap().contains("differ in mode"));
+    }
+
+    #[test]
+    fn what_a_card_cannot_do_is_named_with_what_it_can() {
+        let mut one = card("0000:08:00.0", Some("GPU-1"));
+        let support = |mode, supported, reason: Option<&str>| ModeSupport {
+            mode,
+            supported,
+            reason: reason.map(Into::into),
+        };
+        one.supports = vec![
+            support(ShareMode::Passthrough, true, None),
+            support(ShareMode::Vgpu, true, None),
+            support(ShareMode::Mig, false, Some("the card has no MIG")),
+        ];
+        one.placements = vec![Placement::new("L40S-8Q", ShareMode::Vgpu, 8192, 6)];
+        let unmet = |change: &dyn Fn(&mut DevicePolicy), card: &Device| {
+            let mut rule = by_uuid("a", "GPU-1");
+            change(&mut rule);
+            let spec = GpuNodeSpec { devices: vec![rule], ..GpuNodeSpec::default() };
+            spec.unmet(card, std::iter::once(card))
+        };
+        for mode in [DeviceMode::Auto, DeviceMode::Passthrough, DeviceMode::Vgpu, DeviceMode::Host] {
+            assert_eq!(unmet(&|rule| rule.mode = Some(mode), &one), Vec::<String>::new(), "{mode:?}");
+        }
+        let mig = unmet(&|rule| rule.mode = Some(DeviceMode::Mig), &one);
+        for part in ["devices[a].mode Mig", "(the card has no MIG)", "offers Passthrough, Vgpu;"] {
+            assert!(mig.len() == 1 && mig[0].contains(part), "{mig:?}");
+        }
+        // A mode in which nothing is offered is none, though nobody denies it.
+        one.placements.clear();
+        let vgpu = unmet(&|rule| rule.mode = Some(DeviceMode::Vgpu), &one);
+        assert!(vgpu[0].contains("offers Passthrough;"), "{vgpu:?}");
+        let kept = |rule: &mut DevicePolicy| {
+            (rule.mode, rule.management) = (Some(DeviceMode::Mig), Some(Management::Unmanaged));
+        };
+        assert_eq!(unmet(&kept, &one), Vec::<String>::new(), "it is kept anyway");
+
+        one.placements = vec![Placement::new("L40S-8Q", ShareMode::Vgpu, 8192, 6)];
+        let fixed = |rule: &mut DevicePolicy| rule.vgpu_scheduler = Some(VgpuScheduler::FixedShare);
+        one.vgpu = Some(VgpuState { scheduler: Some("BestEffort".into()), ..VgpuState::default() });
+        let said = unmet(&fixed, &one);
+        assert!(
+            said[0].contains("devices[a].vgpuScheduler FixedShare") && said[0].contains("own is BestEffort")
+        );
+        one.vgpu = None;
+        assert!(unmet(&fixed, &one)[0].contains("not known"), "what is not seen is not as wanted");
+        one.vgpu = Some(VgpuState { scheduler: Some("FixedShare".into()), ..VgpuState::default() });
+        assert_eq!(unmet(&fixed, &one), Vec::<String>::new());
+        let whole = |rule: &mut DevicePolicy| {
+            (rule.mode, rule.vgpu_scheduler) =
+                (Some(DeviceMode::Passthrough), Some(VgpuScheduler::EqualShare));
+        };
+        assert_eq!(unmet(&whole, &one), Vec::<String>::new(), "it has no vGPUs");
     }
 
     #[test]

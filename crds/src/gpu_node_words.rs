@@ -15,12 +15,13 @@ pub struct StrayWord {
     #[x_kube(validation = Rule::new("self.matches('^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$')").message("write the uid of an entry of status.strays, in lower case"))]
     pub uid: String,
     /// The decision that it was made for: `allocation.id` in `status.strays`. A machine of another
-    /// decision is left alone. Absent: whichever runs under this UID.
+    /// decision is left alone. Absent: only one whose decision cannot be read is meant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", length(max = 21))]
     #[x_kube(validation = Rule::new("self.matches('^[1-9][0-9]{0,11}-[0-9a-f]{8}$')").message("write the allocation.id of an entry of status.strays, like 3-9f1c02ab"))]
     pub allocation_id: Option<AllocationId>,
-    /// `ShutDown`: the guest is asked, and powered off after its grace. `PowerOff`: at once. Its disks
+    /// `ShutDown`: the guest is asked, and powered off after its grace. `PowerOff`: at once, and memory of it
+    /// that was saved on the host is given up. Its disks
     /// become a leftover; where its Desktop is allocated to this node they stay for its next machine.
     pub action: StrayAction,
 }

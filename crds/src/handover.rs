@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Desktop,
+    ABANDON_DISKS_ANNOTATION, Desktop,
     types::{CpuSet, ParseError, PciAddress},
 };
 
@@ -121,6 +121,14 @@ pub struct NodeReport {
     /// What stands in the way, with state `Refused`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Refusal>,
+    /// The value of the annotation `gpudesk.dev/abandon-disks` by which a node has made lost disks anew: it is used,
+    /// and gives up nothing any more. It stays when the desktop moves on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub abandoned_disks: Option<String>,
+    /// Whether disks that live as long as the desktop are on the node. Absent where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub has_disks: Option<bool>,
 }
 
 /// How far a node is with a decision.
@@ -192,6 +200,39 @@ impl Desktop {
         let said = self.status.as_ref().and_then(|status| Some(status.node.as_ref()?.allocation_id));
         self.last_decision().max(said).map_or(1, |last| last.number.saturating_add(1))
     }
+
+    /// The value of the annotation by which its user gives something up: `DECISION`, or `DECISION/ANYTHING` where that
+    /// word is used already.
+    pub fn abandon_word(&self) -> Option<&str> {
+        let word = self.metadata.annotations.as_ref()?.get(ABANDON_DISKS_ANNOTATION)?;
+        Some(word.as_str()).filter(|word| word.len() <= 64)
+    }
+
+    /// Whether its user gives this decision up, by a word on which no node has acted yet.
+    pub fn abandons(&self, decision: &str) -> bool {
+        self.abandon_word()
+            .is_some_and(|word| of_decision(word) == decision && self.used_word() != Some(word))
+    }
+
+    /// What its user has to write to give this decision up.
+    pub fn next_abandon_word(&self, decision: &str) -> String {
+        match self.used_word().filter(|used| of_decision(used) == decision) {
+            None => decision.to_owned(),
+            Some(used) => {
+                let number =
+                    used.split_once('/').and_then(|(_, number)| number.parse::<u32>().ok()).unwrap_or(1);
+                format!("{decision}/{}", number.saturating_add(1))
+            }
+        }
+    }
+
+    fn used_word(&self) -> Option<&str> {
+        self.status.as_ref()?.node.as_ref()?.abandoned_disks.as_deref()
+    }
+}
+
+fn of_decision(word: &str) -> &str {
+    word.split_once('/').map_or(word, |(decision, _)| decision)
 }
 
 #[cfg(test)]
@@ -228,6 +269,36 @@ mod tests {
         let said = serde_json::json!({"cpus": "1-0", "device": "0000:41:00.0", "message": "x"});
         let said: Refusal = serde_json::from_value(said).unwrap();
         assert_eq!((said.cpus, said.device.is_some()), (None, true));
+    }
+
+    #[test]
+    fn a_word_that_was_used_gives_up_nothing_until_it_is_another() {
+        let desktop = |word: &str, used: &str| -> Desktop {
+            let used = Some(used).filter(|used| !used.is_empty());
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "a", "annotations": {ABANDON_DISKS_ANNOTATION: word}},
+                "spec": {"templateRef": {"name": "t"}},
+                "status": {"node": {"allocationId": "9-00000001", "state": "Running", "abandonedDisks": used}},
+            }))
+            .unwrap()
+        };
+        let id = "3-00000001";
+        for (word, used, counts, next) in [
+            ("", "", false, "3-00000001"),
+            (id, "", true, "3-00000001"),
+            ("3-00000002", "", false, "3-00000001"),
+            (id, id, false, "3-00000001/2"),
+            (id, "2-00000001", true, "3-00000001"),
+            ("3-00000001/2", id, true, "3-00000001/2"),
+            ("3-00000001/2", "3-00000001/2", false, "3-00000001/3"),
+            ("3-00000001/x", "3-00000001/x", false, "3-00000001/2"),
+        ] {
+            let desktop = desktop(word, used);
+            assert_eq!(desktop.abandons(id), counts, "{word} {used}");
+            assert_eq!(desktop.next_abandon_word(id), next, "{word} {used}");
+        }
+        let long = format!("{id}/{}", "x".repeat(64));
+        assert!(!desktop(&long, "").abandons(id), "it could not be noted down");
     }
 
     #[test]

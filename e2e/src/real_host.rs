@@ -52,14 +52,7 @@ impl RealHost {
         }
         let allowed = state.join("allowed");
         std::fs::create_dir_all(&allowed)?;
-        let options = DaemonOptions {
-            node: NODE.to_owned(),
-            libvirt_uri: Some(host.uri()),
-            image_roots: vec![host.images()?],
-            allowed_roots: vec![allowed],
-            emulated: *accelerator() != Accelerator::Kvm,
-            ..DaemonOptions::default()
-        };
+        let options = DaemonOptions { allowed_roots: vec![allowed], ..options(&host, NODE)? };
         let operator = Mutex::new(cluster.start_operator().await?);
         let daemon = Mutex::new(cluster.start_daemon(&options).await?);
         Ok(Self { daemon, operator, options, host, cluster })
@@ -147,6 +140,17 @@ impl Environment for RealHost {
     fn collect_logs(&self, suite: &str) -> Result<Option<PathBuf>> {
         self.cluster.save_evidence(suite).map(Some)
     }
+}
+
+/// With what the daemon of a node is started that runs its guests by `host`.
+pub fn options(host: &LibvirtHost, node: &str) -> Result<DaemonOptions> {
+    Ok(DaemonOptions {
+        node: node.to_owned(),
+        libvirt_uri: Some(host.uri()),
+        image_roots: vec![host.images()?],
+        emulated: *accelerator() != Accelerator::Kvm,
+        ..DaemonOptions::default()
+    })
 }
 
 /// What a build script of the checkout makes: it prints the path as its last line.

@@ -8,7 +8,6 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, ensure};
 use gpudesk_e2e::programs::binaries;
 use gpudesk_e2e::screen::Screen;
-use gpudesk_e2e::state::checkout;
 use gpudesk_e2e::trials::Suite;
 
 fn main() -> ExitCode {
@@ -51,9 +50,14 @@ fn up_and_down(state: &Path) -> Result<()> {
         first.lines().find(|line| line.contains(&format!("desktop.gpudesk.dev/{name} "))).unwrap_or("")
     };
     ensure!(line("cad-1").contains("1x RTX PRO 6000 16Q") && line("cad-1").contains("True"), "{first}");
-    ensure!(line("anna").contains("8Q") && line("anna").contains("sim-"), "{first}");
+    ensure!(line("anna").contains("8Q") && line("anna").contains("sim-l40s"), "{first}");
+    ensure!(line("cad-1").contains("sim-rtx-pro-6000"), "{first}");
     ensure!(line("training").contains("whole card"), "{first}");
-    let picture = Screen::read(&std::fs::read(checkout().join("target/demo/hello.png"))?)?;
+    let picture =
+        first.lines().find_map(|line| line.trim().strip_prefix("as a picture")).context("no picture")?;
+    let picture = Path::new(picture.trim());
+    ensure!(picture.starts_with(state), "{} is left behind", picture.display());
+    let picture = Screen::read(&std::fs::read(picture)?)?;
     ensure!(picture.painted() > 500, "something stands on the screen");
 
     let second = run(state, "up")?;

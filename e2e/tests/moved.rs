@@ -11,13 +11,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use gpudesk_crds::conditions::{ConditionType, Reason};
 use gpudesk_crds::{ABANDON_DISKS_ANNOTATION, Desktop, GpuNode, domain_name, node_identity};
-use gpudesk_e2e::accelerator::{Accelerator, accelerator};
 use gpudesk_e2e::cluster::{Cluster, SYSTEM_NAMESPACE};
 use gpudesk_e2e::libvirt_host::LibvirtHost;
 use gpudesk_e2e::objects::{Objects, condition};
 use gpudesk_e2e::processes::Lifetime;
 use gpudesk_e2e::programs::{DaemonOptions, Service};
-use gpudesk_e2e::real_host::{TINY, built};
+use gpudesk_e2e::real_host::{TINY, built, options};
 use gpudesk_e2e::state::{StateDir, checkout};
 use gpudesk_e2e::trials::{Environment, Suite};
 use gpudesk_e2e::waiting::{eventually, until, until_gone};
@@ -163,14 +162,7 @@ fn decision(desktop: &Desktop) -> Option<String> {
 async fn moved_on(environment: Arc<Away>) -> Result<()> {
     let (objects, host) = (environment.objects("moved").await?, &environment.host);
     objects.template("tiny", TINY).await?;
-    let options = DaemonOptions {
-        node: REAL.to_owned(),
-        libvirt_uri: Some(host.uri()),
-        image_roots: vec![host.images()?],
-        emulated: *accelerator() != Accelerator::Kvm,
-        ..DaemonOptions::default()
-    };
-    let mut real = environment.cluster.start_daemon(&options).await?;
+    let mut real = environment.cluster.start_daemon(&options(host, REAL)?).await?;
     environment.give_to("moved", REAL).await?;
     objects.desktop("one", "{templateRef: {name: tiny}, nodeSelector: {trial: moved}}").await?;
     let here = runs_on(&objects, "one", REAL).await?;

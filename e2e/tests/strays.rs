@@ -14,18 +14,17 @@ use futures::StreamExt;
 use gpudesk_crds::conditions::{self, ConditionType, Reason};
 use gpudesk_crds::gpu_node_status::{Stray, StrayStanding};
 use gpudesk_crds::{Desktop, GpuNode, GpuNodeStatus};
-use gpudesk_e2e::accelerator::{Accelerator, accelerator};
 use gpudesk_e2e::cluster::Cluster;
 use gpudesk_e2e::etcd::{Etcd, key};
 use gpudesk_e2e::libvirt_host::LibvirtHost;
 use gpudesk_e2e::objects::Objects;
 use gpudesk_e2e::processes::Lifetime;
 use gpudesk_e2e::programs::{DaemonOptions, Service};
-use gpudesk_e2e::real_host::{TINY, built};
+use gpudesk_e2e::real_host::{TINY, built, options};
 use gpudesk_e2e::state::{StateDir, checkout};
 use gpudesk_e2e::trials::{Environment, Suite};
 use gpudesk_e2e::waiting::{eventually, until};
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
@@ -40,6 +39,7 @@ fn main() -> ExitCode {
     Suite::<Estate>::new("strays")
         .trial("objects_that_are_lost_cost_no_machine_and_no_disk", lost)
         .trial("twenty_desktops_that_a_restored_backup_lacks_run_on", restored)
+        .trial("a_node_that_is_deleted_comes_back_as_closed_as_it_was", comes_back)
         .trial("a_host_is_taken_over_from_another_cluster_by_its_uid_alone", adopted)
         .run()
 }
@@ -141,6 +141,12 @@ impl Estate {
     }
 }
 
+/// The word that ends a machine.
+fn ends(stray: &Stray, action: &str) -> Value {
+    let id = stray.allocation.as_ref().and_then(|allocation| allocation.id).map(|id| id.to_string());
+    json!({"uid": stray.uid, "allocationId": id, "action": action})
+}
+
 fn stray_names(status: &GpuNodeStatus) -> BTreeSet<&str> {
     status.strays.iter().map(|stray| stray.name.as_str()).collect()
 }
@@ -154,14 +160,7 @@ async fn runs(objects: &Objects, name: &str) -> Result<Desktop> {
 async fn lost(estate: Arc<Estate>) -> Result<()> {
     const NODE: &str = "real";
     let host = &estate.host;
-    let options = DaemonOptions {
-        node: NODE.to_owned(),
-        libvirt_uri: Some(host.uri()),
-        image_roots: vec![host.images()?],
-        emulated: *accelerator() != Accelerator::Kvm,
-        arguments: QUICK.map(Into::into).to_vec(),
-        ..DaemonOptions::default()
-    };
+    let options = DaemonOptions { arguments: QUICK.map(Into::into).to_vec(), ..options(host, NODE)? };
     let mut daemon = estate.cluster.start_daemon(&options).await?;
     estate.label(NODE).await?;
     let objects = Objects::new(estate.cluster.client(), &estate.cluster.namespace("lost").await?);
@@ -285,10 +284,20 @@ async fn lost(estate: Arc<Estate>) -> Result<()> {
     runs(&objects, "again").await?;
     ensure!(std::fs::metadata(disk(&again))?.ino() == inode, "and it runs on them");
 
-    let words: Vec<Value> = ["r-1", "r-2"]
-        .iter()
-        .map(|name| Ok(json!({"uid": stray(name)?.uid, "action": "PowerOff"})))
-        .collect::<Result<_>>()?;
+    // A word that does not say which machine is meant ends none: it would end later ones too.
+    let last: Vec<&Stray> = ["r-1", "r-2"].into_iter().map(stray).collect::<Result<_>>()?;
+    let words: Vec<Value> =
+        last.iter().map(|stray| json!({"uid": stray.uid, "action": "PowerOff"})).collect();
+    estate.patch(NODE, json!({"spec": {"strays": words}})).await?;
+    let so = |status: &GpuNodeStatus| {
+        let said = conditions::find(&status.conditions, ConditionType::StraysCleared);
+        said.is_some_and(|said| {
+            said.message.matches("write which machine is meant: allocationId: ").count() == 2
+        })
+    };
+    estate.says(NODE, "both words say too little", so).await?;
+    estate.strays(NODE, &["r-1", "r-2"]).await?;
+    let words: Vec<Value> = last.iter().map(|stray| ends(stray, "PowerOff")).collect();
     estate.patch(NODE, json!({"spec": {"strays": words}})).await?;
     estate.strays(NODE, &[]).await?;
     for name in ["r-3", "again"] {
@@ -371,12 +380,76 @@ async fn restored(estate: Arc<Estate>) -> Result<()> {
     .await?;
     // The word still stands there, and the machine that holds is not the one that it means.
     ensure!(running()? == 20, "{}", running()?);
-    let words: Vec<Value> =
-        status.strays.iter().map(|stray| json!({"uid": stray.uid, "action": "ShutDown"})).collect();
+    let words: Vec<Value> = status.strays.iter().map(|stray| ends(stray, "ShutDown")).collect();
     estate.patch(NODE, json!({"spec": {"strays": words}})).await?;
     estate.strays(NODE, &[]).await?;
     ensure!(running()? == 1, "the one that is its desktop's runs on: {}", running()?);
     objects.delete(names[0], SOON).await?;
+    daemon.stop()?;
+    Ok(())
+}
+
+/// A `GpuNode` that is deleted, while its daemon lives and while it is away.
+async fn comes_back(estate: Arc<Estate>) -> Result<()> {
+    const NODE: &str = "sim-closed";
+    let mut daemon = estate.simulated(NODE).await?;
+    let nodes = estate.nodes();
+    let seen = |node: &GpuNode| {
+        let said = node.status.iter().flat_map(|status| &status.conditions);
+        said.clone().any(|said| said.type_ == ConditionType::SpecKept.as_str())
+            && said
+                .filter(|said| said.type_ != ConditionType::DaemonHeard.as_str())
+                .all(|said| said.observed_generation == node.metadata.generation)
+    };
+    let first = until(&nodes, NODE, "its daemon has seen its spec", SOON, seen).await?;
+    let card = first.status.as_ref().and_then(|status| status.devices.first()).context("a card")?.pci_address;
+    let protected = json!({
+        "taints": [{"key": "exam"}],
+        "devices": [{"name": "mine", "selector": {"pciAddress": card}, "management": "Unmanaged"}],
+        "housekeeping": {"coresPerNumaCell": 2, "memoryMiBPerNumaCell": 2048},
+    });
+    let mut spec = protected.clone();
+    spec["outOfService"] = true.into();
+    spec["physicalNetworks"] = json!([{"name": "lab", "devices": ["0000:ff:00.0"]}]);
+    spec["strays"] = json!([{"uid": "7f1c2a58-3c1e-4f0e-9a53-0d4f6f5b9a01", "action": "PowerOff"}]);
+    estate.patch(NODE, json!({"spec": spec})).await?;
+    let mut closed = protected.clone();
+    closed["cordoned"] = true.into();
+    for away in [false, true] {
+        let before = until(&nodes, NODE, "its daemon has seen its spec", SOON, seen).await?;
+        if away {
+            daemon.kill()?;
+        }
+        nodes.delete(NODE, &DeleteParams::default()).await?;
+        if away {
+            daemon.restart()?;
+        }
+        // Of the first generation: it was never another one.
+        let again = until(&nodes, NODE, "it is there again and says so", SOON, |node| {
+            node.uid() != before.uid() && seen(node)
+        })
+        .await?;
+        let stored = serde_json::to_value(&again.spec)?;
+        ensure!(again.metadata.generation == Some(1) && stored == closed, "away {away}: {stored:#}");
+        let said = estate.condition(NODE, ConditionType::SpecKept, Reason::SpecNotKept).await?;
+        for part in [
+            "spec.outOfService true (it is cordoned instead)",
+            "\"name\":\"lab\"",
+            "spec.strays",
+            "label trial",
+        ] {
+            ensure!(said.contains(part), "{part}: {said}");
+        }
+    }
+    // Its owner says again what should hold; that is what comes back from now on.
+    estate
+        .patch(NODE, json!({"spec": {"cordoned": null, "physicalNetworks": spec["physicalNetworks"]}}))
+        .await?;
+    estate.condition(NODE, ConditionType::SpecKept, Reason::AsExpected).await?;
+    let before = nodes.get(NODE).await?;
+    nodes.delete(NODE, &DeleteParams::default()).await?;
+    let again = until(&nodes, NODE, "it is there again", SOON, |node| node.uid() != before.uid()).await?;
+    ensure!(serde_json::to_value(&again.spec)? == protected, "{:?}", again.spec);
     daemon.stop()?;
     Ok(())
 }

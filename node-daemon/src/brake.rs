@@ -6,6 +6,8 @@
 //!     └──▶ it is there again, or runs: forgotten
 //! ```
 //!
+//! Those that run are never put aside, but count among the missed.
+//!
 //! A lost or restored database shows as many Desktops that are gone at once. What is noted here outlives
 //! the daemon, so that a restart does not begin the window anew.
 
@@ -54,6 +56,8 @@ pub struct Held {
     pub before: Timestamp,
     /// How many may go within a window.
     pub limit: usize,
+    /// How many that run are missed beside them.
+    pub running: usize,
 }
 
 /// What may be done now.
@@ -87,12 +91,14 @@ impl Removals {
     }
 
     /// What may be done `now` with `orphans`, of which all are missed, on a node with so many desktops in
-    /// all. Those missed before `let_go` are let go by an admin. Where it is not `certain` which ones are
-    /// missed, nothing else goes.
+    /// all, of which so many are missed and run. Those missed before `let_go` are let go by an admin. Where
+    /// it is not `certain` which ones are missed, nothing else goes.
+    #[expect(clippy::too_many_arguments, reason = "each is a fact of its own")]
     pub fn rule(
         &self,
         orphans: &[Uuid],
         desktops: usize,
+        running: usize,
         let_go: Option<Timestamp>,
         certain: bool,
         rules: &Rules,
@@ -104,14 +110,15 @@ impl Removals {
             .partition(|(_, missed)| let_go.is_some_and(|before| missed.since < before));
         let mut ruling = Ruling { go: freed.iter().map(|(uid, _)| *uid).collect(), ..Ruling::default() };
         let limit = rules.most.max(desktops * rules.percent / 100);
-        if rest.len() + self.put_aside.len() > limit {
+        // One that runs is never put aside, and tells as well as the others that the database was lost.
+        if !rest.is_empty() && rest.len() + running + self.put_aside.len() > limit {
             let mut names: Vec<String> =
                 rest.iter().map(|(_, it)| format!("{}/{}", it.owner.namespace, it.owner.name)).collect();
             names.sort();
             let last = rest.iter().map(|(_, missed)| missed.since).max().unwrap_or(now);
             // A whole second, as people write it.
             let before = Timestamp::from_second(last.as_second() + 1).unwrap_or(last);
-            ruling.held = Some(Held { names, before, limit });
+            ruling.held = Some(Held { names, before, limit, running });
             // Those that went before count no more some time.
             let oldest = self.put_aside.iter().min();
             ruling.again = oldest.and_then(|at| at.checked_add(rules.window).ok());
@@ -158,7 +165,7 @@ mod tests {
     /// Looks once and does what may be done.
     fn look(removals: &mut Removals, missed: &[Owner], desktops: usize, now: i64) -> Ruling {
         removals.note(missed, &RULES, at(now));
-        let ruling = removals.rule(&uids(missed), desktops, None, true, &RULES, at(now));
+        let ruling = removals.rule(&uids(missed), desktops, 0, None, true, &RULES, at(now));
         for uid in &ruling.go {
             removals.went(*uid, None, at(now));
         }
@@ -194,13 +201,37 @@ mod tests {
     fn one_by_one_they_are_counted_too() {
         let mut removals = Removals::default();
         let mut gone: Vec<Uuid> = vec![];
-        // One each minute: from the fourth on nothing goes.
-        for n in 0..30 {
+        let mut look_at = |n: u128, now: i64| {
             let here: Vec<Owner> =
                 owners(0..n + 1).into_iter().filter(|owner| !gone.contains(&owner.uid)).collect();
-            gone.extend(look(&mut removals, &here, 30, 1000 + 60 * i64::try_from(n).unwrap()).go);
+            let ruling = look(&mut removals, &here, 30, now);
+            gone.extend(ruling.go);
+            (gone.len(), ruling.held.map(|held| held.names.len()))
+        };
+        // One each four minutes: three are missed when the first one goes, and from then on one too many.
+        assert_eq!(look_at(0, 1000), (0, None));
+        assert_eq!(look_at(1, 1240), (0, None));
+        assert_eq!(look_at(2, 1600), (1, None));
+        assert_eq!(look_at(3, 1840), (1, Some(3)), "with the one that went they are four");
+        for (n, now) in (4..30).zip((1900..).step_by(240)) {
+            assert_eq!(look_at(n, now).0, 1, "nothing goes while they are more");
         }
-        assert!(gone.is_empty(), "{gone:?}");
+    }
+
+    #[test]
+    fn those_that_run_tell_that_many_are_missed() {
+        let mut removals = Removals::default();
+        let three = owners(0..3);
+        removals.note(&three, &RULES, at(1000));
+        let rule = |running| removals.rule(&uids(&three), 40, running, None, true, &RULES, at(1600));
+        assert_eq!(rule(1).go, uids(&three), "a tenth of forty is four");
+        let held = rule(2).held.unwrap();
+        assert_eq!((held.names.len(), held.running, held.limit), (3, 2, 4));
+        assert_eq!((rule(37).go, rule(37).held.map(|held| held.running)), (vec![], Some(37)));
+        // Where nothing else is here there is nothing to hold.
+        assert_eq!(removals.rule(&[], 40, 37, None, true, &RULES, at(1600)), Ruling::default());
+        let word = Some(at(1001));
+        assert_eq!(removals.rule(&uids(&three), 40, 37, word, true, &RULES, at(1600)).go, uids(&three));
     }
 
     #[test]
@@ -231,16 +262,16 @@ mod tests {
         look(&mut removals, &owners(0..5), 5, 1000);
         removals.note(&owners(0..6), &RULES, at(1010));
         let word = Some(at(1001));
-        let ruling = removals.rule(&uids(&owners(0..6)), 6, word, true, &RULES, at(1010));
+        let ruling = removals.rule(&uids(&owners(0..6)), 6, 0, word, true, &RULES, at(1010));
         assert_eq!((ruling.go.clone(), ruling.held), (uids(&owners(0..5)), None));
         for uid in ruling.go {
             removals.went(uid, word, at(1010));
         }
         // They were let go, and count for nobody else.
         removals.note(&owners(5..6), &RULES, at(1610));
-        let ruling = removals.rule(&uids(&owners(5..6)), 6, word, true, &RULES, at(1610));
+        let ruling = removals.rule(&uids(&owners(5..6)), 6, 0, word, true, &RULES, at(1610));
         assert_eq!(ruling.go, uids(&owners(5..6)));
-        let ruling = removals.rule(&uids(&owners(5..6)), 6, word, false, &RULES, at(1610));
+        let ruling = removals.rule(&uids(&owners(5..6)), 6, 0, word, false, &RULES, at(1610));
         assert!(ruling.go.is_empty(), "not while the API does not answer for others");
     }
 

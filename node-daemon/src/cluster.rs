@@ -6,7 +6,8 @@
 #![expect(clippy::disallowed_methods, reason = "adapter: keeps a file")]
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -29,11 +30,10 @@ const RETRY: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whose this host is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Belongs {
-    /// The API server has not answered yet.
-    #[default]
-    Unknown,
+    /// It was not to be told yet; and why, if it was tried.
+    Unknown(Option<String>),
     /// To the cluster that this daemon talks to.
     Here,
     /// To another one.
@@ -43,6 +43,22 @@ pub enum Belongs {
         /// UID of `kube-system` here.
         found: String,
     },
+}
+
+impl Belongs {
+    /// Notes why it is not known. What was known stands. Returns whether that is new.
+    fn stays_unknown(&mut self, why: String) -> bool {
+        let Self::Unknown(known) = self else { return false };
+        let new = known.as_ref() != Some(&why);
+        *known = Some(why);
+        new
+    }
+}
+
+impl Default for Belongs {
+    fn default() -> Self {
+        Self::Unknown(None)
+    }
 }
 
 /// Why it is not certain that this is the cluster of this host.
@@ -63,6 +79,21 @@ pub enum ClusterError {
     /// The API server gave no answer.
     #[error("asking for the namespace kube-system: {0}")]
     Api(#[from] kube::Error),
+    /// The daemon may not ask.
+    #[error(
+        "the node daemon may not read the namespace kube-system, so it cannot tell which cluster this is: allow it to get \
+         that namespace, as the chart does"
+    )]
+    Denied,
+    /// What is noted is no UID.
+    #[error(
+        "{file} is empty, so it cannot be told which cluster the host belongs to: remove the file if it belongs to this \
+         one, or write the UID of the namespace kube-system of its cluster into it"
+    )]
+    Empty {
+        /// The file.
+        file: String,
+    },
     /// Not even an error.
     #[error("asking for the namespace kube-system: the API server does not answer")]
     Silent,
@@ -89,7 +120,7 @@ impl Cluster {
     }
 
     /// Makes sure that `client` reaches the cluster of this host, which is the first one that it ever
-    /// reached. Where the daemon may not read the namespace, nothing can be compared and that is logged.
+    /// reached.
     ///
     /// # Errors
     /// [`ClusterError`].
@@ -103,12 +134,7 @@ impl Cluster {
         let asked = timeout(PATIENCE, namespaces.get_metadata("kube-system")).await;
         let found = match asked.map_err(|_| ClusterError::Silent)? {
             Ok(namespace) => namespace.uid().unwrap_or_default(),
-            Err(kube::Error::Api(answer)) if answer.code == 403 => {
-                tracing::debug!(
-                    "the namespace kube-system may not be read: which cluster this is cannot be told"
-                );
-                return Ok(());
-            }
+            Err(kube::Error::Api(answer)) if answer.code == 403 => return Err(ClusterError::Denied),
             Err(error) => return Err(error.into()),
         };
         let file = self.file.clone();
@@ -135,6 +161,7 @@ impl Cluster {
                 Err(ClusterError::Another { found, known }) => Some(Belongs::Another { known, found }),
                 Err(error) => {
                     tracing::warn!(%error, "which cluster this host belongs to cannot be told");
+                    belongs.send_if_modified(|belongs| belongs.stays_unknown(error.to_string()));
                     None
                 }
             };
@@ -172,26 +199,37 @@ fn compare(file: &Path, found: &str, adopt: Option<&str>) -> Result<(), ClusterE
     let failed = |source| ClusterError::File { file: file.display().to_string(), source };
     let known = match fs::read_to_string(file) {
         Ok(text) => text.trim().to_owned(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return note(file, found).map_err(failed),
         Err(error) => return Err(failed(error)),
     };
-    let adopted = known != found && adopt == Some(known.as_str());
-    if adopted {
-        tracing::warn!(known, found, "this host is taken over from another cluster, as its GpuNode says");
-    }
-    if known.is_empty() || adopted {
-        let new = file.with_extension("new");
-        return fs::write(&new, found).and_then(|()| fs::rename(&new, file)).map_err(failed);
+    if known.is_empty() {
+        return Err(ClusterError::Empty { file: file.display().to_string() });
     }
     if known == found {
         return Ok(());
     }
+    if adopt == Some(known.as_str()) {
+        tracing::warn!(known, found, "this host is taken over from another cluster, as its GpuNode says");
+        return note(file, found).map_err(failed);
+    }
     Err(ClusterError::Another { found: found.into(), known })
+}
+
+/// Notes the UID, whole also after a loss of power.
+fn note(file: &Path, found: &str) -> io::Result<()> {
+    let new = file.with_extension("new");
+    let mut out = fs::File::create(&new)?;
+    out.write_all(found.as_bytes())?;
+    out.sync_all()?;
+    fs::rename(&new, file)?;
+    fs::File::open(file.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::{Request, Response};
+    use kube::client::Body;
 
     #[test]
     fn the_first_cluster_is_remembered_and_another_is_told() {
@@ -210,8 +248,40 @@ mod tests {
         // The word that stands there still says nothing any more.
         assert!(compare("one", Some("one")).is_err());
         // Nor is the first cluster anything to take over.
-        fs::write(&file, "").unwrap();
+        fs::remove_file(&file).unwrap();
         compare("two", Some("two")).unwrap();
         assert!(compare("one", None).is_err());
+        // One that was lost is not the first.
+        fs::write(&file, "").unwrap();
+        for said in [None, Some(""), Some("two")] {
+            let error = compare("two", said).unwrap_err().to_string();
+            assert!(error.contains("cluster-uid is empty") && error.contains("remove the file"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_may_not_be_read_is_not_known_and_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let (service, mut api) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let (sender, mut belongs) = watch::channel(Belongs::default());
+        let watching = Cluster::new(dir.path()).watch_over(
+            Client::new(service, "x"),
+            watch::channel(Stored::default()).1,
+            sender,
+        );
+        let watching = tokio::spawn(watching);
+        let (_, respond) = api.next_request().await.unwrap();
+        let denied = r#"{"kind":"Status","status":"Failure","code":403,"message":"x","reason":"Forbidden"}"#;
+        respond.send_response(
+            Response::builder().status(403).body(Body::from(denied.as_bytes().to_vec())).unwrap(),
+        );
+        let said = belongs.wait_for(|belongs| *belongs != Belongs::default()).await.unwrap().clone();
+        let Belongs::Unknown(Some(why)) = said else { panic!("{said:?}") };
+        assert!(why.contains("allow it to get that namespace"), "{why}");
+        assert!(!dir.path().join("cluster-uid").exists());
+        watching.abort();
+        // What was known is not forgotten for that.
+        let mut here = Belongs::Here;
+        assert!(!here.stays_unknown(why) && here == Belongs::Here);
     }
 }

@@ -31,9 +31,9 @@ use crate::{
         hardware::{HardwareSeen, HardwareView, hardware},
         hypervisor::{Hypervisor, HypervisorEvent},
         images::ImageStore,
-        kvm_probe::{Kvm, probe},
+        kvm_probe::{Kvm, probe_once},
         leftovers::Leftovers,
-        libvirt::LibvirtHypervisor,
+        libvirt::{LibvirtHypervisor, socket},
         paths::AllowedRoots,
         simulated_driver::list_file,
         simulated_hypervisor::{SimulatedHypervisor, simulated_boot},
@@ -44,6 +44,7 @@ use crate::{
     lease::{self, Heard, Restored},
     metrics::Metrics,
     orphans::Orphans,
+    owner_spec::OwnerSpec,
     relay::{self, Relay},
     secrets::Secrets,
     upkeep::Seen,
@@ -66,6 +67,7 @@ type HypervisorState = (HypervisorView, Option<Arc<dyn Hypervisor>>);
 /// # Errors
 /// What makes it impossible to run at all: a host file, the state folder, the address for metrics,
 /// the way to the API server.
+#[expect(clippy::too_many_lines, reason = "the parts are put together in their order")]
 pub async fn run(options: Run) -> anyhow::Result<()> {
     raise_descriptors();
     let mut folder = fs::DirBuilder::new();
@@ -108,6 +110,14 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
             tracing::error!(%error, "metrics and health are not served any more");
         }
     });
+    aside.spawn({
+        let (uri, stop) = (libvirt_uri(&options).to_owned(), stop.clone());
+        async move {
+            let folder = socket::removed(&uri).await;
+            tracing::error!(folder = %folder.display(), "the folder of libvirt's socket was removed on the host: the daemon ends, so that its container is started with the folder that is there now");
+            stop.cancel();
+        }
+    });
     let silent = HypervisorView::Silent("not connected yet".into());
     let (sender, hypervisor) = watch::channel::<HypervisorState>((silent, None));
     let done = Arc::new(Notify::new());
@@ -116,7 +126,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     let guest_network = Arc::new(GuestNetwork::new(options.guest_network.clone(), libvirt_uri(&options)));
     let (stored, words) = watch::channel(Stored::default());
     let (upkeep, upkept) = watch::channel(Seen::default());
-    let (judging, belongs) = watch::channel(Belongs::Unknown);
+    let (judging, belongs) = watch::channel(Belongs::default());
     let cluster = Cluster::new(&state_dir);
     aside.spawn(cluster.clone().watch_over(client.clone(), words.clone(), judging));
     let publisher = Publisher {
@@ -134,6 +144,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
         upkeep: upkept,
         belongs: belongs.clone(),
         restored: restored.clone(),
+        owner: Arc::new(OwnerSpec::load(&state_dir)),
     };
     aside.spawn(publisher.run());
     aside.spawn({
@@ -452,9 +463,9 @@ async fn kind(
                 return (Kind::Qemu, Some("libvirt offers no KVM on this host".into()));
             }
             let emulator = capabilities.and_then(|capabilities| capabilities.emulator);
-            match probe(emulator.as_deref().unwrap_or(QEMU), state_dir).await {
+            match probe_once(emulator.as_deref().unwrap_or(QEMU), state_dir, &boot_id()).await {
                 Kvm::Works => (Kind::Kvm, None),
-                Kvm::Unusable(why) => (Kind::Qemu, Some(why)),
+                Kvm::Unusable(why) | Kvm::Untried(why) => (Kind::Qemu, Some(why)),
             }
         }
     }

@@ -14,14 +14,13 @@ use gpudesk_inventory::{
 use jiff::Timestamp;
 use kube::{
     Api, Client, Resource,
-    api::{Patch, PatchParams},
-    core::DeserializeGuard,
+    api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
     runtime::{
         WatchStreamExt,
         watcher::{self, Event, watcher},
     },
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::{
     sync::{Notify, watch},
@@ -42,6 +41,7 @@ use crate::{
     },
     lease::Restored,
     metrics::Metrics,
+    owner_spec::{self, OwnerSpec},
     upkeep::{Additions, Seen},
 };
 
@@ -113,6 +113,8 @@ pub struct Publisher {
     pub belongs: watch::Receiver<Belongs>,
     /// Told when the API server has gone back to an earlier state.
     pub restored: Restored,
+    /// What the owner said last.
+    pub owner: Arc<OwnerSpec>,
 }
 
 /// What is on the host now.
@@ -127,31 +129,56 @@ struct Content {
 struct Said {
     /// The status that was last written.
     status: Option<GpuNodeStatus>,
+    /// As the API then had it.
+    kept: Option<Kept>,
     /// How the hook fared.
     hook: HookView,
     /// When everything was last read.
     whole: Option<Instant>,
 }
 
+/// What the API made of a write.
+struct Kept {
+    /// The version that the watch showed when it was written: the status that this has is older.
+    over: Option<String>,
+    status: Option<GpuNodeStatus>,
+}
+
+impl Said {
+    /// Whether the API has lost what was last written, or somebody has changed it.
+    fn is_lost(&self, stored: Option<&GpuNode>) -> bool {
+        let (Some(kept), Some(stored)) = (&self.kept, stored) else { return false };
+        let differs = match (&kept.status, &stored.status) {
+            (Some(kept), Some(stored)) => status::differs(kept, stored),
+            (kept, stored) => kept.is_some() != stored.is_some(),
+        };
+        stored.metadata.resource_version != kept.over && differs
+    }
+}
+
 impl Publisher {
     /// Shows the host for as long as it is awaited.
     pub async fn run(mut self) {
         let mut stored = self.stored.subscribe();
-        let watching =
-            observe(self.client.clone(), self.node.clone(), self.stored.clone(), self.restored.clone());
+        let owner = Arc::clone(&self.owner);
+        let nodes = Api::all_with(self.client.clone(), &ApiResource::erase::<GpuNode>(&()));
+        let name = self.node.clone();
+        let watching = observe(nodes, &name, self.stored.clone(), self.restored.clone(), &owner);
         let (shown, last) = watch::channel(None);
         let keeping = keep(self.bare(), stored.clone(), last);
         let mut filter = self.guest_network.view();
         let mut upkeep = self.upkeep.clone();
         let publishing = async {
-            let mut said = Said { status: None, hook: HookView::NotConfigured, whole: None };
+            let mut said = Said { status: None, kept: None, hook: HookView::NotConfigured, whole: None };
             // Before the first look it is not known whether there is a GpuNode at all.
             let _ = timeout(PATIENCE, stored.wait_for(|stored| stored.known)).await;
             // And a libvirt that answers at once need not be said to be silent first.
             let answers = self.hypervisor.wait_for(|(_, hypervisor)| hypervisor.is_some());
             let answers = timeout(PATIENCE, answers).await.is_ok();
             // Whose the host is decides what may be offered of it, and so does what else runs on it.
-            let _ = self.belongs.wait_for(|belongs| *belongs != Belongs::Unknown).await;
+            let known = self.belongs.wait_for(|belongs| !matches!(belongs, Belongs::Unknown(_)));
+            // Why it is not known stands in the status, like everything else.
+            let _ = timeout(PATIENCE, known).await;
             if answers {
                 let _ = timeout(PATIENCE, upkeep.wait_for(|seen| seen.strays.is_some())).await;
             }
@@ -177,7 +204,7 @@ impl Publisher {
                 }
             }
         };
-        tokio::join!(watching, keeping, publishing);
+        tokio::join!(watching, keeping, publishing, owner.keep());
     }
 
     fn bare(&self) -> Bare {
@@ -185,6 +212,7 @@ impl Publisher {
             nodes: Api::all(self.client.clone()),
             name: self.node.clone(),
             simulated: self.source.is_simulated().to_string(),
+            owner: Arc::clone(&self.owner),
         }
     }
 
@@ -199,8 +227,11 @@ impl Publisher {
             .and_then(|labels| labels.get(Bare::SIMULATED))
             .is_some_and(|label| *label == bare.simulated);
         // One that is known to be missing is made elsewhere, where nothing here is waited for.
-        if !is_labelled && (stored.is_some() || !now.known) {
+        if !now.known {
             bare.make().await?;
+            said.status = None;
+        } else if stored.is_some() && !is_labelled {
+            bare.label().await?;
             said.status = None;
         }
         let (view, hypervisor) = self.hypervisor.borrow_and_update().clone();
@@ -262,14 +293,17 @@ impl Publisher {
             before,
             spec: stored.map_or(&none, |node| &node.spec),
             generation,
+            kept: self.owner.condition(),
             now,
         };
         additions.add_to(&mut status);
-        if before.is_some_and(|before| !status::differs(before, &status)) {
+        if before.is_some_and(|before| !status::differs(before, &status)) && !said.is_lost(stored) {
             return Ok(());
         }
-        bare.write(&status).await?;
+        let written = bare.write(&status).await?;
         self.metrics.node_written();
+        let over = stored.and_then(|node| node.metadata.resource_version.clone());
+        said.kept = Some(Kept { over, status: written.status });
         said.status = Some(status);
         Ok(())
     }
@@ -304,25 +338,57 @@ struct Bare {
     name: String,
     /// Value of the label.
     simulated: String,
+    owner: Arc<OwnerSpec>,
 }
 
 impl Bare {
     const SIMULATED: &str = "gpudesk.dev/simulated";
 
+    /// Makes it as closed as it was, unless it is there: then nothing of it changes.
     async fn make(&self) -> kube::Result<()> {
-        // An empty spec is what the schema asks for; those of people stay beside it.
-        let apply = json!({
+        let spec = self.owner.again();
+        match self.create(&spec).await {
+            // The schema is that of another version, and refuses what one of before took.
+            Err(kube::Error::Api(answer)) if answer.code == 422 => {
+                tracing::error!(%answer, %spec, "the GpuNode is made again without what its owner had said, and cordoned");
+                self.create(&owner_spec::closed()).await
+            }
+            made => made,
+        }
+    }
+
+    async fn create(&self, spec: &Value) -> kube::Result<()> {
+        let node = json!({
             "apiVersion": GpuNode::api_version(&()),
             "kind": GpuNode::kind(&()),
             "metadata": { "name": self.name, "labels": { Self::SIMULATED: self.simulated } },
-            "spec": {},
+            "spec": spec,
         });
-        let params = PatchParams::apply(NODE_DAEMON_FIELD_MANAGER).force();
-        self.nodes.patch(&self.name, &params, &Patch::Apply(&apply)).await?;
+        let node = serde_json::from_value(node).map_err(kube::Error::SerdeError)?;
+        let params =
+            PostParams { field_manager: Some(NODE_DAEMON_FIELD_MANAGER.into()), ..PostParams::default() };
+        let nodes: Api<DynamicObject> =
+            Api::all_with(self.nodes.clone().into_client(), &ApiResource::erase::<GpuNode>(&()));
+        match nodes.create(&params, &node).await {
+            Ok(_) => {
+                tracing::warn!(%spec, "the GpuNode was missing and is made");
+                Ok(())
+            }
+            Err(kube::Error::Api(answer)) if answer.is_already_exists() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets the label of one that is there.
+    async fn label(&self) -> kube::Result<()> {
+        let label = json!({ "metadata": { "labels": { Self::SIMULATED: self.simulated } } });
+        let params =
+            PatchParams { field_manager: Some(NODE_DAEMON_FIELD_MANAGER.into()), ..PatchParams::default() };
+        self.nodes.patch(&self.name, &params, &Patch::Merge(&label)).await?;
         Ok(())
     }
 
-    async fn write(&self, status: &GpuNodeStatus) -> kube::Result<()> {
+    async fn write(&self, status: &GpuNodeStatus) -> kube::Result<GpuNode> {
         let apply = json!({
             "apiVersion": GpuNode::api_version(&()),
             "kind": GpuNode::kind(&()),
@@ -330,19 +396,18 @@ impl Bare {
             "status": status,
         });
         let params = PatchParams::apply(NODE_DAEMON_FIELD_MANAGER).force();
-        self.nodes.patch_status(&self.name, &params, &Patch::Apply(&apply)).await?;
-        Ok(())
+        self.nodes.patch_status(&self.name, &params, &Patch::Apply(&apply)).await
     }
 }
 
-/// Makes the `GpuNode` whenever it is missing, with what it last said. Nothing of the host is waited for:
+/// Makes the `GpuNode` whenever it is missing, as closed as it was and with what it last said. Nothing of the host is waited for:
 /// a hook or a driver may take longer than the operator waits before it takes a node for lost.
 async fn keep(bare: Bare, mut stored: watch::Receiver<Stored>, last: watch::Receiver<Option<GpuNodeStatus>>) {
     while stored.wait_for(|stored| stored.known && !stored.unclear && stored.node.is_none()).await.is_ok() {
         let last = last.borrow().clone();
         let made = async {
             bare.make().await?;
-            if let Some(status) = &last { bare.write(status).await } else { Ok(()) }
+            if let Some(status) = &last { bare.write(status).await.map(drop) } else { Ok(()) }
         };
         match timeout(PATIENCE, made).await {
             // Soon the watch shows it.
@@ -356,31 +421,44 @@ async fn keep(bare: Bare, mut stored: watch::Receiver<Stored>, last: watch::Rece
     }
 }
 
-/// Watches the one `GpuNode`.
-async fn observe(client: Client, node: String, stored: watch::Sender<Stored>, restored: Restored) {
-    let nodes: Api<DeserializeGuard<GpuNode>> = Api::all(client);
-    let config = watcher::Config::default().fields(&format!("metadata.name={node}"));
+/// Watches the one `GpuNode`, as it is written: what its owner says is kept also where it is not understood.
+async fn observe(
+    nodes: Api<DynamicObject>,
+    name: &str,
+    stored: watch::Sender<Stored>,
+    restored: Restored,
+    owner: &OwnerSpec,
+) {
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let watching = || watcher(nodes.clone(), config.clone()).default_backoff();
     let mut events = restored.anew(watching).boxed();
     let (mut listed, mut unclear) = (None, false);
+    let read = |node: DynamicObject| {
+        owner.see(&node);
+        node.try_parse::<GpuNode>().map(Arc::new)
+    };
     while let Some(event) = events.next().await {
         // One that does not parse counts as there, with what was last known of it.
         match event {
             Ok(Event::Init) => (listed, unclear) = (None, false),
-            Ok(Event::InitApply(DeserializeGuard(node))) => {
+            Ok(Event::InitApply(node)) => {
+                let node = read(node);
                 unclear = node.is_err();
-                listed = node.ok().map(Arc::new);
+                listed = node.ok();
             }
             Ok(Event::InitDone) => {
                 let node = listed.take().or_else(|| stored.borrow().node.clone().filter(|_| unclear));
                 stored.send_replace(Stored { known: true, unclear, node });
             }
-            Ok(Event::Apply(DeserializeGuard(Ok(node)))) => {
-                stored.send_replace(Stored { known: true, unclear: false, node: Some(Arc::new(node)) });
-            }
-            Ok(Event::Apply(DeserializeGuard(Err(error)))) => {
-                tracing::warn!(%error, "the GpuNode cannot be understood");
-            }
+            Ok(Event::Apply(node)) => match read(node) {
+                Ok(node) => {
+                    stored.send_replace(Stored { known: true, unclear: false, node: Some(node) });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the GpuNode cannot be understood");
+                    stored.send_modify(|stored| (stored.known, stored.unclear) = (true, true));
+                }
+            },
             Ok(Event::Delete(_)) => {
                 stored.send_replace(Stored { known: true, unclear: false, node: None });
             }

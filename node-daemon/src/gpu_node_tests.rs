@@ -53,10 +53,12 @@ async fn one_that_is_deleted_is_made_again_while_the_hook_still_runs() {
         upkeep: seen_strays,
         belongs,
         restored: Restored::new().1,
+        owner: Arc::new(OwnerSpec::load(folder.path())),
     };
     let running = tokio::spawn(publisher.run());
     let node = r#"{"apiVersion":"gpudesk.dev/v1alpha1","kind":"GpuNode","metadata":{"name":"node-a",
-        "resourceVersion":"5","labels":{"gpudesk.dev/simulated":"true"}},"spec":{}}"#
+        "uid":"a","resourceVersion":"5","generation":3,"labels":{"gpudesk.dev/simulated":"true"}},
+        "spec":{"cordoned":true,"physicalNetworks":[]}}"#
         .replace('\n', "");
     let list = format!(
         r#"{{"apiVersion":"v1","kind":"List","metadata":{{"resourceVersion":"5"}},"items":[{node}]}}"#
@@ -72,7 +74,7 @@ async fn one_that_is_deleted_is_made_again_while_the_hook_still_runs() {
         };
         if let Some((request, respond)) = request {
             let path = request.uri().path().to_owned();
-            if *request.method() == Method::PATCH {
+            if [Method::PATCH, Method::POST].contains(request.method()) {
                 let body = request.into_body().collect_bytes().await.unwrap();
                 said.push((path.clone(), serde_json::from_slice(&body).unwrap()));
                 respond.send_response(answer(&node));
@@ -97,9 +99,66 @@ async fn one_that_is_deleted_is_made_again_while_the_hook_still_runs() {
         assert!(!running.is_finished());
     }
     let [(_, first), (made, bare), (status, again)] = said.as_slice() else { panic!("{said:?}") };
-    assert!(made.ends_with("/gpunodes/node-a") && status.ends_with("/gpunodes/node-a/status"), "{said:?}");
+    assert!(made.ends_with("/gpunodes") && status.ends_with("/gpunodes/node-a/status"), "{said:?}");
     assert_eq!(bare["metadata"]["labels"]["gpudesk.dev/simulated"], "true");
+    assert_eq!(bare["spec"], serde_json::json!({"cordoned": true}), "it is as closed as it was");
     assert_eq!(again["status"], first["status"], "it says what it last said");
     assert!(is_again(), "and the hook has not ended");
     running.abort();
+}
+
+#[tokio::test]
+async fn what_cannot_be_understood_says_nothing_of_its_admins_words() {
+    let (service, mut api) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+    let (sender, mut stored) = watch::channel(Stored::default());
+    let nodes =
+        Api::all_with(Client::new(service, "default"), &kube::api::ApiResource::erase::<GpuNode>(&()));
+    let state = tempfile::tempdir().unwrap();
+    let owner = OwnerSpec::load(state.path());
+    let watching =
+        tokio::spawn(async move { observe(nodes, "node-a", sender, Restored::new().1, &owner).await });
+    let node = |spec: &str, version: u32| {
+        format!(
+            r#"{{"apiVersion":"gpudesk.dev/v1alpha1","kind":"GpuNode","metadata":{{"name":"node-a","resourceVersion":"{version}"}},"spec":{spec}}}"#
+        )
+    };
+    let (request, respond) = api.next_request().await.unwrap();
+    assert!(!request.uri().query().unwrap_or_default().contains("watch="));
+    let items = node(r#"{"cordoned":true}"#, 5);
+    respond.send_response(answer(&format!(
+        r#"{{"apiVersion":"v1","kind":"List","metadata":{{"resourceVersion":"5"}},"items":[{items}]}}"#
+    )));
+    stored.wait_for(|stored| stored.spec().is_some()).await.unwrap();
+    let (_, respond) = api.next_request().await.unwrap();
+    let events: String = [node(r#"{"cordoned":7}"#, 6)]
+        .map(|object| format!("{{\"type\":\"MODIFIED\",\"object\":{object}}}\n"))
+        .concat();
+    respond.send_response(answer(&events));
+    let unclear = stored.wait_for(|stored| stored.spec().is_none()).await.unwrap().clone();
+    assert!(unclear.node.is_some(), "what was last known of it is not forgotten");
+    watching.abort();
+}
+
+#[test]
+fn a_status_that_the_api_lost_is_written_again() {
+    let node = |version: &str, status: Option<GpuNodeStatus>| {
+        let mut node = GpuNode::new("node-a", GpuNodeSpec::default());
+        node.metadata.resource_version = Some(version.into());
+        node.status = status;
+        node
+    };
+    let written = GpuNodeStatus { more_strays: Some(7), ..GpuNodeStatus::default() };
+    let said = Said {
+        status: Some(written.clone()),
+        kept: Some(Kept { over: Some("5".into()), status: Some(written.clone()) }),
+        hook: HookView::NotConfigured,
+        whole: None,
+    };
+    let lost = |version: &str, status: Option<GpuNodeStatus>| said.is_lost(Some(&node(version, status)));
+    assert!(!lost("5", None), "it is from before the write");
+    assert!(!lost("6", Some(written.clone())));
+    let heard = GpuNodeStatus { operator_term: Some("3".into()), ..written };
+    assert!(!lost("7", Some(heard)), "the operator's words are not the daemon's");
+    assert!(lost("8", None) && lost("9", Some(GpuNodeStatus::default())));
+    assert!(!said.is_lost(None), "it is made elsewhere");
 }

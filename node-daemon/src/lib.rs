@@ -25,6 +25,7 @@ pub mod host;
 pub mod lease;
 pub mod metrics;
 pub mod orphans;
+pub mod owner_spec;
 pub mod partition;
 pub mod qcow2;
 pub mod relay;

@@ -13,7 +13,7 @@
 //!   no clear answer                  left, and listed where it runs
 //! ```
 //!
-//! What is left running is ended by its admin's word alone. "Missing in the watch" is never "gone": the watch
+//! What is left running is ended by its admin's word alone, and so is what was saved on the host. "Missing in the watch" is never "gone": the watch
 //! shows only what is allocated to this node. Nothing is touched on the word of another cluster.
 //!
 //! Each look judges all of it first, so that what is listed is whole; then it acts, each time on a read of
@@ -31,48 +31,47 @@ use gpudesk_crds::{
     Desktop, DesktopTemplate, GpuNodeSpec,
     gpu_node_status::{self, StrayStanding},
     gpu_node_words::StrayWord,
-    handover::Standing as Made,
 };
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{
-    Api, Client, ResourceExt,
-    api::{ApiResource, DynamicObject},
+    Client, ResourceExt,
+    api::DynamicObject,
     runtime::reflector::{ObjectRef, Store},
 };
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tracing::Instrument;
 use uuid::Uuid;
 
+use self::here::Here;
 use crate::{
     brake::{self, Removals},
     cluster::{Belongs, Cluster, ClusterError},
     desktop::{
-        Desktops, decision,
+        Desktops,
         problem::Problem,
-        standing::{MadeFor, Verdict, verdict},
-        stray::{self, Plan, Trace, plan, standing_of},
+        standing::{MadeFor, Verdict},
+        stray::{self, Plan, plan, standing_of},
         withdraw::{Disks, Withdrawn},
     },
-    domain::metadata,
     gpu_node::Stored,
     host::{
         folder::{FolderError, Owner},
-        hypervisor::{DomainSummary, HypervisorError},
+        hypervisor::HypervisorError,
         leftovers::Retention,
     },
     metrics::{Metrics, Stray},
-    upkeep::Seen,
+    upkeep::{Removal, Seen},
 };
 
+mod here;
 mod leftovers;
 
 /// Desktops that are looked at at once.
 const AT_ONCE: usize = 8;
 /// How long the API server has for a read.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Wait where something changed while it was looked at.
+/// The shortest time between two looks; and the wait where something changed while it was looked at.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Why a look was not finished.
@@ -140,40 +139,6 @@ pub struct Orphans {
     pub seen: watch::Sender<Seen>,
 }
 
-/// What is here of one desktop.
-#[derive(Clone)]
-struct Here {
-    owner: Owner,
-    /// Its domain, if it says that it is ours.
-    domain: Option<DomainSummary>,
-    made_for: MadeFor,
-}
-
-impl Here {
-    fn is_active(&self) -> bool {
-        self.domain.as_ref().is_some_and(|domain| domain.state.is_active())
-    }
-
-    fn trace(&self) -> Trace {
-        Trace { domain: self.domain.is_some(), active: self.is_active(), made_for: self.made_for.id() }
-    }
-
-    fn stray(&self, standing: StrayStanding, now: Timestamp) -> gpu_node_status::Stray {
-        let allocation = match &self.made_for {
-            MadeFor::Allocation(allocation) => Some(Box::new(allocation.held())),
-            _ => None,
-        };
-        gpu_node_status::Stray {
-            uid: self.owner.uid.to_string(),
-            namespace: self.owner.namespace.clone(),
-            name: self.owner.name.clone(),
-            standing,
-            allocation,
-            since: Time(Timestamp::from_second(now.as_second()).unwrap_or(now)),
-        }
-    }
-}
-
 struct Judged {
     here: Here,
     verdict: Result<Verdict, OrphanError>,
@@ -204,23 +169,33 @@ impl Orphans {
             known: tokio::sync::Mutex::default(),
         });
         loop {
+            let begun = Instant::now();
             belongs.mark_unchanged();
             let spec = objects.borrow().spec();
-            let wait = match looking.look(&spec.clone().unwrap_or_default()).await {
+            let wait = match looking.look(spec.as_ref()).await {
                 Ok(again) => again,
                 Err(error) => {
                     tracing::warn!(%error, "what is on this host of other desktops was not looked at");
                     looking.this.settings.look
                 }
             };
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = hint.notified() => {}
-                Ok(_) = objects.wait_for(|objects| objects.spec() != spec) => {}
-                Ok(()) = belongs.changed() => {}
-            }
+            let called = async {
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = hint.notified() => {}
+                    Ok(_) = objects.wait_for(|objects| objects.spec() != spec) => {}
+                    Ok(()) = belongs.changed() => {}
+                }
+            };
+            not_at_once(begun, called).await;
         }
     }
+}
+
+/// Waits until it is `called` for another look, and not for one right after the one `begun`: a guest may call
+/// for them as often as it likes.
+async fn not_at_once(begun: Instant, called: impl Future<Output = ()>) {
+    tokio::join!(tokio::time::sleep_until(begun + AGAIN), called);
 }
 
 struct Looking {
@@ -239,6 +214,15 @@ struct Known {
     strays: HashMap<Uuid, gpu_node_status::Stray>,
     /// As it is on disk.
     removals: Option<Removals>,
+}
+
+/// Desktops of which something is here and that the API does not know.
+#[derive(Default)]
+struct Missed {
+    off: Vec<Here>,
+    running: usize,
+    /// Of all it is known whether they are such, and what their admin says.
+    certain: bool,
 }
 
 /// What one look comes to.
@@ -269,14 +253,14 @@ impl Look {
 
 impl Looking {
     /// Looks at everything once; returns after what time to look again.
-    async fn look(self: &Arc<Self>, spec: &GpuNodeSpec) -> Result<Duration, OrphanError> {
+    async fn look(self: &Arc<Self>, spec: Option<&GpuNodeSpec>) -> Result<Duration, OrphanError> {
         let now = Timestamp::now();
-        let here = self.here().await?;
         let mut look = Look { wait: self.this.settings.look, now, counts: HashMap::new() };
         let belongs = self.this.desktops.node().belongs.borrow().clone();
-        if belongs == Belongs::Unknown {
+        if let Belongs::Unknown(_) = belongs {
             return Ok(AGAIN);
         }
+        let here = self.here().await?;
         if belongs != Belongs::Here {
             // Whatever the API says of them is of others.
             let active = here.iter().filter(|here| here.is_active());
@@ -301,7 +285,7 @@ impl Looking {
             .await;
         let mut known = self.known.lock().await;
         self.list(&judged, spec, &mut known, now);
-        let held = self.handle_all(&judged, total, spec, &mut known, &mut look).await;
+        let removal = self.handle_all(&judged, total, spec, &mut known, &mut look).await;
         drop(known);
         self.this.metrics.set_strays(&look.counts);
         let uids: HashSet<Uuid> = judged.iter().map(|judged| judged.here.owner.uid).collect();
@@ -310,7 +294,7 @@ impl Looking {
         let leftovers = self.keep_leftovers(spec, &mut look).await;
         self.this.seen.send_if_modified(|seen| {
             let before = seen.clone();
-            seen.held = held;
+            seen.removal = removal;
             match leftovers {
                 Ok((leftovers, said)) => {
                     seen.leftovers = Some(leftovers);
@@ -324,8 +308,21 @@ impl Looking {
     }
 
     /// Lists the machines that stray, with what is answered to words about them.
-    fn list(&self, judged: &[Judged], spec: &GpuNodeSpec, known: &mut Known, now: Timestamp) {
-        let strays = judged.iter().filter(|judged| judged.here.is_active()).filter_map(|judged| {
+    fn list(&self, judged: &[Judged], spec: Option<&GpuNodeSpec>, known: &mut Known, now: Timestamp) {
+        let listed: Vec<&Judged> =
+            judged.iter().filter(|it| it.here.is_listed(it.verdict.as_ref().ok())).collect();
+        let saved: Vec<String> = listed
+            .iter()
+            .filter(|judged| judged.here.is_saved())
+            .map(|Judged { here: Here { owner, .. }, .. }| {
+                format!(
+                    "the memory of {}/{} ({}) was saved on the host: `virsh start` there goes on with it, action PowerOff \
+                     gives it up",
+                    owner.namespace, owner.name, owner.uid
+                )
+            })
+            .collect();
+        let strays = listed.into_iter().filter_map(|judged| {
             let uid = judged.here.owner.uid;
             let stray = match &judged.verdict {
                 Ok(verdict) => judged.here.stray(standing_of(verdict)?, now),
@@ -344,7 +341,7 @@ impl Looking {
         });
         known.strays = strays.collect();
         self.this.desktops.set_strays(known.strays.keys().copied().collect());
-        let said = spec.strays.iter().filter_map(|word| {
+        let said = spec.into_iter().flat_map(|spec| &spec.strays).filter_map(|word| {
             let judged = judged.iter().find(|judged| judged.here.owner.uid.to_string() == word.uid);
             let answer = match judged {
                 Some(Judged { here, verdict: Ok(verdict) }) => {
@@ -355,7 +352,7 @@ impl Looking {
             };
             Some(format!("strays[{}]: {}", word.uid, answer?))
         });
-        self.show(known.strays.values().cloned().collect(), said.collect());
+        self.show(known.strays.values().cloned().collect(), saved.into_iter().chain(said).collect());
     }
 
     fn show(&self, mut strays: Vec<gpu_node_status::Stray>, said: Vec<String>) {
@@ -382,15 +379,15 @@ impl Looking {
         self: &Arc<Self>,
         judged: &[Judged],
         total: usize,
-        spec: &GpuNodeSpec,
+        spec: Option<&GpuNodeSpec>,
         known: &mut Known,
         look: &mut Look,
-    ) -> Option<Result<brake::Held, String>> {
+    ) -> Removal {
         let word = |here: &Here| {
             let uid = here.owner.uid.to_string();
-            spec.strays.iter().find(|word| word.uid == uid).cloned()
+            spec?.strays.iter().find(|word| word.uid == uid).cloned()
         };
-        let (mut acts, mut missed, mut certain) = (vec![], vec![], true);
+        let (mut acts, mut missed) = (vec![], Missed { certain: spec.is_some(), ..Missed::default() });
         for judged in judged {
             let here = &judged.here;
             let verdict = match &judged.verdict {
@@ -400,18 +397,19 @@ impl Looking {
                     continue;
                 }
                 Err(error) => {
-                    certain = false;
+                    missed.certain = false;
                     look.count(None);
                     self.tell(&here.owner, &format!("left as it is: {error}"));
                     continue;
                 }
             };
+            missed.running += usize::from(*verdict == Verdict::NoDesktop && here.is_active());
             match plan(verdict, here.trace(), word(here).as_ref()) {
                 Plan::Leave => {
                     look.count(Some(verdict));
                     self.tell_of(here, verdict);
                 }
-                Plan::PutAside => missed.push(here.clone()),
+                Plan::PutAside => missed.off.push(here.clone()),
                 plan => acts.push((here.clone(), verdict.clone(), plan)),
             }
         }
@@ -430,11 +428,14 @@ impl Looking {
             }
             look.count(Some(&verdict));
         }
-        match self.put_aside(missed, total, spec, certain, known, look).await {
-            Ok(held) => held.map(Ok),
+        match self.put_aside(missed, total, spec, known, look).await {
+            Ok(None) if spec.is_none() => {
+                Removal::Unclear("what the admin of the GpuNode says cannot be understood".into())
+            }
+            Ok(held) => held.map_or(Removal::Allowed, Removal::Held),
             Err(error) => {
                 tracing::warn!(%error, "nothing is put aside");
-                Some(Err(error.to_string()))
+                Removal::Unclear(error.to_string())
             }
         }
     }
@@ -465,7 +466,7 @@ impl Looking {
             return Err(OrphanError::Changing);
         }
         let (owner, desktops) = (&here.owner, &self.this.desktops);
-        let template = live.as_ref().and_then(|live| live.data.pointer("/spec/templateRef/name")?.as_str());
+        let template = template_of(owner, live.as_ref());
         // It tells how long the guest may take.
         let template = template
             .and_then(|name| self.stores.templates.get(&ObjectRef::new(name).within(&owner.namespace)));
@@ -516,87 +517,6 @@ impl Looking {
         })
     }
 
-    /// How what is here of a desktop stands to what the API says.
-    async fn judge(&self, here: &Here) -> Result<Verdict, OrphanError> {
-        let uid = here.owner.uid;
-        let known = self.stores.desktops.get(&ObjectRef::new(&here.owner.name).within(&here.owner.namespace));
-        let watched = known.filter(|desktop| desktop.uid() == Some(uid.to_string()));
-        if let Some(desktop) = watched
-            && let Some(holds) = desktop.status.as_ref().and_then(|status| status.allocation.as_ref())
-        {
-            let is_current = match &here.made_for {
-                MadeFor::Allocation(made_for) => decision::compare(made_for, holds) == Made::Current,
-                _ => false,
-            };
-            // What is off is the rounds' own.
-            if is_current || !here.is_active() {
-                return Ok(Verdict::Current);
-            }
-        }
-        let (again, verdict, _) = self.look_at(&here.owner).await?;
-        // A round that worked on it meanwhile would show as a decision that does not hold.
-        let look =
-            |here: &Here| (here.is_active(), here.domain.as_ref().and_then(|domain| domain.metadata.clone()));
-        if look(here) != look(&again) {
-            return Err(OrphanError::Changing);
-        }
-        Ok(verdict)
-    }
-
-    /// Looks at one desktop anew: in the API first.
-    async fn look_at(&self, owner: &Owner) -> Result<(Here, Verdict, Option<DynamicObject>), OrphanError> {
-        let node = self.this.desktops.node();
-        let live = self.read(owner).await?;
-        let domain = match node.hypervisor.get(owner.uid).await {
-            Ok(domain) => Some(domain),
-            Err(HypervisorError::NotFound { .. }) => None,
-            Err(error) => return Err(error.into()),
-        };
-        let made_for = match &domain {
-            Some(domain) => {
-                let ours = made_for(domain).map(|(made_for, _)| made_for);
-                let (name, uuid) = (domain.name.clone(), owner.uid.to_string());
-                ours.ok_or(Problem::ForeignDomain { name, uuid })?
-            }
-            None => self.this.desktops.noted(owner).await?.map_or(MadeFor::Unsaid, MadeFor::Decision),
-        };
-        let verdict = verdict(&node.name, owner.uid, live.as_ref(), &made_for);
-        Ok((Here { owner: owner.clone(), domain, made_for }, verdict, live))
-    }
-
-    async fn read(&self, owner: &Owner) -> Result<Option<DynamicObject>, OrphanError> {
-        let kind = ApiResource::erase::<Desktop>(&());
-        let desktops: Api<DynamicObject> =
-            Api::namespaced_with(self.this.client.clone(), &owner.namespace, &kind);
-        let answer = tokio::time::timeout(PATIENCE, desktops.get_opt(&owner.name)).await;
-        Ok(answer.map_err(|_| OrphanError::Silent)??)
-    }
-
-    /// Everything on this host that says whose it is, and every machine that says that it is ours.
-    async fn here(&self) -> Result<Vec<Here>, OrphanError> {
-        let desktops = &self.this.desktops;
-        let mut all: HashMap<Uuid, Here> = HashMap::new();
-        let nothing_else = |owner| Here { owner, domain: None, made_for: MadeFor::Unsaid };
-        for (uid, owner) in desktops.node().folders.list().await.map_err(Problem::from)? {
-            all.extend(owner.filter(|owner| owner.uid == uid).map(|owner| (uid, nothing_else(owner))));
-        }
-        for instance in desktops.all_instances().await? {
-            if let (Ok(uid), Some((namespace, name))) =
-                (instance.key.desktop_uid.parse(), instance.owner.split_once('/'))
-            {
-                let owner = Owner { namespace: namespace.into(), name: name.into(), uid };
-                all.insert(uid, nothing_else(owner));
-            }
-        }
-        for domain in desktops.node().hypervisor.list().await? {
-            let Some((made_for, owner)) = made_for(&domain) else { continue };
-            let known = all.remove(&domain.uuid).map(|here| here.owner);
-            let owner = owner.or(known).unwrap_or_else(|| named(&domain));
-            all.insert(domain.uuid, Here { owner, domain: Some(domain), made_for });
-        }
-        Ok(all.into_values().collect())
-    }
-
     fn tell_of(&self, here: &Here, verdict: &Verdict) {
         let words = match verdict {
             Verdict::Newer { .. } => {
@@ -621,32 +541,40 @@ impl Looking {
         }
     }
 }
-
-/// For which decision a domain was made, and whose it says that it is; `None` for one that is not ours.
-fn made_for(domain: &DomainSummary) -> Option<(MadeFor, Option<Owner>)> {
-    Some(match metadata::parse(domain.metadata.as_deref()?) {
-        Ok(None) => return None,
-        Ok(Some(ours)) if ours.desktop_uid == domain.uuid => {
-            let allocation = serde_json::from_str(&ours.allocation).map(Box::new);
-            let owner = Owner { namespace: ours.namespace, name: ours.name, uid: domain.uuid };
-            (allocation.map_or(MadeFor::Unreadable, MadeFor::Allocation), Some(owner))
-        }
-        Ok(Some(_)) | Err(_) => (MadeFor::Unreadable, None),
-    })
+/// The name of the template of a desktop, by the answer to a read of it: not of the next one of its name.
+fn template_of<'a>(owner: &Owner, live: Option<&'a DynamicObject>) -> Option<&'a str> {
+    let live = live.filter(|live| live.metadata.uid.as_deref() == Some(&owner.uid.to_string()))?;
+    live.data.pointer("/spec/templateRef/name")?.as_str()
 }
 
-/// Whose a domain is by its own name alone, as far as the API takes such names.
-fn named(domain: &DomainSummary) -> Owner {
-    let legal = |text: &str, most: usize| {
-        let text: String = text.to_ascii_lowercase().chars().take(most).collect();
-        let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
-        Some(text).filter(|text| !text.is_empty() && text.chars().all(fine))
-    };
-    let (namespace, name) = domain.name.split_once('.').unwrap_or(("", &domain.name));
-    let unknown = || "unknown".to_owned();
-    Owner {
-        namespace: legal(namespace, 63).unwrap_or_else(unknown),
-        name: legal(name, 253).unwrap_or_else(unknown),
-        uid: domain.uuid,
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[tokio::test(start_paused = true)]
+    async fn looks_that_are_called_for_are_not_back_to_back() {
+        let began = Instant::now();
+        not_at_once(began, async {}).await;
+        assert_eq!(began.elapsed(), AGAIN);
+        not_at_once(began, tokio::time::sleep(2 * AGAIN)).await;
+        assert_eq!(began.elapsed(), 3 * AGAIN, "and come when they are called for");
+    }
+
+    #[test]
+    fn the_template_of_the_next_desktop_of_a_name_says_nothing_of_the_one_before() {
+        let uid = Uuid::from_u128(7);
+        let owner = Owner { namespace: "school".into(), name: "anna".into(), uid };
+        let live = |uid: Uuid| -> DynamicObject {
+            serde_json::from_value(json!({
+                "apiVersion": "gpudesk.dev/v1alpha1", "kind": "Desktop",
+                "metadata": { "name": "anna", "namespace": "school", "uid": uid },
+                "spec": { "templateRef": { "name": "patient" } },
+            }))
+            .unwrap()
+        };
+        assert_eq!(template_of(&owner, Some(&live(uid))), Some("patient"));
+        assert_eq!(template_of(&owner, Some(&live(Uuid::from_u128(8)))), None);
+        assert_eq!(template_of(&owner, None), None);
     }
 }

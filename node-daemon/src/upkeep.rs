@@ -17,6 +17,20 @@ const MOST: usize = 64;
 /// The most names in a sentence.
 const NAMED: usize = 20;
 
+/// Whether desktops that are missed may be put aside.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Removal {
+    /// It was not looked yet.
+    #[default]
+    Unseen,
+    /// They are few, or none.
+    Allowed,
+    /// They are held back.
+    Held(Held),
+    /// It is not known which are missed, for this reason.
+    Unclear(String),
+}
+
 /// What the last look found. What is `None` was not seen yet.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Seen {
@@ -24,8 +38,8 @@ pub struct Seen {
     pub strays: Option<Vec<Stray>>,
     /// Folders of disks that are no desktop's.
     pub leftovers: Option<Vec<Leftover>>,
-    /// Desktops that are missed and held back, or why it is not known which.
-    pub held: Option<Result<Held, String>>,
+    /// What becomes of desktops that are missed.
+    pub removal: Removal,
     /// What is answered to `spec.strays`.
     pub strays_said: Vec<String>,
     /// What is answered to `spec.leftovers`; with whether it is a refusal.
@@ -44,6 +58,8 @@ pub struct Additions<'a> {
     pub spec: &'a GpuNodeSpec,
     /// Generation of those.
     pub generation: Option<i64>,
+    /// Whether they are all there, and kept on the host.
+    pub kept: (bool, Reason, String),
     /// Now.
     pub now: Timestamp,
 }
@@ -66,10 +82,32 @@ impl Additions<'_> {
         }
         let strays = self.strays_cleared(status);
         self.say(status, ConditionType::StraysCleared, strays);
-        self.say(status, ConditionType::LeftoversHandled, self.leftovers_handled());
-        self.say(status, ConditionType::RemovalAllowed, self.removal_allowed());
+        for (type_, said) in [
+            (ConditionType::LeftoversHandled, self.leftovers_handled()),
+            (ConditionType::RemovalAllowed, self.removal_allowed()),
+        ] {
+            let before = before.and_then(|before| conditions::find(&before.conditions, type_));
+            match (said, before) {
+                (Some(said), _) => self.say(status, type_, said),
+                (None, Some(before)) => status.conditions.push(before.clone()),
+                (None, None) => {
+                    let words = "what is here of desktops was not compared with the API yet";
+                    self.say(status, type_, (false, Reason::Unknown, words.into()));
+                }
+            }
+        }
+        self.say(status, ConditionType::SpecKept, self.kept.clone());
         if let Some(why) = self.not_ready() {
             self.say(status, ConditionType::Ready, why);
+        } else if let Some(said) = &self.spec.adopt_from_cluster {
+            let ready = status.conditions.iter_mut().find(|it| it.type_ == ConditionType::Ready.as_str());
+            if let Some(ready) = ready {
+                let before = std::mem::take(&mut ready.message);
+                let between = if before.is_empty() { "" } else { "; " };
+                ready.message = format!(
+                    "{before}{between}spec.adoptFromCluster is {said} and does nothing, for the host belongs to this cluster: take it away"
+                );
+            }
         }
     }
 
@@ -102,12 +140,15 @@ impl Additions<'_> {
             return (true, Reason::AsExpected, said);
         }
         let name = |stray: &Stray| {
-            format!("{}/{} ({}, {:?})", stray.namespace, stray.name, stray.uid, stray.standing)
+            let id = stray.allocation.as_ref().and_then(|allocation| allocation.id);
+            let id = id.map_or_else(String::new, |id| format!(" of {id}"));
+            format!("{}/{} ({}{id}, {:?})", stray.namespace, stray.name, stray.uid, stray.standing)
         };
         let names = named(status.strays.iter().map(name), count);
         let left = status.strays.iter().any(|stray| stray.standing != StrayStanding::Older);
         let remedy = if left {
-            "bring back their Desktops, or end them by spec.strays: [{uid: UID, action: ShutDown}]"
+            "bring back their Desktops, or end them by spec.strays: [{uid: UID, allocationId: ID, action: ShutDown}] \
+             (without allocationId where none is shown)"
         } else {
             "they are being shut down, for their desktops have moved on"
         };
@@ -115,33 +156,40 @@ impl Additions<'_> {
         (
             false,
             Reason::StraysRunning,
-            format!("{count} machines run here that are no allocation's: {names}: {remedy}{said}"),
+            format!("{count} machines are here that are no allocation's: {names}: {remedy}{said}"),
         )
     }
 
-    fn leftovers_handled(&self) -> (bool, Reason, String) {
+    fn leftovers_handled(&self) -> Option<(bool, Reason, String)> {
+        self.seen.leftovers.as_ref()?;
         let said = &self.seen.leftovers_said;
         let refused = said.iter().any(|(refused, _)| *refused);
         let words: Vec<&str> = said.iter().map(|(_, words)| words.as_str()).collect();
-        (!refused, if refused { Reason::InvalidSpec } else { Reason::AsExpected }, words.join("; "))
+        let reason = if refused { Reason::InvalidSpec } else { Reason::AsExpected };
+        Some((!refused, reason, words.join("; ")))
     }
 
-    fn removal_allowed(&self) -> (bool, Reason, String) {
-        match &self.seen.held {
-            None => (true, Reason::AsExpected, String::new()),
-            Some(Ok(held)) => {
+    fn removal_allowed(&self) -> Option<(bool, Reason, String)> {
+        Some(match &self.seen.removal {
+            Removal::Unseen => return None,
+            Removal::Allowed => (true, Reason::AsExpected, String::new()),
+            Removal::Held(held) => {
                 let count = held.names.len();
                 let names = named(held.names.iter().cloned(), count);
+                let running = match held.running {
+                    0 => String::new(),
+                    running => format!(" with {running} that run"),
+                };
                 let words = format!(
-                    "{count} desktops of which something is here are not in the API, more than the {} that may go at \
-                     a time, so nothing of them is touched: {names}: bring back their Desktops, or set \
+                    "{count} desktops of which something is here are not in the API,{running} more than the {} that may \
+                     go at a time, so nothing of them is touched: {names}: bring back their Desktops, or set \
                      spec.removeOrphansBefore: {} to make leftovers of what is here of them",
                     held.limit, held.before
                 );
                 (false, Reason::RemovalHeld, words)
             }
-            Some(Err(why)) => (false, Reason::Unknown, format!("nothing is removed: {why}")),
-        }
+            Removal::Unclear(why) => (false, Reason::Unknown, format!("nothing is removed: {why}")),
+        })
     }
 
     /// Why no desktop may come here, whatever the machine can do.
@@ -151,8 +199,10 @@ impl Additions<'_> {
             Belongs::Here => {
                 Some((false, Reason::Unknown, "what runs here was not compared with the API yet".into()))
             }
-            Belongs::Unknown => {
-                Some((false, Reason::Unknown, "which cluster the host belongs to is not known yet".into()))
+            Belongs::Unknown(why) => {
+                let why = why.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+                let words = format!("which cluster the host belongs to is not known yet{why}");
+                Some((false, Reason::Unknown, words))
             }
             Belongs::Another { known, found } => {
                 let other = self.spec.adopt_from_cluster.as_ref().filter(|said| *said != known);
@@ -258,7 +308,8 @@ mod tests {
             Some(1),
             &at(second),
         );
-        Additions { seen, belongs, before, spec: &spec, generation: Some(1), now }.add_to(&mut status);
+        let kept = (true, Reason::AsExpected, String::new());
+        Additions { seen, belongs, before, spec: &spec, generation: Some(1), kept, now }.add_to(&mut status);
         status
     }
 
@@ -275,6 +326,7 @@ mod tests {
         let (status, reason, message) = condition(&first, ConditionType::StraysCleared);
         assert_eq!((status.as_str(), reason.as_str()), ("False", "StraysRunning"));
         assert!(message.contains("70 machines") && message.contains("and 50 more"), "{message}");
+        assert!(message.contains("000000000000 of 2-00000002, NoDesktop"), "a word needs it: {message}");
         assert_eq!(status::faults(&first), Vec::<String>::new());
         // A daemon that begins has looked at nothing yet.
         let unseen = node(&Belongs::Here, &Seen::default(), Some(&first), 200);
@@ -292,7 +344,9 @@ mod tests {
         let fourth = node(&Belongs::Here, &none, Some(&third), 400);
         assert_eq!((fourth.strays.len(), fourth.more_strays), (0, None));
         assert_eq!(condition(&fourth, ConditionType::StraysCleared).0, "True");
-        assert_eq!(condition(&fourth, ConditionType::Ready).0, "True");
+        let (ready, _, said) = condition(&fourth, ConditionType::Ready);
+        assert_eq!(ready, "True");
+        assert!(said.starts_with("spec.adoptFromCluster is three and does nothing"), "{said}");
     }
 
     #[test]
@@ -316,7 +370,9 @@ mod tests {
         // It is said once: the time since when stays.
         let second = node(&belongs, &seen, Some(&first), 200);
         assert_eq!(first.conditions, second.conditions);
-        assert_eq!(condition(&node(&Belongs::Unknown, &seen, None, 1), ConditionType::Ready).0, "False");
+        let unknown = node(&Belongs::Unknown(Some("it is empty".into())), &seen, None, 1);
+        let (status, _, message) = condition(&unknown, ConditionType::Ready);
+        assert!(status == "False" && message.contains("not known yet: it is empty"), "{status} {message}");
     }
 
     #[test]
@@ -325,15 +381,34 @@ mod tests {
             names: (0..30).map(|n| format!("school/d-{n}")).collect(),
             before: Timestamp::from_second(1000).unwrap(),
             limit: 3,
+            running: 7,
         };
-        let mut seen = Seen { strays: Some(vec![]), held: Some(Ok(held)), ..Seen::default() };
-        let (status, reason, message) =
-            condition(&node(&Belongs::Here, &seen, None, 1), ConditionType::RemovalAllowed);
+        let removal = Removal::Held(held);
+        let mut seen = Seen { strays: Some(vec![]), leftovers: Some(vec![]), removal, ..Seen::default() };
+        seen.leftovers_said = vec![(true, "a: it runs".into())];
+        let first = node(&Belongs::Here, &seen, None, 1);
+        let (status, reason, message) = condition(&first, ConditionType::RemovalAllowed);
         assert_eq!((status.as_str(), reason.as_str()), ("False", "RemovalHeld"));
-        for part in ["30 desktops", "school/d-19, and 10 more", "removeOrphansBefore: 1970-01-01T00:16:40Z"] {
+        for part in [
+            "30 desktops",
+            "with 7 that run more than the 3",
+            "school/d-19, and 10 more",
+            "removeOrphansBefore: 1970-01-01T00:16:40Z",
+        ] {
             assert!(message.contains(part), "{message}");
         }
-        seen.held = Some(Err("removals.json cannot be read".into()));
+        // A daemon that begins has looked at nothing: what was said stands, and where nothing was it is not known.
+        for type_ in [ConditionType::RemovalAllowed, ConditionType::LeftoversHandled] {
+            let began = node(&Belongs::Here, &Seen::default(), Some(&first), 2);
+            assert_eq!(condition(&began, type_), condition(&first, type_));
+            assert_eq!(condition(&first, type_).0, "False");
+            let new = node(&Belongs::Here, &Seen::default(), None, 2);
+            assert_eq!(
+                (condition(&new, type_).0.as_str(), condition(&new, type_).1.as_str()),
+                ("False", "Unknown")
+            );
+        }
+        seen.removal = Removal::Unclear("removals.json cannot be read".into());
         assert_eq!(
             condition(&node(&Belongs::Here, &seen, None, 1), ConditionType::RemovalAllowed).1,
             "Unknown"

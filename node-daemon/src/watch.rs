@@ -11,19 +11,17 @@ use std::{
 
 use futures::{Stream, StreamExt, future, stream};
 use gpudesk_crds::{Desktop, DesktopTemplate};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use gpudesk_watch::understood::{Read, odd};
 use kube::{
     Api, Client, Resource, ResourceExt,
-    core::DeserializeGuard,
     runtime::{
         Controller, WatchStreamExt,
         controller::{Action, Config},
         reflector::{ObjectRef, Store, store},
-        watcher::{self, Event, watcher},
+        watcher::{self, Event},
     },
 };
 use serde::de::DeserializeOwned;
-use serde_json::json;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -44,8 +42,6 @@ const AT_ONCE: u16 = 64;
 const BUSY: Duration = Duration::from_secs(3);
 /// Wait after a status that could not be written.
 const RETRY: Duration = Duration::from_secs(5);
-/// What `kubectl apply` keeps of the last version: as large as the object and of no use here.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// Which desktop a domain is.
 #[derive(Clone, Default)]
@@ -122,7 +118,8 @@ pub async fn run(
     let hint = Arc::clone(desktops.hint());
     let node = desktops.node().name.clone();
     let (templates, template_writer) = store();
-    let all = watcher::Config::default();
+    // They come from tenants and may be large: not many at a time.
+    let all = watcher::Config::default().page_size(64);
     let template_events = understood::<DesktopTemplate>(Api::all(client.clone()), all, restored.clone());
     let templates_followed = template_events.reflect(template_writer).for_each(|_| future::ready(()));
     let index = Index::default();
@@ -247,67 +244,30 @@ fn is_news(kind: DomainEventKind) -> bool {
     }
 }
 
-/// Events of a kind, trimmed. Those with an object that does not parse are logged and left out: what
-/// runs of it goes on as it is.
+/// Events of a kind. Those with an object that is not understood whole are left out: what runs of it goes on as it is.
+/// What is gone is gone, whatever it said last.
 fn understood<K>(
-    api: Api<DeserializeGuard<K>>,
+    api: Api<Read<K>>,
     config: watcher::Config,
     restored: Restored,
-) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + 'static
+) -> impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone + Debug,
 {
-    let watching = move || watcher(api.clone(), config.clone()).default_backoff();
-    restored.anew(watching).filter_map(|event| {
-        let understood = match event {
-            Ok(Event::Apply(object)) => parsed(object).map(|object| Ok(Event::Apply(object))),
-            Ok(Event::InitApply(object)) => parsed(object).map(|object| Ok(Event::InitApply(object))),
-            // What is gone is gone, whatever it said last.
-            Ok(Event::Delete(object)) => {
-                let object = object.0.or_else(|invalid| bare(&invalid.metadata));
-                object.ok().map(|object| Ok(Event::Delete(object)))
-            }
-            Ok(Event::Init) => Some(Ok(Event::Init)),
-            Ok(Event::InitDone) => Some(Ok(Event::InitDone)),
-            Err(error) => {
-                tracing::warn!(%error, "a watch was interrupted");
-                Some(Err(error))
-            }
-        };
-        future::ready(understood)
-    })
+    let watching = move || gpudesk_watch::watch(api.clone(), config.clone(), |_| {});
+    restored.anew(watching).filter(|event| future::ready(is_understood(event)))
 }
 
-/// An object of which only the metadata counts.
-fn bare<K: Resource<DynamicType: Default> + DeserializeOwned>(
-    metadata: &ObjectMeta,
-) -> serde_json::Result<K> {
-    let of = K::DynamicType::default();
-    let (version, kind) = (K::api_version(&of), K::kind(&of));
-    // The least that the kinds watched here take.
-    let spec = json!({"templateRef": {"name": ""}, "memory": {"sizeMiB": 1}});
-    serde_json::from_value(json!({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}))
-}
-
-fn parsed<K: Resource>(object: DeserializeGuard<K>) -> Option<K> {
-    match object.0 {
-        Ok(mut object) => {
-            object.managed_fields_mut().clear();
-            object.annotations_mut().remove(LAST_APPLIED);
-            Some(object)
-        }
-        Err(invalid) => {
-            let name = invalid.metadata.name.unwrap_or_default();
-            let namespace = invalid.metadata.namespace.unwrap_or_default();
-            tracing::error!(namespace, name, error = invalid.error, "an object cannot be understood");
-            None
-        }
-    }
+fn is_understood<K: Resource>(event: &watcher::Result<Event<K>>) -> bool {
+    !matches!(event, Ok(Event::Apply(object) | Event::InitApply(object)) if odd(object).is_some())
 }
 
 #[cfg(test)]
 mod tests {
+    use gpudesk_watch::understood::as_far_as_understood;
+    use serde_json::json;
+
     use super::*;
 
     fn desktop(uid: u128) -> Desktop {
@@ -318,11 +278,15 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_an_object_is_seen_whatever_it_said_last() {
-        let mut metadata = desktop(1).metadata;
-        metadata.resource_version = Some("7".into());
-        assert_eq!(bare::<Desktop>(&metadata).unwrap().metadata, metadata);
-        assert_eq!(bare::<DesktopTemplate>(&metadata).unwrap().metadata, metadata);
+    fn an_object_that_is_not_understood_is_left_out_and_its_end_is_seen() {
+        let object = json!({"metadata": {"name": "a"}, "spec": {"templateRef": {"name": "t"}, "powerState": "Asleep"}});
+        let object: Desktop = as_far_as_understood(object, "Desktop").unwrap();
+        for event in [Event::Apply(object.clone()), Event::InitApply(object.clone())] {
+            assert!(!is_understood(&Ok(event)));
+        }
+        assert!(is_understood(&Ok(Event::Delete(object))));
+        assert!(is_understood(&Ok(Event::Apply(desktop(1)))));
+        assert!(is_understood::<Desktop>(&Ok(Event::InitDone)));
     }
 
     #[test]

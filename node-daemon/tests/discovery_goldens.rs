@@ -13,13 +13,11 @@ use std::{fs, path::Path};
 use fixtures::Machine;
 use gpudesk_crds::{GpuNode, GpuNodeSpec};
 use gpudesk_inventory::{
-    hook::HookView,
     scan::{self, Scanner},
-    status::{self, Findings, GuestNetworkView, HypervisorView},
+    status::{self, Findings},
     topology::HostFacts,
     tree::Tree,
 };
-use jiff::Timestamp;
 
 /// What the host at `path` says of itself.
 fn facts(path: &Path) -> HostFacts {
@@ -29,22 +27,7 @@ fn facts(path: &Path) -> HostFacts {
 }
 
 fn node(facts: &HostFacts, name: &str) -> GpuNode {
-    let mut status = status::status(&Findings {
-        facts,
-        simulated: false,
-        hypervisor: &HypervisorView::Silent("it was not asked".into()),
-        guest_network: &GuestNetworkView::NotAsked,
-        gpu_driver_version: None,
-        vgpu_manager_version: None,
-        unlicensed_vgpus: None,
-        withheld: None,
-        hook: &HookView::NotConfigured,
-        instances: Ok(&[]),
-        spec: &GpuNodeSpec::default(),
-        generation: Some(1),
-        before: None,
-        now: Timestamp::UNIX_EPOCH,
-    });
+    let mut status = status::status(&Findings { generation: Some(1), ..Findings::of(facts) });
     // It is another one with each release.
     status.host.as_mut().unwrap().daemon_version = None;
     GpuNode { status: Some(status), ..GpuNode::new(name, GpuNodeSpec::default()) }

@@ -3,13 +3,11 @@
 
 use std::{fmt::Write, path::PathBuf};
 
-use gpudesk_crds::{GpuNodeSpec, GpuNodeStatus, gpu_node_status::Acceleration};
+use gpudesk_crds::{GpuNodeStatus, gpu_node_status::Acceleration};
 use gpudesk_inventory::{
-    hook::HookView,
     simulated::HostFile,
     status::{self, Findings, GuestNetworkView, HypervisorView},
 };
-use jiff::Timestamp;
 
 fn examples() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples/hosts")
@@ -19,7 +17,6 @@ fn status(file: &str) -> GpuNodeStatus {
     let text = std::fs::read_to_string(examples().join(file)).unwrap();
     let host = HostFile::parse(&text).unwrap().host("sim").unwrap_or_else(|error| panic!("{file}: {error}"));
     status::status(&Findings {
-        facts: &host.facts,
         simulated: true,
         hypervisor: &HypervisorView::Answers {
             versions: None,
@@ -28,15 +25,8 @@ fn status(file: &str) -> GpuNodeStatus {
         },
         guest_network: &GuestNetworkView::NoGuests,
         gpu_driver_version: Some("simulated".into()),
-        vgpu_manager_version: None,
-        unlicensed_vgpus: None,
-        withheld: None,
-        hook: &HookView::NotConfigured,
-        instances: Ok(&[]),
-        spec: &GpuNodeSpec::default(),
         generation: Some(1),
-        before: None,
-        now: Timestamp::UNIX_EPOCH,
+        ..Findings::of(&host.facts)
     })
 }
 

@@ -51,9 +51,17 @@ impl AllocationKey {
         Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
     }
 
-    /// The id of the next decision of a desktop.
-    pub fn mint(&self, desktop: &Desktop, node: &str, decided_at: &Time) -> AllocationId {
-        let number = AllocationId::new(desktop.next_number(), 0).number();
+    /// The id of the next decision of a desktop: above all that its status tells of, and above the one by which it is
+    /// remembered to have held something. Else it would be given up for this decision, and missed again before the next.
+    pub fn mint(
+        &self,
+        desktop: &Desktop,
+        remembered: Option<AllocationId>,
+        node: &str,
+        decided_at: &Time,
+    ) -> AllocationId {
+        let above = remembered.map_or(0, |remembered| remembered.number().saturating_add(1));
+        let number = AllocationId::new(desktop.next_number().max(above), 0).number();
         let uid = desktop.metadata.uid.as_deref().unwrap_or_default();
         AllocationId::new(number, self.tag(number, uid, node, decided_at))
     }
@@ -132,7 +140,7 @@ mod tests {
             "node": "n", "desktopGeneration": 1, "templateGeneration": 1, "decidedAt": "2026-01-01T00:00:00Z",
         }))
         .unwrap();
-        allocation.id = Some(key.mint(&desktop, &allocation.node, &allocation.decided_at));
+        allocation.id = Some(key.mint(&desktop, None, &allocation.node, &allocation.decided_at));
         allocation
     }
 

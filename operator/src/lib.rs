@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Everything that decides is pure: the crate `gpudesk-placement`, `thinker`, `index`, `queue`, `node_liveness`, and the files
-//! named `validate`, `decide`, `made_of`, `status` and `summary`. `world` holds them behind one lock; `watch`
+//! named `admit`, `validate`, `decide`, `made_of`, `status` and `summary`. `world` holds them behind one lock; `watch`
 //! fills it, with what `understood` makes of an object that this version does not understand whole; `writer`, `secret_access` and the files named `apply` write; `run` puts it together.
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ pub mod allocation_key;
 pub mod backoff;
 pub mod cause;
 pub mod deadline;
+pub mod definitions;
 pub mod desktop;
 pub mod desktop_template;
 pub mod gpu_node;

@@ -55,6 +55,7 @@ pub struct Metrics {
     silent: Family<Node, Gauge>,
     leading: Gauge,
     term_refused: Gauge,
+    definitions_lack: Gauge,
     decision_seconds: Histogram,
 }
 
@@ -73,6 +74,7 @@ impl Default for Metrics {
         let silent = Family::default();
         let leading = Gauge::default();
         let term_refused = Gauge::default();
+        let definitions_lack = Gauge::default();
         let decision_seconds = Histogram::new(exponential_buckets(0.000_05, 4.0, 9));
         registry.register("malformed_objects", "Versions of objects that did not parse", malformed.clone());
         registry.register(
@@ -102,6 +104,11 @@ impl Default for Metrics {
             "1 while the API server refuses what this process writes though it leads: restart the API server",
             term_refused.clone(),
         );
+        registry.register(
+            "definitions_lack",
+            "Fields and values that the definitions in the API lack for this version: while there are any it does not lead",
+            definitions_lack.clone(),
+        );
         registry.register("decision_seconds", "Time of one decision", decision_seconds.clone());
         Self {
             registry: Arc::new(registry),
@@ -117,6 +124,7 @@ impl Default for Metrics {
             silent,
             leading,
             term_refused,
+            definitions_lack,
             decision_seconds,
         }
     }
@@ -176,6 +184,10 @@ impl Metrics {
     /// Whether the API server refuses what this process writes though it leads.
     pub fn term_refused(&self, refused: bool) {
         self.term_refused.set(i64::from(refused));
+    }
+    /// How much of what this version needs is not defined in the API.
+    pub fn definitions_lack(&self, count: usize) {
+        self.definitions_lack.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
     /// How long a decision took.
     pub fn decided_in(&self, seconds: f64) {

@@ -12,12 +12,15 @@ use gpudesk_crds::{
 use k8s_openapi::{
     api::coordination::v1::Lease,
     apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
+    jiff::Timestamp,
 };
 
 /// Name of a node's lease, up to the name of the node.
 const PREFIX: &str = "gpudesk-node-";
 /// Duration of a lease that does not say.
 const DEFAULT_SECONDS: i32 = 180;
+/// The longest duration of a lease that counts; what a daemon says beyond is cut.
+const LONGEST: Duration = Duration::from_mins(10);
 
 /// The leases of the nodes, as seen.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +36,30 @@ struct Beat {
     renewed: Option<MicroTime>,
     duration: Duration,
     seen_at: Instant,
+    /// Renewals to be seen before this node has told what it knows now.
+    awaited: u8,
+}
+
+impl Beat {
+    /// More than a daemon that lives takes to renew its lease.
+    fn patience(&self) -> Duration {
+        self.duration / 2
+    }
+
+    fn is_awaited(&self, now: Instant) -> bool {
+        self.awaited > 0 && now.saturating_duration_since(self.seen_at) <= self.patience()
+    }
+}
+
+/// Nodes of which it is not known yet whether what the API has of them is of now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unproven {
+    /// The first of them.
+    pub node: String,
+    /// How many there are.
+    pub count: usize,
+    /// When those of them that are not heard are not waited for any more.
+    pub until: Instant,
 }
 
 /// Whether a node's daemon is heard, and when its lease was renewed last, by the daemon's own clock.
@@ -91,16 +118,43 @@ impl Liveness {
         let Some(node) = node_of(lease) else { return };
         let spec = lease.spec.clone().unwrap_or_default();
         let seconds = spec.lease_duration_seconds.unwrap_or(DEFAULT_SECONDS);
-        let duration = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+        // A node does not say for how long it is believed after its end.
+        let duration = Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).min(LONGEST);
         let before = self.leases.get(node);
         if before.is_some_and(|beat| beat.renewed != spec.renew_time)
             && let Some(doubted) = self.nodes.get_mut(node)
         {
             *doubted = false;
         }
-        let unchanged = before.filter(|beat| beat.renewed == spec.renew_time);
-        let seen_at = unchanged.map_or(now, |beat| beat.seen_at);
-        self.leases.insert(node.to_owned(), Beat { renewed: spec.renew_time, duration, seen_at });
+        let (seen_at, awaited) = match before {
+            Some(beat) if beat.renewed == spec.renew_time => (beat.seen_at, beat.awaited),
+            Some(beat) if !beat.is_awaited(now) => (now, 0),
+            Some(beat) => (now, beat.awaited.saturating_sub(1)),
+            None => (now, 0),
+        };
+        self.leases.insert(node.to_owned(), Beat { renewed: spec.renew_time, duration, seen_at, awaited });
+    }
+
+    /// A lease was there when the operator began, at `now` and, by its clock, at `time`. Where that was not renewed
+    /// just now, the API may be a copy from before a restore: then its daemon finds that out by its next renewal, and
+    /// reports what it has until the one after.
+    pub fn listed(&mut self, lease: &Lease, now: Instant, time: Timestamp) {
+        let is_new = node_of(lease).is_some_and(|node| !self.leases.contains_key(node));
+        self.seen(lease, now);
+        if let Some(beat) = node_of(lease).and_then(|node| self.leases.get_mut(node)).filter(|_| is_new) {
+            let age = beat.renewed.as_ref().map(|renewed| time.duration_since(renewed.0).unsigned_abs());
+            beat.awaited = if age.is_some_and(|age| age <= beat.patience()) { 0 } else { 2 };
+        }
+    }
+
+    /// The nodes of which it is not known yet whether what the API has of them is of now. Those that miss a heartbeat, or
+    /// were silent before, are not waited for.
+    pub fn unproven(&self, now: Instant) -> Option<Unproven> {
+        let awaited = self.nodes.keys().filter(|node| self.is_alive(node, now));
+        let awaited = awaited.filter_map(|node| Some((node, self.leases.get(node)?)));
+        let all: Vec<_> = awaited.filter(|(_, beat)| beat.is_awaited(now)).collect();
+        let until = all.iter().map(|(_, beat)| beat.seen_at + beat.patience()).max()?;
+        Some(Unproven { node: all.first()?.0.clone(), count: all.len(), until })
     }
 
     /// A lease is gone.
@@ -143,9 +197,7 @@ impl Liveness {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::{
-        api::coordination::v1::LeaseSpec, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp,
-    };
+    use k8s_openapi::{api::coordination::v1::LeaseSpec, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 
     fn lease(node: &str, renewed: i64) -> Lease {
         Lease {
@@ -176,6 +228,40 @@ mod tests {
         liveness.gone(&lease("a", 6));
         assert_eq!(silent(&liveness, after(182)), 1);
         assert_eq!(liveness.silent(["b"].into_iter(), start).len(), 1, "no lease was ever seen");
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "there is no other way to make an Instant")]
+    fn a_lease_that_was_not_renewed_just_now_is_awaited_twice_and_not_for_ever() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let began = |renewed: i64, by_clock: i64| {
+            let mut liveness = Liveness::default();
+            liveness.node_seen(&node(None));
+            liveness.listed(&lease("a", renewed), start, Timestamp::from_second(by_clock).unwrap());
+            liveness
+        };
+        assert_eq!(began(1000, 1000 + 90).unproven(start), None, "renewed just now");
+        assert_eq!(began(1000 + 90, 1000).unproven(start), None, "by a clock that is a bit ahead");
+        for (renewed, by_clock) in [(1000, 1000 + 91), (1000 + 91, 1000)] {
+            let mut liveness = began(renewed, by_clock);
+            let unproven = Unproven { node: "a".into(), count: 1, until: after(90) };
+            assert_eq!(liveness.unproven(start), Some(unproven), "as after a restore");
+            liveness.listed(&lease("a", renewed), after(5), Timestamp::from_second(renewed).unwrap());
+            assert!(liveness.unproven(after(5)).is_some(), "said again it is no newer");
+            liveness.seen(&lease("a", 2000), after(30));
+            assert!(liveness.unproven(after(30)).is_some(), "its daemon has just found out");
+            liveness.seen(&lease("a", 2060), after(90));
+            assert_eq!(liveness.unproven(after(90)), None);
+        }
+        let mut liveness = began(1000, 5000);
+        assert_eq!(liveness.unproven(after(91)), None, "it missed a heartbeat");
+        liveness.seen(&lease("a", 9000), after(500));
+        assert_eq!(liveness.unproven(after(500)), None, "it comes back later");
+        let mut liveness = Liveness::default();
+        liveness.node_seen(&node(Some("False")));
+        liveness.listed(&lease("a", 1000), start, Timestamp::from_second(5000).unwrap());
+        assert_eq!(liveness.unproven(start), None, "it was silent before");
     }
 
     fn node(heard: Option<&str>) -> GpuNode {

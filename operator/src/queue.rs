@@ -55,8 +55,8 @@ pub struct Queue<T> {
     again: bool,
     /// What found no room since something was freed last, and whether room that is kept counted as free.
     hopeless: HashMap<Hope, bool>,
-    /// Who was given a place that its round does not know of yet.
-    given: BTreeSet<DesktopKey>,
+    /// Who was given a place that its round does not know of yet, and what was asked for.
+    given: BTreeMap<DesktopKey, T>,
     /// For whom room is kept.
     favoured: Option<Rank>,
 }
@@ -92,7 +92,7 @@ impl<T> Default for Queue<T> {
             walk: None,
             again: false,
             hopeless: HashMap::new(),
-            given: BTreeSet::new(),
+            given: BTreeMap::new(),
             favoured: None,
         }
     }
@@ -111,12 +111,12 @@ impl<T> Queue<T> {
         self.waiting.insert(rank.key, entry);
     }
 
-    /// A desktop asks for a place no more.
-    pub fn leave(&mut self, key: &DesktopKey) {
-        self.remove(key);
+    /// A desktop asks for a place no more; returns what it asked for.
+    pub fn leave(&mut self, key: &DesktopKey) -> Option<T> {
         if self.favoured.as_ref().is_some_and(|rank| rank.key == *key) {
             self.favoured = None;
         }
+        self.remove(key).map(|entry| entry.ask)
     }
 
     fn remove(&mut self, key: &DesktopKey) -> Option<Entry<T>> {
@@ -170,13 +170,6 @@ impl<T> Queue<T> {
         self.walk.is_none() && self.newcomers.is_empty()
     }
 
-    /// Whether the turn of a desktop is still to come.
-    pub fn is_due(&self, key: &DesktopKey) -> bool {
-        let Some(entry) = self.waiting.get(key) else { return false };
-        let to_come = |walk: &Walk| walk.after.as_ref().is_none_or(|after| *after < entry.rank);
-        self.newcomers.contains(&entry.rank) || self.walk.as_ref().is_some_and(to_come)
-    }
-
     /// What a desktop asks for.
     pub fn ask(&self, key: &DesktopKey) -> Option<&T> {
         self.waiting.get(key).map(|entry| &entry.ask)
@@ -208,29 +201,26 @@ impl<T> Queue<T> {
         known.is_some_and(|known| *known || !all)
     }
 
-    /// A request found no room. Of those that go by their neighbours or by what is their own nothing is known
-    /// of others.
+    /// A request found no room, and not for its neighbours or what is its own.
     pub fn found_none(&mut self, request: &Request, all: bool) {
-        if request.affinity.is_empty() {
-            let known = self.hopeless.entry((request.demand.clone(), request.home.clone())).or_default();
-            *known |= all;
-        }
+        *self.hopeless.entry((request.demand.clone(), request.home.clone())).or_default() |= all;
     }
 
     /// A desktop was given a place that its round is still to take.
     pub fn give(&mut self, key: &DesktopKey) {
-        self.leave(key);
-        self.given.insert(key.clone());
+        if let Some(ask) = self.leave(key) {
+            self.given.insert(key.clone(), ask);
+        }
     }
 
-    /// Whether a desktop was given a place that its round has not taken.
-    pub fn is_given(&self, key: &DesktopKey) -> bool {
-        self.given.contains(key)
+    /// What a desktop asked for that was given a place which its round has not taken.
+    pub fn given(&self, key: &DesktopKey) -> Option<&T> {
+        self.given.get(key)
     }
 
     /// Takes the place that was given to a desktop, if one was.
     pub fn take_given(&mut self, key: &DesktopKey) -> bool {
-        self.given.remove(key)
+        self.given.remove(key).is_some()
     }
 
     /// The first who has waited since before `since`, in seconds since 1970, and of whom `may` says so.
@@ -266,28 +256,26 @@ impl<T> Queue<T> {
         self.waiting.is_empty()
     }
 
-    /// When the one who waits longest began to, in seconds since 1970.
-    pub fn longest(&self) -> Option<i64> {
-        self.order.iter().map(|rank| rank.since).min()
-    }
-
-    /// Those of whom it was not found out for long why they wait, in their order, at most so many; they
-    /// count as looked at.
-    pub fn to_look_at(&mut self, now: Instant, most: usize) -> Vec<DesktopKey> {
+    /// Those of whom it was not found out since `freed` why they wait, in their order, at most so many and none sooner
+    /// than it may change its message; they count as looked at. And whether there are more.
+    pub fn to_look_at(&mut self, freed: Instant, now: Instant, most: usize) -> (Vec<DesktopKey>, bool) {
         let Self { order, waiting, .. } = self;
-        let mut found = vec![];
+        let (mut found, mut more) = (vec![], false);
         for rank in order.iter() {
-            if let Some(entry) = waiting.get_mut(&rank.key)
-                && now.saturating_duration_since(entry.looked_at) >= SAY_AGAIN
-            {
-                entry.looked_at = now;
-                found.push(rank.key.clone());
-                if found.len() == most {
-                    break;
-                }
+            let Some(entry) = waiting.get_mut(&rank.key).filter(|entry| entry.looked_at < freed) else {
+                continue;
+            };
+            if found.len() == most {
+                return (found, true);
             }
+            if now.saturating_duration_since(entry.looked_at) < SAY_AGAIN {
+                more = true;
+                continue;
+            }
+            entry.looked_at = now;
+            found.push(rank.key.clone());
         }
-        found
+        (found, more)
     }
 
     /// How long a desktop must wait until it may change its message; zero when it may now, which
@@ -303,7 +291,7 @@ impl<T> Queue<T> {
     }
 
     /// The same, without counting as having said it.
-    pub fn rest(&self, key: &DesktopKey, now: Instant) -> Duration {
+    fn rest(&self, key: &DesktopKey, now: Instant) -> Duration {
         let said_at = self.waiting.get(key).and_then(|entry| entry.said_at);
         said_at.map_or(Duration::ZERO, |at| SAY_AGAIN.saturating_sub(now.saturating_duration_since(at)))
     }

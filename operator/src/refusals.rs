@@ -24,6 +24,15 @@ pub struct Refusals {
     desktops: BTreeMap<DesktopKey, Refused>,
 }
 
+/// That a desktop was refused too often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// Until when it waits.
+    pub until: Instant,
+    /// How often it was.
+    pub times: u32,
+}
+
 /// A card that is left out.
 #[derive(Debug)]
 struct Left {
@@ -106,16 +115,14 @@ impl Refusals {
         self.desktops.remove(desktop);
     }
 
-    /// How long a desktop that was refused too often still waits, and how often it was. One that asks for
-    /// something else now does not wait.
-    pub fn waits(&mut self, desktop: &DesktopKey, made_of: &str, now: Instant) -> Option<(Duration, u32)> {
+    /// What a desktop that was refused too often waits for. One that asks for something else now does not wait.
+    pub fn waits(&mut self, desktop: &DesktopKey, made_of: &str) -> Option<Wait> {
         let refused = self.desktops.get_mut(desktop).filter(|refused| refused.weight >= MOST)?;
         if refused.made_of.get_or_insert_with(|| made_of.to_owned()) != made_of {
             self.desktops.remove(desktop);
             return None;
         }
-        let rest = refused.until.saturating_duration_since(now);
-        (!rest.is_zero()).then_some((rest, refused.times))
+        Some(Wait { until: refused.until, times: refused.times })
     }
 
     /// A node was seen; returns the desktops that waited for news of it, when there is some.
@@ -246,24 +253,27 @@ mod tests {
         let now = start();
         let key = DesktopKey::new("school", "anna");
         let mut refusals = Refusals::default();
+        let waits = |refusals: &mut Refusals, made_of: &str, now: Instant| {
+            refusals.waits(&key, made_of).filter(|wait| wait.until > now)
+        };
         let mut rests = vec![];
         for number in 1..=10 {
             refusals.note(&key, id(number), "n", Some(&node("p")), &refusal(Some("0000:41:00.0")), now);
-            rests.push(refusals.waits(&key, "a", now).map_or(0, |(rest, _)| rest.as_secs() / 60));
+            rests.push(waits(&mut refusals, "a", now).map_or(0, |wait| (wait.until - now).as_secs() / 60));
         }
         assert_eq!(rests, [0, 0, 1, 2, 4, 8, 16, 32, 60, 60]);
         refusals.news(&node("another"), now + SOON);
-        assert_eq!(refusals.waits(&key, "a", now + SOON), None, "there is news");
+        assert_eq!(waits(&mut refusals, "a", now + SOON), None, "there is news");
         refusals.note(&key, id(11), "n", Some(&node("p")), &refusal(Some("0000:41:00.0")), now);
-        assert!(refusals.waits(&key, "a", now).is_some());
-        assert!(refusals.waits(&key, "b", now).is_none(), "it asks for something else");
+        assert!(waits(&mut refusals, "a", now).is_some());
+        assert!(waits(&mut refusals, "b", now).is_none(), "it asks for something else");
         for odd in [refusal(None), refusal(Some("0000:99:00.0"))] {
             refusals.note(&key, id(12), "n", Some(&node("p")), &odd, now);
             assert!(refusals.offer(&node("p"), now + FIRST).is_none(), "no card of the node is named");
-            let times = refusals.waits(&key, "b", now).map(|(_, times)| times);
+            let times = waits(&mut refusals, "b", now).map(|wait| wait.times);
             assert_eq!(times, Some(1), "so nothing keeps it from the same again");
             refusals.forget(&key);
-            assert_eq!(refusals.waits(&key, "b", now), None, "it ran");
+            assert_eq!(waits(&mut refusals, "b", now), None, "it ran");
         }
     }
 }

@@ -29,7 +29,7 @@ use crate::{
     allocation_key::AllocationKey,
     backoff::Backoff,
     deadline::DeadlineLayer,
-    desktop, desktop_template, gpu_node, gpu_profile,
+    definitions, desktop, desktop_template, gpu_node, gpu_profile,
     health::Readiness,
     leader::{Candidate, Leadership, Lost},
     metrics::Metrics,
@@ -103,6 +103,11 @@ pub async fn run(
         identity: settings.identity.clone(),
         duration: settings.lease_duration,
     };
+    let client = Client::try_from(config.clone()).map_err(Box::new)?;
+    tokio::select! {
+        () = definitions::wait(&client, &metrics) => {}
+        () = stop.cancelled() => return Ok(()),
+    }
     // Whoever stands by does so properly.
     ready.set(true);
     let acquired = tokio::select! {

@@ -75,6 +75,8 @@ pub struct World {
     counted: Notify,
     /// For whom room is kept: for whoever has waited so long.
     keep_after: Option<Duration>,
+    /// How long the lock is held for those whose turn it is, before others may have it.
+    at_once: Duration,
 }
 
 /// Behind the one placement lock.
@@ -98,6 +100,9 @@ struct Cluster {
     templates_seen: BTreeMap<DesktopKey, Spec>,
     profiles_seen: BTreeMap<String, Spec>,
     leases_known: bool,
+    nodes_known: bool,
+    /// Nothing is placed before nodes that were not heard just before us have said what they have.
+    awaits_nodes: bool,
     silent: BTreeSet<String>,
     /// Nodes of which their administrators say that they are off.
     said_off: BTreeSet<String>,
@@ -140,12 +145,19 @@ impl World {
             ask: Notify::new(),
             counted: Notify::new(),
             keep_after: None,
+            at_once: Duration::from_millis(2),
         }
     }
 
     /// Keeps room for those who have waited so long from now on.
     pub fn set_keep_room_after(&mut self, after: Option<Duration>) {
         self.keep_after = after;
+    }
+
+    /// Gives everybody a turn at once, however busy the machine is.
+    #[cfg(test)]
+    pub fn take_time(&mut self) {
+        self.at_once = Duration::from_hours(1);
     }
 
     fn lock(&self) -> MutexGuard<'_, Cluster> {

@@ -49,13 +49,21 @@ impl WriteError {
     }
 }
 
+/// How etcd's client says that an object is too large to be written: at etcd's limit, and at its own.
+const TOO_LARGE: [&str; 2] = ["etcdserver: request is too large", "trying to send message larger than max"];
+
 impl From<kube::Error> for WriteError {
     fn from(error: kube::Error) -> Self {
         if leader::is_refused(&error) {
             return Self::Fenced(Box::new(error));
         }
-        let code = if let kube::Error::Api(status) = &error { status.code } else { 0 };
+        let (code, message) = match &error {
+            kube::Error::Api(status) => (status.code, status.message.as_str()),
+            _ => (0, ""),
+        };
         match code {
+            // The store took nothing, though the API server calls it a fault of its own.
+            500 if TOO_LARGE.iter().any(|words| message.contains(words)) => Self::Refused(Box::new(error)),
             409 => Self::Conflict,
             404 => Self::Gone,
             // 408 says that the server gave up waiting, not that nothing was written.

@@ -89,6 +89,11 @@ impl Server {
                 (StatusCode::NOT_FOUND, status)
             }
             _ if of_lease => (StatusCode::OK, lease.clone()),
+            path if path.starts_with("/openapi/") => {
+                let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403,
+                    "reason": "Forbidden"});
+                (StatusCode::FORBIDDEN, status)
+            }
             KEY => {
                 let data = json!({"key": format!("{}=", "A".repeat(43))});
                 let metadata = json!({"name": "gpudesk-allocation-key"});

@@ -12,7 +12,7 @@ use super::{
     shares::{CardUnits, Framework, Instance, ModeSupport, Placement},
     virtual_functions::{VirtualFunction, VirtualFunctions},
 };
-use crate::types::PciAddress;
+use crate::types::{PciAddress, ShareMode};
 
 /// One card.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -232,6 +232,13 @@ pub struct VgpuState {
 }
 
 impl Device {
+    /// Whether shares of a mode can be had of the card, when nothing is taken.
+    pub fn offers(&self, mode: ShareMode) -> bool {
+        self.supports.iter().any(|support| support.mode == mode && support.supported)
+            && (mode == ShareMode::Passthrough
+                || self.placements.iter().any(|placement| placement.mode == mode))
+    }
+
     /// A card of which only address and ids are known, four hexadecimal digits each.
     pub fn new(pci_address: PciAddress, vendor_id: impl Into<String>, device_id: impl Into<String>) -> Self {
         let (vendor_id, device_id) = (vendor_id.into(), device_id.into());

@@ -20,9 +20,9 @@ impl CardUnits {
         };
         let (mig, vgpu) = (span(ShareMode::Mig), span(ShareMode::Vgpu));
         Self {
-            mig_memory: mig.units.clamp(0, 256),
-            mig_compute: mig.slices.unwrap_or(0).clamp(0, 256),
-            vgpu_region: vgpu.units.clamp(0, 4096),
+            mig_memory: mig.units.clamp(0, Self::MOST_MIG),
+            mig_compute: mig.slices.unwrap_or(0).clamp(0, Self::MOST_MIG),
+            vgpu_region: vgpu.units.clamp(0, Self::MOST_VGPU),
         }
     }
 }

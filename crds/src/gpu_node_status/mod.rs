@@ -131,7 +131,7 @@ pub struct GpuNodeStatus {
     /// `Ready`, `HypervisorReady`, `KvmUsable`, `GuestNetworkFiltered`, `TopologyComplete`, `DevicesHealthy`,
     /// `LayoutApplied`, `IommuEnabled`, `IommuIsolating`, `VfioReady`, `BarsAssigned`, `SriovEnabled`,
     /// `HugepagesReserved`, `VgpuHostReady`, `FabricReady`, `AccessGranted`, `DiscoveryHookReady`, and of the
-    /// running daemon `StraysCleared`, `LeftoversHandled`, `RemovalAllowed`.
+    /// running daemon `StraysCleared`, `LeftoversHandled`, `RemovalAllowed`, `SpecKept`.
     /// Each False says the cause and the fix in one sentence; what does not apply to this machine is
     /// True with the reason `NotNeeded`. The operator adds `DaemonHeard`: False when the daemon does not
     /// renew its lease, and then the others are what it said last.

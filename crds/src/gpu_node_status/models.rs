@@ -63,7 +63,7 @@ pub struct DeviceModel {
     pub reset_methods: Vec<String>,
     /// Memory of each in MiB.
     #[serde(rename = "memoryMiB", default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 1_073_741_824))]
     pub memory_mib: Option<i64>,
     /// Temperatures that the driver itself acts on.
     #[serde(default, skip_serializing_if = "Option::is_none")]

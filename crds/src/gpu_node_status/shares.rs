@@ -36,16 +36,23 @@ pub struct ModeSupport {
 pub struct CardUnits {
     /// MIG memory units; MIG starts and sizes count in them. 0 without MIG.
     #[serde(default)]
-    #[schemars(range(min = 0, max = 256))]
+    #[schemars(range(min = 0, max = 32))]
     pub mig_memory: i32,
     /// MIG compute slices. 0 without MIG.
     #[serde(default)]
-    #[schemars(range(min = 0, max = 256))]
+    #[schemars(range(min = 0, max = 32))]
     pub mig_compute: i32,
     /// Placement units of time-sliced vGPUs in mixed-size mode. 0 when the card cannot mix sizes.
     #[serde(default)]
-    #[schemars(range(min = 0, max = 4096))]
+    #[schemars(range(min = 0, max = 512))]
     pub vgpu_region: i32,
+}
+
+impl CardUnits {
+    /// MIG memory units and compute slices that a card may have. Drivers list 8 and 7, of simulated cards 12.
+    pub const MOST_MIG: i32 = 32;
+    /// Placement units of vGPUs that a card may have. Drivers list one for each GiB and less.
+    pub const MOST_VGPU: i32 = 512;
 }
 
 /// A share that the driver offers on a card.

@@ -10,7 +10,6 @@
 mod report;
 mod steps;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,7 +20,7 @@ use crate::control_plane::ControlPlane;
 use crate::libvirt_host::LibvirtHost;
 use crate::processes::Process;
 use crate::programs;
-use crate::state::{StateDir, checkout};
+use crate::state::StateDir;
 
 /// Namespace of `examples/quickstart`.
 const NAMESPACE: &str = "quickstart";
@@ -58,10 +57,12 @@ pub async fn up() -> Result<()> {
     let host = steps::libvirt(&state, progress).await?;
     steps::install(&cluster, progress)?;
     let node = steps::programs(&cluster, &host, &image, progress).await?;
+    // A node that is not ready gets no desktops.
+    steps::wait_for_nodes(&cluster, &node, progress).await?;
     steps::apply_quickstart(&cluster, progress).await?;
-    steps::wait_for_desktop(&cluster, progress).await?;
+    steps::wait_for_desktop(&cluster, &node, progress).await?;
     steps::wait_for_others(&cluster, progress).await?;
-    steps::wait_for_first_boot(&host, progress).await?;
+    steps::wait_for_first_boot(&cluster, &host, &node, progress).await?;
     report::print(&cluster, &host, &node, progress).await
 }
 
@@ -122,11 +123,6 @@ fn this_node() -> String {
         name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
     let legal = legal.trim_matches(|c: char| !c.is_ascii_alphanumeric()).chars().take(63).collect::<String>();
     if legal.is_empty() { "this-machine".to_owned() } else { legal }
-}
-
-/// Where the picture of the screen goes.
-fn picture() -> PathBuf {
-    checkout().join("target/demo/hello.png")
 }
 
 /// The desktops of the quickstart.

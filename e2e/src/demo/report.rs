@@ -1,13 +1,12 @@
 //! What the demo shows at its end.
 
-use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use gpudesk_crds::domain_name;
 
-use super::{DESKTOP, NAMESPACE, Progress, foreign_cluster, picture};
+use super::{DESKTOP, NAMESPACE, Progress, foreign_cluster};
 use crate::accelerator::accelerator;
 use crate::cluster::Cluster;
 use crate::libvirt_host::LibvirtHost;
@@ -21,8 +20,7 @@ pub(super) async fn print(
     node: &str,
     progress: Progress,
 ) -> Result<()> {
-    let picture = picture();
-    fs::create_dir_all(picture.parent().context("the picture lies in a folder")?)?;
+    let picture = cluster.state().join("hello.png");
     let domain = domain_name(NAMESPACE, DESKTOP);
     Screen::settled(host, &domain, Duration::from_secs(30)).await?;
     // As a user does: through the relay of the node.
@@ -62,7 +60,7 @@ pub(super) async fn print(
 }
 
 /// The command that ends this demo, with the settings that it was begun with.
-fn down() -> String {
+pub(super) fn down() -> String {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let folder =
         set("GPUDESK_STATE_DIR").map(|value| format!("GPUDESK_STATE_DIR='{value}' ")).unwrap_or_default();

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use gpudesk_crds::conditions::{self, ConditionType};
 use gpudesk_crds::{Desktop, GpuNode, domain_name};
 use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
@@ -16,8 +16,8 @@ use kube::{Api, ResourceExt};
 use serde::Deserialize;
 use tokio::time::sleep;
 
-use super::{DESKTOP, NAMESPACE, Progress, SIMULATED, current, desktops, foreign_cluster, this_node};
-use crate::accelerator::accelerator;
+use super::{DESKTOP, NAMESPACE, Progress, SIMULATED, current, desktops, foreign_cluster, report, this_node};
+use crate::accelerator::{Accelerator, accelerator};
 use crate::cluster::{Cluster, SYSTEM_NAMESPACE};
 use crate::control_plane::ControlPlane;
 use crate::libvirt_host::LibvirtHost;
@@ -28,8 +28,16 @@ use crate::waiting::eventually;
 
 /// Whose the fields are that the demo applies.
 const MANAGER: &str = "gpudesk-demo";
-/// A guest under plain emulation on a busy machine of two cores takes its time.
-const BOOT: Duration = Duration::from_mins(5);
+/// How long a node may take until it is ready.
+const NODE: Duration = Duration::from_mins(2);
+
+/// How long a guest may take to boot: under plain emulation on a busy machine of two cores it takes its time.
+const fn boot(accelerator: &Accelerator) -> Duration {
+    match accelerator {
+        Accelerator::Kvm => Duration::from_mins(5),
+        Accelerator::Tcg { .. } => Duration::from_mins(30),
+    }
+}
 
 /// Keeps two demos of one checkout from working at the same time.
 pub(super) fn lock(state: &StateDir) -> Result<File> {
@@ -194,6 +202,57 @@ fn place(host: &LibvirtHost, image: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// Waits until desktops can be placed on every node.
+pub(super) async fn wait_for_nodes(cluster: &Cluster, node: &str, progress: Progress) -> Result<()> {
+    let api: Api<GpuNode> = Api::all(cluster.client().clone());
+    let start = Instant::now();
+    for name in std::iter::once(node).chain(SIMULATED.map(|(name, _)| name)) {
+        loop {
+            let found = api.get_opt(name).await?;
+            let status = found.as_ref().and_then(|node| node.status.as_ref());
+            let ready = status.and_then(|status| conditions::find(&status.conditions, ConditionType::Ready));
+            if ready.is_some_and(|ready| ready.status == "True") {
+                break;
+            }
+            if start.elapsed() > NODE {
+                let why = ready.map_or_else(
+                    || "its daemon has said nothing".to_owned(),
+                    |ready| format!("{}: {}", ready.reason, ready.message),
+                );
+                bail!(
+                    "node {name} is not ready after {}: {why}. {}",
+                    minutes(NODE),
+                    what_now(&cluster.state().logs(), None)
+                );
+            }
+            sleep(Duration::from_millis(300)).await;
+        }
+    }
+    progress.say("nodes: all of them ready");
+    Ok(())
+}
+
+/// What can be done when a step takes too long.
+fn what_now(logs: &Path, guest_log: Option<&Path>) -> String {
+    let guest = guest_log.map(|log| format!("; what the guest prints is in {}", log.display()));
+    format!(
+        "All of it stays up and the same command goes on from here; logs are in {}{}; `{}` ends it",
+        logs.display(),
+        guest.unwrap_or_default(),
+        report::down(),
+    )
+}
+
+fn minutes(time: Duration) -> String {
+    format!("{} minutes", time.as_secs() / 60)
+}
+
+/// Where the console of the desktop that boots for real is written to.
+async fn guest_log(cluster: &Cluster, node: &str) -> Result<PathBuf> {
+    let uid = desktops(cluster).get(DESKTOP).await?.uid().unwrap_or_default();
+    Ok(cluster.state().join("daemons").join(node).join("desktops").join(uid).join("serial.log"))
+}
+
 /// The manifests that a user would apply. Where he has changed what is in them, his word counts.
 pub(super) async fn apply_quickstart(cluster: &Cluster, progress: Progress) -> Result<()> {
     let mut files = fs::read_dir(checkout().join("examples/quickstart"))?
@@ -225,8 +284,8 @@ pub(super) async fn apply_quickstart(cluster: &Cluster, progress: Progress) -> R
 }
 
 /// Waits until the desktop that boots for real is ready, and says what it waits for.
-pub(super) async fn wait_for_desktop(cluster: &Cluster, progress: Progress) -> Result<()> {
-    let api = desktops(cluster);
+pub(super) async fn wait_for_desktop(cluster: &Cluster, node: &str, progress: Progress) -> Result<()> {
+    let (api, limit) = (desktops(cluster), boot(accelerator()));
     let start = Instant::now();
     let mut said = (String::new(), Instant::now());
     loop {
@@ -240,25 +299,36 @@ pub(super) async fn wait_for_desktop(cluster: &Cluster, progress: Progress) -> R
             progress.say(&format!("desktop {NAMESPACE}/{DESKTOP}: {words}"));
             said = (words.clone(), Instant::now());
         }
-        ensure!(
-            start.elapsed() < BOOT,
-            "desktop {NAMESPACE}/{DESKTOP} was not ready within {BOOT:?}: {words}"
-        );
+        if start.elapsed() > limit {
+            let log = guest_log(cluster, node).await?;
+            bail!(
+                "desktop {NAMESPACE}/{DESKTOP} is not ready after {}: {words}. {}",
+                minutes(limit),
+                what_now(&cluster.state().logs(), Some(&log))
+            );
+        }
         sleep(Duration::from_millis(300)).await;
     }
 }
 
 /// Waits until cloud-init has done in the guest what the quickstart's template says: only then is
 /// there somebody who can log in. The guest agent, which comes earlier, is asked.
-pub(super) async fn wait_for_first_boot(host: &LibvirtHost, progress: Progress) -> Result<()> {
+pub(super) async fn wait_for_first_boot(
+    cluster: &Cluster,
+    host: &LibvirtHost,
+    node: &str,
+    progress: Progress,
+) -> Result<()> {
     const DONE: &str =
         r#"{"execute":"guest-file-open","arguments":{"path":"/run/gpudesk-cloud-init-was-here"}}"#;
     let domain = domain_name(NAMESPACE, DESKTOP);
     progress.say(&format!("desktop {NAMESPACE}/{DESKTOP}: cloud-init sets it up"));
-    let opened = eventually("cloud-init has set up the guest", BOOT, || async {
+    let opened = eventually("cloud-init has set up the guest", boot(accelerator()), || async {
         Ok(host.virsh(["qemu-agent-command", &domain, DONE, "--timeout", "5"]).ok())
-    })
-    .await?;
+    });
+    let log = guest_log(cluster, node).await?;
+    let logs = cluster.state().logs();
+    let opened = opened.await.map_err(|error| anyhow!("{error:#}. {}", what_now(&logs, Some(&log))))?;
     let handle = serde_json::from_str::<serde_json::Value>(&opened)?["return"].take();
     let close = serde_json::json!({"execute": "guest-file-close", "arguments": {"handle": handle}});
     host.virsh(["qemu-agent-command", &domain, &close.to_string(), "--timeout", "5"])?;
@@ -283,7 +353,11 @@ pub(super) async fn wait_for_others(cluster: &Cluster, progress: Progress) -> Re
                 .filter(|desktop| !is_ready(desktop))
                 .map(|desktop| format!("{}: {}", desktop.name_any(), state_of(desktop)))
                 .collect();
-            bail!("after a minute these desktops do not run: {}", waiting.join("; "));
+            bail!(
+                "after a minute these desktops do not run: {}. {}",
+                waiting.join("; "),
+                what_now(&cluster.state().logs(), None)
+            );
         }
         sleep(Duration::from_millis(300)).await;
     }
@@ -337,6 +411,19 @@ pub(super) async fn remove_installation(state: &Arc<StateDir>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_waited_in_vain_is_told_what_to_do() {
+        let said = what_now(Path::new("/state/logs"), Some(Path::new("/state/serial.log")));
+        for words in
+            ["stays up", "the same command goes on", "/state/logs", "/state/serial.log", "make demo-down"]
+        {
+            assert!(said.contains(words), "{words}: {said}");
+        }
+        let emulated = boot(&Accelerator::Tcg { reason: String::new() });
+        assert!(emulated > boot(&Accelerator::Kvm));
+        assert_eq!(minutes(emulated), "30 minutes");
+    }
 
     #[test]
     fn each_demo_has_a_group_of_its_own_and_has_it_again() {

@@ -161,6 +161,7 @@ pub(crate) fn operates(object: &Object, sees: &Sees) -> Step {
         let around = Around {
             node: sees.node,
             alive: false,
+            renewed: None,
             off: sees.off,
             keeps_disks: Some(sees.keeps_disks),
             found: sees.found.iter().map(found).collect(),
@@ -238,6 +239,8 @@ pub(crate) fn works(seen: &Seen) -> Does {
                 .domain
                 .is_some_and(|domain| !domain.active && standing(domain) == Standing::Older),
             given_back: last_word.is_some(),
+            looked: true,
+            disks: None,
         };
         let rules = Rules {
             restart_policy: RestartPolicy::Never,
@@ -280,6 +283,7 @@ pub(crate) fn works(seen: &Seen) -> Does {
             now: start,
             last_word: word.as_ref(),
             refusal: None,
+            abandoned_disks: None,
         };
         Does::Says((held.id, back(status::status(&report).node.unwrap().state)))
     })

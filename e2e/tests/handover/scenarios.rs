@@ -13,7 +13,7 @@ fn check(model: Handover) {
 }
 
 fn model(desktops: usize, hosts: usize, faults: Faults) -> Handover {
-    Handover { desktops, hosts, keeps_disks: false, fenced: true, faults }
+    Handover { desktops, hosts, keeps_disks: false, fenced: true, waits: true, looks: false, faults }
 }
 
 #[test]
@@ -59,6 +59,52 @@ fn a_status_that_is_wiped() {
         });
     }
     check(model(2, 1, Faults { wipes: 1, ..Faults::default() }));
+}
+
+#[test]
+fn a_node_that_is_silent() {
+    for keeps_disks in [false, true] {
+        let two = |faults| check(Handover { keeps_disks, ..model(1, 2, faults) });
+        two(Faults { silences: 1, offs: 1, abandons: 1, ..Faults::default() });
+        two(Faults { silences: 1, abandons: 1, switches: 1, ..Faults::default() });
+        two(Faults { silences: 1, lost: 1, offs: 1, ..Faults::default() });
+        two(Faults { silences: 1, abandons: 1, deletions: 1, ..Faults::default() });
+        two(Faults { silences: 1, abandons: 1, takeovers: 1, ..Faults::default() });
+    }
+    check(model(2, 1, Faults { silences: 1, abandons: 1, ..Faults::default() }));
+}
+
+#[test]
+fn an_api_that_goes_back_to_a_backup() {
+    for keeps_disks in [false, true] {
+        let two = |faults| check(Handover { keeps_disks, looks: true, ..model(1, 2, faults) });
+        two(Faults { restores: 1, switches: 1, ..Faults::default() });
+        two(Faults { restores: 1, deletions: 1, ..Faults::default() });
+        two(Faults { restores: 1, crashes: 1, ..Faults::default() });
+        two(Faults { restores: 1, takeovers: 1, ..Faults::default() });
+    }
+    check(Handover { looks: true, ..model(2, 1, Faults { restores: 1, ..Faults::default() }) });
+}
+
+#[test]
+fn a_node_that_loses_what_it_noted_down() {
+    for keeps_disks in [false, true] {
+        let two = |faults| check(Handover { keeps_disks, ..model(1, 2, faults) });
+        two(Faults { folders: 1, switches: 2, ..Faults::default() });
+        two(Faults { folders: 1, takeovers: 1, switches: 1, ..Faults::default() });
+        two(Faults { folders: 1, crashes: 1, ends: 1, ..Faults::default() });
+        two(Faults { folders: 1, deletions: 1, takeovers: 1, ..Faults::default() });
+    }
+    check(model(2, 1, Faults { folders: 1, switches: 1, ..Faults::default() }));
+}
+
+#[test]
+fn without_waiting_for_nodes_a_desktop_runs_twice_after_a_restore() {
+    let faults = Faults { restores: 1, ..Faults::default() };
+    let hasty = Handover { waits: false, looks: true, ..model(1, 2, faults) };
+    let twice = HasDiscoveries::AnyOf(["no desktop runs twice"].into());
+    let checker = hasty.checker().finish_when(twice).spawn_bfs().join();
+    assert!(checker.discovery("no desktop runs twice").is_some(), "the model sees what it is to see");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::ask::{Person, create, get};
 
-const POLICIES: [&str; 22] = [
+const POLICIES: [&str; 23] = [
     "finalizers.gpudesk.dev",
     "host-networks.gpudesk.dev",
     "inline-user-data.gpudesk.dev",
@@ -33,6 +33,7 @@ const POLICIES: [&str; 22] = [
     "operator-term.gpudesk.dev",
     "owner-references.gpudesk.dev",
     "priority.gpudesk.dev",
+    "sizes.gpudesk.dev",
     "status-owners.gpudesk.dev",
     "status.gpudesk.dev",
     "template-in-use.gpudesk.dev",
@@ -94,7 +95,6 @@ pub(crate) async fn settings(cluster: Arc<Cluster>) -> Result<()> {
         ("operator.cpuOvercommit=65", "/operator/cpuOvercommit"),
         (r#"image.pullPolicy="Sometimes""#, "/image/pullPolicy"),
         (r#"image.tag="a b""#, "/image/tag"),
-        (r#"image.registry="https://example.org/gpudesk""#, "/image/registry"),
         (r#"log.format="xml""#, "/log/format"),
         (r#"nodeDaemon.stateDir="var/lib""#, "/nodeDaemon/stateDir"),
         (r#"nodeDaemon.stateDir="/""#, "/nodeDaemon/stateDir"),
@@ -107,15 +107,11 @@ pub(crate) async fn settings(cluster: Arc<Cluster>) -> Result<()> {
         (r#"nodeDaemon.tolerations=[{"operator": "Is"}]"#, "/nodeDaemon/tolerations/0/operator"),
         (r#"nodeDaemon.acceleration="hvf""#, "/nodeDaemon/acceleration"),
         (r#"nodeDaemon.guestNetwork.filter="none""#, "/nodeDaemon/guestNetwork/filter"),
-        (r#"nodeDaemon.guestNetwork.deny=["10.96.0.0/33"]"#, "/nodeDaemon/guestNetwork/deny/0"),
-        (r#"nodeDaemon.guestNetwork.deny=["pods"]"#, "/nodeDaemon/guestNetwork/deny/0"),
-        (r#"nodeDaemon.guestNetwork.deny=["999.1.1.1/16"]"#, "/nodeDaemon/guestNetwork/deny/0"),
-        (r#"nodeDaemon.guestNetwork.deny=[":"]"#, "/nodeDaemon/guestNetwork/deny/0"),
-        (r#"log.level="loud""#, "/log/level"),
         ("metrics.port=80", "/metrics/port"),
         (r#"access.aggregate="no""#, "/access/aggregate"),
         ("admission.maxPriority.default=-1", "/admission/maxPriority/default"),
         ("admission.maxPriority.default=1000001", "/admission/maxPriority/default"),
+        (r#"admission.apiAudiences=["https://a\"b"]"#, "/admission/apiAudiences/0"),
         (r#"admission.inlineUserData.action="Refuse""#, "/admission/inlineUserData/action"),
         (
             r#"admission.inlineUserData.denyNamespaces={"team": "a"}"#,
@@ -126,6 +122,17 @@ pub(crate) async fn settings(cluster: Arc<Cluster>) -> Result<()> {
         let said = format!("{:#}", refused.with_context(|| format!("{setting} is accepted"))?);
         ensure!(said.contains("specifications of the schema") && said.contains(words), "{setting}: {said}");
     }
+    in_words(&cluster)?;
+    let readme = std::fs::read_to_string(checkout().join("README.md"))?;
+    let chart = std::fs::read_to_string(checkout().join("charts/gpudesk/Chart.yaml"))?;
+    let version = chart.lines().find_map(|line| line.strip_prefix("kubeVersion: \">=")?.split_once(".0-0"));
+    let version = version.context("no kubeVersion")?.0;
+    ensure!(readme.contains(&format!("Kubernetes {version} or later")), "{version}");
+    Ok(())
+}
+
+/// What no schema can say is refused in words.
+fn in_words(cluster: &Cluster) -> Result<()> {
     for (settings, words) in [
         (&["metrics.port=8443"][..], "metrics.port and nodeDaemon.relay.port are both 8443"),
         (&["nodeDaemon.relay.enabled=false", "nodeDaemon.relay.hostPort=true"], "enable the relay"),
@@ -135,18 +142,59 @@ pub(crate) async fn settings(cluster: Arc<Cluster>) -> Result<()> {
             &["nodeDaemon.privileged=false", r#"nodeDaemon.guestNetwork.filter="external""#],
             "set acceleration to kvm or emulation",
         ),
+        (
+            &[r#"image.registry="https://example.org/gpudesk""#],
+            "without https:// and without a slash at the end",
+        ),
+        (&[r#"image.registry="example.org/gpudesk/""#], r#"image.registry is "example.org/gpudesk/";"#),
+        (&[r#"log.level="loud""#], r#"log.level is "loud"; write error, warn,"#),
+        (
+            &[r#"nodeDaemon.guestNetwork.deny=["10.96.0.0/12", "10.96.0.0/33"]"#],
+            r#"deny[1] is "10.96.0.0/33"; write"#,
+        ),
+        (&[r#"nodeDaemon.guestNetwork.deny=["pods"]"#], r#"deny[0] is "pods"; write an address"#),
+        (&[r#"nodeDaemon.guestNetwork.deny=["999.1.1.1/16"]"#], "deny[0] is"),
+        (&[r#"nodeDaemon.guestNetwork.deny=[":"]"#], "deny[0] is"),
+        (
+            &[r#"operator.resources.limits.memory="2GB""#],
+            "operator.resources.limits.memory is 2GB; write a quantity",
+        ),
+        (&[r#"nodeDaemon.resources.requests.cpu="-1""#], "nodeDaemon.resources.requests.cpu is -1;"),
+        (&[r#"commonLabels={"a b": "x"}"#], r#"commonLabels has the name "a b";"#),
+        (&[r#"commonLabels={"a": "x y"}"#], r#"commonLabels.a is "x y";"#),
+        (&[r#"operator.podLabels={"a/b/c": "x"}"#], r#"operator.podLabels has the name "a/b/c";"#),
+        (&[r#"nodeDaemon.nodeSelector={"a": "-"}"#], r#"nodeDaemon.nodeSelector.a is "-";"#),
+        (&[r#"operator.podAnnotations={"a b": "x"}"#], r#"operator.podAnnotations has the name "a b";"#),
+        (&[r#"metrics.service.annotations={"": "x"}"#], r#"metrics.service.annotations has the name "";"#),
+        (
+            &[r#"admission.inlineUserData.denyNamespaces={"matchLabels": {"a": "é"}}"#],
+            "denyNamespaces.matchLabels.a is",
+        ),
+        (
+            &[
+                r#"admission.inlineUserData.denyNamespaces={"matchExpressions": [{"key": "a", "operator": "In", "values": ["n'o"]}]}"#,
+            ],
+            "matchExpressions.a is",
+        ),
     ] {
-        let said = template(&cluster, settings).err().with_context(|| format!("{settings:?} is accepted"))?;
+        let said = template(cluster, settings).err().with_context(|| format!("{settings:?} is accepted"))?;
         ensure!(format!("{said:#}").contains(words), "{settings:?}: {said:#}");
     }
-    for level in ["warn", "info,gpudesk_operator=debug"] {
-        template(&cluster, &[&format!("log.level={level:?}")])?;
+    for right in [
+        r#"log.level="warn""#,
+        r#"log.level="info,gpudesk_operator=debug""#,
+        r#"operator.resources={"limits": {"memory": 2000000000, "cpu": 0.5}, "requests": {"memory": "1.5Gi", "cpu": "1e3"}}"#,
+    ] {
+        template(cluster, &[right])?;
     }
-    let readme = std::fs::read_to_string(checkout().join("README.md"))?;
-    let chart = std::fs::read_to_string(checkout().join("charts/gpudesk/Chart.yaml"))?;
-    let version = chart.lines().find_map(|line| line.strip_prefix("kubeVersion: \">=")?.split_once(".0-0"));
-    let version = version.context("no kubeVersion")?.0;
-    ensure!(readme.contains(&format!("Kubernetes {version} or later")), "{version}");
+    // What a label of a namespace may say is what the selector of namespaces asks for, to which helm adds the default.
+    let selector = r#"admission.inlineUserData.denyNamespaces={"matchExpressions": [{"key": "gpudesk.dev/data", "operator": "In", "values": ["no", "never"]}, {"key": "gpudesk.dev/closed", "operator": "Exists"}, {"key": "team", "operator": "In", "values": ["a"]}]}"#;
+    let text = template(cluster, &[selector])?;
+    ensure!(text.contains("variables.labels['gpudesk.dev/data'] in ['no', 'never']"), "{text}");
+    ensure!(
+        text.contains("in ['gpudesk.dev/max-priority', 'gpudesk.dev/closed', 'gpudesk.dev/data', 'gpudesk.dev/inline-user-data']"),
+        "{text}"
+    );
     Ok(())
 }
 
@@ -175,6 +223,7 @@ pub(crate) async fn variants(cluster: Arc<Cluster>) -> Result<()> {
             r#"operator.podAnnotations={"a": "b"}"#,
             r#"nodeDaemon.podLabels={"a": "b"}"#,
             r#"admission.inlineUserData.action="Deny""#,
+            r#"admission.inlineUserData.denyNamespaces={"matchExpressions": [{"key": "gpudesk.dev/a", "operator": "Exists"}]}"#,
             "admission.maxPriority.default=1000",
         ],
     ]

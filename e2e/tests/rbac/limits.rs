@@ -58,15 +58,28 @@ pub(crate) async fn priority(cluster: Arc<Cluster>) -> Result<()> {
             }
         }
     }
-    for wrong in ["high", "1000001", "1.5"] {
-        let said = admin.try_ask(&label(wrong)).await?.err();
+    for (name, wrong, right) in [
+        ("gpudesk.dev/max-priority", "high", "write a whole number from 0 to 1000000"),
+        ("gpudesk.dev/max-priority", "1000001", "write a whole number from 0 to 1000000"),
+        ("gpudesk.dev/max-priority", "1.5", "write a whole number from 0 to 1000000"),
+        ("gpudesk.dev/inline-user-data", "Deny", "is \"Deny\"; write deny, or leave it out"),
+        ("gpudesk.dev/inline-user-data", "", "is \"\"; write deny, or leave it out"),
+        (
+            "gpudesk.dev/max-prority",
+            "5",
+            "has gpudesk.dev/max-prority, which gpudesk does not know of a namespace; write gpudesk.dev/max-priority or \
+             gpudesk.dev/inline-user-data",
+        ),
+    ] {
+        let said = admin.try_ask(&merge(&whole, labelled(name, wrong))).await?.err();
         ensure!(
-            said.as_ref().is_some_and(
-                |(code, words)| *code == 422 && words.contains("write a whole number from 0 to 1000000")
-            ),
-            "{said:?}"
+            said.as_ref().is_some_and(|(code, words)| *code == 422 && words.contains(right)),
+            "{name}={wrong}: {said:?}"
         );
     }
+    let clear = json!({"metadata": {"labels": {"gpudesk.dev/inline-user-data": null}}});
+    admin.may(&merge(&whole, labelled("gpudesk.dev/inline-user-data", "deny"))).await?;
+    admin.may(&merge(&whole, clear)).await?;
     admin.may(&label("100")).await?;
     all.may(&merge(&whole, labelled("team", "a"))).await?;
     user.may_not(&to(101), "allows at most 100").await?;
@@ -176,6 +189,40 @@ pub(crate) async fn inline(cluster: Arc<Cluster>) -> Result<()> {
     ] {
         let warnings = user.warnings(&ask).await?;
         ensure!(warnings.is_empty(), "{warnings:?}");
+    }
+    Ok(())
+}
+
+/// Who fills objects fills the memory of every program that keeps them.
+pub(crate) async fn sizes(cluster: Arc<Cluster>) -> Result<()> {
+    let namespace = cluster.namespace("sizes").await?;
+    let admin = Person::admin(&cluster);
+    let (desktops, one) = (namespaced(&namespace, "desktops"), namespaced(&namespace, "desktops/a"));
+    let labels = |count: usize| -> Value {
+        let labels = (0..count).map(|number| (format!("label-{number}"), json!("x")));
+        json!({"metadata": {"labels": labels.collect::<serde_json::Map<_, _>>()}})
+    };
+    let named = |field: &str, count: usize| {
+        let entry = |number: usize| match field {
+            "finalizers" => json!(format!("example.com/{number}")),
+            _ => {
+                json!({"apiVersion": "v1", "kind": "Pod", "name": format!("p{number}"), "uid": format!("u{number}")})
+            }
+        };
+        let mut body = desktop("b", &json!({}));
+        body["metadata"][field] = (0..count).map(entry).collect();
+        create(&desktops, body)
+    };
+    admin.may(&create(&desktops, desktop("a", &json!({})))).await?;
+    admin.may(&merge(&one, labels(64))).await?;
+    let said = admin.try_ask(&merge(&one, labels(65))).await?.err();
+    let words = "metadata.labels has 65 entries; at most 64 are kept";
+    ensure!(said.as_ref().is_some_and(|(code, said)| *code == 422 && said.contains(words)), "{said:?}");
+    for field in ["finalizers", "ownerReferences"] {
+        admin.may(&named(field, 16).dry()).await?;
+        let said = admin.try_ask(&named(field, 17).dry()).await?.err();
+        let words = format!("metadata.{field} has 17 entries; at most 16");
+        ensure!(said.as_ref().is_some_and(|(_, said)| said.contains(&words)), "{said:?}");
     }
     Ok(())
 }

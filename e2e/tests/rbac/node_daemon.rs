@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use gpudesk_e2e::cluster::{Cluster, SYSTEM_NAMESPACE};
 use gpudesk_e2e::objects::Objects;
 use serde_json::{Value, json};
@@ -14,11 +14,31 @@ pub(crate) async fn nodes(cluster: Arc<Cluster>) -> Result<()> {
     let admin = Person::admin(&cluster);
     let node = |name: &str, parts: Value| object("GpuNode", name, parts);
 
-    // It makes its own node, and no other; a spec is the owner's from the beginning.
-    for spec in [json!({"cordoned": true}), json!({"devices": [{"name": "a", "selector": {"uuid": "u"}}]})] {
-        daemon
-            .may_not(&apply(gpunode("own-a"), node("own-a", json!({"spec": spec}))), "may not write the spec")
-            .await?;
+    // It makes its own node, and no other; of a spec it says then what keeps desktops away, and no more.
+    let make = |spec: Value| {
+        let of = node("own-a", json!({"spec": spec}));
+        [create(format!("{}?dryRun=All", gpunode("")), of.clone()), apply(gpunode("own-a"), of)]
+    };
+    let closing = json!({
+        "cordoned": true, "taints": [{"key": "exam"}], "housekeeping": {"coresPerNumaCell": 2},
+        "devices": [{"name": "a", "selector": {"uuid": "u"}, "management": "Unmanaged"}],
+    });
+    daemon.may(&make(closing.clone())[0]).await?;
+    for part in [
+        json!({"outOfService": true}),
+        json!({"outOfService": false}),
+        json!({"drain": {"deadlineSeconds": 1}}),
+        json!({"physicalNetworks": [{"name": "lab", "devices": ["0000:81:00.0"]}]}),
+        json!({"strays": [{"uid": "7f1c2a58-3c1e-4f0e-9a53-0d4f6f5b9a01", "action": "PowerOff"}]}),
+        json!({"leftovers": [{"name": "a.1", "action": "Erase"}]}),
+        json!({"removeOrphansBefore": "2026-01-01T00:00:00Z"}),
+        json!({"adoptFromCluster": "a"}),
+    ] {
+        let mut spec = closing.clone();
+        spec.as_object_mut().context("a spec")?.extend(part.as_object().cloned().unwrap_or_default());
+        for made in [make(part), make(spec)].iter().flatten() {
+            daemon.may_not(made, "may not write the spec").await?;
+        }
     }
     let words = "the daemon of node own-a may not write GpuNode own-b";
     daemon.may_not(&apply(gpunode("own-b"), node("own-b", json!({"spec": {}}))), words).await?;

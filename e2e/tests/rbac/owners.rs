@@ -91,7 +91,15 @@ pub(crate) async fn of_a_status(cluster: Arc<Cluster>) -> Result<()> {
             "writes a status as field manager gpudesk-node-daemon, not as \"x\"",
         )
         .await?;
-    daemon.may_not(&as_manager("gpudesk-node-daemon", same()), "may not own fields of the operator").await?;
+    let decided = json!({"status": {"conditions": [condition("Allocated", "")]}});
+    for same in [same(), object("Desktop", "a", decided)] {
+        daemon
+            .may_not(
+                &as_manager("gpudesk-node-daemon", same),
+                "may not own fields or conditions of the operator",
+            )
+            .await?;
+    }
     let cut = || object("Desktop", "a", json!({"status": {"gpuSummary": "1x A"}}));
     operator
         .may_not(&as_manager("x", cut()), "writes a status as field manager gpudesk-operator, not as \"x\"")
@@ -105,6 +113,53 @@ pub(crate) async fn of_a_status(cluster: Arc<Cluster>) -> Result<()> {
     daemon.may(&node).await?;
     node.path = node.path.replace("fieldManager=trial", "fieldManager=x");
     daemon.may_not(&node, "writes a status as field manager gpudesk-node-daemon").await
+}
+
+/// The API server makes one entry of the oldest where more than ten have updated an object, and that is nobody's fault.
+pub(crate) async fn of_many(cluster: Arc<Cluster>) -> Result<()> {
+    let namespace = cluster.namespace("owners-many").await?;
+    let (tenant, _, _, path) = running(&cluster, &namespace).await?;
+    let repair = merge(
+        format!("{path}/status?fieldManager=a-repair"),
+        json!({"status": {"gpuSummary": "1x A", "conditions": [condition("RestartRequired", "by hand")]}}),
+    );
+    Person::admin(&cluster).may(&repair).await?;
+    let oldest = |entries: &[Value]| {
+        entries
+            .iter()
+            .find(|it| it["manager"] == "ancient-changes" && it["fieldsV1"]["f:status"].is_object())
+            .cloned()
+    };
+    let mut entries = vec![];
+    for number in 0..30 {
+        let label = json!({"metadata": {"labels": {format!("room-{number}"): "1"}}});
+        let after = tenant.may(&merge(format!("{path}?fieldManager=m-{number}"), label)).await?;
+        entries.clone_from(after["metadata"]["managedFields"].as_array().context("managed fields")?);
+        if oldest(&entries).is_some() {
+            break;
+        }
+    }
+    let one = oldest(&entries).with_context(|| format!("no entry of the oldest: {entries:#?}"))?;
+    ensure!(one["subresource"].is_null(), "{one:#}");
+    // It goes on to take in others, and owns no more of the status for that.
+    for number in 0..3 {
+        let label = json!({"metadata": {"labels": {format!("floor-{number}"): "1"}}});
+        tenant.may(&merge(format!("{path}?fieldManager=n-{number}"), label)).await?;
+    }
+    let words = "the entries of metadata.managedFields for the status are the API server's";
+    let now = tenant.may(&get(&path)).await?["metadata"]["managedFields"].take();
+    for (pointer, value) in [
+        ("/fieldsV1/f:status/f:allocation", json!({"f:node": {}})),
+        ("/fieldsV1/f:status/f:conditions", json!({"k:{\"type\":\"Allocated\"}": {"f:message": {}}})),
+    ] {
+        let mut more = now.as_array().context("managed fields")?.clone();
+        let of =
+            more.iter_mut().find(|it| oldest(std::slice::from_ref(it)).is_some()).context("it is there")?;
+        let (above, field) = pointer.rsplit_once('/').context("a pointer")?;
+        of.pointer_mut(above).context("its status")?[field] = value;
+        tenant.may_not(&merge(&path, json!({"metadata": {"managedFields": more}})), words).await?;
+    }
+    Ok(())
 }
 
 /// With kubectl as it is: apply in both ways and from one to the other, patch, edit, label, replace.

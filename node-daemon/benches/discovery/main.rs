@@ -18,11 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gpudesk_crds::{GpuNodeSpec, GpuNodeStatus};
+use gpudesk_crds::GpuNodeStatus;
 use gpudesk_inventory::{
-    hook::HookView,
     scan::{self, Scanner},
-    status::{self, Findings, GuestNetworkView, HypervisorView},
+    status::{self, Findings},
     topology::HostFacts,
     tree::Tree,
 };
@@ -101,22 +100,7 @@ fn whole_pass(root: &Path) {
 }
 
 fn status(facts: &HostFacts) -> GpuNodeStatus {
-    status::status(&Findings {
-        facts,
-        simulated: false,
-        hypervisor: &HypervisorView::Silent("not asked".into()),
-        guest_network: &GuestNetworkView::NotAsked,
-        gpu_driver_version: None,
-        vgpu_manager_version: None,
-        unlicensed_vgpus: None,
-        withheld: None,
-        hook: &HookView::NotConfigured,
-        instances: Ok(&[]),
-        spec: &GpuNodeSpec::default(),
-        generation: None,
-        before: None,
-        now: jiff::Timestamp::UNIX_EPOCH,
-    })
+    status::status(&Findings::of(facts))
 }
 
 /// What a pass needs.

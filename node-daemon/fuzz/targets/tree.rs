@@ -1,11 +1,9 @@
 //! Small machines: the input says which of these paths are there and what they hold.
 #![no_main]
 
-use gpudesk_crds::GpuNodeSpec;
 use gpudesk_inventory::{
-    hook::HookView,
     scan::{self, Scanner},
-    status::{self, Findings, GuestNetworkView, HypervisorView},
+    status::{self, Findings},
     tree::Tree,
 };
 
@@ -147,22 +145,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     // Names of vGPU types are remembered; else nothing may change by reading twice.
     assert_eq!(first.cards.len(), again.cards.len());
     scan::judge_modes(&mut again);
-    let status = status::status(&Findings {
-        facts: &again,
-        simulated: false,
-        hypervisor: &HypervisorView::Silent("fuzz".into()),
-        guest_network: &GuestNetworkView::NotAsked,
-        gpu_driver_version: None,
-        vgpu_manager_version: None,
-        unlicensed_vgpus: None,
-        withheld: None,
-        hook: &HookView::NotConfigured,
-        instances: Ok(&[]),
-        spec: &GpuNodeSpec::default(),
-        generation: None,
-        before: None,
-        now: jiff::Timestamp::UNIX_EPOCH,
-    });
+    let status = status::status(&Findings::of(&again));
     for card in &status.devices {
         assert!(card.placements.len() <= 256 && card.instances.len() <= 256 && card.bars.len() <= 6);
         assert!(card.product.chars().count() <= 128 && card.reset_methods.len() <= 8);

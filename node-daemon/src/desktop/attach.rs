@@ -1,9 +1,11 @@
 //! Giving a desktop the disks of a leftover.
 
-use gpudesk_crds::Desktop;
+use std::collections::BTreeSet;
+
+use gpudesk_crds::{Desktop, DesktopTemplate};
 use kube::{ResourceExt, api::DynamicObject};
 
-use super::{Desktops, problem::Problem, withdraw::Disks};
+use super::{Desktops, lost_disks, problem::Problem, withdraw::Disks};
 use crate::host::{folder::Owner, hypervisor::HypervisorError};
 
 /// The desktop that gets disks, by the answer to a read of it; or why it cannot get any. Pure.
@@ -30,13 +32,34 @@ pub fn may_take(node: &str, live: Option<&DynamicObject>) -> Result<Owner, Strin
     Ok(Owner { namespace: desktop.namespace().unwrap_or_default(), name: desktop.name_any(), uid })
 }
 
+/// Why a machine of `template` would not start with just these disks. Pure.
+fn misses(template: &DesktopTemplate, disks: &BTreeSet<String>) -> Option<String> {
+    let wanted = lost_disks::lasting_of(&template.spec);
+    let fits = !wanted.is_empty() && wanted.is_subset(disks);
+    let list = |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>().join(", ");
+    (!fits).then(|| {
+        format!(
+            "the disks of its template {} that last are [{}], and those of the leftover are [{}]: the machine would start \
+             with empty ones; name them in the template as they are in the leftover",
+            template.name_any(),
+            list(&wanted),
+            list(disks)
+        )
+    })
+}
+
 impl Desktops {
-    /// Gives the disks of `leftover` to a desktop that is stopped and keeps its disks here. Those that it has
-    /// become a leftover. Safe to repeat after it was interrupted anywhere.
+    /// Gives the disks of `leftover` to a desktop of `template` that is stopped and keeps its disks here. Those
+    /// that it has become a leftover. Safe to repeat after it was interrupted anywhere.
     ///
     /// # Errors
     /// What could not be done: the outer ones may pass, the inner ones say what must be done first.
-    pub async fn attach(&self, leftover: &str, owner: &Owner) -> Result<Result<(), String>, Problem> {
+    pub async fn attach(
+        &self,
+        leftover: &str,
+        owner: &Owner,
+        template: &DesktopTemplate,
+    ) -> Result<Result<(), String>, Problem> {
         match self.node.hypervisor.get(owner.uid).await {
             Err(HypervisorError::NotFound { .. }) => {}
             Err(error) => return Err(error.into()),
@@ -48,10 +71,19 @@ impl Desktops {
         if !self.node.leftovers.list().await?.iter().any(|kept| kept.name == leftover) {
             return Ok(Err("no such leftover is here".into()));
         }
+        let disks = self.node.leftovers.disks(leftover).await?;
+        // No guest of a simulated host has disks.
+        if !self.node.images.is_pretended()
+            && let Some(refusal) = misses(template, &disks)
+        {
+            return Ok(Err(refusal));
+        }
         let folder = self.node.folders.of(owner.uid);
         if folder.exists().await? {
             self.leave_disks(owner, &format!("{leftover} took its place"), Disks::PutAside).await?;
         }
+        // They hold what nothing can make again.
+        folder.note_used(disks.into_iter().collect()).await?;
         if !self.node.leftovers.give(leftover, &folder, owner).await? {
             return Ok(Err("no such leftover is here".into()));
         }

@@ -8,7 +8,7 @@ use super::{
     record::{AfterEnd, RunRecord},
 };
 
-/// What is there.
+/// What is there. By default nothing was looked at.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
@@ -20,6 +20,10 @@ pub struct Observed {
     pub instances: bool,
     /// The desktop's folder exists.
     pub folder: bool,
+    /// Disks that live as long as the desktop are here; `None` where nothing tells.
+    pub disks: Option<bool>,
+    /// libvirt and the folder were asked.
+    pub looked: bool,
     /// The last run.
     pub record: Option<RunRecord>,
     /// A domain that is off, or shares of GPUs, of a decision before the one that holds.
@@ -289,8 +293,7 @@ mod tests {
             instances: true,
             folder: true,
             record: Some(run(Some((at, false)), 1, None)),
-            of_another: false,
-            given_back: false,
+            ..Observed::default()
         };
         let rules = |boot| Rules {
             restart_policy: RestartPolicy::OnFailure,

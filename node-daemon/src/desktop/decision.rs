@@ -28,7 +28,12 @@ impl Desktops {
         let Some(id) = round.id() else { return Ok(None) };
         let noted: Option<Decision> = round.folder.read_json(DECISION).await?;
         let noted = noted.filter(|noted| noted.id == id).and_then(|noted| noted.last_word);
-        Ok(noted.or_else(|| round.desktop.said_by_node().filter(|said| said.state.is_final()).cloned()))
+        Ok(noted.or_else(|| Self::said(round)))
+    }
+
+    /// The same from the API alone.
+    pub(super) fn said(round: &Round<'_>) -> Option<NodeReport> {
+        round.desktop.said_by_node().filter(|said| said.state.is_final()).cloned()
     }
 
     /// Whether the folder is for another decision than the one that holds.

@@ -432,23 +432,28 @@ async fn a_leftover_is_given_to_a_desktop_and_what_it_had_becomes_one() {
     desktops.withdraw(&owner, None, "moved", withdraw::Disks::PutAside).await.unwrap();
     let name = desktops.node.leftovers.list().await.unwrap()[0].name.clone();
     desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
-    let refused = desktops.attach(&name, &owner).await.unwrap();
+    let refused = desktops.attach(&name, &owner, &template(OFFICE)).await.unwrap();
     assert!(refused.unwrap_err().contains("machine"), "nothing is put below a machine");
     desktops.node.hypervisor.destroy(uid).await.unwrap();
     desktops.node.hypervisor.undefine(uid, crate::host::hypervisor::GuestState::Keep).await.unwrap();
     put("second").await;
-    desktops.attach(&name, &owner).await.unwrap().unwrap();
+    desktops.attach(&name, &owner, &template(OFFICE)).await.unwrap().unwrap();
     let text = || std::fs::read_to_string(folder.disk("system")).unwrap();
     assert_eq!(text(), "first");
     let others = desktops.node.leftovers.list().await.unwrap();
     assert_eq!(others.len(), 1);
     // A daemon that ended in between: the desktop has no folder, and the word is still there.
     desktops.withdraw(&owner, None, "in between", withdraw::Disks::PutAside).await.unwrap();
-    desktops.attach(&others[0].name, &owner).await.unwrap().unwrap();
+    desktops.attach(&others[0].name, &owner, &template(OFFICE)).await.unwrap().unwrap();
     assert_eq!(text(), "second");
     // A word that names what is there no more costs the desktop nothing.
     assert!(
-        desktops.attach(&others[0].name, &owner).await.unwrap().unwrap_err().contains("no such leftover")
+        desktops
+            .attach(&others[0].name, &owner, &template(OFFICE))
+            .await
+            .unwrap()
+            .unwrap_err()
+            .contains("no such leftover")
     );
     assert_eq!(text(), "second");
 }
@@ -462,7 +467,7 @@ async fn nothing_is_touched_on_the_word_of_another_cluster() {
     fixture.round(&desktop, Some(template(OFFICE))).await.unwrap();
     let mut off = seen(&desktop, &written.recv().await.unwrap());
     off.spec.power_state = gpudesk_crds::desktop::PowerState::Stopped;
-    for belongs in [Belongs::Unknown, Belongs::Another { known: "one".into(), found: "two".into() }] {
+    for belongs in [Belongs::Unknown(None), Belongs::Another { known: "one".into(), found: "two".into() }] {
         Arc::get_mut(&mut fixture.desktops).unwrap().node.belongs = watch::channel(belongs).1;
         fixture.round(&off, Some(template(OFFICE))).await.unwrap();
         assert_eq!(fixture.node.hypervisor.get(uid).await.unwrap().state, DomainState::Running);
@@ -546,6 +551,30 @@ async fn memory_that_was_saved_on_the_host_is_not_thrown_away_until_its_desktop_
     deleted.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-05T09:00:00Z")).unwrap();
     desktops.round(&deleted, Some(template(OFFICE))).await.unwrap();
     assert!(desktops.node.hypervisor.get(uid).await.is_err());
+}
+
+#[tokio::test]
+async fn saved_memory_of_what_is_no_desktops_is_given_up_by_an_admins_word_alone() {
+    use gpudesk_crds::gpu_node_words::StrayAction;
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, &with_gpu()), 54);
+    let owner = Owner { namespace: desktop.metadata.namespace.clone().unwrap(), name: "anna".into(), uid };
+    desktops.round(&desktop, Some(template(OFFICE))).await.unwrap();
+    written.recv().await.unwrap();
+    let folder = desktops.node.folders.of(uid);
+    folder.write(folder.disk("system"), b"what the user made".into()).await.unwrap();
+    on_the_host(uid, |domain| domain.managed_save(0).unwrap());
+    assert!(desktops.withdraw(&owner, None, "moved", withdraw::Disks::PutAside).await.is_err());
+    for action in [StrayAction::ShutDown, StrayAction::PowerOff] {
+        assert_eq!(desktops.node.hypervisor.get(uid).await.unwrap().state, DomainState::Saved);
+        let done = desktops.end(&owner, action, None, "told to", withdraw::Disks::PutAside).await;
+        assert_eq!(done.is_ok(), action == StrayAction::PowerOff);
+    }
+    assert!(matches!(desktops.node.hypervisor.get(uid).await, Err(HypervisorError::NotFound { .. })));
+    assert_eq!(desktops.instances(uid).await.unwrap(), []);
+    assert_eq!(desktops.node.leftovers.list().await.unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -2,17 +2,20 @@
 //!
 //! ```text
 //!   <state>/disks/<uid>.json names the disk  its file is not there                ─▶ it is lost
-//!   neither this record nor the folder is there, and the API has this node's word
-//!   that a machine ran here: the file system with the state folder is not mounted ─▶ all are lost
+//!   neither this record nor the folder is there, and the API has a node's word
+//!   that disks are there: the file system with the state folder is not mounted    ─▶ all are lost
 //!   else                                                                          ─▶ a disk is to be made
 //! ```
+//!
+//! What a node says next takes the place of what the API knows, and what it does next makes a folder: so a
+//! round begins with noting down that both are missing ([`note`]).
 //!
 //! A disk counts as used from just before the first start with it. One that was made and never used holds
 //! nothing but what it was made from.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use gpudesk_crds::{ABANDON_DISKS_ANNOTATION, AllocationId, Desktop, NodeState};
+use gpudesk_crds::{ABANDON_DISKS_ANNOTATION, Desktop, NodeState, desktop_template::DesktopTemplateSpec};
 use thiserror::Error;
 
 use super::{
@@ -20,20 +23,20 @@ use super::{
     materials::{Materials, Origin},
     problem::Problem,
 };
-use crate::host::folder::{FolderFiles, UsedDisks};
+use crate::host::folder::{FolderError, FolderFiles, UsedDisks};
 
 /// Disks that hold what nothing can make again are not there.
 #[derive(Debug, Error)]
 #[error(
     "disks of this desktop are missing on this node: {}; nothing is started with empty ones in their place. Mount \
-     or restore them; or annotate the desktop with {ABANDON_DISKS_ANNOTATION}={id}, which gives up what was on them \
+     or restore them; or annotate the desktop with {ABANDON_DISKS_ANNOTATION}={word}, which gives up what was on them \
      and lets new ones be made{}",
     list(.paths),
-    if *.spent { " (that word was acted on already: switch the desktop off and on again for another id)" } else { "" }
+    if *.spent { " (the word that stands there was acted on already)" } else { "" }
 )]
 pub struct DisksMissing {
     paths: Vec<PathBuf>,
-    id: String,
+    word: String,
     spent: bool,
 }
 
@@ -44,6 +47,12 @@ fn list(paths: &[PathBuf]) -> String {
 /// The names of the disks that live as long as their desktop.
 pub(super) fn lasting(materials: &Materials) -> Vec<String> {
     let lasting = materials.disks.iter().filter(|disk| lasts(&disk.origin));
+    lasting.map(|disk| disk.name.clone()).collect()
+}
+
+/// The same of a template.
+pub(super) fn lasting_of(spec: &DesktopTemplateSpec) -> BTreeSet<String> {
+    let lasting = spec.disks.iter().filter(|disk| disk.image.is_some() || disk.blank.is_some());
     lasting.map(|disk| disk.name.clone()).collect()
 }
 
@@ -58,52 +67,65 @@ pub(super) fn check(desktop: &Desktop, materials: &Materials, folder: &FolderFil
     if absent.is_empty() {
         return Ok(());
     }
-    let used = match folder.used()? {
-        Some(used) => used,
-        None if !folder.is_there()? && has_run_here(desktop) => {
-            // What is said next takes the place of what the API knows, so it is noted down first.
-            let used = UsedDisks { disks: absent.clone(), abandoned: None };
-            folder.write_used(&used)?;
-            used
-        }
-        None => return Ok(()),
-    };
-    let lost: Vec<&String> = absent.intersection(&used.disks).collect();
+    let Some(used) = folder.used()? else { return Ok(()) };
+    let lost: Vec<&String> = absent.iter().filter(|name| used.any || used.disks.contains(*name)).collect();
     if lost.is_empty() {
         return Ok(());
     }
-    let ids = [desired::allocation(desktop).and_then(|held| held.id), used.abandoned];
-    let word = abandoned(desktop);
-    if word.is_some() && word != ids[1] && (word == ids[0] || word == said_of_before(desktop)) {
+    let status = desktop.status.as_ref();
+    let said_of_before =
+        status.and_then(|status| status.node.as_ref()).map(|said| said.allocation_id.to_string());
+    let id = desired::allocation(desktop).and_then(|held| held.id).map(|id| id.to_string());
+    let word = desktop.abandon_word();
+    // Used, by what this node remembers; what the API remembers is in `abandons`.
+    let spent = word.is_some() && word == used.abandoned.as_deref();
+    if !spent && [&id, &said_of_before].into_iter().flatten().any(|id| desktop.abandons(id)) {
         tracing::warn!(disks = ?lost, "lost disks are made anew: their user gave them up");
         let disks = used.disks.difference(&absent).cloned().collect();
-        return Ok(folder.write_used(&UsedDisks { disks, abandoned: word })?);
+        let abandoned = word.map(Into::into);
+        return Ok(folder.write_used(&UsedDisks { disks, any: false, abandoned })?);
     }
+    let used_by_api = status.and_then(|status| status.node.as_ref()?.abandoned_disks.as_deref());
     Err(Problem::Disks(DisksMissing {
         paths: lost.iter().map(|name| folder.disk(name)).collect(),
-        id: ids[0].map_or_else(|| "ALLOCATION-ID".into(), |id| id.to_string()),
-        spent: word.is_some() && word == ids[1],
+        word: id.map_or_else(|| "ALLOCATION-ID".into(), |id| desktop.next_abandon_word(&id)),
+        spent: spent || word.is_some() && word == used_by_api,
     }))
 }
 
-/// For which decision its user gives up disks that are lost.
-fn abandoned(desktop: &Desktop) -> Option<AllocationId> {
-    desktop.metadata.annotations.as_ref()?.get(ABANDON_DISKS_ANNOTATION)?.parse().ok()
+/// The word on which this node has acted, where one stands there.
+pub(super) fn used_word(desktop: &Desktop, folder: &FolderFiles) -> Result<Option<String>, Problem> {
+    if desktop.abandon_word().is_none() {
+        return Ok(None);
+    }
+    Ok(folder.used()?.and_then(|used| used.abandoned))
 }
 
-/// The decision that the last word of a node is of.
-fn said_of_before(desktop: &Desktop) -> Option<AllocationId> {
-    Some(desktop.status.as_ref()?.node.as_ref()?.allocation_id)
+/// Notes down that disks of this desktop are lost, where the API has a node's word that they are there and
+/// nothing here tells of them. Blocks.
+///
+/// # Errors
+/// When that cannot be told or noted: then nothing may be said or made before it was.
+pub(super) fn note(desktop: &Desktop, folder: &FolderFiles) -> Result<(), FolderError> {
+    if !were_here(desktop) || folder.used()?.is_some() || folder.is_there()? {
+        return Ok(());
+    }
+    folder.write_used(&UsedDisks { any: true, ..UsedDisks::default() })
 }
 
-/// Whether the API has this node's word that a machine of this desktop ran here: by the present decision, or
-/// by the one that ended before it, after which a desktop with disks comes back to where they are.
-fn has_run_here(desktop: &Desktop) -> bool {
+/// Whether the API has a node's word that disks of this desktop are on it: on this one, by the present decision,
+/// or where one ended, after which a desktop with disks comes back to where they are. Versions before this one
+/// did not say what was left.
+pub(super) fn were_here(desktop: &Desktop) -> bool {
     let Some(said) = desktop.status.as_ref().and_then(|status| status.node.as_ref()) else { return false };
-    if desired::allocation(desktop).is_some_and(|held| held.id == Some(said.allocation_id)) {
-        matches!(said.state, NodeState::Running | NodeState::Stopping)
-    } else {
-        matches!(said.state, NodeState::Stopped | NodeState::Ended)
+    let held = desktop.said_by_node().is_some();
+    match said.state {
+        NodeState::Stopped | NodeState::Ended => said.has_disks != Some(false),
+        NodeState::Refused => said.has_disks == Some(true),
+        // Of another decision it is another node's that is out of service.
+        NodeState::Running | NodeState::Stopping => held && said.has_disks != Some(false),
+        NodeState::Preparing => held && said.has_disks == Some(true),
+        NodeState::Released | NodeState::Unknown => false,
     }
 }
 
@@ -135,7 +157,13 @@ mod tests {
 
     fn said(id: &str, state: NodeState) -> Desktop {
         let mut desktop = desktop("", SMALL, "[]");
-        let said = NodeReport { allocation_id: id.parse().unwrap(), state, refusal: None };
+        let said = NodeReport {
+            allocation_id: id.parse().unwrap(),
+            state,
+            refusal: None,
+            has_disks: None,
+            abandoned_disks: None,
+        };
         desktop.status.as_mut().unwrap().node = Some(said);
         desktop
     }
@@ -144,6 +172,7 @@ mod tests {
     fn start(desktop: &Desktop, folder: &DesktopFolder) -> Result<Vec<String>, Problem> {
         let (images, roots) = (ImageStore::folders("node-a", vec![]), AllowedRoots::default());
         let materials = Materials::find(desktop, &template(DISKS), &images, &roots, folder.files())?;
+        note(desktop, folder.files())?;
         check(desktop, &materials, folder.files())?;
         Ok(materials.disks.into_iter().filter(|disk| !disk.made).map(|disk| disk.name).collect())
     }
@@ -186,6 +215,13 @@ mod tests {
         lose().await;
         let error = start(&desktop, &folder).unwrap_err().to_string();
         assert!(error.contains("acted on already"), "the word was for the first loss: {error}");
+        assert_eq!(
+            used_word(&desktop, folder.files()).unwrap().as_deref(),
+            Some("1-00000001"),
+            "the API is told"
+        );
+        desktop.metadata.annotations = None;
+        assert_eq!(used_word(&desktop, folder.files()).unwrap(), None, "nobody looks where no word stands");
 
         folder.remove().await.unwrap();
         folder.create(&owner()).await.unwrap();
@@ -195,25 +231,33 @@ mod tests {
     #[tokio::test]
     async fn a_state_folder_that_is_not_mounted_is_no_new_host() {
         let before = "7-00000007";
-        for (id, state, lost) in [
-            ("1-00000001", NodeState::Preparing, false),
-            ("1-00000001", NodeState::Running, true),
-            ("1-00000001", NodeState::Stopping, true),
-            (before, NodeState::Stopped, true),
-            (before, NodeState::Ended, true),
-            (before, NodeState::Refused, false),
+        for (id, state, has_disks, lost) in [
+            ("1-00000001", NodeState::Preparing, None, false),
+            ("1-00000001", NodeState::Preparing, Some(true), true),
+            ("1-00000001", NodeState::Running, None, true),
+            ("1-00000001", NodeState::Stopping, Some(true), true),
+            ("1-00000001", NodeState::Stopping, Some(false), false),
+            (before, NodeState::Stopped, None, true),
+            (before, NodeState::Ended, Some(true), true),
+            // It had none, and its template has got some since.
+            (before, NodeState::Stopped, Some(false), false),
+            (before, NodeState::Ended, Some(false), false),
+            (before, NodeState::Refused, None, false),
+            (before, NodeState::Refused, Some(true), true),
             // It is another node's that is out of service.
-            (before, NodeState::Running, false),
+            (before, NodeState::Running, Some(true), false),
+            (before, NodeState::Preparing, Some(true), false),
         ] {
             let empty = tempfile::tempdir().unwrap();
             let folder = DesktopFolders::new(empty.path()).of(UID.parse().unwrap());
-            let desktop = said(id, state);
-            assert_eq!(start(&desktop, &folder).is_err(), lost, "{id} {state:?}");
+            let mut desktop = said(id, state);
+            desktop.status.as_mut().unwrap().node.as_mut().unwrap().has_disks = has_disks;
+            assert_eq!(start(&desktop, &folder).is_err(), lost, "{id} {state:?} {has_disks:?}");
             // Whatever this node says next, it stays so.
             assert_eq!(
                 start(&said("1-00000001", NodeState::Preparing), &folder).is_err(),
                 lost,
-                "{id} {state:?}"
+                "{id} {state:?} {has_disks:?}"
             );
             // A folder that is there is of this node, from before the record was kept.
             let known = tempfile::tempdir().unwrap();
@@ -225,5 +269,45 @@ mod tests {
         let mut desktop = said(before, NodeState::Stopped);
         desktop.metadata.annotations = Some([(ABANDON_DISKS_ANNOTATION.into(), before.into())].into());
         assert_eq!(start(&desktop, &folder).unwrap(), ["a", "b"]);
+        // A word that was used before the folder went, and still stands there.
+        for (id, state) in [("1-00000001", NodeState::Running), (before, NodeState::Stopped)] {
+            let empty = tempfile::tempdir().unwrap();
+            let folder = DesktopFolders::new(empty.path()).of(UID.parse().unwrap());
+            let mut desktop = said(id, state);
+            let node = desktop.status.as_mut().unwrap().node.as_mut().unwrap();
+            node.abandoned_disks = Some(id.into());
+            let annotate = |desktop: &mut Desktop, word: &str| {
+                desktop.metadata.annotations = Some([(ABANDON_DISKS_ANNOTATION.into(), word.into())].into());
+            };
+            annotate(&mut desktop, id);
+            let error = start(&desktop, &folder).unwrap_err().to_string();
+            assert!(error.contains("acted on already"), "{error}");
+            annotate(&mut desktop, &format!("{id}/2"));
+            assert_eq!(start(&desktop, &folder).unwrap(), ["a", "b"], "said once more");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_here_tells_whether_there_are_disks_and_nothing_tells_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let folder = DesktopFolders::new(state.path()).of(UID.parse().unwrap());
+        let has = || folder.files().has_disks().unwrap();
+        assert_eq!(has(), None);
+        folder.create(&owner()).await.unwrap();
+        assert_eq!(has(), Some(false));
+        folder.make_disk("a", None, Some(1)).await.unwrap();
+        assert_eq!(has(), Some(true), "made by a version that noted nothing");
+        folder.note_used(vec!["a".into()]).await.unwrap();
+        folder.remove_file("disk-a.qcow2").await.unwrap();
+        assert_eq!(has(), Some(true), "it is lost, and not gone");
+        folder.forget_used().await.unwrap();
+        assert_eq!(has(), Some(false));
+        folder.files().write_used(&UsedDisks { any: true, ..UsedDisks::default() }).unwrap();
+        assert_eq!(has(), Some(true));
+        folder.note_used(vec![]).await.unwrap();
+        assert!(folder.files().used().unwrap().unwrap().any, "a machine without disks says nothing of them");
+        folder.note_used(vec!["a".into()]).await.unwrap();
+        let used = folder.files().used().unwrap().unwrap();
+        assert_eq!((used.any, used.disks), (false, ["a".to_owned()].into()));
     }
 }

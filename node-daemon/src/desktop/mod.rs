@@ -40,6 +40,8 @@ pub mod tuning;
 pub mod withdraw;
 
 #[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
 mod guard_tests;
 #[cfg(test)]
 mod tests;
@@ -351,39 +353,61 @@ impl Desktops {
             refusal: None,
         };
         let mut sight = Sight::default();
-        let mut look_again = None;
-        let mut problem = None;
         let early = self.say_that_it_takes_long(desktop, round.owner.clone());
-        let mut early = std::pin::pin!(early);
-        for _ in 0..MOST_ACTIONS {
-            let step = tokio::select! {
+        let worked = match self.note_lost_disks(&round).await {
+            Ok(()) => tokio::select! {
                 biased;
-                step = self.step(&mut round, &mut sight) => step,
-                never = &mut early => match never {},
-            };
-            match step {
-                Ok(Action::Nothing(at)) => {
-                    look_again = at;
-                    break;
+                worked = Box::pin(self.work(&mut round, &mut sight)) => worked,
+                never = early => match never {},
+            },
+            Err(problem) => Err(problem),
+        };
+        let (mut look_again, mut problem) = (None, None);
+        match worked {
+            Ok(at) => look_again = at,
+            Err(error) => {
+                tracing::warn!(%error, held_by = error.holder(), "not as wanted");
+                self.metrics.problem(error.reason());
+                if matches!(error, Problem::OtherDecision { .. }) && !self.is_stray(uid) {
+                    self.hint.notify_one();
                 }
-                Ok(action) => {
-                    self.changed.notify_one();
-                    tracing::info!(action = ?action, "done");
-                }
-                Err(error) => {
-                    tracing::warn!(%error, held_by = error.holder(), "not as wanted");
-                    self.metrics.problem(error.reason());
-                    if matches!(error, Problem::OtherDecision { .. }) && !self.is_stray(uid) {
-                        self.hint.notify_one();
+                problem = Box::pin(self.refuse(&mut round, &mut sight, error)).await;
+            }
+        }
+        Box::pin(self.say(&round, &sight, problem.as_ref())).await?;
+        let problem = problem.as_ref().or(round.held_back.as_ref());
+        Ok(self.look_again(uid, &sight, problem, look_again))
+    }
+
+    /// Notes down that disks are lost, before anything is said or made that would hide it.
+    async fn note_lost_disks(&self, round: &Round<'_>) -> Result<(), Problem> {
+        let lost = !self.node.images.is_pretended() && lost_disks::were_here(round.desktop);
+        if lost && round.wanted != Wanted::Remove {
+            let desktop = round.desktop.clone();
+            round.folder.on_thread(move |files| lost_disks::note(&desktop, files)).await?;
+        }
+        Ok(())
+    }
+
+    /// Acts until nothing is to be done; returns when to look again.
+    async fn work(&self, round: &mut Round<'_>, sight: &mut Sight) -> Result<Option<Timestamp>, Problem> {
+        for _ in 0..MOST_ACTIONS {
+            match self.step(round, sight).await? {
+                Action::Nothing(at) => {
+                    let observed = &sight.observed;
+                    let left = observed.domain.is_some() || observed.instances || observed.folder;
+                    if round.wanted == Wanted::Remove && !left {
+                        round.folder.forget_used().await?;
                     }
-                    problem = self.refuse(&mut round, &mut sight, error).await;
-                    break;
+                    return Ok(at);
+                }
+                action => {
+                    self.changed.notify_one();
+                    tracing::info!(?action, "done");
                 }
             }
         }
-        self.say(&round, &sight, problem.as_ref()).await?;
-        let problem = problem.as_ref().or(round.held_back.as_ref());
-        Ok(self.look_again(uid, &sight, problem, look_again))
+        Ok(None)
     }
 
     /// Gives a decision back that this node cannot give, with all that was made for it. Another problem is
@@ -417,7 +441,12 @@ impl Desktops {
         let nothing_said = desktop.said_by_node().is_none()
             && desktop.status.as_ref().is_none_or(|status| status.domain.is_none());
         let has_id = desktop.allocation().is_some_and(|allocation| allocation.id.is_some());
-        if wanted == Wanted::Run && has_id && nothing_said && !status::is_unknown(desktop) {
+        // The word of a version that did not say whether it left disks is all that tells of them.
+        let said = desktop.status.as_ref().and_then(|status| status.node.as_ref());
+        let tells = said.is_some_and(|said| said.has_disks.is_none())
+            && lost_disks::were_here(desktop)
+            && !self.node.images.is_pretended();
+        if wanted == Wanted::Run && has_id && nothing_said && !tells && !status::is_unknown(desktop) {
             let status = status::status(&Report::of_nothing_yet(desktop, &self.node, Timestamp::now()));
             if let Err(error) = self.writer.write(desktop, wanted, &owner, status).await {
                 tracing::debug!(%error, "that it takes long was not written");
@@ -459,11 +488,13 @@ impl Desktops {
             now: Timestamp::now(),
             last_word: sight.last_word.as_ref(),
             refusal: round.refusal.as_ref(),
+            abandoned_disks: sight.abandoned_disks.as_deref(),
         };
         let mut status = status::status(&report);
         if let Some(word) = status.node.as_ref().filter(|said| said.state.is_final())
             && word.state != NodeState::Released
-            && sight.last_word.as_ref() != Some(word)
+            && Some(word.allocation_id) == round.id()
+            && ![sight.last_word.as_ref(), round.desktop.said_by_node()].contains(&Some(word))
             && let Err(error) = self.note_decision(round, Some(word)).await
         {
             tracing::warn!(%error, "that a decision has ended cannot be noted down, so it is not said");

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     domain::{DomainMetadata, Kind, metadata},
     host::{
+        folder::FolderFiles,
         gpu_driver::{GpuDriver, GpuError, GpuInstance, Handle},
         hypervisor::{DomainState, DomainSummary, HypervisorError},
     },
@@ -38,6 +39,8 @@ pub(super) struct Sight {
     pub(super) instances: Vec<GpuInstance>,
     /// The last word on the decision that holds, once it was noted down or said.
     pub(super) last_word: Option<NodeReport>,
+    /// The user's word by which lost disks were made anew here.
+    pub(super) abandoned_disks: Option<String>,
     /// Found when something is to be made of them.
     pub(super) materials: Option<Materials>,
 }
@@ -75,7 +78,23 @@ impl Desktops {
     /// Looks at everything there is of the desktop.
     pub(super) async fn observe(&self, round: &Round<'_>, sight: &mut Sight) -> Result<(), Problem> {
         let uid = round.owner.uid;
+        // First what is kept, which no fault of the host takes back.
+        sight.last_word = Self::said(round);
+        sight.last_word = self.last_word(round).await?;
+        sight.observed.given_back = sight.last_word.is_some();
+        sight.observed.folder = round.folder.exists().await?;
+        if !self.node.images.is_pretended() {
+            // What was here before the last action was left by it.
+            let disks = round.folder.on_thread(FolderFiles::has_disks).await?;
+            sight.observed.disks = disks.or(sight.observed.disks);
+        }
+        if round.desktop.abandon_word().is_some() {
+            let desktop = round.desktop.clone();
+            let used = round.folder.on_thread(move |files| lost_disks::used_word(&desktop, files));
+            sight.abandoned_disks = used.await?;
+        }
         let (summary, metadata) = self.domain(uid).await?;
+        sight.observed.looked = true;
         let active = summary.as_ref().is_some_and(|summary| summary.state.is_active());
         let standing = match (&metadata, round.allocation) {
             (Some(metadata), Some(allocation)) => decision::standing(metadata, allocation),
@@ -83,9 +102,6 @@ impl Desktops {
         };
         sight.observed.domain =
             summary.as_ref().map(|_| DomainView { active, current: round.defined, standing });
-        sight.last_word = self.last_word(round).await?;
-        sight.observed.given_back = sight.last_word.is_some();
-        sight.observed.folder = round.folder.exists().await?;
         let ours = standing == Standing::Current && sight.last_word.is_none();
         sight.observed.record = Self::record(round, summary.as_ref(), ours, &self.node.boot).await?;
         sight.instances = self.instances(uid).await?;

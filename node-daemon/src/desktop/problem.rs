@@ -87,6 +87,15 @@ pub enum Problem {
         /// The other desktops, as `namespace/name`.
         holder: String,
     },
+    /// A file of which it cannot be told whether another desktop uses it.
+    #[error(
+        "whether {path} is in use by another desktop cannot be told: what one uses that runs on this node cannot be read, and the \
+         log of its daemon says of which and why"
+    )]
+    FileUnclear {
+        /// The file.
+        path: String,
+    },
     /// A file that another desktop uses.
     #[error("{path} is in use by another desktop: two share a file only when both only read it")]
     FileInUse {
@@ -198,7 +207,7 @@ impl Problem {
                 Reason::ImageInvalid
             }
             Self::Disks(_) => Reason::DiskMissing,
-            Self::FileInUse { .. } => Reason::HostPathNotAllowed,
+            Self::FileInUse { .. } | Self::FileUnclear { .. } => Reason::HostPathNotAllowed,
             Self::Path(PathError::NotFound { .. }) => Reason::HostPathNotFound,
             Self::Path(PathError::NotAllowed { .. } | PathError::Unreadable { .. }) => {
                 Reason::HostPathNotAllowed
@@ -225,6 +234,7 @@ impl Problem {
         match self {
             Self::Conflict { .. }
             | Self::FileInUse { .. }
+            | Self::FileUnclear { .. }
             | Self::ClosedFile { .. }
             | Self::Domain(_)
             | Self::Hypervisor(_)
@@ -299,6 +309,7 @@ impl Problem {
             | Self::Gpu(_)
             | Self::Conflict { .. }
             | Self::FileInUse { .. }
+            | Self::FileUnclear { .. }
             | Self::ClosedFile { .. }
             | Self::Domain(_)
             | Self::Hypervisor(HypervisorError::Denied { .. } | HypervisorError::Refused { .. })

@@ -127,8 +127,16 @@ impl Desktops {
         };
         let others = if own.is_empty() { vec![] } else { round.folder.on_thread(read).await? };
         for (owner, others) in others {
-            // Of a desktop that an earlier version started nothing is known; QEMU's own locks hold.
-            refuse(clash(&own, &others?.unwrap_or_default()), || owner)?;
+            match others {
+                // Of a desktop that an earlier version started nothing is known; QEMU's own locks hold.
+                Ok(others) => refuse(clash(&own, &others.unwrap_or_default()), || owner)?,
+                Err(error) => {
+                    tracing::warn!(%error, of = owner, "which files another desktop uses cannot be read");
+                    if let Some(own) = own.first() {
+                        return Err(Problem::FileUnclear { path: own.path.clone() });
+                    }
+                }
+            }
         }
         round.folder.write_json(RECORD, own.clone()).await?;
         lock(&self.starting.uses).insert(uid, own);

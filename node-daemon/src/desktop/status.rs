@@ -10,6 +10,7 @@ use gpudesk_crds::{
     },
     desktop_template::RestartPolicy,
     gpu_node_status::Acceleration,
+    handover::Standing,
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -96,6 +97,8 @@ pub struct Report<'a> {
     pub last_word: Option<&'a NodeReport>,
     /// What of the decision this node cannot give; nothing is left of what was made for it.
     pub refusal: Option<&'a Refusal>,
+    /// The user's word by which lost disks were made anew here.
+    pub abandoned_disks: Option<&'a str>,
 }
 
 impl<'a> Report<'a> {
@@ -118,6 +121,7 @@ impl<'a> Report<'a> {
             now,
             last_word: None,
             refusal: None,
+            abandoned_disks: None,
         }
     }
 }
@@ -153,6 +157,10 @@ pub fn status(report: &Report<'_>) -> DesktopStatus {
         None => down(report),
     };
     let mut status = DesktopStatus { gpus: report.gpus.to_vec(), ..DesktopStatus::default() };
+    if let Some(said) = goes_on_unseen(report) {
+        let DesktopStatus { domain, gpus, consoles, addresses, tuning, .. } = said.clone();
+        status = DesktopStatus { domain, gpus, consoles, addresses, tuning, ..status };
+    }
     if let Some(machine) = report.machine {
         status.domain = Some(DomainStatus {
             name: machine.name.clone(),
@@ -179,35 +187,66 @@ pub fn status(report: &Report<'_>) -> DesktopStatus {
         status.phase = Some(phase);
     }
     let id = allocation(report.desktop).and_then(|allocation| allocation.id);
-    status.node = id.map(|id| node_report(report, id));
+    let before =
+        report.desktop.status.as_ref().and_then(|status| status.node.as_ref()?.abandoned_disks.clone());
+    let abandoned_disks = report.abandoned_disks.map(Into::into).or(before);
+    let said = id.and_then(|id| node_report(report, id));
+    status.node = said.map(|said| NodeReport { abandoned_disks, ..said });
     status
 }
 
-/// How far the node is with the decision that holds: what programs decide on.
-fn node_report(report: &Report<'_>, allocation_id: AllocationId) -> NodeReport {
-    let said = |state| NodeReport { allocation_id, state, refusal: None };
+/// What is stored of a machine that ran when it was last seen, and of which a fault shows nothing now.
+fn goes_on_unseen<'a>(report: &Report<'a>) -> Option<&'a DesktopStatus> {
+    let unseen = report.problem.is_some() && report.machine.is_none();
+    let may_run = !report.observed.looked || is_its_own(report);
+    let said = report.desktop.said_by_node()?;
+    let ran = matches!(said.state, NodeState::Running | NodeState::Stopping);
+    report.desktop.status.as_ref().filter(|_| unseen && may_run && ran)
+}
+
+/// Whether what runs is the machine of the decision that holds.
+fn is_its_own(report: &Report<'_>) -> bool {
+    let domain = report.observed.domain;
+    domain.is_some_and(|domain| domain.active && domain.standing == Standing::Current)
+        && report.last_word.is_none()
+}
+
+/// How far the node is with the decision that holds: what programs decide on. A fault takes nothing back that
+/// was said.
+fn node_report(report: &Report<'_>, allocation_id: AllocationId) -> Option<NodeReport> {
+    let stored = report.desktop.status.as_ref().and_then(|status| status.node.as_ref());
+    let has_disks = report.observed.disks.or_else(|| stored?.has_disks);
+    let said =
+        |state| Some(NodeReport { allocation_id, state, refusal: None, has_disks, abandoned_disks: None });
     let observed = report.observed;
     if let Some(refusal) = report.refusal {
-        return NodeReport { refusal: Some(refusal.clone()), ..said(NodeState::Refused) };
+        return said(NodeState::Refused).map(|said| NodeReport { refusal: Some(refusal.clone()), ..said });
     }
     let active = observed.domain.is_some_and(|domain| domain.active);
     let nothing = observed.domain.is_none() && !observed.instances && report.problem.is_none();
+    let begun = report.desktop.said_by_node().is_some_and(|said| said.state != NodeState::Preparing);
     match report.wanted {
+        // Also of another decision: what follows from it was not looked at.
+        _ if report.problem.is_some() && !observed.looked => report.last_word.or(stored).cloned(),
         Wanted::Run | Wanted::Leave if report.machine.is_some() => said(NodeState::Running),
+        Wanted::Run | Wanted::Leave if report.problem.is_some() && is_its_own(report) => {
+            said(NodeState::Running)
+        }
         Wanted::Remove if nothing && !observed.folder => said(NodeState::Released),
         // What was said is kept to.
-        Wanted::Run | Wanted::Leave if let Some(word) = report.last_word => word.clone(),
-        // A fault that passes takes nothing back.
+        Wanted::Run | Wanted::Leave if let Some(word) = report.last_word => Some(word.clone()),
         Wanted::Stop
             if report.problem.is_some()
                 && !active
                 && let Some(word) = report.last_word =>
         {
-            word.clone()
+            Some(word.clone())
         }
         Wanted::Run | Wanted::Stop if nothing && report.stays => said(NodeState::Ended),
         Wanted::Run | Wanted::Leave => said(NodeState::Preparing),
         Wanted::Stop if nothing => said(NodeState::Stopped),
+        // There is no machine that could be stopped, and never was one.
+        Wanted::Stop if !active && !begun => report.desktop.said_by_node().cloned(),
         Wanted::Stop | Wanted::Remove | Wanted::Withdraw => said(NodeState::Stopping),
     }
 }

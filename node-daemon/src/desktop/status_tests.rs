@@ -45,6 +45,7 @@ fn report<'a>(desktop: &'a Desktop, observed: &'a Observed, machine: Option<&'a 
         now: at(1010),
         last_word: None,
         refusal: None,
+        abandoned_disks: None,
     }
 }
 
@@ -147,4 +148,15 @@ fn a_lasting_problem_is_a_failure_and_a_passing_one_is_not() {
     let passing = Problem::Internal("x".into());
     let starting = Report { problem: Some(&passing), ..failed };
     assert_eq!(status(&starting).phase, Some(Phase::Starting));
+}
+
+#[test]
+fn a_word_that_was_used_is_told_with_every_word_from_then_on() {
+    let (mut object, observed, up) = (desktop("", SMALL, "[]"), Observed::default(), machine(Guest::NoAgent));
+    let used = Report { abandoned_disks: Some("1-00000001"), ..report(&object, &observed, Some(&up)) };
+    let said = status(&used).node.unwrap();
+    assert_eq!(said.abandoned_disks.as_deref(), Some("1-00000001"));
+    object.status.as_mut().unwrap().node = Some(said.clone());
+    let later = status(&report(&object, &observed, None)).node.unwrap();
+    assert_eq!(later.abandoned_disks, said.abandoned_disks, "what this node remembers may be lost");
 }

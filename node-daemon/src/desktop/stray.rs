@@ -82,7 +82,9 @@ fn may_end(verdict: &Verdict, trace: Trace, word: &StrayWord) -> Result<(), Stri
         (Some(meant), None) => {
             Err(format!("allocationId is {meant} and of which decision the machine is cannot be read"))
         }
-        _ => Ok(()),
+        // A word that still stands would end later ones too.
+        (None, Some(made_for)) => Err(format!("write which machine is meant: allocationId: {made_for}")),
+        (Some(_), Some(_)) | (None, None) => Ok(()),
     }
 }
 
@@ -169,17 +171,30 @@ mod tests {
         ] {
             for ((trace, plain), told) in [on, off, folder].into_iter().zip(plain).zip(told) {
                 assert_eq!(plan(&verdict, trace, None), plain, "{verdict:?} {trace:?}");
-                assert_eq!(plan(&verdict, trace, Some(&word(ShutDown, None))), told, "{verdict:?} {trace:?}");
-                assert_eq!(plan(&verdict, trace, Some(&word(ShutDown, Some(2)))), told, "its own decision");
-                assert_eq!(plan(&verdict, trace, Some(&word(PowerOff, Some(3)))), plain, "another decision");
-                let said = answer(&word(PowerOff, Some(3)), Some((&verdict, trace)));
-                assert!(said.is_some(), "{verdict:?} {trace:?}");
+                assert_eq!(
+                    plan(&verdict, trace, Some(&word(ShutDown, Some(2)))),
+                    told,
+                    "{verdict:?} {trace:?}"
+                );
+                let unread = Trace { made_for: None, ..trace };
+                assert_eq!(
+                    plan(&verdict, unread, Some(&word(ShutDown, None))),
+                    told,
+                    "which one is not known"
+                );
+                for meant in [Some(3), None] {
+                    assert_eq!(plan(&verdict, trace, Some(&word(PowerOff, meant))), plain, "{meant:?}");
+                    let said = answer(&word(PowerOff, meant), Some((&verdict, trace)));
+                    assert!(said.is_some(), "{verdict:?} {trace:?} {meant:?}");
+                }
             }
         }
-        let older = plan(&Verdict::OlderHere, on, Some(&word(PowerOff, None)));
+        let said = answer(&word(PowerOff, None), Some((&Verdict::NoDesktop, on))).unwrap();
+        assert!(said.contains("allocationId: 2-00000002"), "{said}");
+        let older = plan(&Verdict::OlderHere, on, Some(&word(PowerOff, Some(2))));
         assert_eq!(older, Plan::End(PowerOff), "what is going down anyway may be hastened");
         let moved = Verdict::MovedOn("node-b".into());
-        assert_eq!(plan(&moved, on, Some(&word(PowerOff, None))), Plan::End(PowerOff));
+        assert_eq!(plan(&moved, on, Some(&word(PowerOff, Some(2)))), Plan::End(PowerOff));
         assert_eq!(answer(&word(PowerOff, None), None).as_deref(), Some(GONE));
         let unread = Trace { made_for: None, ..on };
         assert_eq!(plan(&Verdict::NoDesktop, unread, Some(&word(PowerOff, Some(2)))), Plan::Leave);
@@ -222,7 +237,7 @@ mod tests {
                     prop_assert_eq!(standing_of(&verdict).is_some(), answer == 2);
                 } else if matches!(plan, Plan::End(_)) {
                     let said = said.unwrap();
-                    prop_assert!(said.allocation_id.is_none() || said.allocation_id == Some(id(runs)));
+                    prop_assert_eq!(said.allocation_id, Some(id(runs)));
                 } else if active {
                     prop_assert_eq!(plan, Plan::Leave, "what runs is ended by a word alone");
                 }

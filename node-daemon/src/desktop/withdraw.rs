@@ -21,7 +21,7 @@ use super::{
 };
 use crate::host::{
     folder::Owner,
-    hypervisor::{GuestState, HypervisorError},
+    hypervisor::{DomainState, GuestState, HypervisorError},
     leftovers::Leftover,
 };
 
@@ -100,9 +100,15 @@ impl Desktops {
     ) -> Result<Withdrawn, Problem> {
         if action == StrayAction::PowerOff {
             // One that is not of this desktop is a problem.
-            self.domain(owner.uid).await?;
+            let (summary, _) = self.domain(owner.uid).await?;
             tracing::warn!(why, "taking the power");
-            gone_is_fine(self.node.hypervisor.destroy(owner.uid).await)?;
+            let hypervisor = &self.node.hypervisor;
+            gone_is_fine(match summary {
+                Some(summary) if summary.state == DomainState::Saved => {
+                    hypervisor.undefine(owner.uid, GuestState::KeepButMemory).await
+                }
+                _ => hypervisor.destroy(owner.uid).await,
+            })?;
         }
         self.withdraw(owner, template, why, disks).await
     }
@@ -143,7 +149,11 @@ impl Desktops {
         }
         tracing::warn!(why, "taking down what is not this node's");
         gone_is_fine(hypervisor.destroy(uid).await)?;
-        gone_is_fine(hypervisor.undefine(uid, GuestState::Keep).await)?;
+        let state = match action {
+            StrayAction::PowerOff => GuestState::KeepButMemory,
+            StrayAction::ShutDown => GuestState::Keep,
+        };
+        gone_is_fine(hypervisor.undefine(uid, state).await)?;
         for instance in self.instances(uid).await? {
             self.drive(move |gpus| gpus.destroy(&instance.key)).await?;
         }

@@ -10,7 +10,7 @@ use anyhow::Context;
 use gpudesk_crds::{GpuNode, GpuNodeSpec, gpu_node_status::Acceleration};
 use gpudesk_inventory::{
     hook::HookView,
-    status::{self, Findings, GuestNetworkView, HypervisorView},
+    status::{self, Findings, HypervisorView},
     topology::{HostFacts, uevent::Change},
 };
 use jiff::Timestamp;
@@ -149,20 +149,15 @@ fn status_of(
 ) -> gpudesk_crds::GpuNodeStatus {
     let (gpu_driver_version, vgpu_manager_version) = source.driver_versions();
     status::status(&Findings {
-        facts,
         simulated: source.is_simulated(),
         hypervisor,
-        guest_network: &GuestNetworkView::NotAsked,
         gpu_driver_version,
         vgpu_manager_version,
         unlicensed_vgpus: source.unlicensed_vgpus(),
         withheld: (!source.is_simulated()).then_some(NOT_YET),
         hook,
-        instances: Ok(&[]),
-        spec: &GpuNodeSpec::default(),
-        generation: None,
-        before: None,
         now: Timestamp::now(),
+        ..Findings::of(facts)
     })
 }
 
@@ -187,9 +182,9 @@ async fn ask_libvirt(options: &Discover) -> HypervisorView {
     };
     let why_not_kvm = if capabilities.kvm {
         let emulator = capabilities.emulator.unwrap_or_else(|| "qemu-system-x86_64".into());
-        match probe(&emulator, &std::env::temp_dir()).await {
+        match probe(&emulator).await {
             Kvm::Works => None,
-            Kvm::Unusable(why) => Some(why),
+            Kvm::Unusable(why) | Kvm::Untried(why) => Some(why),
         }
     } else {
         Some("libvirt offers no KVM on this host".into())

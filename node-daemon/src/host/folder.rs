@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use uuid::Uuid;
 
+pub(super) use self::files::disk_names;
 use self::files::failed;
 pub use self::files::{FolderFiles, UsedDisks};
 use super::{
@@ -106,7 +107,12 @@ impl DesktopFolders {
         for entry in entries {
             let name = entry.map_err(failed("listing", &self.root))?.file_name();
             if let Some(uid) = name.to_str().and_then(|name| name.parse().ok()) {
-                found.push((uid, self.of(uid).files.read_json("owner.json")?));
+                // One that is broken holds up no other.
+                let owner = self.of(uid).files.read_json("owner.json").unwrap_or_else(|error| {
+                    tracing::warn!(%error, "whose folder it is cannot be told: it is left as it is");
+                    None
+                });
+                found.push((uid, owner));
             }
         }
         Ok(found)

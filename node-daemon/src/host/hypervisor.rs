@@ -39,7 +39,7 @@ pub trait Hypervisor: Send + Sync {
     fn destroy(&self, uuid: Uuid) -> Answer<'_, ()>;
 
     /// Forgets a domain and snapshots' records. A running one goes on and is forgotten when it ends. One
-    /// whose memory was saved is refused, unless its state is to be deleted.
+    /// whose memory was saved is refused, unless that is to be given up.
     fn undefine(&self, uuid: Uuid, state: GuestState) -> Answer<'_, ()>;
 
     /// What is known about a domain while it runs.
@@ -164,7 +164,9 @@ impl DomainState {
 pub enum GuestState {
     /// Kept: the next domain of the same name and UUID finds them.
     Keep,
-    /// Deleted.
+    /// Kept, but memory of it that was saved is given up.
+    KeepButMemory,
+    /// Deleted, with memory of it that was saved.
     Delete,
 }
 

@@ -5,8 +5,10 @@
 //! 64-bit mode with paging, touches memory and SSE, and ends QEMU with a number that only it knows.
 #![expect(clippy::disallowed_methods, reason = "adapter: starts a throw-away QEMU")]
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{fs::File, io::Write, os::fd::AsRawFd, path::Path, process::Stdio, time::Duration};
 
+use rustix::fs::{MemfdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
 use tokio::{io, process::Command, time::timeout};
 
 /// Time that the ROM has; it needs a fraction of a second.
@@ -21,31 +23,78 @@ pub enum Kvm {
     Works,
     /// It did not; why, in one sentence.
     Unusable(String),
+    /// It was not tried, which says nothing of KVM; why, in one sentence.
+    Untried(String),
 }
 
-/// Runs the ROM with KVM. `qemu` is the program, `folder` is where the ROM is written for that time.
-pub async fn probe(qemu: &str, folder: &Path) -> Kvm {
+/// Runs the ROM with KVM. `qemu` is the program.
+pub async fn probe(qemu: &str) -> Kvm {
     if !Path::new("/dev/kvm").exists() {
-        return Kvm::Unusable("there is no /dev/kvm: enable virtualization in the firmware, or nested virtualization on the host of this host".into());
+        return Kvm::Untried("there is no /dev/kvm: enable virtualization in the firmware, or nested virtualization on the host of this host".into());
     }
-    match run(qemu, folder, "kvm", "host,arch-capabilities=off").await {
-        Ok(()) => Kvm::Works,
-        Err(why) => Kvm::Unusable(format!(
+    match run(qemu, "kvm", "host,arch-capabilities=off").await {
+        Ok(Ok(())) => Kvm::Works,
+        Err(why) => Kvm::Untried(format!("/dev/kvm is there and was not tried: {why}")),
+        Ok(Err(why)) => Kvm::Unusable(format!(
             "/dev/kvm is there but a test guest did not run with it ({why}): this host's own virtualization does not work"
         )),
     }
 }
 
-async fn run(qemu: &str, folder: &Path, accelerator: &str, cpu: &str) -> Result<(), String> {
-    let path = folder.join(format!("probe-{accelerator}.rom"));
-    std::fs::write(&path, rom()).map_err(|error| format!("writing {}: {error}", path.display()))?;
-    let result = run_rom(qemu, &path, accelerator, cpu).await;
-    // A leftover of 64 KiB is overwritten the next time.
-    let _ = std::fs::remove_file(&path);
-    result
+/// What was found out, and what for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Found {
+    boot: String,
+    qemu: String,
+    unusable: Option<String>,
 }
 
-async fn run_rom(qemu: &str, rom: &Path, accelerator: &str, cpu: &str) -> Result<(), String> {
+/// As [`probe`], once in each boot of the host, which `boot` names: a probe that hangs takes seconds. What it found is
+/// kept in `folder`.
+pub async fn probe_once(qemu: &str, folder: &Path, boot: &str) -> Kvm {
+    once(&folder.join("kvm-probe.json"), qemu, boot, async || probe(qemu).await).await
+}
+
+async fn once(file: &Path, qemu: &str, boot: &str, ask: impl AsyncFnOnce() -> Kvm) -> Kvm {
+    let kept = std::fs::read(file).ok().and_then(|bytes| serde_json::from_slice::<Found>(&bytes).ok());
+    if let Some(found) = kept.filter(|found| !boot.is_empty() && found.boot == boot && found.qemu == qemu) {
+        return found.unusable.map_or(Kvm::Works, |why| {
+            let file = file.display();
+            Kvm::Unusable(format!(
+                "{why}; tried once since the host started: remove {file} to have it tried again"
+            ))
+        });
+    }
+    let found = ask().await;
+    let unusable = match &found {
+        Kvm::Works => None,
+        Kvm::Unusable(why) => Some(why.clone()),
+        Kvm::Untried(_) => return found,
+    };
+    // Not kept, it is found out again. Half of a file is not read above.
+    let kept = Found { boot: boot.to_owned(), qemu: qemu.to_owned(), unusable };
+    if let Err(error) =
+        serde_json::to_vec(&kept).map_err(io::Error::from).and_then(|kept| std::fs::write(file, kept))
+    {
+        tracing::warn!(file = %file.display(), "what the test of KVM found is not kept: {error}");
+    }
+    found
+}
+
+/// Whether QEMU ran the ROM, or why it did not.
+///
+/// # Errors
+/// Why it was not even started.
+async fn run(qemu: &str, accelerator: &str, cpu: &str) -> Result<Result<(), String>, String> {
+    // In memory: a full disk says nothing of KVM. QEMU opens it while we have it open.
+    let made = memfd_create("gpudesk-probe", MemfdFlags::CLOEXEC).map_err(io::Error::from);
+    let mut file = made.map(File::from).map_err(|error| format!("making a file in memory: {error}"))?;
+    file.write_all(&rom()).map_err(|error| format!("writing a file in memory: {error}"))?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    run_rom(qemu, Path::new(&path), accelerator, cpu).await
+}
+
+async fn run_rom(qemu: &str, rom: &Path, accelerator: &str, cpu: &str) -> Result<Result<(), String>, String> {
     let mut child = Command::new(qemu)
         .args(["-machine", &format!("q35,accel={accelerator}"), "-cpu", cpu, "-m", "16"])
         .args(["-display", "none", "-nodefaults", "-no-user-config", "-no-reboot", "-bios"])
@@ -57,7 +106,7 @@ async fn run_rom(qemu: &str, rom: &Path, accelerator: &str, cpu: &str) -> Result
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| start_failed(qemu, &error))?;
-    match timeout(PATIENCE, child.wait()).await {
+    Ok(match timeout(PATIENCE, child.wait()).await {
         Ok(Ok(status)) if status.code() == Some(EXIT) => Ok(()),
         Ok(Ok(status)) => Err(format!("QEMU ended with {status}")),
         Ok(Err(error)) => Err(error.to_string()),
@@ -66,7 +115,7 @@ async fn run_rom(qemu: &str, rom: &Path, accelerator: &str, cpu: &str) -> Result
             let _ = timeout(Duration::from_secs(1), child.kill()).await;
             Err(format!("it hung for {} s", PATIENCE.as_secs()))
         }
-    }
+    })
 }
 
 fn start_failed(qemu: &str, error: &io::Error) -> String {
@@ -124,15 +173,38 @@ mod tests {
 
     #[tokio::test]
     async fn the_rom_ends_qemu_with_its_number() {
+        assert_eq!(run("qemu-system-x86_64", "tcg", "qemu64").await, Ok(Ok(())));
+    }
+
+    #[tokio::test]
+    async fn what_was_found_is_kept_until_the_host_starts_again() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(run("qemu-system-x86_64", folder.path(), "tcg", "qemu64").await, Ok(()));
-        assert!(!folder.path().join("probe-tcg.rom").exists());
+        let file = folder.path().join("kvm-probe.json");
+        let hangs = || async { Kvm::Unusable("it hung".into()) };
+        let ask = |boot, found: Kvm| {
+            let file = file.clone();
+            async move { once(&file, "qemu", boot, async || found).await }
+        };
+        assert_eq!(ask("first", hangs().await).await, hangs().await);
+        // The second answer would be another one: it is not asked for, and the words say how it would be.
+        let Kvm::Unusable(kept) = ask("first", Kvm::Works).await else { panic!("it was asked again") };
+        assert!(kept.contains("it hung") && kept.contains("kvm-probe.json"), "{kept}");
+        assert_eq!(ask("second", Kvm::Works).await, Kvm::Works);
+        assert_eq!(ask("second", hangs().await).await, Kvm::Works);
+        // What was not tried is no answer: it is asked again.
+        let untried = Kvm::Untried("no QEMU".into());
+        assert_eq!(ask("third", untried.clone()).await, untried);
+        assert_eq!(ask("third", Kvm::Works).await, Kvm::Works);
+        // A host whose boot has no name is asked each time, as is one whose file is broken.
+        assert_eq!(ask("", hangs().await).await, hangs().await);
+        assert_eq!(ask("", Kvm::Works).await, Kvm::Works);
+        std::fs::write(&file, "{").unwrap();
+        assert_eq!(ask("", hangs().await).await, hangs().await);
     }
 
     #[tokio::test]
     async fn a_qemu_that_is_not_there_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let why = run("/no/such/qemu", folder.path(), "tcg", "qemu64").await.unwrap_err();
+        let why = run("/no/such/qemu", "tcg", "qemu64").await.unwrap_err();
         assert!(why.contains("/no/such/qemu"), "{why}");
     }
 }

@@ -10,6 +10,7 @@
 #![expect(clippy::disallowed_methods, reason = "adapter: renames and removes folders")]
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     io::Write as _,
     os::unix::fs::{DirBuilderExt, MetadataExt},
@@ -24,7 +25,7 @@ use uuid::Uuid;
 
 use super::{
     file_threads::FileThreads,
-    folder::{DesktopFolder, FolderError, Owner},
+    folder::{DesktopFolder, FolderError, Owner, disk_names},
 };
 use crate::brake::Removals;
 
@@ -148,10 +149,23 @@ impl Leftovers {
         self.threads.run(Uuid::nil(), move || list(&root)).await?
     }
 
-    /// Erases one: it is out of the way at once, and gone some time after.
+    /// The names of the disks in one.
     ///
     /// # Errors
-    /// Then it may be there still, or be erased the next time.
+    /// When they cannot be listed; that is not "none".
+    pub async fn disks(&self, name: &str) -> Result<BTreeSet<String>, FolderError> {
+        let path = self.root.join(name);
+        let list = {
+            let path = path.clone();
+            move || disk_names(&path)
+        };
+        self.threads.run(Uuid::nil(), list).await?.map_err(failed("listing", &path))
+    }
+
+    /// Erases one: it is out of the way at once, and gone once [`Self::finish`] was through.
+    ///
+    /// # Errors
+    /// Then it may be there still.
     pub async fn erase(&self, name: &str) -> Result<(), FolderError> {
         let (from, to) = (self.root.join(name), self.erasing.clone());
         let name = name.to_owned();
@@ -159,8 +173,7 @@ impl Leftovers {
             folder(&to)?;
             fs::rename(from, to.join(name))
         });
-        moved.await?.map_err(failed("erasing", &self.root))?;
-        self.finish().await
+        moved.await?.map_err(failed("erasing", &self.root))
     }
 
     /// Goes on with what is being erased. Links are removed and never followed.
@@ -411,6 +424,9 @@ mod tests {
         fs::create_dir_all(dir.path().join("erasing/before/deep")).unwrap();
         std::os::unix::fs::symlink(other.path(), dir.path().join("erasing/link")).unwrap();
         leftovers.erase("one").await.unwrap();
+        assert_eq!(leftovers.list().await.unwrap(), []);
+        assert!(dir.path().join("erasing/one").exists(), "however large it is, nobody waits for it");
+        leftovers.finish().await.unwrap();
         assert!(entries(&dir.path().join("erasing")).unwrap().is_empty());
         assert_eq!(leftovers.list().await.unwrap(), []);
         assert!(other.path().join("theirs").exists());

@@ -6,26 +6,32 @@ use gpudesk_crds::{
     GpuNodeSpec, gpu_node_status,
     gpu_node_words::{LeftoverAction, LeftoverWord},
 };
+use kube::runtime::reflector::ObjectRef;
 use uuid::Uuid;
 
-use super::{Found, Here, Known, Look, Looking, OrphanError};
+use super::{Found, Known, Look, Looking, Missed, OrphanError, template_of};
 use crate::{
     brake,
-    desktop::{attach::may_take, standing::Verdict, stray::Plan},
+    desktop::{attach::may_take, problem::Problem, standing::Verdict, stray::Plan},
     host::{
         folder::{FolderError, Owner},
         leftovers::{Kept, due},
     },
 };
 
+/// Whether a leftover may be erased by its age: what an admin has just spoken of, or may have, is not taken from
+/// him.
+fn may_go(spec: Option<&GpuNodeSpec>, name: &str) -> bool {
+    spec.is_some_and(|spec| spec.leftovers.iter().all(|word| word.name != name))
+}
+
 impl Looking {
     /// Puts those aside that are missed and off, unless they are many; returns those that are held back.
     pub(super) async fn put_aside(
         self: &Arc<Self>,
-        mut missed: Vec<Here>,
+        missed: Missed,
         total: usize,
-        spec: &GpuNodeSpec,
-        certain: bool,
+        spec: Option<&GpuNodeSpec>,
         known: &mut Known,
         look: &mut Look,
     ) -> Result<Option<brake::Held>, OrphanError> {
@@ -35,10 +41,16 @@ impl Looking {
             None => leftovers.removals().await?,
         };
         let mut removals = kept.clone();
+        let Missed { off: mut missed, running, mut certain } = missed;
         // A desktop that was deleted is let go when nothing of it is here: it was listed before.
         let mut still = HashSet::new();
         for here in &missed {
-            if here.domain.is_some() || self.this.desktops.holds_anything(&here.owner).await? {
+            let holds = match here.domain {
+                Some(_) => Ok(true),
+                None => self.this.desktops.holds_anything(&here.owner).await,
+            };
+            // What cannot be told of one holds up no other.
+            if holds.unwrap_or_else(|error| self.doubt(&here.owner, &error, &mut certain)) {
                 still.insert(here.owner.uid);
             }
         }
@@ -49,23 +61,27 @@ impl Looking {
             leftovers.note_removals(removals.clone()).await?;
         }
         let noted = removals.clone();
-        let let_go = spec.remove_orphans_before.as_ref().map(|time| time.0);
+        let let_go = spec.and_then(|spec| spec.remove_orphans_before.as_ref()).map(|time| time.0);
         let (mut orphans, mut removed) = (vec![], HashSet::new());
         for here in &missed {
             let uid = here.owner.uid;
-            if !self.this.desktops.was_being_deleted(&here.owner).await? {
+            let deleted = self.this.desktops.was_being_deleted(&here.owner).await;
+            let unknown = deleted.is_err();
+            let deleted = deleted.unwrap_or_else(|error| !self.doubt(&here.owner, &error, &mut certain));
+            if unknown || !deleted {
                 orphans.push(uid);
                 continue;
             }
             // Twice, and not at once: it is gone for good.
             let twice = removals.since(uid).and_then(|since| since.checked_add(self.this.settings.look).ok());
             match twice {
-                Some(at) if at <= look.now => _ = removed.insert(uid),
+                // Not while its admin's words are not known.
+                Some(at) if at <= look.now => removed.extend(spec.map(|_| uid)),
                 Some(at) => look.until(at),
                 None => {}
             }
         }
-        let ruling = removals.rule(&orphans, total, let_go, certain, rules, look.now);
+        let ruling = removals.rule(&orphans, total, running, let_go, certain, rules, look.now);
         if let Some(again) = ruling.again {
             look.until(again);
         }
@@ -94,17 +110,13 @@ impl Looking {
     /// Erases, gives back and lists leftovers; returns them with the answers to words about them.
     pub(super) async fn keep_leftovers(
         self: &Arc<Self>,
-        spec: &GpuNodeSpec,
+        spec: Option<&GpuNodeSpec>,
         look: &mut Look,
     ) -> Result<(Vec<gpu_node_status::Leftover>, Vec<(bool, String)>), FolderError> {
         let (leftovers, retention) = (&self.this.desktops.node().leftovers, &self.this.settings.retention);
-        // What a daemon before this one began, or what takes long.
-        if let Err(error) = leftovers.finish().await {
-            tracing::warn!(%error, "not all is erased that should be");
-        }
         let all = leftovers.list().await?;
         let mut said = vec![];
-        for word in &spec.leftovers {
+        for word in spec.into_iter().flat_map(|spec| &spec.leftovers) {
             let kept = all.iter().find(|kept| kept.name == word.name);
             let answer = match kept {
                 None => Some((false, "no such leftover is here".to_owned())),
@@ -114,16 +126,18 @@ impl Looking {
                 answer.map(|(refused, words)| (refused, format!("leftovers[{}]: {words}", word.name))),
             );
         }
-        let meant: HashSet<&String> = spec.leftovers.iter().map(|word| &word.name).collect();
         let rest: Vec<Kept> = leftovers.list().await?;
         for kept in due(&rest, retention, look.now) {
-            // What an admin has just spoken of is not taken from him.
-            if !meant.contains(&kept.name)
+            if may_go(spec, &kept.name)
                 && let Err(error) =
                     self.erase(kept, "it was kept long enough, or they take too much room").await
             {
                 tracing::warn!(%error, "not all is erased that should be");
             }
+        }
+        // Also what a daemon before this one began, or what takes long.
+        if let Err(error) = leftovers.finish().await {
+            tracing::warn!(%error, "not all is erased that should be");
         }
         let all = leftovers.list().await?;
         for kept in &all {
@@ -135,6 +149,13 @@ impl Looking {
         }
         self.this.metrics.set_leftovers(all.len(), all.iter().map(|kept| kept.bytes).sum());
         Ok((all.iter().map(|kept| kept.shown(retention)).collect(), said))
+    }
+
+    /// That something of one desktop cannot be told: it is here, and nothing goes. Returns true.
+    fn doubt(&self, owner: &Owner, error: &Problem, certain: &mut bool) -> bool {
+        *certain = false;
+        self.tell(owner, &format!("left as it is: {error}"));
+        true
     }
 
     pub(super) async fn erase(&self, kept: &Kept, why: &str) -> Result<(), FolderError> {
@@ -169,12 +190,30 @@ impl Looking {
             if target.uid != uid {
                 return Err("it is another Desktop of that name by now".to_owned());
             }
-            this.this.desktops.attach(&leftover, &target).await.map_err(|error| error.to_string())?
+            let name = template_of(&target, live.as_ref()).unwrap_or_default();
+            let template = this.stores.templates.get(&ObjectRef::new(name).within(&target.namespace));
+            let template =
+                template.ok_or_else(|| format!("the template {name} of the Desktop does not exist"))?;
+            let attached = this.this.desktops.attach(&leftover, &target, &template).await;
+            attached.map_err(|error| error.to_string())?
         };
         self.this
             .desktops
             .alone(uid, attaching)
             .await
             .unwrap_or_else(|| Err("the desktop is being worked on".into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_admin_may_have_spoken_of_is_not_erased() {
+        let word = LeftoverWord { name: "a".into(), ..LeftoverWord::default() };
+        let spec = GpuNodeSpec { leftovers: vec![word], ..GpuNodeSpec::default() };
+        assert!(may_go(Some(&spec), "b") && !may_go(Some(&spec), "a"));
+        assert!(!may_go(None, "b"), "what he says is not understood");
     }
 }

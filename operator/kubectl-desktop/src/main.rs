@@ -42,7 +42,7 @@ Examples:
   kubectl kustomize overlays/school | kubectl desktop plan -f - --nodes hosts/l40s.yaml
 
 Exit status: 0 every desktop that should run has a place; 1 some are pending; 2 wrong input, each named
-with file, document, field and value; 3 the cluster could not be read.";
+with file, document, field and value, or no input at all; 3 the cluster could not be read.";
 
 const WHY_EXAMPLES: &str = "\
 Examples:
@@ -55,8 +55,8 @@ Examples:
   # Why the plan has no place for it
   kubectl desktop why school/anna --from desktops/ --nodes hosts/l40s.yaml
 
-Exit status: 0 it has its place, or should have none; 1 it is pending; 2 wrong input, or no such desktop;
-3 the cluster could not be read.";
+Exit status: 0 it has its place (with --from, as a manifest that no cluster has: it would get one), or should
+have none; 1 it is pending; 2 wrong input, or no such desktop; 3 the cluster could not be read.";
 
 const VIEW_EXAMPLES: &str = "\
 Examples:

@@ -170,6 +170,9 @@ fn wrong_use_ends_with_status_two_and_an_empty_output() {
         ("plan -f examples/plan/estate", "no machines"),
         ("plan -f nothing.yaml --nodes examples/plan/hosts", "nothing.yaml: "),
         ("plan -f examples/plan/estate --nodes examples/plan/hosts/cad-1.yaml=0", "a count of 1 to 10000"),
+        ("plan -f examples/plan/estate --nodes examples/plan/hosts/cad-1.yaml=two", "a count of 1 to 10000"),
+        ("plan -f examples/plan/estate --nodes examples/plan/hosts/cad-1.yaml=-3", "a count of 1 to 10000"),
+        ("plan -f examples/plan/estate --nodes nothing=two.yaml", "nothing=two.yaml: No such file"),
         ("plan -f https://example.org/a.yaml --nodes examples/plan/hosts", "addresses are not fetched"),
         ("plan -f examples/plan/hosts --nodes examples/plan/hosts", "give it with --nodes"),
         (
@@ -182,6 +185,49 @@ fn wrong_use_ends_with_status_two_and_an_empty_output() {
         let ended = run(arguments);
         assert_eq!((ended.status, ended.out.as_str()), (2, ""), "{arguments}: {}", ended.err);
         assert!(ended.err.contains(said), "{arguments}: {}", ended.err);
+    }
+}
+
+#[test]
+fn no_input_at_all_is_wrong_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("empty.yaml");
+    std::fs::write(&file, "---\n# nothing\n---\n").unwrap();
+    let empty = format!("plan -f {} --nodes examples/plan/hosts", file.display());
+    let other = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n";
+    let list = "apiVersion: v1\nkind: List\nitems: []\n";
+    let nothing = "there is no object in it; did the command before it fail?";
+    for (arguments, input, said) in [
+        ("plan -f - --nodes examples/plan/hosts", "", nothing),
+        ("plan -f - --nodes examples/plan/hosts", list, nothing),
+        (&format!("{EXAMPLE} -f -"), "# nothing\n", nothing),
+        ("why anna --from -", "", nothing),
+        ("plan -f - --nodes examples/plan/hosts", other, "GpuProfile in it, but 1 of ConfigMap (v1)"),
+        (&empty, "", "empty.yaml: there is no Desktop, DesktopTemplate, GpuNode, GpuProfile in it"),
+    ] {
+        let ended = run_with(arguments, input);
+        assert_eq!((ended.status, ended.out.as_str()), (2, ""), "{arguments}: {}", ended.err);
+        assert!(ended.err.contains(said), "{arguments}: {}", ended.err);
+    }
+}
+
+#[test]
+fn a_file_that_is_given_twice_is_read_once() {
+    let nodes = "examples/plan/estate/nodes.yaml";
+    let ended = run(&format!("{EXAMPLE} {nodes} -f {nodes} -n lab"));
+    assert_eq!((ended.out, ended.err), (run(EXAMPLE).out, String::new()));
+}
+
+#[test]
+fn the_quickstart_stands_on_cards_of_both_servers() {
+    let plan = plan(
+        "plan -f examples/quickstart --nodes examples/hosts/rtx-pro-6000-8.yaml examples/hosts/l40s-4.yaml",
+    );
+    for node in ["rtx-pro-6000-8", "l40s-4"] {
+        let on = |desktop: &&kubectl_desktop::plan::document::PlannedDesktop| {
+            desktop.node.as_deref() == Some(node) && !desktop.gpus.is_empty()
+        };
+        assert!(plan.desktops.iter().any(|desktop| on(&desktop)), "{node}: {:?}", plan.desktops);
     }
 }
 
@@ -202,6 +248,74 @@ fn a_kubeconfig_that_is_not_there_is_named() {
             "error: no cluster: the kubeconfig /nofile cannot be read: No such file or directory (os error 2)\n"
         )
     );
+}
+
+#[test]
+fn what_is_wrong_with_a_kubeconfig_is_said_with_file_value_and_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        file.display().to_string()
+    };
+    let two = "apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: 'http://127.0.0.1:1'}}]\n\
+        contexts: [{name: one, context: {cluster: a}}, {name: two, context: {cluster: b}}]\n";
+    let two = file("two", two);
+    let gone = file("gone", "current-context: x\ncontexts: [{name: one, context: {cluster: a}}]\n");
+    let text = file("text", "root:x:0:0\ntoken: secret\n");
+    for (arguments, status, said) in [
+        (
+            format!("--kubeconfig {two} --context foo"),
+            2,
+            format!("error: --context foo: the kubeconfig {two} has no such context; it has one, two\n"),
+        ),
+        (
+            format!("--kubeconfig {two}"),
+            3,
+            format!(
+                "error: no cluster: the kubeconfig {two} has no current-context; it has one, two: name one with \
+                 --context\n"
+            ),
+        ),
+        (
+            format!("--kubeconfig {two} --context two"),
+            3,
+            format!(
+                "error: no cluster: the kubeconfig {two}, context two: it names the cluster b, which is not there\n"
+            ),
+        ),
+        (
+            format!("--kubeconfig {gone}"),
+            3,
+            format!(
+                "error: no cluster: the kubeconfig {gone} has the current-context x, and no such context; it has \
+                 one: name one with --context\n"
+            ),
+        ),
+        (
+            "--kubeconfig /dev/null".into(),
+            3,
+            "error: no cluster: the kubeconfig /dev/null has no context: give another file with --kubeconfig, or \
+             set KUBECONFIG\n"
+                .into(),
+        ),
+        (
+            "--kubeconfig examples/quickstart/00-namespace.yaml".into(),
+            3,
+            "error: no cluster: the kubeconfig examples/quickstart/00-namespace.yaml is none: its kind is Namespace, \
+             and would be Config\n"
+                .into(),
+        ),
+    ] {
+        for command in ["plan --from-cluster", "why anna", "view anna"] {
+            let ended = run(&format!("{command} {arguments}"));
+            assert_eq!((ended.status, ended.err.as_str()), (status, said.as_str()), "{command}");
+        }
+    }
+    let ended = run(&format!("plan --from-cluster --kubeconfig {text}"));
+    assert!(ended.status == 3 && ended.err.lines().count() == 1, "{}", ended.err);
+    assert!(ended.err.contains(&format!("the kubeconfig {text} is none: ")), "{}", ended.err);
+    assert!(!ended.err.contains("secret") && !ended.err.contains("root"), "{}", ended.err);
 }
 
 #[test]
@@ -302,6 +416,28 @@ fn why_tells_the_record_of_a_desktop_that_has_its_place() {
     ] {
         assert!(ended.out.contains(said), "{said}: {}", ended.out);
     }
+}
+
+#[test]
+fn why_says_of_a_manifest_what_the_plan_says() {
+    let files = "--from examples/plan/estate --nodes examples/plan/hosts";
+    let ended = run(&format!("why anna -n school {files}"));
+    assert_eq!(ended.status, 0, "the plan has a place for it: {}", ended.err);
+    assert!(ended.out.starts_with("school/anna would get a place on "), "{}", ended.out);
+    assert!(ended.out.contains("the first of which would be taken:"), "{}", ended.out);
+    // One that a cluster has waits for its operator.
+    let estate = std::fs::read_to_string(checkout().join("examples/plan/estate/desktops.yaml")).unwrap();
+    let known =
+        estate.replacen("name: anna\n", "name: anna\n  uid: 7f1c2a58-3c1e-4f0e-9a53-0d4f6f5b9a01\n", 1);
+    assert_ne!(known, estate);
+    let rest =
+        ["nodes", "profiles", "templates"].map(|file| format!("--from examples/plan/estate/{file}.yaml"));
+    let ended = run_with(
+        &format!("why anna -n school --from - {} --nodes examples/plan/hosts", rest.join(" ")),
+        &known,
+    );
+    assert_eq!(ended.status, 1, "{}", ended.err);
+    assert!(ended.out.starts_with("school/anna has no place yet, and would get one on "), "{}", ended.out);
 }
 
 #[test]

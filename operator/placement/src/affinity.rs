@@ -98,21 +98,25 @@ impl Neighbours {
                 places,
             });
         }
-        for (other, (node, rules)) in &self.wary {
-            if other.namespace != *namespace || *other == request.desktop {
-                continue;
-            }
-            for rule in rules {
-                if rule.match_labels.iter().all(|(name, value)| request.labels.get(name) == Some(value)) {
-                    clauses.push(Clause {
-                        topology_key: rule.topology_key.clone(),
-                        together: false,
-                        required: true,
-                        places: place(node, rule.topology_key.as_ref()).into_iter().collect(),
-                    });
-                }
+        let mut barred: BTreeMap<Option<String>, BTreeSet<String>> = BTreeMap::new();
+        let wary = self.wary.range(DesktopKey::new(namespace, "")..);
+        for (other, (node, rules)) in wary.take_while(|(other, _)| other.namespace == *namespace) {
+            let concerned = |rule: &&AffinityRule| {
+                rule.match_labels.iter().all(|(name, value)| request.labels.get(name) == Some(value))
+            };
+            for rule in rules.iter().filter(concerned).filter(|_| *other != request.desktop) {
+                barred
+                    .entry(rule.topology_key.clone())
+                    .or_default()
+                    .extend(place(node, rule.topology_key.as_ref()));
             }
         }
+        clauses.extend(barred.into_iter().map(|(topology_key, places)| Clause {
+            topology_key,
+            together: false,
+            required: true,
+            places,
+        }));
         (!clauses.is_empty()).then_some(Ruling { clauses })
     }
 }

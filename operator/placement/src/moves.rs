@@ -127,7 +127,11 @@ impl Snapshot {
         victims: &[&(DesktopKey, Arc<Allocation>)],
     ) -> Option<Vec<Move>> {
         let here = Request { home: Some(node.to_owned()), ..request.clone() };
+        let own = self.holds(&request.desktop).cloned();
         let placed = self.place(&here).ok()?;
+        if let Some(own) = &own {
+            self.lift(&request.desktop, &own.node);
+        }
         let mut standing = vec![(request.desktop.clone(), placed.allocation(None))];
         self.put_down(&request.desktop, &Arc::new(standing.first()?.1.clone()));
         let mut moves = vec![];
@@ -141,6 +145,9 @@ impl Snapshot {
         }
         for (key, allocation) in &standing {
             self.lift(key, &allocation.node);
+        }
+        if let Some(own) = &own {
+            self.put_down(&request.desktop, own);
         }
         (moves.len() == victims.len()).then_some(moves)
     }

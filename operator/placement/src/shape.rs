@@ -3,7 +3,7 @@
 
 use gpudesk_crds::{
     gpu_node::{DeviceMode, DevicePolicy, Management, VgpuPlacement},
-    gpu_node_status::{Device, HealthState},
+    gpu_node_status::{CardUnits, Device, HealthState},
     types::{ShareMode, VgpuSeries},
 };
 use gpudesk_geometry::{Geometry, OnInstance};
@@ -274,15 +274,27 @@ impl Shape {
     }
 }
 
-/// A geometry whose figures can be counted with.
+/// A geometry whose figures can be counted with. What would lie beyond the units that a card may have is not offered.
 fn counted(mut geometry: Geometry) -> Geometry {
-    for gpudesk_geometry::Mode { units, slices } in &mut geometry.modes {
-        (*units, *slices) = (facts::units(*units), slices.map(facts::units));
-    }
-    for kind in &mut geometry.kinds {
-        let gpudesk_geometry::Kind { mode: _, size, slices, starts, max_count } = kind;
-        (*size, *slices, *max_count) = (facts::units(*size), facts::units(*slices), facts::units(*max_count));
-        starts.retain(|start| (0..=facts::MOST_UNITS).contains(start));
+    let Geometry { modes, kinds } = &mut geometry;
+    for (number, gpudesk_geometry::Mode { units, slices }) in (0u16..).zip(modes) {
+        let of_mode = || kinds.iter().filter(|kind| kind.mode == number);
+        let most = match slices {
+            Some(_) => CardUnits::MOST_MIG,
+            None if of_mode().any(|kind| !kind.starts.is_empty()) => CardUnits::MOST_VGPU,
+            None => facts::MOST_UNITS,
+        };
+        *units = facts::units(*units).min(most);
+        *slices = slices.map(|slices| facts::units(slices).min(CardUnits::MOST_MIG));
+        for kind in kinds.iter_mut().filter(|kind| kind.mode == number) {
+            let gpudesk_geometry::Kind { mode: _, size, slices, starts, max_count } = kind;
+            (*size, *slices, *max_count) =
+                (facts::units(*size), facts::units(*slices), facts::units(*max_count));
+            starts.retain(|start| (0..most).contains(start));
+            if starts.is_empty() && most != facts::MOST_UNITS {
+                *max_count = 0;
+            }
+        }
     }
     geometry
 }

@@ -162,15 +162,19 @@ fn with_room(shape: &Shape, taken: &CardUse, position: u16, backed: &Backed) -> 
     extent.starts.iter().copied().map(Some).filter(joins).collect()
 }
 
+/// Work of one count, in starts looked at times shares on the card, after which the start is not chosen any more,
+/// and after which there is no counting on: MIG takes some thousands, figures that no card has would take hours.
+const CHOOSY: usize = 1 << 18;
+const MOST_WORK: usize = 1 << 20;
+
 /// How many of some offers fit on a card beside what is taken, the first offer for as long as it goes;
 /// one after the other at the start that leaves the most of its own kind possible.
 pub fn count_more(shape: &Shape, taken: &CardUse, offers: &[Offer]) -> i32 {
     let mut taken = taken.clone();
-    let mut count = 0;
+    let (mut count, mut work) = (0, 0);
     for offer in offers {
-        // Cards hold at most a few hundred shares; the bound is for hostile figures.
-        while count < 4096 {
-            let Some(best) = first_of(shape, &taken, offer) else { break };
+        while work < MOST_WORK {
+            let Some(best) = first_of(shape, &taken, offer, &mut work) else { break };
             taken.put(best);
             count += 1;
         }
@@ -178,9 +182,23 @@ pub fn count_more(shape: &Shape, taken: &CardUse, offers: &[Offer]) -> i32 {
     count
 }
 
-fn first_of(shape: &Shape, taken: &CardUse, offer: &Offer) -> Option<UsedShare> {
+fn first_of(shape: &Shape, taken: &CardUse, offer: &Offer, work: &mut usize) -> Option<UsedShare> {
+    let starts = match offer {
+        Offer::Whole => 1,
+        Offer::Kinds(kinds) => {
+            let extents = kinds.iter().filter_map(|(kind, _)| shape.extent(*kind));
+            extents.map(|extent| extent.starts.len() + 1).sum()
+        }
+    };
+    let one = starts * (taken.shares.len() + 1);
+    *work += one;
     let found = choices(shape, taken, offer).ok()?;
-    let smallest = found.first()?.framebuffer_mib;
+    let first = found.first()?;
+    if *work + one * found.len() > CHOOSY {
+        return Some(first.takes);
+    }
+    *work += one * found.len();
+    let smallest = first.framebuffer_mib;
     let left = |choice: &Choice| {
         let mut after = taken.clone();
         after.put(choice.takes);

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use gpudesk_crds::{
-    ABANDON_DISKS_ANNOTATION, Allocation, AllocationId, Desktop, NodeState, RELEASE_FINALIZER,
+    Allocation, AllocationId, Desktop, NodeState, RELEASE_FINALIZER,
     conditions::{self, ConditionType, Reason},
     desktop::PowerState,
     handover::Standing,
 };
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use super::validate::restart_annotation;
 
@@ -48,6 +50,8 @@ pub struct Around {
     pub node: Presence,
     /// Whether that node's daemon still renews its lease, also where its `GpuNode` is gone.
     pub alive: bool,
+    /// When its lease was renewed last, as that was judged.
+    pub renewed: Option<MicroTime>,
     /// Whether somebody with rights over that node said that the machine is off.
     pub off: bool,
     /// Whether the template leaves disks on the node; `None` when there is no template to tell, which counts
@@ -65,6 +69,7 @@ impl Around {
         Self {
             node: Presence::Present,
             alive: true,
+            renewed: None,
             off: false,
             keeps_disks,
             found: vec![],
@@ -197,18 +202,8 @@ fn given_up(desktop: &Desktop, around: &Around) -> bool {
     let Some(allocation) = desktop.allocation() else { return false };
     let deleted = desktop.metadata.deletion_timestamp.is_some();
     let only_runs = deleted || around.keeps_disks == Some(false);
-    let said = abandons(desktop, &allocation.decision()) || around.off && only_runs;
+    let said = desktop.abandons(&allocation.decision()) || around.off && only_runs;
     around.node.is_away() && !around.alive && said
-}
-
-/// What its user says to give up.
-pub fn abandoned(desktop: &Desktop) -> Option<&str> {
-    Some(desktop.metadata.annotations.as_ref()?.get(ABANDON_DISKS_ANNOTATION)?.as_str())
-}
-
-/// Whether its user gives up just this decision.
-pub fn abandons(desktop: &Desktop, decision: &str) -> bool {
-    abandoned(desktop) == Some(decision)
 }
 
 /// The machines that its status does not account for: those of later decisions, and those of the same number.
@@ -234,7 +229,7 @@ pub fn forgotten(desktop: &Desktop, remembered: Option<AllocationId>) -> Option<
     let said = said.filter(|said| !said.state.is_final()).map(|said| said.allocation_id);
     let known = desktop.last_decision();
     let untold = |id: &AllocationId| known.is_none_or(|known| id.standing(known) == Standing::Unknown);
-    said.max(remembered).filter(untold).filter(|id| !abandons(desktop, &id.to_string()))
+    said.max(remembered).filter(untold).filter(|id| !desktop.abandons(&id.to_string()))
 }
 
 /// What is to be done for a desktop that holds its place. Nothing, before its node has said the last word

@@ -1,24 +1,25 @@
 //! One round over a desktop.
 //!
 //! ```text
-//! dereference ─▶ validate ─▶ decide ─▶ one step: place | hold | release | rest | finalizer
+//! dereference ─▶ validate ─▶ decide ─▶ one step: hold | release | rest | finalizer | place
+//!                                                                                   └▶ admit ─▶ queue ─▶ placement
 //! ```
 #![expect(clippy::disallowed_methods, reason = "an adapter: it tells the time to pure parts")]
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gpudesk_crds::{
-    Desktop, GpuNode, NodeReport, NodeState, RELEASE_FINALIZER,
+    Desktop, NodeReport, NodeState, RELEASE_FINALIZER,
     conditions::{self, ConditionType, Reason},
     desktop::{Phase, PowerState},
-    node_identity,
 };
 use jiff::Timestamp;
-use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::Time};
-use kube::{Api, runtime::controller::Action};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::runtime::controller::Action;
 use thiserror::Error;
 
+pub mod admit;
 pub mod apply;
 pub mod away;
 pub mod decide;
@@ -40,6 +41,7 @@ use crate::{
     world::{Decision, NODE_LOST_AFTER, World},
     writer::{WriteError, Writer},
 };
+use admit::{Admission, admit};
 use decide::{Around, Presence, Step};
 use status::{Holding, Situation};
 use validate::{Referenced, Wanted};
@@ -132,7 +134,7 @@ pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, E
         let there = Around { node, ..around.clone() };
         let unless_away = decide::decide(desktop, &there);
         // What is given away is not taken back, and a watch may be behind or wrong.
-        if step != unless_away && !is_away(desktop, &around, &step, context).await? {
+        if step != unless_away && !away::is_away(desktop, &around, &step, context).await? {
             (around, step) = (there, unless_away);
         }
     }
@@ -142,7 +144,10 @@ pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, E
         world.not_waiting(&key);
     }
     match desktop.said_by_node() {
-        Some(NodeReport { allocation_id, state: NodeState::Refused, refusal }) => {
+        // What is parked keeps the word of its node, and asks for nothing.
+        Some(NodeReport { allocation_id, state: NodeState::Refused, refusal, .. })
+            if desktop.allocation().is_some_and(|allocation| allocation.compute.is_some()) =>
+        {
             let node = node_of(desktop).unwrap_or_default();
             world.refused(&key, *allocation_id, node, &refusal.clone().unwrap_or_default());
         }
@@ -160,10 +165,14 @@ pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, E
             }
             result => result.map_err(Error::Finalizer)?,
         },
+        // A machine of it may run of which its node has not told yet.
+        Step::RemoveFinalizer if let Some(unproven) = world.unproven() => {
+            return Ok(Action::requeue(unproven.until.saturating_duration_since(Instant::now())));
+        }
         // What it leaves behind is taken back once it is gone: nothing stands between.
         Step::RemoveFinalizer => context.writer.finalizer(desktop, false).await.map_err(Error::Finalizer)?,
-        Step::Wait => wait(desktop, &around, context).await?,
-        Step::NodeLost => lost(desktop, &around, context).await?,
+        Step::Wait => away::wait(desktop, &around, context).await?,
+        Step::NodeLost => away::say_lost(desktop, &around, context).await?,
         Step::GiveBack { node } => return give_back(desktop, &around, &node, context).await,
         Step::Ended(how) => stay(desktop, how, context).await?,
         Step::Hold => hold(desktop, &wanted, &referenced, &around, context).await?,
@@ -216,7 +225,7 @@ pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, E
 async fn odd_round(desktop: &Desktop, context: &Context) -> Result<Action, Error> {
     let ours = desktop.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == RELEASE_FINALIZER);
     if desktop.metadata.deletion_timestamp.is_some() && ours {
-        if holds_nothing(desktop) {
+        if holds_nothing(desktop) && context.world.unproven().is_none() {
             context.writer.finalizer(desktop, false).await.map_err(Error::Finalizer)?;
         } else {
             tracing::warn!(
@@ -228,37 +237,6 @@ async fn odd_round(desktop: &Desktop, context: &Context) -> Result<Action, Error
     Ok(Action::await_change())
 }
 
-/// Whether the API server itself says that a node is away, as a step on that ground needs it.
-async fn is_away(desktop: &Desktop, around: &Around, step: &Step, context: &Context) -> Result<bool, Error> {
-    let node = node_of(desktop).unwrap_or_default();
-    Ok((around.node != Presence::Lost || is_gone(node, context).await?)
-        && (*step == Step::NodeLost || is_not_renewed(node, context).await?))
-}
-
-/// Whether a node's lease is the one that we saw last.
-async fn is_not_renewed(node: &str, context: &Context) -> Result<bool, Error> {
-    let leases = Api::<Lease>::namespaced(context.writer.client(), &context.namespace);
-    let lease = leases.get_opt(&node_identity(node)).await;
-    let lease = lease.map_err(|source| Error::Node { node: node.to_owned(), source: Box::new(source) })?;
-    let renewed = lease.and_then(|lease| lease.spec?.renew_time);
-    Ok(renewed.is_none() || renewed == context.world.renewed(node))
-}
-
-/// Whether the API server itself says that a `GpuNode` does not exist.
-async fn is_gone(node: &str, context: &Context) -> Result<bool, Error> {
-    let nodes = Api::<GpuNode>::all(context.writer.client());
-    match nodes.get_metadata(node).await {
-        Ok(_) => Ok(false),
-        // Not any 404 of a proxy, or of a server that does not know the kind: one that names the object.
-        Err(kube::Error::Api(status))
-            if status.code == 404 && status.details.as_ref().is_some_and(|details| details.name == node) =>
-        {
-            Ok(true)
-        }
-        Err(source) => Err(Error::Node { node: node.to_owned(), source: Box::new(source) }),
-    }
-}
-
 /// Finds a place and writes it down; or says why there is none.
 async fn place(
     desktop: &Desktop,
@@ -268,25 +246,13 @@ async fn place(
 ) -> Result<Action, Error> {
     let world = &context.world;
     let key = key_of(desktop);
-    if let Some((rest, times)) = world.waits_after_refusals(&key, &wanted.made_of) {
-        let why = desktop.said_by_node().and_then(|said| Some(said.refusal.as_ref()?.message.as_str()));
-        let message = format!(
-            "{} although there was room by what they say of themselves{}{}; it is tried again in {} min, or when one of \
-             them says something new",
-            if times == 1 {
-                "a node refused it".to_owned()
-            } else {
-                format!("nodes refused it {times} times")
-            },
-            if why.is_some() { ", last: " } else { "" },
-            why.unwrap_or_default(),
-            rest.as_secs().div_ceil(60),
-        );
-        let why = Invalid::new(Reason::RefusedByNode, message);
+    let moment = Instant::now();
+    if let Admission::Held { why, until } = admit(&world.admission_facts(desktop, &wanted.made_of), moment) {
+        world.not_waiting(&key);
         if !status::only_message_differs(desktop, &why) {
             say_idle(desktop, Phase::Pending, home, why, context).await?;
         }
-        return Ok(Action::requeue(rest));
+        return Ok(Action::requeue(until.saturating_duration_since(moment)));
     }
     let (allocation, fresh) = match world.decide(desktop, wanted, home.clone(), &now()) {
         Decision::Assumed { allocation, fresh } => (allocation, fresh),
@@ -411,9 +377,9 @@ async fn hold(
     });
     let stop_for = due.filter(|_| refused.is_none());
     let restart = refused.or_else(|| restart_required(desktop, wanted, referenced));
-    let silence = world.heard(node).filter(|heard| !heard.heard && may_tell(desktop, context));
+    let silence = world.heard(node).filter(|heard| !heard.heard && away::may_tell(desktop, context));
     let silence = silence.map(|heard| {
-        let asked = around.off || decide::abandoned(desktop).is_some();
+        let asked = around.off || desktop.abandon_word().is_some();
         let ways =
             if asked { format!(". {}", away::ways(desktop, allocation, around)) } else { String::new() };
         let message = format!("{}: whether the machine runs is not known{ways}", heard.silence(node));
@@ -461,48 +427,6 @@ fn restart_required(
 fn not_readable(node: &str, secret: &str, error: &AccessError) -> Invalid {
     let message = format!("node {node} cannot be allowed to read the Secret {secret}: {error}");
     Invalid::new(Reason::SecretNotReadable, message)
-}
-
-/// Says why the deletion of a desktop does not go on, where nobody else does.
-async fn wait(desktop: &Desktop, around: &Around, context: &Context) -> Result<(), Error> {
-    let Some(allocation) = desktop.allocation() else { return Ok(()) };
-    let heard = context.world.heard(&allocation.node).filter(|heard| !heard.heard);
-    let Some(heard) = heard else { return Ok(()) };
-    let message = format!("{}. {}", heard.silence(&allocation.node), away::ways(desktop, allocation, around));
-    say_away(desktop, Invalid::new(Reason::DaemonSilent, message), context).await
-}
-
-/// Says that the node of a desktop is lost, and what people can do.
-async fn lost(desktop: &Desktop, around: &Around, context: &Context) -> Result<(), Error> {
-    let Some(allocation) = desktop.allocation() else { return Ok(()) };
-    say_away(desktop, away::lost(desktop, allocation, around), context).await
-}
-
-/// Says of a desktop why nothing of it goes on while its node is away. What it has there stays its own.
-async fn say_away(desktop: &Desktop, why: Invalid, context: &Context) -> Result<(), Error> {
-    let Some(allocation) = desktop.allocation() else { return Ok(()) };
-    if decide::is_settled(desktop) {
-        return say_idle(desktop, idle_phase(desktop), Some(allocation.node.clone()), why, context).await;
-    }
-    if !may_tell(desktop, context) {
-        return Ok(());
-    }
-    // What is parked and runs all the same is the node's to say.
-    if allocation.compute.is_some() {
-        let holding = Holding { silence: Some(why), ..Holding::default() };
-        let status = status::status(desktop, Situation::Holding(holding), &now());
-        apply::write_status(&context.writer, desktop, &status).await.map_err(Error::Status)?;
-    }
-    context.world.tell(&allocation.node, &key_of(desktop));
-    Ok(())
-}
-
-/// Whether it is for the operator to say how a desktop is whose node is away: it says so once, and then as long as
-/// nobody there says anything else.
-fn may_tell(desktop: &Desktop, context: &Context) -> bool {
-    let node = node_of(desktop).unwrap_or_default();
-    desktop.status.as_ref().is_some_and(status::is_said_silent)
-        || !context.world.is_told(node, &key_of(desktop))
 }
 
 /// How a desktop looks that holds nothing and waits.

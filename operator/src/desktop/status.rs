@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use gpudesk_crds::text::plain;
 
-use super::summary;
+use super::{summary, validate::restart_annotation};
 use crate::invalid::Invalid;
 
 /// What there is to say.
@@ -102,7 +102,9 @@ pub fn status(desktop: &Desktop, situation: Situation, now: &Time) -> DesktopSta
             say.that(ConditionType::Ready, Truth::Unknown, Reason::Unknown, &message);
             wanted.phase = Some(Phase::Unknown);
             wanted.gpu_summary = summary::gpus(&allocation.gpus);
-            wanted.allocation = Some(Allocation { stop_for: None, ..allocation });
+            // Its annotation may be older than its machine: it asks for no restart of what was just found.
+            let restarted_at = restart_annotation(desktop).or(allocation.restarted_at);
+            wanted.allocation = Some(Allocation { stop_for: None, restarted_at, ..allocation });
         }
         Situation::Idle { parked, phase, reason, message } => {
             say.that(ConditionType::Allocated, false, reason, &message);

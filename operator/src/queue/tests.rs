@@ -43,14 +43,13 @@ fn the_more_important_goes_first_then_who_waits_longer_then_the_older() {
     queue.enter(rank("late", 9, 20), (), start());
     queue.freed();
     assert_eq!(turns(&mut queue)[0], "late");
-    assert_eq!((queue.len(), queue.longest()), (5, Some(10)));
+    assert_eq!(queue.len(), 5);
 }
 
 #[test]
 fn a_newcomer_is_asked_alone_and_in_its_turn_of_a_walk() {
     let mut queue = settled([rank("a", 0, 1), rank("c", 0, 3)]);
     queue.enter(rank("b", 0, 2), (), start());
-    assert!(queue.is_due(&key("b")) && !queue.is_due(&key("a")));
     assert_eq!(turns(&mut queue), ["b"]);
     queue.freed();
     queue.enter(rank("d", 0, 0), (), start());
@@ -58,7 +57,6 @@ fn a_newcomer_is_asked_alone_and_in_its_turn_of_a_walk() {
     assert_eq!(queue.next_turn(), Some(key("a")));
     // One that comes before those who had their turn is asked, and nobody after it is left out.
     queue.enter(rank("e", 0, 0), (), start());
-    assert!(!queue.is_due(&key("a")) && queue.is_due(&key("c")));
     assert_eq!(turns(&mut queue), ["e", "b", "c"]);
 }
 
@@ -109,8 +107,23 @@ fn a_changed_message_waits_its_time() {
     queue.enter(rank("a", 0, 1), (), now);
     assert_eq!(queue.may_say(&key("a"), now + Duration::from_secs(4)), Duration::from_secs(6));
     assert_eq!(queue.may_say(&key("a"), now + Duration::from_secs(10)), Duration::ZERO);
-    assert_eq!(queue.to_look_at(now + Duration::from_secs(10), 5), [key("a")]);
-    assert!(queue.to_look_at(now + Duration::from_secs(10), 5).is_empty(), "it was looked at");
+}
+
+#[test]
+fn everybody_is_looked_at_once_after_something_was_freed_and_none_too_soon() {
+    let before = start();
+    let mut queue = settled([rank("a", 0, 1), rank("b", 0, 2), rank("c", 0, 3)]);
+    let now = start();
+    let after = |seconds| now + Duration::from_secs(seconds);
+    assert_eq!(
+        queue.to_look_at(before, after(20), 5),
+        (vec![], false),
+        "nothing is newer than what they know"
+    );
+    assert_eq!(queue.to_look_at(after(1), after(2), 5), (vec![], true), "they were told something just now");
+    assert_eq!(queue.to_look_at(after(1), after(10), 2), (vec![key("a"), key("b")], true));
+    assert_eq!(queue.to_look_at(after(1), after(12), 2), (vec![key("c")], false));
+    assert_eq!(queue.to_look_at(after(1), after(60), 2), (vec![], false));
 }
 
 #[test]

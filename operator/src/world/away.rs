@@ -8,7 +8,7 @@ use std::{
 };
 
 use gpudesk_crds::{Allocation, AllocationId, Desktop, GpuNode, gpu_node_status::StrayStanding};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::MicroTime};
 use kube::{Api, Client, ResourceExt, runtime::reflector::ObjectRef};
 
 use super::{Cluster, DesktopKey, Presence, World, key_of, odd};
@@ -52,7 +52,7 @@ impl World {
         if let Some(allocation) = desktop.allocation() {
             around.node = self.presence(&allocation.node);
             if around.node.is_away() {
-                (around.off, around.alive) = self.word(&allocation.node);
+                (around.off, around.alive, around.renewed) = self.word(&allocation.node);
             }
         }
         let (key, uid) = (key_of(desktop), desktop.uid().unwrap_or_default());
@@ -65,17 +65,18 @@ impl World {
         around
     }
 
-    /// Whether a node that is away was said to be off, and whether its daemon lives all the same. What is not known
-    /// yet is asked for.
-    fn word(&self, node: &str) -> (bool, bool) {
+    /// Whether a node that is away was said to be off, whether its daemon lives all the same, and when that renewed its
+    /// lease last. What is not known yet is asked for.
+    fn word(&self, node: &str) -> (bool, bool, Option<MicroTime>) {
         let said = self.stores.nodes.get(&ObjectRef::new(node)).is_some_and(|node| node.spec.out_of_service);
         let mut cluster = self.lock();
         let alive = cluster.liveness.is_alive(node, Instant::now());
+        let renewed = cluster.liveness.heard(node, alive).last;
         let word = cluster.words.entry(node.to_owned()).or_insert_with(|| {
             self.ask.notify_one();
             Word { alive, ..Word::default() }
         });
-        (said || word.off, alive)
+        (said || word.off, alive, renewed)
     }
 
     /// Asks for the Nodes of those that are away and have something of desktops, and wakes these when there is
@@ -192,7 +193,8 @@ impl Reported {
 }
 
 impl Cluster {
-    fn remembered(&self, key: &DesktopKey, uid: &str) -> Option<AllocationId> {
+    /// The decision by which a desktop was seen to hold something last.
+    pub(super) fn remembered(&self, key: &DesktopKey, uid: &str) -> Option<AllocationId> {
         self.held_last.get(key).filter(|(of, _)| of == uid).map(|(_, id)| *id)
     }
 
@@ -250,10 +252,5 @@ impl World {
         } else {
             Presence::Missing
         }
-    }
-
-    /// When a node's lease was renewed last, as far as we saw.
-    pub fn renewed(&self, node: &str) -> Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime> {
-        self.lock().liveness.heard(node, false).last
     }
 }

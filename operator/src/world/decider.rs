@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gpudesk_crds::{Allocation, Desktop};
+use gpudesk_crds::{Allocation, AllocationId, Desktop};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 
@@ -16,13 +16,12 @@ use crate::{
     placement::{
         NoRoom, Placed,
         explain::Explanation,
+        filters::Rejection,
         request::{DesktopKey, Request},
     },
     queue::Rank,
 };
 
-/// How long the lock is held for those whose turn it is, before others may have it.
-const AT_ONCE: Duration = Duration::from_millis(2);
 /// What is freed so close together is offered together.
 const GATHER: Duration = Duration::from_millis(50);
 /// Those who wait of whom it is found out again why, after something was freed: so many, so often.
@@ -62,21 +61,33 @@ pub(super) struct Ask {
 }
 
 impl Ask {
-    /// The same of a newer version of the desktop, where no more than its status is another.
-    pub(super) fn of_version(&self, desktop: &Arc<Desktop>) -> Option<Self> {
+    /// Whether a version of the desktop asks for the same: no more than its status is another, and that gives it
+    /// nothing.
+    pub(super) fn is_asked_by(&self, desktop: &Desktop) -> bool {
         let (before, now) = (&self.desktop.metadata, &desktop.metadata);
-        let same = before.uid == now.uid
+        before.uid == now.uid
             && before.generation == now.generation
             && before.annotations == now.annotations
             && before.labels == now.labels
-            && now.deletion_timestamp.is_none();
-        let Self { desktop: _, wanted, request } = self;
-        same.then(|| Self { desktop: desktop.clone(), wanted: wanted.clone(), request: request.clone() })
+            && now.deletion_timestamp.is_none()
+            && desktop.allocation().is_none_or(|allocation| allocation.compute.is_none())
     }
 
-    fn allocation(&self, placed: Placed, key: &AllocationKey, now: &Time) -> Allocation {
+    /// The same of a newer version of the desktop, where that asks for it.
+    pub(super) fn of_version(&self, desktop: Arc<Desktop>) -> Option<Self> {
+        let Self { desktop: _, wanted, request } = self;
+        self.is_asked_by(&desktop).then(|| Self { desktop, wanted: wanted.clone(), request: request.clone() })
+    }
+
+    fn allocation(
+        &self,
+        placed: Placed,
+        remembered: Option<AllocationId>,
+        key: &AllocationKey,
+        now: &Time,
+    ) -> Allocation {
         Allocation {
-            id: Some(key.mint(&self.desktop, &placed.node, now)),
+            id: Some(key.mint(&self.desktop, remembered, &placed.node, now)),
             node: placed.node,
             desktop_generation: self.desktop.metadata.generation.unwrap_or_default(),
             template_generation: self.wanted.template_generation,
@@ -108,9 +119,9 @@ impl World {
     /// before it in the queue have their turn first.
     pub fn decide(&self, desktop: &Desktop, wanted: &Wanted, home: Option<String>, now: &Time) -> Decision {
         let key = key_of(desktop);
+        let mut cluster = self.lock();
         let started = Instant::now();
         let stored = self.stores.desktops.get(&ObjectRef::from_obj(desktop));
-        let mut cluster = self.lock();
         // Decided before, by its turn in the queue or in a round whose answer was lost: the same is written.
         match cluster.snapshot.assumed(&key) {
             Some(assumed) if assumed.written => return Decision::Written,
@@ -133,29 +144,24 @@ impl World {
             Some(self.turn(&mut cluster, &ask, true, true, now))
         } else {
             cluster.queue.enter(rank, ask.clone(), started);
-            self.give_turns(&mut cluster, now, started + AT_ONCE, Some(&key))
+            self.give_turns(&mut cluster, now, started + self.at_once, Some(&key))
         };
-        let decision = match turn {
+        match turn {
             None => {
                 cluster.queue.awaits(&key);
-                return Decision::Queued;
+                Decision::Queued
             }
             Some(Turn::Given(allocation)) => Decision::Assumed { allocation, fresh: true },
-            Some(Turn::Stale | Turn::Hopeless) => return Decision::Stale,
+            Some(Turn::Stale | Turn::Hopeless) => Decision::Stale,
             Some(Turn::NoRoom(no_room)) => {
                 let kept = cluster.kept_for(&key);
                 drop(cluster);
                 let mut why = self.thinker.explain(&ask.request, &no_room);
                 why.message += &kept.unwrap_or_default();
                 self.metrics.placed(why.reason.as_str());
-                self.metrics.decided_in(started.elapsed().as_secs_f64());
-                return Decision::NoRoom(why);
+                Decision::NoRoom(why)
             }
-        };
-        drop(cluster);
-        self.metrics.placed("placed");
-        self.metrics.decided_in(started.elapsed().as_secs_f64());
-        decision
+        }
     }
 
     /// Gives those whose turn it is what fits, in their order, until `until`, or until `of` had its turn:
@@ -191,7 +197,7 @@ impl World {
                     }
                 }
                 // Its new version brings a round of its own.
-                Turn::Stale => cluster.queue.leave(&key),
+                Turn::Stale => _ = cluster.queue.leave(&key),
             }
             if Instant::now() >= until {
                 break;
@@ -207,6 +213,7 @@ impl World {
     /// The turn of one. `all` says that room that is kept is free for it, `says` that it is to say why it
     /// waits, if it does.
     fn turn(&self, cluster: &mut Cluster, ask: &Ask, all: bool, says: bool, now: &Time) -> Turn {
+        let started = Instant::now();
         let Cluster { snapshot, queue, .. } = &mut *cluster;
         let key = &ask.request.desktop;
         let of_others = !snapshot.has_own(key);
@@ -221,36 +228,53 @@ impl World {
         let placed = match placed {
             Ok(placed) => placed,
             Err(no_room) => {
-                if of_others {
+                // Neighbours are its own matter.
+                if of_others && !no_room.rejections.contains_key(&Rejection::Affinity) {
                     queue.found_none(&ask.request, all);
                 }
+                self.metrics.decided_in(started.elapsed().as_secs_f64());
                 return Turn::NoRoom(no_room);
             }
         };
-        let allocation = Arc::new(ask.allocation(placed, &self.key, now));
+        let remembered = cluster.remembered(key, &ask.desktop.uid().unwrap_or_default());
+        let allocation = Arc::new(ask.allocation(placed, remembered, &self.key, now));
         let version = ask.desktop.metadata.resource_version.as_deref().unwrap_or_default();
-        let Ok(change) = snapshot.assume(key, version, &allocation) else { return Turn::Stale };
+        let Ok(change) = cluster.snapshot.assume(key, version, &allocation) else { return Turn::Stale };
         self.changed(cluster, change);
+        self.metrics.placed("placed");
+        self.metrics.decided_in(started.elapsed().as_secs_f64());
         Turn::Given(allocation)
     }
 
     /// Offers what was freed to those who wait, and has some of them say anew why they do. Runs until
     /// dropped.
     pub async fn offer_freed(&self) {
+        let (many, often) = LOOKED_AT;
         let mut looked_at = Instant::now();
+        // Since when there is news of which not everybody was told.
+        let mut news = None;
         loop {
-            self.freed.notified().await;
-            tokio::time::sleep(GATHER).await;
-            while !self.offer_some() {
-                tokio::task::yield_now().await;
+            let freed = match news {
+                None => {
+                    self.freed.notified().await;
+                    true
+                }
+                Some(_) => tokio::time::timeout(often, self.freed.notified()).await.is_ok(),
+            };
+            if freed {
+                news = Some(Instant::now());
+                tokio::time::sleep(GATHER).await;
+                while !self.offer_some() {
+                    tokio::task::yield_now().await;
+                }
             }
-            let (many, often) = LOOKED_AT;
-            if looked_at.elapsed() >= often {
+            if let Some(since) = news.filter(|_| looked_at.elapsed() >= often) {
                 looked_at = Instant::now();
-                let again = self.lock().queue.to_look_at(looked_at, many);
+                let (again, more) = self.lock().queue.to_look_at(since, looked_at, many);
                 for key in &again {
                     self.wake(key);
                 }
+                news = news.filter(|_| more);
             }
         }
     }
@@ -258,7 +282,7 @@ impl World {
     /// Offers for a moment; says whether everybody had a turn.
     fn offer_some(&self) -> bool {
         let mut cluster = self.lock();
-        self.give_turns(&mut cluster, &now(), Instant::now() + AT_ONCE, None);
+        self.give_turns(&mut cluster, &now(), Instant::now() + self.at_once, None);
         cluster.queue.is_settled()
     }
 

@@ -2,9 +2,13 @@
 #![expect(clippy::disallowed_methods, reason = "an adapter: it tells the time to pure parts")]
 
 use super::{
-    Allocation, AllocationId, Arc, Cluster, Desktop, DesktopKey, DesktopTemplate, Duration, GpuNode,
-    GpuProfile, Instant, Lease, NODE_LOST_AFTER, ObjectRef, Refusal, ResourceExt, Seen, World, is_new,
-    key_of, node_held, odd, understood,
+    Allocation, AllocationId, Arc, Cluster, Desktop, DesktopKey, DesktopTemplate, GpuNode, GpuProfile,
+    Instant, Lease, NODE_LOST_AFTER, ObjectRef, Refusal, ResourceExt, Seen, World, is_new, key_of, node_held,
+    odd, understood,
+};
+use crate::{
+    desktop::{admit, now},
+    node_liveness::Unproven,
 };
 
 impl World {
@@ -23,7 +27,7 @@ impl World {
                 self.take_in(&mut cluster, &key, desktop);
                 // Saying why it waits makes another version of it, and costs it no turn.
                 let stored = self.stores.desktops.get(&ObjectRef::from_obj(desktop));
-                let ask = cluster.queue.ask(&key).zip(stored).and_then(|(ask, now)| ask.of_version(&now));
+                let ask = cluster.queue.ask(&key).zip(stored).and_then(|(ask, now)| ask.of_version(now));
                 if let Some(ask) = ask {
                     cluster.queue.ask_anew(&key, Arc::new(ask));
                 }
@@ -46,7 +50,10 @@ impl World {
                 self.close(&mut cluster);
                 self.access_of(&key.namespace, [before, None]);
             }
-            Seen::Complete => self.wake_all(),
+            Seen::Complete => {
+                drop(cluster);
+                self.wake_all();
+            }
         }
     }
 
@@ -60,7 +67,7 @@ impl World {
         let unclear = understood::holds_unclear(desktop)
             .filter(|node| known.is_none() || node.is_some_and(|node| known.as_deref() != Some(node)));
         if understood::holds_unclear(desktop).is_none() || known.is_none() {
-            let given = cluster.snapshot.assumed(key).filter(|_| cluster.queue.is_given(key));
+            let given = cluster.snapshot.assumed(key).filter(|_| cluster.queue.given(key).is_some());
             let change = cluster.snapshot.desktop_seen(desktop);
             if !Self::given_again(cluster, key, desktop, given.map(|given| given.allocation)) {
                 self.changed(cluster, change);
@@ -83,10 +90,10 @@ impl World {
     ) -> bool {
         let Some(given) = given.filter(|_| cluster.snapshot.assumed(key).is_none()) else { return false };
         let version = desktop.resource_version().unwrap_or_default();
-        let as_it_was = desktop.metadata.generation == Some(given.desktop_generation)
-            && desktop.metadata.deletion_timestamp.is_none()
-            && cluster.snapshot.holds(key).is_none();
-        let again = as_it_was && cluster.snapshot.assume(key, &version, &given).is_ok();
+        let as_it_was = cluster.queue.given(key).is_some_and(|ask| ask.is_asked_by(desktop));
+        let again = as_it_was
+            && cluster.snapshot.holds(key).is_none()
+            && cluster.snapshot.assume(key, &version, &given).is_ok();
         if !again {
             cluster.queue.take_given(key);
         }
@@ -189,7 +196,12 @@ impl World {
                 self.close(&mut cluster);
                 cluster.index.on_node(&name).for_each(|desktop| self.wake(desktop));
             }
-            Seen::Complete => self.wake_all(),
+            Seen::Complete => {
+                cluster.nodes_known = true;
+                self.judge(&mut cluster);
+                drop(cluster);
+                self.wake_all();
+            }
         }
     }
 
@@ -215,9 +227,16 @@ impl World {
         }
     }
 
-    /// How long a desktop that nodes refused too often still waits, and how often they did.
-    pub fn waits_after_refusals(&self, key: &DesktopKey, made_of: &str) -> Option<(Duration, u32)> {
-        self.lock().refusals.waits(key, made_of, Instant::now())
+    /// Nodes that may run what the API does not tell of: nobody is placed or let go before they have said so.
+    pub fn unproven(&self) -> Option<Unproven> {
+        unproven(&self.lock())
+    }
+
+    /// What is known of a desktop made of this, that asks for a place.
+    pub fn admission_facts<'a>(&self, desktop: &'a Desktop, made_of: &str) -> admit::Facts<'a> {
+        let mut cluster = self.lock();
+        let unproven = unproven(&cluster);
+        admit::Facts { desktop, unproven, refused: cluster.refusals.waits(&key_of(desktop), made_of) }
     }
 
     /// A desktop was given what was decided, or asks for nothing any more.
@@ -229,9 +248,11 @@ impl World {
     pub fn lease(&self, seen: Seen<'_, Lease>) {
         let mut cluster = self.lock();
         match seen {
-            Seen::There(lease) => cluster.liveness.seen(lease, Instant::now()),
+            Seen::There(lease) if cluster.leases_known => cluster.liveness.seen(lease, Instant::now()),
+            Seen::There(lease) => cluster.liveness.listed(lease, Instant::now(), now().0),
             Seen::Gone(lease) => cluster.liveness.gone(lease),
             Seen::Complete => {
+                cluster.awaits_nodes |= !cluster.leases_known;
                 cluster.leases_known = true;
                 cluster.snapshot.node_names().for_each(|node| self.wake_node(node));
             }
@@ -259,6 +280,11 @@ impl World {
         if !cluster.leases_known {
             return;
         }
+        if cluster.awaits_nodes && cluster.nodes_known && cluster.liveness.unproven(Instant::now()).is_none()
+        {
+            cluster.awaits_nodes = false;
+            self.wake_all();
+        }
         let silent = cluster.liveness.silent(cluster.snapshot.node_names(), Instant::now());
         if silent == cluster.silent {
             return;
@@ -274,4 +300,8 @@ impl World {
         let change = cluster.snapshot.set_silent(silent);
         self.changed(cluster, change);
     }
+}
+
+fn unproven(cluster: &Cluster) -> Option<Unproven> {
+    cluster.awaits_nodes.then(|| cluster.liveness.unproven(Instant::now())).flatten()
 }

@@ -4,18 +4,14 @@
 use std::{fs, path::Path};
 
 use gpudesk_crds::{
-    GpuNodeSpec, GpuNodeStatus,
+    GpuNodeStatus,
     conditions::{self, ConditionType},
     gpu_node_status::NumaCell,
 };
-use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{
-    hook::HookView,
-    status::{self, Findings, HypervisorView},
-};
+use crate::status::{self, Findings};
 
 /// A host of these files.
 fn read(files: &[(&str, &str)]) -> HostFacts {
@@ -35,22 +31,7 @@ fn write(root: &Path, files: &[(&str, &str)]) {
 }
 
 fn status(facts: &HostFacts) -> GpuNodeStatus {
-    status::status(&Findings {
-        facts,
-        simulated: false,
-        hypervisor: &HypervisorView::Silent("it was not asked".into()),
-        guest_network: &crate::status::GuestNetworkView::NotAsked,
-        gpu_driver_version: None,
-        vgpu_manager_version: None,
-        unlicensed_vgpus: None,
-        withheld: None,
-        hook: &HookView::NotConfigured,
-        instances: Ok(&[]),
-        spec: &GpuNodeSpec::default(),
-        generation: None,
-        before: None,
-        now: Timestamp::UNIX_EPOCH,
-    })
+    status::status(&Findings::of(facts))
 }
 
 /// Reason and message of a condition that is False; `None` when it is True.

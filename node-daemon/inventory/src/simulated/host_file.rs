@@ -18,6 +18,11 @@ pub enum HostFileError {
     /// Not YAML, or not the fields of a host file.
     #[error("the host file cannot be read: {0}")]
     Unreadable(#[from] serde_yaml::Error),
+    /// Empty, or a text or list.
+    #[error(
+        "there are no fields in it; a host file has at least coresPerSocket: NUMBER and memoryMiB: NUMBER"
+    )]
+    NoFields,
     /// A card that is not known.
     #[error(transparent)]
     Catalogue(#[from] CatalogueError),
@@ -187,8 +192,11 @@ impl HostFile {
     /// Reads a host file.
     ///
     /// # Errors
-    /// [`HostFileError::Unreadable`], naming the line.
+    /// [`HostFileError::Unreadable`], naming the line, or [`HostFileError::NoFields`].
     pub fn parse(text: &str) -> Result<Self, HostFileError> {
+        if !serde_yaml::from_str::<serde_yaml::Value>(text)?.is_mapping() {
+            return Err(HostFileError::NoFields);
+        }
         Ok(serde_yaml::from_str(text)?)
     }
 

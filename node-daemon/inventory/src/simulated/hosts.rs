@@ -1,11 +1,9 @@
 //! From host files to nodes, as their daemons would show them. Pure.
 
 use gpudesk_crds::{GpuNode, GpuNodeSpec, gpu_node_status::Acceleration};
-use jiff::Timestamp;
 
 use super::{HostFile, HostFileError};
 use crate::{
-    hook::HookView,
     status::{self, Findings, GuestNetworkView, HypervisorView},
     topology::HostFacts,
 };
@@ -67,7 +65,6 @@ pub fn node(host: &PlannedHost, owner: Option<&GpuNode>) -> GpuNode {
     let labels = node.metadata.labels.get_or_insert_default();
     labels.entry("gpudesk.dev/simulated".into()).or_insert_with(|| "false".into());
     node.status = Some(status::status(&Findings {
-        facts: &host.facts,
         simulated: true,
         hypervisor: &HypervisorView::Answers {
             versions: None,
@@ -75,16 +72,8 @@ pub fn node(host: &PlannedHost, owner: Option<&GpuNode>) -> GpuNode {
             why_not_kvm: None,
         },
         guest_network: &GuestNetworkView::NoGuests,
-        gpu_driver_version: None,
-        vgpu_manager_version: None,
-        unlicensed_vgpus: None,
-        withheld: None,
-        hook: &HookView::NotConfigured,
-        instances: Ok(&[]),
         spec: &node.spec,
-        generation: None,
-        before: None,
-        now: Timestamp::UNIX_EPOCH,
+        ..Findings::of(&host.facts)
     }));
     node
 }
@@ -105,6 +94,14 @@ mod tests {
         assert_eq!(file_and_count("a=b.yaml"), ("a=b.yaml", None));
         assert_eq!(file_and_count("a.yaml=99999999999"), ("a.yaml", Some(u32::MAX)));
         assert_eq!(stem("hosts/RTX_6000.yaml"), "rtx-6000");
+    }
+
+    #[test]
+    fn what_has_no_fields_is_no_host_file_and_is_not_poured_out() {
+        for text in ["", "# nothing\n", "- a\n", "root:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1\n"] {
+            let said = hosts("gpu", text, None).unwrap_err().to_string();
+            assert!(said.starts_with("there are no fields in it; "), "{text:?}: {said}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod schema;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use gpudesk_crds::{
     GpuNodeSpec, GpuNodeStatus,
@@ -127,6 +127,31 @@ pub struct Findings<'a> {
     pub now: Timestamp,
 }
 
+impl<'a> Findings<'a> {
+    /// What is to be found of a machine on which nobody was asked, and whose owner says nothing.
+    pub fn of(facts: &'a HostFacts) -> Self {
+        static SPEC: LazyLock<GpuNodeSpec> = LazyLock::new(GpuNodeSpec::default);
+        static NOT_ASKED: LazyLock<HypervisorView> =
+            LazyLock::new(|| HypervisorView::Silent("it was not asked".into()));
+        Self {
+            facts,
+            simulated: false,
+            hypervisor: &NOT_ASKED,
+            guest_network: &GuestNetworkView::NotAsked,
+            gpu_driver_version: None,
+            vgpu_manager_version: None,
+            unlicensed_vgpus: None,
+            withheld: None,
+            hook: &HookView::NotConfigured,
+            instances: Ok(&[]),
+            spec: &SPEC,
+            generation: None,
+            before: None,
+            now: Timestamp::UNIX_EPOCH,
+        }
+    }
+}
+
 /// The most sentences in `missing`, and the most characters of one, as the schema has them.
 const MISSING: (usize, usize) = (64, 512);
 
@@ -194,12 +219,14 @@ fn chosen<'a>(devices: &'a [Device], which: &[bool]) -> impl Iterator<Item = &'a
     devices.iter().zip(which.to_vec()).filter(|(_, chosen)| *chosen).map(|(card, _)| card)
 }
 
-/// Says of the cards that several rules name, or that one may name, why no desktop gets them.
+/// Says of the cards that several rules name, that one may name, or of which one asks what they cannot do, why no
+/// desktop gets them.
 fn rules_that_keep(spec: &GpuNodeSpec, devices: &mut [Device]) {
     let notes: Vec<Option<String>> = devices
         .iter()
-        .map(|card| {
-            spec.rule_for(card, devices.iter()).filter(gpudesk_crds::gpu_node_rules::CardRule::keeps)?.note
+        .map(|card| match spec.rule_for(card, devices.iter())? {
+            rule if rule.keeps() => rule.note,
+            _ => Some(spec.unmet(card, devices.iter()).join("; ")).filter(|unmet| !unmet.is_empty()),
         })
         .collect();
     for (card, note) in devices.iter_mut().zip(notes) {
@@ -224,7 +251,8 @@ fn lasting(status: &GpuNodeStatus) -> GpuNodeStatus {
         }
     };
     let mut status = status.clone();
-    // The operator's word, not the daemon's.
+    // The operator's words, not the daemon's.
+    status.operator_term = None;
     status.conditions.retain(|condition| condition.type_ != ConditionType::DaemonHeard.as_str());
     for pages in status.numa_cells.iter_mut().flat_map(|cell| &mut cell.hugepages) {
         pages.free = None;

@@ -1,7 +1,5 @@
-use std::sync::LazyLock;
-
 use gpudesk_crds::{
-    GpuNodeSpec, GpuNodeStatus,
+    GpuNodeStatus,
     gpu_node_status::{
         CardUnits, Device, Ecc, Hugepages, Instance, ModeSupport, NumaCell, PcieLink, Placement,
         VirtualFunction, Xid,
@@ -11,11 +9,8 @@ use gpudesk_crds::{
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{Findings, GuestNetworkView, HeldShare, HypervisorView, differs, status};
-use crate::{
-    hook::{HookView, foreign_use},
-    topology::HostFacts,
-};
+use super::{Findings, HeldShare, differs, status};
+use crate::{hook::foreign_use, topology::HostFacts};
 
 const CARD: &str = "0000:41:00.0";
 
@@ -56,24 +51,7 @@ fn findings<'a>(
     instances: Result<&'a [HeldShare], String>,
     before: Option<&'a GpuNodeStatus>,
 ) -> Findings<'a> {
-    static SPEC: LazyLock<GpuNodeSpec> = LazyLock::new(GpuNodeSpec::default);
-    const NOT_ASKED: &HypervisorView = &HypervisorView::Silent(String::new());
-    Findings {
-        facts,
-        simulated: false,
-        hypervisor: NOT_ASKED,
-        guest_network: &GuestNetworkView::NotAsked,
-        gpu_driver_version: None,
-        vgpu_manager_version: None,
-        unlicensed_vgpus: None,
-        withheld: None,
-        hook: &HookView::NotConfigured,
-        instances,
-        spec: &SPEC,
-        generation: None,
-        before,
-        now: Timestamp::UNIX_EPOCH,
-    }
+    Findings { instances, before, ..Findings::of(facts) }
 }
 
 #[test]

@@ -57,17 +57,23 @@ impl Archive {
             [0xfd, b'7', b'z', b'X'] => return Err(bad("it is compressed by xz".into())),
             _ => Box::new(file),
         };
-        Self::read_from(plain).map_err(|error| bad(error.to_string()))
+        Self::read_from(plain).map_err(bad)
     }
 
-    pub(super) fn read_from(plain: impl Read) -> io::Result<Self> {
+    /// Fails with what is wrong. What the reader of archives says of it has bytes of the file in it.
+    pub(super) fn read_from(plain: impl Read) -> Result<Self, String> {
         let mut entries = BTreeMap::new();
         let mut archive = tar::Archive::new(plain.take(TOTAL + (ENTRIES as u64) * 1024));
         let mut total = 0;
-        for entry in archive.entries()? {
-            let mut entry = entry?;
+        let none = |error: io::Error| format!("it is no tar archive ({})", error.kind());
+        for (index, entry) in archive.entries().map_err(none)?.enumerate() {
+            let broken = |error: io::Error| match index {
+                0 => none(error),
+                _ => format!("its entry {} is broken ({})", index + 1, error.kind()),
+            };
+            let mut entry = entry.map_err(broken)?;
             if entries.len() >= ENTRIES {
-                return Err(io::Error::other(format!("it has more than {ENTRIES} entries")));
+                return Err(format!("it has more than {ENTRIES} entries"));
             }
             let path = clean(&String::from_utf8_lossy(&entry.path_bytes())).join("/");
             if path.is_empty() {
@@ -84,13 +90,10 @@ impl Archive {
                 }
                 EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                     let mut bytes = vec![];
-                    entry.by_ref().take(LARGE as u64).read_to_end(&mut bytes)?;
+                    entry.by_ref().take(LARGE as u64).read_to_end(&mut bytes).map_err(broken)?;
                     total += bytes.len() as u64;
                     if total > TOTAL {
-                        return Err(io::Error::other(format!(
-                            "its files are larger than {} MiB",
-                            TOTAL >> 20
-                        )));
+                        return Err(format!("its files are larger than {} MiB", TOTAL >> 20));
                     }
                     Entry::File(bytes)
                 }
@@ -100,7 +103,7 @@ impl Archive {
             entries.insert(path, found);
         }
         if entries.is_empty() {
-            return Err(io::Error::other("it is empty"));
+            return Err("it is empty".into());
         }
         let mut entries = without_wrapper(entries);
         let absent = match entries.remove(ABSENT) {

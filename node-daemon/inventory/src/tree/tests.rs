@@ -77,12 +77,14 @@ fn a_root_one_folder_down_is_found() {
 fn what_is_no_capture_is_refused_with_its_path() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("x.tar.zst");
+    let lines = b"root:x:0:0:root:/root:/bin/bash\n".repeat(64);
     for content in
-        [&b""[..], b"hello", b"\x28\xb5\x2f\xfdnonsense", b"BZh9", b"\xfd7zXZ", b"\x1f\x8bnonsense"]
+        [&b""[..], b"hello", &lines, b"\x28\xb5\x2f\xfdnonsense", b"BZh9", b"\xfd7zXZ", b"\x1f\x8bnonsense"]
     {
         fs::write(&file, content).unwrap();
         let error = Tree::open(&file).unwrap_err().to_string();
         assert!(error.contains("x.tar.zst"), "{error}");
+        assert!(!error.contains("root:x") && error.lines().count() == 1, "it is not poured out: {error}");
     }
     assert!(Tree::open(Path::new("/no/such/place")).unwrap_err().to_string().contains("/no/such/place"));
 }

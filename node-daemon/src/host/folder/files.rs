@@ -9,7 +9,6 @@ use std::{
     process::{Command, Stdio},
 };
 
-use gpudesk_crds::AllocationId;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -34,9 +33,12 @@ pub struct FolderFiles {
 pub struct UsedDisks {
     /// Their names.
     pub disks: BTreeSet<String>,
-    /// The decision for which its user gave up those that were lost. It is done, and holds for no later loss.
+    /// Their names are not known, for the folder and what was noted of it are lost: any may be one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub any: bool,
+    /// The word by which its user gave up those that were lost. It is done, and holds for no later loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub abandoned: Option<AllocationId>,
+    pub abandoned: Option<String>,
 }
 
 pub(super) fn failed(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> FolderError {
@@ -82,7 +84,11 @@ impl FolderFiles {
         Self::read_record(&self.file(name))
     }
 
-    fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FolderError> {
+    /// A record beside the folders; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`FolderError::Io`], also for one that cannot be understood.
+    pub fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FolderError> {
         let file = match fs::File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -97,7 +103,11 @@ impl FolderFiles {
         Self::write_record(&self.file(name), value)
     }
 
-    fn write_record<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderError> {
+    /// Writes a record beside the folders, whole or not at all.
+    ///
+    /// # Errors
+    /// [`FolderError::Io`].
+    pub fn write_record<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderError> {
         let bytes = serde_json::to_vec(value).map_err(|error| failed("writing", path)(error.into()))?;
         Self::write(path, &mut bytes.as_slice())
     }
@@ -125,7 +135,33 @@ impl FolderFiles {
         let before = self.used()?.unwrap_or_default();
         let mut used = before.clone();
         used.disks.extend(disks.iter().cloned());
+        // A machine only starts where all of them are there.
+        used.any &= disks.is_empty();
         if used == before { Ok(()) } else { self.write_used(&used) }
+    }
+
+    /// Whether disks are here that live as long as their desktop; `None` when nothing here tells.
+    ///
+    /// # Errors
+    /// When that cannot be told; that is not "none".
+    pub fn has_disks(&self) -> Result<Option<bool>, FolderError> {
+        if let Some(used) = self.used()? {
+            return Ok(Some(used.any || !used.disks.is_empty()));
+        }
+        let disks = self.disk_names()?;
+        Ok(disks.map(|disks| !disks.is_empty()))
+    }
+
+    /// The names of the disks in the folder that live as long as their desktop; `None` without folder.
+    ///
+    /// # Errors
+    /// When that cannot be told; that is not "none".
+    pub fn disk_names(&self) -> Result<Option<BTreeSet<String>>, FolderError> {
+        match disk_names(&self.path) {
+            Ok(names) => Ok(Some(names)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("listing", &self.path)(error)),
+        }
     }
 
     /// Whether the folder is there.
@@ -177,8 +213,7 @@ impl FolderFiles {
         for entry in entries {
             let path = entry.map_err(failed("listing", &self.path))?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            // Not one that was begun and never finished.
-            keeps_disks |= name.starts_with("disk-") && path.extension().is_some_and(|end| end != "new");
+            keeps_disks |= is_disk(&path);
             if name.starts_with("scratch-") || ["run.json", "files.json", "kernel", "initrd"].contains(&name)
             {
                 Self::remove_file(&path)?;
@@ -252,6 +287,23 @@ impl FolderFiles {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a file is a disk that lives as long as its desktop, and not one that was begun and never finished.
+fn is_disk(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.starts_with("disk-") && path.extension().is_some_and(|end| end != "new")
+}
+
+/// The names of such disks in a folder.
+pub(in crate::host) fn disk_names(folder: &Path) -> io::Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let stem = path.file_stem().and_then(|stem| stem.to_str()?.strip_prefix("disk-"));
+        names.extend(stem.filter(|_| is_disk(&path)).map(ToOwned::to_owned));
+    }
+    Ok(names)
 }
 
 /// A file for its owner alone, empty, whatever was there.

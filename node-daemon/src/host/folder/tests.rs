@@ -18,7 +18,14 @@ async fn a_folder_says_whose_it_is() {
     folder.create(&owner).await.unwrap();
     folder.create(&owner).await.unwrap();
     fs::create_dir(dir.path().join("desktops/no-desktop")).unwrap();
-    assert_eq!(folders.list().await.unwrap(), [(owner.uid, Some(owner))]);
+    assert_eq!(folders.list().await.unwrap(), [(owner.uid, Some(owner.clone()))]);
+    // One that is broken holds up no other.
+    let broken = Uuid::from_u128(8);
+    folders.of(broken).create(&owner).await.unwrap();
+    fs::write(dir.path().join(format!("desktops/{broken}/owner.json")), "{").unwrap();
+    let mut all = folders.list().await.unwrap();
+    all.sort_by_key(|(uid, _)| *uid);
+    assert_eq!(all, [(owner.uid, Some(owner)), (broken, None)]);
 }
 
 #[tokio::test]

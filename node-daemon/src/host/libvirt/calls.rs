@@ -165,10 +165,12 @@ fn unsupported(error: &virt::error::Error) -> bool {
 pub(super) fn undefine(connect: &Connect, uuid: Uuid, state: GuestState) -> Outcome<()> {
     let domain = connect.lookup_domain_by_uuid(uuid)?;
     // Without this flag libvirt refuses where there is saved memory.
-    let saved = if state == GuestState::Delete { sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE } else { 0 };
+    let saved = if state == GuestState::Keep { 0 } else { sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE };
     let records = sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
     let files = match state {
-        GuestState::Keep => sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM,
+        GuestState::Keep | GuestState::KeepButMemory => {
+            sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM
+        }
         GuestState::Delete => sys::VIR_DOMAIN_UNDEFINE_NVRAM | sys::VIR_DOMAIN_UNDEFINE_TPM,
     };
     // The test driver and older libvirts know fewer flags: what they do not know they do not keep.

@@ -13,6 +13,7 @@ mod calls;
 mod events;
 mod fault;
 mod session;
+pub mod socket;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;

@@ -1,6 +1,10 @@
 //! Reads the estate of a cluster. Changes nothing there.
 
-use std::{fmt::Debug, path::PathBuf};
+use std::{
+    env,
+    fmt::Debug,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use gpudesk_crds::{Desktop, DesktopTemplate, GpuNode, GpuProfile};
@@ -44,9 +48,12 @@ impl Connection {
 /// Why the cluster could not be read.
 #[derive(Debug, Error)]
 pub enum ClusterError {
-    /// No configuration.
-    #[error("no cluster: {}", of_kubeconfig(.0))]
-    Config(#[from] KubeconfigError),
+    /// No kubeconfig that serves.
+    #[error("no cluster: {0}")]
+    Config(String),
+    /// A context that was asked for and is not there.
+    #[error("{0}")]
+    Context(String),
     /// The API server refused or did not answer.
     #[error("reading {what}: {}", cause::of_request(source))]
     Api {
@@ -57,17 +64,88 @@ pub enum ClusterError {
     },
 }
 
-/// Why a kubeconfig does not serve.
-fn of_kubeconfig(error: &KubeconfigError) -> String {
-    match error {
-        KubeconfigError::ReadConfig(source, file) => {
-            format!("the kubeconfig {} cannot be read: {source}", file.display())
-        }
-        other => other.to_string(),
+/// The files that are meant, as for kubectl.
+fn files(connection: &Connection) -> Vec<PathBuf> {
+    if let Some(file) = &connection.kubeconfig {
+        return vec![file.clone()];
+    }
+    let listed = env::var_os("KUBECONFIG").unwrap_or_default();
+    let listed: Vec<_> = env::split_paths(&listed).filter(|file| !file.as_os_str().is_empty()).collect();
+    if !listed.is_empty() {
+        return listed;
+    }
+    env::home_dir().into_iter().map(|home| home.join(".kube/config")).collect()
+}
+
+fn read(file: &Path) -> Result<Kubeconfig, ClusterError> {
+    let fault = |why: String| ClusterError::Config(format!("the kubeconfig {} {why}", file.display()));
+    let kubeconfig = Kubeconfig::read_from(file).map_err(|error| {
+        fault(match error {
+            KubeconfigError::ReadConfig(source, _) => format!("cannot be read: {source}"),
+            // The lines themselves may be secret.
+            KubeconfigError::Parse(error) => {
+                let said = error.without_snippet().to_string();
+                format!("is none: {}", said.lines().next().unwrap_or_default())
+            }
+            other => format!("cannot be read: {other}"),
+        })
+    })?;
+    match kubeconfig.kind.as_deref() {
+        None | Some("Config") => Ok(kubeconfig),
+        Some(kind) => Err(fault(format!("is none: its kind is {kind}, and would be Config"))),
     }
 }
 
+/// The kubeconfig and the context in it that are meant.
+fn chosen(connection: &Connection) -> Result<(Kubeconfig, String, String), ClusterError> {
+    let files = files(connection);
+    let mut kubeconfig = Kubeconfig::default();
+    for file in &files {
+        let merged = kubeconfig.merge(read(file)?);
+        kubeconfig = merged.map_err(|error| ClusterError::Config(format!("{}: {error}", file.display())))?;
+    }
+    let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+    let named = format!("the kubeconfig {}", files.join(", "));
+    let contexts: Vec<&str> = kubeconfig.contexts.iter().map(|context| context.name.as_str()).collect();
+    let has = if contexts.is_empty() {
+        "it has none".to_owned()
+    } else {
+        format!("it has {}", contexts.join(", "))
+    };
+    let current = kubeconfig.current_context.as_deref().filter(|name| !name.is_empty());
+    let context = match (&connection.context, current) {
+        (Some(asked), _) if contexts.contains(&asked.as_str()) => asked.clone(),
+        (Some(asked), _) => {
+            return Err(ClusterError::Context(format!(
+                "--context {asked}: {named} has no such context; {has}"
+            )));
+        }
+        (None, Some(current)) if contexts.contains(&current) => current.to_owned(),
+        (None, Some(current)) => {
+            return Err(ClusterError::Config(format!(
+                "{named} has the current-context {current}, and no such context; {has}: name one with --context"
+            )));
+        }
+        (None, None) if contexts.is_empty() => {
+            return Err(ClusterError::Config(format!(
+                "{named} has no context: give another file with --kubeconfig, or set KUBECONFIG"
+            )));
+        }
+        (None, None) => {
+            return Err(ClusterError::Config(format!(
+                "{named} has no current-context; {has}: name one with --context"
+            )));
+        }
+    };
+    Ok((kubeconfig, context, named))
+}
+
 impl ClusterError {
+    /// Whether something else is to be asked for.
+    pub fn is_wrong_input(&self) -> bool {
+        matches!(self, Self::Context(_))
+    }
+
     /// Whether it was refused to this user.
     pub fn is_forbidden(&self) -> bool {
         matches!(self, Self::Api { what: _, source: kube::Error::Api(status) } if status.code == 403)
@@ -87,16 +165,20 @@ impl Cluster {
     /// # Errors
     /// A kubeconfig that cannot be read or lacks the context.
     pub async fn connect(connection: &Connection) -> Result<Self, ClusterError> {
-        let kubeconfig = match &connection.kubeconfig {
-            Some(file) => Kubeconfig::read_from(file)?,
-            None => Kubeconfig::read()?,
-        };
-        let options =
-            KubeConfigOptions { context: connection.context.clone(), ..KubeConfigOptions::default() };
-        let config = Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+        let (kubeconfig, context, named) = chosen(connection)?;
+        let fault = |why: String| ClusterError::Config(format!("{named}, context {context}: {why}"));
+        let options = KubeConfigOptions { context: Some(context.clone()), ..KubeConfigOptions::default() };
+        let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+        let config = config.map_err(|error| {
+            fault(match error {
+                KubeconfigError::LoadClusterOfContext(cluster) => {
+                    format!("it names the cluster {cluster}, which is not there")
+                }
+                other => cause::of(&other),
+            })
+        })?;
         let namespace = connection.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        let client = Client::try_from(config)
-            .map_err(|source| ClusterError::Api { what: "the kubeconfig", source })?;
+        let client = Client::try_from(config).map_err(|error| fault(cause::of(&error)))?;
         Ok(Self { client, namespace })
     }
 

@@ -115,20 +115,30 @@ impl Estate {
     }
 
     fn lay_one(&mut self, origin: &Origin, object: Object) -> Result<(), String> {
-        match object {
-            Object::Node(node) => {
-                let name = node.metadata.name.clone().unwrap_or_default();
-                self.once("GpuNode", &name, origin)?;
-                self.node(name, *node);
+        let name = |metadata: &ObjectMeta| metadata.name.clone().unwrap_or_default();
+        let (kind, full_name) = match &object {
+            Object::Node(node) => ("GpuNode", name(&node.metadata)),
+            Object::Profile(profile) => ("GpuProfile", name(&profile.metadata)),
+            Object::Template(template) => ("DesktopTemplate", key(&template.metadata).to_string()),
+            Object::Desktop(desktop) => ("Desktop", key(&desktop.metadata).to_string()),
+        };
+        match self.origins.get(&(kind, full_name.clone())) {
+            // A file that was given twice.
+            Some(earlier) if earlier == origin => return Ok(()),
+            Some(earlier) => {
+                return Err(format!(
+                    "{origin} ({kind} {full_name}): the same object stands in {earlier}; leave one out"
+                ));
             }
+            None => self.origins.insert((kind, full_name), origin.clone()),
+        };
+        match object {
+            Object::Node(node) => self.node(name(&node.metadata), *node),
             Object::Profile(profile) => {
-                let name = profile.metadata.name.clone().unwrap_or_default();
-                self.once("GpuProfile", &name, origin)?;
-                self.profiles.insert(name, Arc::from(profile));
+                self.profiles.insert(name(&profile.metadata), Arc::from(profile));
             }
             Object::Template(template) => {
                 let key = key(&template.metadata);
-                self.once("DesktopTemplate", &key.to_string(), origin)?;
                 let mut template = *template;
                 if let Some(before) = self.templates.get(&key) {
                     template.metadata.generation =
@@ -142,7 +152,6 @@ impl Estate {
             }
             Object::Desktop(desktop) => {
                 let key = key(&desktop.metadata);
-                self.once("Desktop", &key.to_string(), origin)?;
                 let before = self.places.get(&key).and_then(|place| self.desktops.get(*place));
                 let before = before.map(|entry| entry.desktop.clone());
                 let desktop = match before {
@@ -159,15 +168,6 @@ impl Estate {
             }
         }
         Ok(())
-    }
-
-    fn once(&mut self, kind: &'static str, name: &str, origin: &Origin) -> Result<(), String> {
-        match self.origins.insert((kind, name.to_owned()), origin.clone()) {
-            None => Ok(()),
-            Some(earlier) => {
-                Err(format!("{origin} ({kind} {name}): the same object stands in {earlier}; leave one out"))
-            }
-        }
     }
 
     fn node(&mut self, name: String, mut node: GpuNode) {

@@ -37,10 +37,20 @@ pub fn manifests(
 ) -> Result<Manifests, Vec<String>> {
     let (mut manifests, mut faults) = (Manifests::default(), vec![]);
     for name in names {
+        let before = manifests.found();
         match texts(name, recursive) {
             Ok(texts) => texts.iter().for_each(|(file, text)| manifests.read(file, text, namespace, schemas)),
-            Err(fault) => faults.push(fault),
+            Err(fault) => {
+                faults.push(fault);
+                continue;
+            }
         }
+        if name == "-" && manifests.found() == before {
+            faults.push("standard input: there is no object in it; did the command before it fail?".into());
+        }
+    }
+    if !names.is_empty() && faults.is_empty() && manifests.objects.is_empty() && manifests.faults.is_empty() {
+        faults.push(nothing(names, &manifests, schemas));
     }
     if faults.is_empty() {
         return Ok(manifests);
@@ -49,25 +59,43 @@ pub fn manifests(
     Err(faults)
 }
 
+/// What is said where nothing of ours was found.
+fn nothing(names: &[String], manifests: &Manifests, schemas: &Schemas) -> String {
+    let names: Vec<_> =
+        names.iter().map(|name| if name == "-" { "standard input" } else { name.as_str() }).collect();
+    let kinds: Vec<_> = schemas.kinds().collect();
+    let others: Vec<_> = manifests.ignored.iter().map(|(kind, count)| format!("{count} of {kind}")).collect();
+    let others = if others.is_empty() { String::new() } else { format!(", but {}", others.join(", ")) };
+    format!("{}: there is no {} in it{others}", names.join(", "), kinds.join(", "))
+}
+
 /// Adds the machines that `--nodes` names: `FILE`, `FILE=COUNT` or a folder of such files; host files, or
 /// `GpuNode` manifests with status.
 ///
 /// # Errors
 /// What is wrong, a sentence each.
-pub fn nodes(names: &[String], estate: &mut Estate, schemas: &Schemas) -> Result<(), Vec<String>> {
+pub fn nodes(
+    names: &[String],
+    namespace: &str,
+    estate: &mut Estate,
+    schemas: &Schemas,
+) -> Result<(), Vec<String>> {
     let mut faults = vec![];
     for name in names {
         // A file may well have such a name.
-        let (path, count) =
-            if Path::new(name).exists() { (name.as_str(), None) } else { hosts::file_and_count(name) };
-        if count.is_some_and(|count| count == 0 || count > hosts::MOST) {
+        let is_file = Path::new(name).exists();
+        let (path, count) = if is_file { (name.as_str(), None) } else { hosts::file_and_count(name) };
+        let no_number = !is_file
+            && count.is_none()
+            && name.rsplit_once('=').is_some_and(|(file, _)| Path::new(file).exists());
+        if no_number || count.is_some_and(|count| count == 0 || count > hosts::MOST) {
             faults.push(format!("--nodes {name}: write a count of 1 to {}", hosts::MOST));
             continue;
         }
         match texts(path, false) {
             Ok(texts) => {
                 for (file, text) in texts {
-                    if let Err(mut found) = machine(&file, &text, count, estate, schemas) {
+                    if let Err(mut found) = machine(&file, &text, count, namespace, estate, schemas) {
                         faults.append(&mut found);
                     }
                 }
@@ -82,6 +110,7 @@ fn machine(
     file: &str,
     text: &str,
     count: Option<u32>,
+    namespace: &str,
     estate: &mut Estate,
     schemas: &Schemas,
 ) -> Result<(), Vec<String>> {
@@ -90,7 +119,7 @@ fn machine(
             return Err(vec![format!("{file}: a GpuNode is one machine; =COUNT goes with host files")]);
         }
         let mut manifests = Manifests::default();
-        manifests.read(file, text, "default", schemas);
+        manifests.read(file, text, namespace, schemas);
         return estate.lay(manifests);
     }
     let hosts = hosts::hosts(&hosts::stem(file), text, count);

@@ -9,7 +9,7 @@ use gpudesk_crds::{
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::schema::Schemas;
+use super::schema::{Schemas, drop_nulls};
 
 /// Where an object stands.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,6 +57,11 @@ pub struct Manifests {
 }
 
 impl Manifests {
+    /// How much was found, of whatever kind and however wrong.
+    pub fn found(&self) -> usize {
+        self.objects.len() + self.ignored.values().sum::<usize>() + self.faults.len()
+    }
+
     /// Reads all documents of a file, YAML or JSON. An object without namespace is one of `namespace`.
     /// After a document that cannot be read, the rest of the file is not looked at.
     pub fn read(&mut self, file: &str, text: &str, namespace: &str, schemas: &Schemas) {
@@ -178,7 +183,37 @@ pub fn is_manifest(text: &str) -> bool {
 fn value_of(document: serde_yaml::Deserializer<'_>) -> Result<Value, String> {
     let mut value = serde_yaml::Value::deserialize(document).map_err(|error| error.to_string())?;
     value.apply_merge().map_err(|error| error.to_string())?;
-    serde_json::to_value(value).map_err(|error| error.to_string())
+    if !is_finite(&value) {
+        return Err("a number is .inf or .nan, which JSON does not have".into());
+    }
+    let mut value = serde_json::to_value(value).map_err(|error| error.to_string())?;
+    make_whole(&mut value);
+    Ok(value)
+}
+
+fn is_finite(value: &serde_yaml::Value) -> bool {
+    match value {
+        serde_yaml::Value::Number(number) => number.as_f64().is_none_or(f64::is_finite),
+        serde_yaml::Value::Sequence(items) => items.iter().all(is_finite),
+        serde_yaml::Value::Mapping(fields) => fields.values().all(is_finite),
+        serde_yaml::Value::Tagged(tagged) => is_finite(&tagged.value),
+        _ => true,
+    }
+}
+
+/// A number without a fraction is a whole one, also one that is written as `1e3`, as for kubectl.
+fn make_whole(value: &mut Value) {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            let whole = number.as_f64().filter(|number| number.fract() == 0.0);
+            if let Some(whole) = whole.and_then(|number| format!("{number:.0}").parse::<i64>().ok()) {
+                *value = whole.into();
+            }
+        }
+        Value::Object(fields) => fields.values_mut().for_each(make_whole),
+        Value::Array(items) => items.iter_mut().for_each(make_whole),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 /// The items of a list of any kind; `None` for what is no list.
@@ -226,18 +261,6 @@ fn typed<T: DeserializeOwned>(value: Value) -> Result<Box<T>, serde_json::Error>
     serde_json::from_value(value)
 }
 
-/// A field without a value is absent, as for the API server.
-fn drop_nulls(value: &mut Value) {
-    match value {
-        Value::Object(fields) => {
-            fields.retain(|_, value| !value.is_null());
-            fields.values_mut().for_each(drop_nulls);
-        }
-        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -276,6 +299,26 @@ mod tests {
         let merged = DESKTOP.replace("spec: {", "spec: {<<: {priority: 7}, ");
         let Object::Desktop(desktop) = &read(&merged).objects[0].1 else { panic!("no desktop") };
         assert_eq!(desktop.spec.priority, 7);
+    }
+
+    #[test]
+    fn a_whole_number_is_one_however_it_is_written() {
+        for (written, is) in [("1e1", 10), ("-1e1", -10), ("1e+3", 1000), ("5.0", 5)] {
+            let Object::Desktop(desktop) =
+                &read(&DESKTOP.replace("spec: {", &format!("spec: {{priority: {written}, "))).objects[0].1
+            else {
+                panic!("no desktop")
+            };
+            assert_eq!(desktop.spec.priority, is, "{written}");
+        }
+        for (written, said) in [
+            ("1.5", "spec.priority is 1.5; write a whole number"),
+            (".inf", "not YAML: a number is .inf or .nan, which JSON does not have"),
+            ("1e7", "spec.priority is 10000000; write -1000000 to 1000000"),
+        ] {
+            let faults = read(&DESKTOP.replace("spec: {", &format!("spec: {{priority: {written}, "))).faults;
+            assert!(faults.len() == 1 && faults[0].ends_with(said), "{faults:?}");
+        }
     }
 
     #[test]

@@ -56,6 +56,7 @@ impl Failure {
         match self {
             Self::NotSeen(_) => 1,
             Self::Input(_) => 2,
+            Self::Cluster(error) if error.is_wrong_input() => 2,
             Self::Cluster(_) | Self::Api(_) | Self::Output(_) => 3,
         }
     }
@@ -108,7 +109,7 @@ impl Sources {
 
     fn lay(&self, manifests: &[String], estate: &mut Estate, namespace: &str) -> Result<(), Vec<String>> {
         let schemas = Schemas::default();
-        let mut faults = files::nodes(&self.nodes, estate, &schemas).err().unwrap_or_default();
+        let mut faults = files::nodes(&self.nodes, namespace, estate, &schemas).err().unwrap_or_default();
         match files::manifests(manifests, self.recursive, namespace, &schemas) {
             Ok(manifests) => faults.extend(estate.lay(manifests).err().unwrap_or_default()),
             Err(found) => faults.extend(found),

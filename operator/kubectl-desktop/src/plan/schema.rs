@@ -10,7 +10,7 @@ use gpudesk_crds::{
     faults::{self, Fault, joined},
     schema,
 };
-use kube::core::cel::{CompiledSchema, Validator, compile_schema};
+use kube::core::cel::{CompiledSchema, ErrorKind, Validator, compile_schema};
 use serde_json::Value;
 
 use super::spelling::nearest;
@@ -61,13 +61,15 @@ impl Schemas {
     }
 
     /// What is wrong with an object of `kind`: field, value and what would be right, a sentence each.
-    /// Rules are asked only of an object that has the right shape.
+    /// A rule is asked where all that it reads has the right shape.
     pub fn faults(&self, kind: &str, object: &Value) -> Vec<String> {
         let Some((schema, compiled)) = self.kinds.get(kind) else {
             return vec![format!("kind is {kind:?}; write one of {}", listed(self.kinds()))];
         };
-        let mut faults = Vec::new();
-        metadata(object, &mut faults);
+        let (mut faults, mut misshapen) = (Vec::new(), Vec::new());
+        if !metadata(kind, object, &mut faults) {
+            misshapen.push("metadata.name".to_owned());
+        }
         if let Some(Value::String(namespace)) = object.pointer("/metadata/namespace")
             && ["Desktop", "DesktopTemplate"].contains(&kind)
             && !namespace.is_empty()
@@ -80,21 +82,44 @@ impl Schemas {
             ));
         }
         let mut note = |fault: Fault<'_>, path: &str, value: &mut Value, _: &Value| {
-            faults.extend(sentence(fault, path, value));
+            let keeps_shape =
+                matches!(fault, Fault::Shorter(_) | Fault::Fewer(_) | Fault::Outside(..) | Fault::Twice(_));
+            if let Some(said) = sentence(fault, path, value) {
+                faults.push(said);
+                misshapen.extend((!keeps_shape).then(|| path.to_owned()));
+            }
             true
         };
         faults::look(schema, &mut object.clone(), "", &mut note);
-        if faults.is_empty()
-            && let Err(errors) = self.validator.validate_compiled(compiled, object, None)
-        {
-            faults.extend(errors.into_vec().iter().map(|error| rule_fault(object, error)));
-        }
+        let mut stored = object.clone();
+        drop_nulls(&mut stored);
+        let errors = self.validator.validate_compiled(compiled, &stored, None);
+        let errors = errors.err().into_iter().flatten();
+        let judged = errors.filter(|error| !misshapen.iter().any(|path| path.starts_with(&error.field_path)));
+        faults.extend(judged.map(|error| rule_fault(&stored, &error)));
         faults.truncate(MOST);
         faults
     }
 }
 
+/// A field without a value is absent, as for the API server.
+pub(super) fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
 fn rule_fault(object: &Value, error: &kube::core::cel::ValidationError) -> String {
+    if error.kind != ErrorKind::ValidationFailure {
+        // What the library says of it is about the library.
+        let path = if error.field_path.is_empty() { "the object" } else { &error.field_path };
+        return format!("{path} cannot be judged by its rule: {}", error.rule);
+    }
     let pointer: String =
         format!(".{}", error.field_path).replace('[', ".").replace(']', "").replace('.', "/");
     match object.pointer(&pointer) {
@@ -124,26 +149,44 @@ const METADATA: &[&str] = &[
     "uid",
 ];
 
-fn metadata(object: &Value, faults: &mut Vec<String>) {
+/// Looks through the metadata of an object of `kind`. False when its name will not do.
+fn metadata(kind: &str, object: &Value, faults: &mut Vec<String>) -> bool {
     let metadata = match object.get("metadata") {
         Some(Value::Object(metadata)) => metadata,
-        None | Some(Value::Null) => return faults.push("metadata.name is missing".into()),
+        None | Some(Value::Null) => {
+            faults.push("metadata.name is missing".into());
+            return false;
+        }
         Some(other) => {
-            return faults.push(format!("metadata is {}; write fields, with a name", shown(other)));
+            faults.push(format!("metadata is {}; write fields, with a name", shown(other)));
+            return false;
         }
     };
     for field in metadata.keys().filter(|field| !METADATA.contains(&field.as_str())) {
         faults.push(unknown("metadata", field, METADATA.iter().copied()));
     }
-    match metadata.get("name") {
-        Some(Value::String(name)) if is_name(name) => {}
-        Some(name) if !name.is_null() => faults.push(format!(
-            "metadata.name is {}; write lower-case letters, digits, hyphens and dots, with a letter or digit at \
-             both ends, at most 253 characters",
-            shown(name)
-        )),
-        _ => faults.push("metadata.name is missing".into()),
-    }
+    // As the rules of the definitions have it.
+    let (characters, dots, most) = match kind {
+        "Desktop" => ("digits and hyphens", false, 63),
+        "GpuNode" => ("digits, hyphens and dots", true, 200),
+        _ => ("digits, hyphens and dots", true, 63),
+    };
+    let fits = |name: &str| is_name(name) && name.len() <= most && (dots || !name.contains('.'));
+    let has_name = match metadata.get("name") {
+        Some(Value::String(name)) if fits(name) => true,
+        Some(name) if !name.is_null() => {
+            faults.push(format!(
+                "metadata.name is {}; write lower-case letters, {characters}, with a letter or digit at both ends, \
+                 at most {most} characters",
+                shown(name)
+            ));
+            false
+        }
+        _ => {
+            faults.push("metadata.name is missing".into());
+            false
+        }
+    };
     for map in ["labels", "annotations"] {
         for (key, value) in metadata.get(map).and_then(Value::as_object).into_iter().flatten() {
             if !is_key(key) {
@@ -164,6 +207,7 @@ fn metadata(object: &Value, faults: &mut Vec<String>) {
             }
         }
     }
+    has_name
 }
 
 /// A value of a label, and the last part of its name.
@@ -208,7 +252,8 @@ fn sentence(fault: Fault<'_>, path: &str, value: &Value) -> Option<String> {
         Fault::Missing(field) => format!("{} is missing", joined(path, field)),
         Fault::Type(wanted) => {
             let meant = value.as_str().and_then(|text| meant(wanted, text));
-            format!("{path} is {}; write {}", shown(value), meant.unwrap_or_else(|| words(wanted).into()))
+            let is = if value.is_null() { "has no value".into() } else { format!("is {}", shown(value)) };
+            format!("{path} {is}; write {}", meant.unwrap_or_else(|| words(wanted).into()))
         }
         Fault::Choice(choices) => {
             let near = nearest(value.as_str().unwrap_or_default(), choices.iter().copied());
@@ -297,7 +342,7 @@ fn shown(value: &Value) -> String {
 mod tests {
     use serde_json::json;
 
-    use super::*;
+    use super::{super::manifest::Manifests, *};
 
     fn desktop(spec: &Value) -> Value {
         json!({"apiVersion": "gpudesk.dev/v1alpha1", "kind": "Desktop", "metadata": {"name": "anna"}, "spec": spec})
@@ -353,6 +398,112 @@ mod tests {
         let overrides = json!({"gpus": [gpu, gpu]});
         let fault = only_fault(&desktop(&json!({"templateRef": {"name": "a"}, "overrides": overrides})));
         assert_eq!(fault, "spec.overrides.gpus[1].name is \"a\", as of an earlier entry; each must differ");
+    }
+
+    #[test]
+    fn rules_are_asked_beside_other_faults_where_what_they_read_has_the_right_shape() {
+        let gpu = |name: &str| json!({"name": name, "profileRef": {"name": "p"}});
+        let overrides =
+            json!({"gpus": [gpu("A"), gpu("a"), gpu("a")], "cpu": {"cores": 400, "threadsPerCore": 2}});
+        let object =
+            desktop(&json!({"templateRef": {"name": "t"}, "priority": 2_000_000, "overrides": overrides}));
+        let said = Schemas::default().faults("Desktop", &object);
+        for words in [
+            "spec.priority is 2000000;",
+            "spec.overrides.gpus[0].name is \"A\";",
+            "spec.overrides.gpus[2].name is \"a\", as of",
+            "spec.overrides.cpu: cores x threadsPerCore",
+        ] {
+            assert_eq!(said.iter().filter(|said| said.starts_with(words)).count(), 1, "{words}: {said:?}");
+        }
+        assert_eq!(said.len(), 4, "{said:?}");
+        // What has another type is not judged by the rules above it; what stands beside it is.
+        let overrides = json!({"gpus": [gpu("A")], "cpu": {"cores": "many"}});
+        let object = desktop(&json!({"templateRef": {"name": "t"}, "overrides": overrides}));
+        let said = Schemas::default().faults("Desktop", &object);
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert_eq!(said[0], "spec.overrides.cpu.cores is \"many\"; write a whole number");
+    }
+
+    #[test]
+    fn an_entry_without_a_value_is_named() {
+        let object = desktop(&json!({"templateRef": {"name": "t"}, "tolerations": [null]}));
+        assert_eq!(only_fault(&object), "spec.tolerations[0] has no value; write fields (name: value)");
+    }
+
+    #[test]
+    fn a_rule_that_cannot_be_applied_is_named_without_the_words_of_a_library() {
+        let schema =
+            json!({"type": "object", "x-kubernetes-validations": [{"rule": "self.missing.size() > 0"}]});
+        let error = Validator::new().validate(&schema, &json!({}), None).unwrap_err();
+        let said = rule_fault(&json!({}), &error[0]);
+        assert_eq!(said, "the object cannot be judged by its rule: self.missing.size() > 0");
+    }
+
+    #[test]
+    fn the_rule_for_a_name_is_that_of_its_kind() {
+        let schemas = Schemas::default();
+        let said = |kind: &str, name: &str| {
+            let spec = match kind {
+                "Desktop" => json!({"templateRef": {"name": "t"}}),
+                "DesktopTemplate" => {
+                    json!({"memory": {"sizeMiB": 64}, "disks": [{"name": "s", "image": {"name": "i"}}]})
+                }
+                "GpuProfile" => json!({"alternatives": [{"passthrough": {}}]}),
+                _ => json!({}),
+            };
+            let object = json!({"apiVersion": "gpudesk.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec});
+            let stored = schemas.validator.validate_compiled(&schemas.kinds[kind].1, &object, None).is_ok();
+            (schemas.faults(kind, &object), stored)
+        };
+        for (kind, most) in [("Desktop", 63), ("DesktopTemplate", 63), ("GpuProfile", 63), ("GpuNode", 200)] {
+            assert_eq!(said(kind, &"a".repeat(most)), (vec![], true));
+            for (name, by_rule) in [
+                ("x_y".to_owned(), true),
+                ("a".repeat(most + 1), false),
+                ("w6.a".to_owned(), kind != "Desktop"),
+            ] {
+                let (faults, stored) = said(kind, &name);
+                assert_eq!(stored, by_rule, "{kind} {name}");
+                let words = format!("at most {most} characters");
+                match (kind, name.as_str()) {
+                    ("Desktop", _) | (_, "x_y") => assert!(faults.len() == 1 && faults[0].ends_with(&words)),
+                    (_, "w6.a") => assert_eq!(faults, Vec::<String>::new()),
+                    _ => assert!(faults.len() == 1 && faults[0].contains(&words), "{faults:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn manifests_are_taken_and_refused_as_by_the_api_server() {
+        let schemas = Schemas::default();
+        for (kind, table) in [
+            ("Desktop", include_str!("../../../../e2e/tests/api/desktops.yaml")),
+            ("DesktopTemplate", include_str!("../../../../e2e/tests/api/desktoptemplates.yaml")),
+            ("GpuNode", include_str!("../../../../e2e/tests/api/gpunodes.yaml")),
+            ("GpuProfile", include_str!("../../../../e2e/tests/api/gpuprofiles.yaml")),
+        ] {
+            let cases: Vec<Value> = serde_yaml::from_str(table).unwrap();
+            for case in cases {
+                let mut manifest = case["manifest"].clone();
+                manifest["apiVersion"] = "gpudesk.dev/v1alpha1".into();
+                manifest["kind"] = kind.into();
+                if manifest["metadata"]["name"].is_null() {
+                    manifest["metadata"]["name"] = "a".into();
+                }
+                let mut read = Manifests::default();
+                read.read("a.json", &manifest.to_string(), "default", &schemas);
+                let refused = case["refused"].as_array().is_some_and(|words| !words.is_empty());
+                assert_eq!(!read.faults.is_empty(), refused, "{kind}, {}: {:?}", case["name"], read.faults);
+                let internals = ["evaluation", "overload", "Unsupported"];
+                assert!(
+                    !internals.iter().any(|word| read.faults.concat().contains(word)),
+                    "{kind}: {:?}",
+                    read.faults
+                );
+            }
+        }
     }
 
     #[test]

@@ -122,7 +122,7 @@ mod tests {
         };
         let mut leaving = desktop(json!({}), &json!({}));
         leaving.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-05T08:00:00Z")).unwrap();
-        let cases = [
+        let cases = vec![
             (
                 desktop(json!({"powerState": "Stopped"}), &json!({})),
                 "school/anna is stopped; to start it: kubectl patch",

@@ -15,6 +15,9 @@ pub struct DesktopExplanation {
     /// The desktop: what it holds, with the record of the decision; or why it waits, as this program
     /// finds now.
     pub desktop: PlannedDesktop,
+    /// Whether no cluster has it: its place is the one that a plan gives to its manifest.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub planned: bool,
     /// Since when it is being deleted, and what it waits for; absent when it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleting: Option<Deleting>,

@@ -93,6 +93,7 @@ fn document(
         api_version: format!("{GROUP}/{VERSION}"),
         kind: "DesktopExplanation".into(),
         deleting: deleting(object),
+        planned: desktop.state == State::Placed && object.metadata.uid.is_none(),
         desktop,
         allocated,
         ready,

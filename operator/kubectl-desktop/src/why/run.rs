@@ -34,7 +34,7 @@ pub struct Why {
     pub sources: Sources,
 }
 
-/// Explains and prints. True when the desktop has its place or should have none.
+/// Explains and prints. True when the desktop has its place, as a manifest in the plan, or should have none.
 ///
 /// # Errors
 /// [`Failure`]; a desktop that is not there is wrong input.
@@ -44,7 +44,8 @@ pub async fn run(options: &Why) -> Result<bool, Failure> {
     print(&text(&answer, options.output, table::print)?)?;
     Ok(match answer.desktop.state {
         State::Held | State::Stopped => true,
-        State::Placed | State::Pending => false,
+        State::Placed => answer.planned,
+        State::Pending => false,
     })
 }
 

@@ -16,6 +16,7 @@ pub fn print(answer: &DesktopExplanation) -> String {
         api_version: _,
         kind: _,
         desktop,
+        planned,
         deleting,
         allocated,
         ready,
@@ -28,6 +29,9 @@ pub fn print(answer: &DesktopExplanation) -> String {
     // Writing to a String does not fail.
     let _ = match desktop.state {
         State::Held => writeln!(text, "{} is on {}.", desktop.full_name(), node(desktop)),
+        State::Placed if *planned => {
+            writeln!(text, "{} would get a place on {}.", desktop.full_name(), node(desktop))
+        }
         State::Placed => writeln!(
             text,
             "{} has no place yet, and would get one on {} now.",
@@ -67,7 +71,8 @@ pub fn print(answer: &DesktopExplanation) -> String {
     if let Some(partition) = desktop.fabric_partition {
         line("Fabric:", &format!("partition {partition}"));
     }
-    text += &desktop.decision.as_ref().map(record).unwrap_or_default();
+    let taken = if desktop.state == State::Placed { "would be" } else { "was" };
+    text += &desktop.decision.as_ref().map(|decision| record(decision, taken)).unwrap_or_default();
     if !nodes.is_empty() {
         let mut rows = table(&["NODE", "WHY NOT"]);
         for one in nodes {
@@ -88,7 +93,7 @@ fn node(desktop: &PlannedDesktop) -> &str {
     desktop.node.as_deref().unwrap_or("no node")
 }
 
-fn record(record: &DecisionRecord) -> String {
+fn record(record: &DecisionRecord, taken: &str) -> String {
     let DecisionRecord { nodes, filtered, best } = record;
     let mut text = format!("\nOf {nodes} nodes");
     if filtered.is_empty() {
@@ -100,7 +105,7 @@ fn record(record: &DecisionRecord) -> String {
         }
     }
     if !best.is_empty() {
-        text += "The best of the others, the first of which was taken:\n";
+        let _ = writeln!(text, "The best of the others, the first of which {taken} taken:");
         for one in best {
             let _ = writeln!(text, "  {}: {}", one.node, one.score);
         }

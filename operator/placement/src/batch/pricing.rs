@@ -7,6 +7,8 @@ use crate::lookahead::{Geometry, Placed};
 /// Keeps the states of one search in bounds: a limit that would multiply them beyond this is left out,
 /// and what is too many falls away when the layout is used.
 const MOST_COUNTS: u32 = 4096;
+/// The same of all states: a daemon may name a card of any size.
+const MOST_STATES: u32 = 1 << 19;
 
 /// A layout: what is added to a card.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,6 +56,10 @@ pub(super) fn best(
         if room.mode.is_some_and(|active| active != number) {
             continue;
         }
+        let slices = mode.slices.map(|all| all - room.slices);
+        let length = |number: i32| u32::try_from(number).unwrap_or(0).saturating_add(1);
+        let states = length(mode.units).saturating_mul(slices.map_or(1, length));
+        let most_counts = (MOST_STATES / states).min(MOST_COUNTS);
         let mut factor = 1u32;
         let mut items: Vec<Item<'_>> = vec![];
         for (shape, kind) in serves.iter().enumerate() {
@@ -74,7 +80,7 @@ pub(super) fn best(
             } else {
                 u32::try_from(of.starts.len()).unwrap_or(u32::MAX)
             };
-            let digits = factor.checked_mul(limit + 1).filter(|product| *product <= MOST_COUNTS);
+            let digits = factor.checked_mul(limit + 1).filter(|product| *product <= most_counts);
             let digit = match digits {
                 Some(product) if limit < fit => Some((limit, std::mem::replace(&mut factor, product))),
                 _ => None,
@@ -94,7 +100,7 @@ pub(super) fn best(
         let counted: i32 = counted.filter_map(|share| geometry.kind(share.kind)).map(|kind| kind.size).sum();
         // Shares without a position stand at the beginning, whatever their order.
         let taken = taken.chain((counted > 0).then_some((0, counted))).collect();
-        let slices = mode.slices.map_or(i32::MAX, |all| all - room.slices);
+        let slices = slices.unwrap_or(i32::MAX);
         let mut search = Search { items, taken, units: mode.units, memo: Memo::new() };
         let worth = search.worth(0, slices, 0);
         if worth > best.worth {

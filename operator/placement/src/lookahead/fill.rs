@@ -4,6 +4,8 @@ use super::{Geometry, Placed};
 
 /// Limits of kinds multiply the work; what would multiply it beyond this is taken as unlimited.
 const MOST_COUNTS: usize = 32;
+/// The same of all states of one search: a daemon may name a card of any size.
+const MOST_STATES: usize = 1 << 14;
 
 /// What is paid for a kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +43,8 @@ fn fill_mode(geometry: &Geometry, number: u16, placed: &[Placed], asked: &[Asked
     let room = geometry.room(placed);
     let Some(mode) = geometry.modes.get(usize::from(number)) else { return 0 };
     let slices = mode.slices.map(|all| length(all - room.slices));
+    let states = (length(mode.units) + 1) * (slices.unwrap_or(0) + 1);
+    let most_counts = (MOST_STATES / states).min(MOST_COUNTS);
     let mut counts = 1;
     let mut items: Vec<Item<'_>> = vec![];
     for (position, (kind, asked)) in geometry.kinds.iter().zip(asked).enumerate() {
@@ -51,7 +55,7 @@ fn fill_mode(geometry: &Geometry, number: u16, placed: &[Placed], asked: &[Asked
             continue;
         }
         let fit = if kind.starts.is_empty() { length(mode.units / kind.size) } else { kind.starts.len() };
-        let digit = (limit < fit && counts * (limit + 1) <= MOST_COUNTS).then(|| {
+        let digit = (limit < fit && counts * (limit + 1) <= most_counts).then(|| {
             let factor = counts;
             counts *= limit + 1;
             (limit, factor)
@@ -95,8 +99,9 @@ fn best(items: &[Item<'_>], free: &[bool], slices: usize, counts: usize) -> i64 
         let (here, after) = worth.split_at_mut((at + 1) * width);
         let here = &mut here[at * width..];
         here.copy_from_slice(&after[..width]);
-        let starts =
-            |item: &Item<'_>| item.starts.is_empty() || item.starts.iter().any(|start| length(*start) == at);
+        let starts = |item: &Item<'_>| {
+            item.starts.is_empty() || item.starts.binary_search_by_key(&at, |start| length(*start)).is_ok()
+        };
         for item in items.iter().filter(|item| item.size <= run && starts(item)) {
             let next = &after[(item.size - 1) * width..][..width];
             for left in item.slices..=slices {

@@ -78,17 +78,22 @@ fn survives(node: &Value, mixing: bool) {
     snapshot.node_seen(&super::builders::node("b", &[cell(0, 6, 40_000, 6)], &[l40s(1, 0)]));
     let hostile = if mixing { mixing_sizes(hostile.clone()) } else { hostile.clone() };
     snapshot.node_seen(&hostile);
-    for (number, request) in requests().into_iter().enumerate() {
+    let named = |(number, request): (usize, Request)| {
         let name = format!("d{number}");
-        let key = DesktopKey::new("demo", &name);
-        let request = Request { desktop: key.clone(), ..request };
-        snapshot.wants(&key, Some(&request));
-        snapshot.desktop_seen(&desktop(&name, 1, None));
-        snapshot.explain(&request);
-        if let Ok(placed) = snapshot.place(&request) {
+        (name.clone(), Request { desktop: DesktopKey::new("demo", &name), ..request })
+    };
+    let wanted: Vec<_> = requests().into_iter().enumerate().map(named).collect();
+    for (name, request) in &wanted {
+        snapshot.desktop_seen(&desktop(name, 1, None));
+        snapshot.wants(&request.desktop, Some(request));
+    }
+    snapshot.catch_up();
+    for (name, request) in &wanted {
+        snapshot.explain(request);
+        if let Ok(placed) = snapshot.place(request) {
             let given = allocation(&placed);
-            snapshot.assume(&key, "1", &given).unwrap();
-            snapshot.desktop_seen(&desktop(&name, 2, Some(&given)));
+            snapshot.assume(&request.desktop, "1", &given).unwrap();
+            snapshot.desktop_seen(&desktop(name, 2, Some(&given)));
         }
         for share in &request.demand.shares {
             snapshot.count(share);
@@ -130,4 +135,31 @@ proptest! {
         }
         survives(&node, mixing);
     }
+}
+
+#[test]
+fn cards_as_large_as_the_schema_allows_hold_nobody_up() {
+    let starts: Vec<i32> = (0..256).collect();
+    let names = ["1g.24gb+gfx", "1g.5gb", "k1", "k2", "k3"];
+    let slices = names.iter().zip(1..).map(|(name, size)| {
+        let types = ["Q", "C"].map(|series| {
+            json!({"type": format!("{name}-{series}"), "series": series, "framebufferMiB": 8192,
+                   "maxPerInstance": 256})
+        });
+        json!({"type": name, "mode": "Mig", "framebufferMiB": 24576, "size": size, "starts": starts,
+               "computeSlices": 1, "maxCount": 256, "vgpuTypes": types})
+    });
+    let vgpus = (1..10).map(|number| {
+        json!({"type": format!("L-{number}"), "mode": "Vgpu", "series": "Q", "framebufferMiB": 8192, "size": number,
+               "starts": starts, "maxCount": 4096})
+    });
+    let mut node = found();
+    for number in 0..4u8 {
+        let mut card = l40s(0xb0 + number, 0);
+        card["placements"] = slices.clone().chain(vgpus.clone()).collect();
+        card["units"] = json!({"migMemory": 256, "migCompute": 256, "vgpuRegion": 4096});
+        node["status"]["devices"].as_array_mut().unwrap().push(card);
+    }
+    survives(&node, false);
+    survives(&node, true);
 }

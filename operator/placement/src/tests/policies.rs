@@ -362,6 +362,22 @@ fn the_nearest_fit_is_named_and_the_moves_can_be_asked_for() {
 }
 
 #[test]
+fn a_thought_about_one_that_holds_a_place_leaves_it_there() {
+    let mut snapshot = snapshot(&[plain("a", &[rtx_pro_6000(1, 0)]), plain("b", &[rtx_pro_6000(1, 0)])]);
+    let slice = || vec![mig("1g.24gb+gfx", VgpuSeries::Q)];
+    let (one, two) = (request("one", slice()), request("two", slice()));
+    assert_eq!(give(&mut snapshot, &one).node, give(&mut snapshot, &two).node);
+    // It is to start again with more than is free beside the other.
+    let larger = request("one", vec![mig("4g.96gb+gfx", VgpuSeries::Q)]);
+    let before = snapshot.clone();
+    for most in 1..=3 {
+        let thought = snapshot.fits_after_moving(&larger, most);
+        assert!(thought.is_some_and(|(_, moves)| moves.len() == 1));
+        assert_eq!(snapshot, before);
+    }
+}
+
+#[test]
 fn a_desktop_without_a_card_goes_where_no_card_is_starved() {
     // Two nodes with memory for four such desktops each; the cards of `a` are in use.
     let small = |name: &str| node(name, &[cell(0, 8, 5 * 1024, 0)], &[l40s(1, 0)]);

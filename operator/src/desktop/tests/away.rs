@@ -11,6 +11,7 @@ use super::rig::*;
 use crate::{
     allocation_key::AllocationKey,
     desktop::{
+        away,
         decide::{Around, Found, Presence, Step, decide},
         reconcile,
     },
@@ -78,6 +79,18 @@ fn what_is_on_a_node_that_is_away_is_given_up_by_the_right_word_and_by_nothing_e
 
 fn bools4() -> impl Iterator<Item = (bool, bool, bool, bool)> {
     (0..16).map(|bits| (bits & 1 > 0, bits & 2 > 0, bits & 4 > 0, bits & 8 > 0))
+}
+
+#[test]
+fn a_word_that_a_node_has_used_gives_up_nothing_later() {
+    let away = Around { node: Presence::Silent, alive: false, ..Around::present(Some(true)) };
+    let with = |word: &str| {
+        let mut object = object(Has::Held("Running"), false, Some(word));
+        object.status.as_mut().unwrap().node.as_mut().unwrap().abandoned_disks = Some(ID.into());
+        decide(&object, &away)
+    };
+    assert_eq!(with(ID), Step::Hold);
+    assert_eq!(with(&format!("{ID}/2")), Step::Release { park: false, reason: Reason::NodeLost });
 }
 
 #[test]
@@ -303,6 +316,15 @@ async fn a_desktop_without_disks_goes_on_once_its_node_is_said_to_be_off_and_not
         rig.answer(renewed).await;
     });
     result.unwrap();
+    // And one that our own watch has shown meanwhile.
+    let (result, ()) = tokio::join!(reconcile(&object, &context), async {
+        rig.answer(gone).await;
+        rig.lease("node-a", 1_798_761_600, 180);
+        rig.answer(renewed).await;
+    });
+    result.unwrap();
+    rig.lease_gone("node-a");
+    rig.context.world.answered("node-a", true);
     let (body, object) = write(&mut rig, &object, 9, &[gone, none]).await;
     assert!(body["status"].get("allocation").is_none(), "{body}");
     let (body, _) = write(&mut rig, &object, 10, &[]).await;
@@ -354,7 +376,7 @@ fn decided(key: &[u8], of: &Desktop, number: u64, on: &str) -> Allocation {
         "compute": {"cores": 2, "threadsPerCore": 1, "memoryMiB": 1024},
     }))
     .unwrap();
-    allocation.id = Some(AllocationKey::new(key).mint(&before, on, &at));
+    allocation.id = Some(AllocationKey::new(key).mint(&before, None, on, &at));
     allocation
 }
 
@@ -418,7 +440,11 @@ async fn what_a_desktop_held_stays_taken_when_its_status_is_wiped_and_is_given_b
     for wiped in [json!({}), json!({"status": {"node": {"allocationId": "1-00000000", "state": "Stopped"}}})]
     {
         let mut rig = Rig::small();
-        let (body, object) = write(&mut rig, &desktop("a", 5, json!({})), 6, &[]).await;
+        // An older copy of the object asks for another restart: its machine is not to end for that.
+        let restarted = |at: &str| json!({"metadata": {"annotations": {"gpudesk.dev/restartedAt": at}}});
+        let mut wiped = wiped;
+        merge(&mut wiped, restarted("3"));
+        let (body, object) = write(&mut rig, &desktop("a", 5, restarted("5")), 6, &[]).await;
         let held: Allocation = serde_json::from_value(body["status"]["allocation"].clone()).unwrap();
         let (body, bare) = write(&mut rig, &desktop("a", 7, wiped), 8, &[]).await;
         assert!(conditions(&body)["Allocated"].2.contains(&held.decision()), "{body}");
@@ -430,6 +456,31 @@ async fn what_a_desktop_held_stays_taken_when_its_status_is_wiped_and_is_given_b
         rig.node(&node("node-a", 2048));
         nothing(&rig, &back).await;
     }
+}
+
+#[tokio::test]
+async fn what_was_given_up_once_is_not_missed_again() {
+    let mut rig = Rig::small();
+    let (body, object) = write(&mut rig, &desktop("a", 5, json!({})), 6, &[]).await;
+    let first = body["status"]["allocation"]["id"].as_str().unwrap().to_owned();
+    // It is started again, and then its status is wiped.
+    let mut next = serde_json::to_value(&object).unwrap();
+    next["metadata"]["resourceVersion"] = json!("7");
+    next["status"]["node"] = json!({"allocationId": first, "state": "Stopped"});
+    let (body, _) = write(&mut rig, &serde_json::from_value(next).unwrap(), 8, &[]).await;
+    let second = body["status"]["allocation"]["id"].as_str().unwrap().to_owned();
+    assert!(second.starts_with("2-"), "{second}");
+    let (body, bare) = write(&mut rig, &desktop("a", 9, json!({})), 10, &[]).await;
+    assert!(conditions(&body)["Allocated"].2.contains(&format!("abandon-disks={second}")), "{body}");
+    let (body, _) = write(&mut rig, &annotated(&bare, 11, &second), 12, &[]).await;
+    let third = body["status"]["allocation"]["id"].as_str().unwrap().to_owned();
+    assert!(third.starts_with("3-"), "{third}");
+    // The annotation goes, and it ends and starts as ever.
+    let mut over = after(&desktop("a", 13, json!({})), 13, &body);
+    over.status.as_mut().unwrap().node =
+        Some(serde_json::from_value(json!({"allocationId": third, "state": "Stopped"})).unwrap());
+    let (body, _) = write(&mut rig, &over, 14, &[]).await;
+    assert!(body["status"]["allocation"]["id"].as_str().unwrap().starts_with("4-"), "{body}");
 }
 
 #[tokio::test]
@@ -466,4 +517,28 @@ async fn an_odd_desktop_that_is_deleted_goes_once_there_is_nothing_to_give_back(
             nothing(&rig, &object).await;
         }
     }
+}
+
+#[test]
+fn a_word_that_gives_up_nothing_is_answered_while_the_node_is_heard() {
+    let allocation = decided(KEY, &desktop("a", 5, json!({})), 3, "node-a");
+    let id = allocation.decision();
+    for (word, said) in [
+        (id.clone(), Some("has no effect while the daemon of node-a is heard")),
+        ("all".into(), Some("names \"all\", which is not the decision that holds")),
+        (String::new(), Some("names \"\", which is not")),
+        ("9-00000001".into(), Some("names \"9-00000001\", which is not")),
+        ("2-00000001".into(), None),
+        (format!("{id}/2"), Some("has no effect")),
+    ] {
+        let object = annotated(&desktop("a", 5, json!({})), 6, &word);
+        let answer = away::is_heard(&object, &allocation).map(|answer| answer.message);
+        match said {
+            Some(said) => {
+                assert!(answer.as_ref().is_some_and(|answer| answer.contains(said)), "{word}: {answer:?}");
+            }
+            None => assert_eq!(answer, None, "{word}: it did what it could"),
+        }
+    }
+    assert!(away::is_heard(&desktop("a", 5, json!({})), &allocation).is_none());
 }

@@ -133,3 +133,54 @@ async fn what_one_needs_who_waited_long_is_kept_for_it() {
     rig.context.world.forget(&key_of(&large));
     assert!(is_new(&decide(&rig, &small)), "nothing is kept any more");
 }
+
+#[tokio::test]
+async fn one_whom_a_neighbour_keeps_away_takes_no_hope_from_others() {
+    let mut rig = Rig::new();
+    rig.template(&template(json!({})));
+    let mut wary = template(json!({"affinity": [
+        {"name": "exam", "relation": "Apart", "matchLabels": {"exam": "a"}, "required": true},
+    ]}));
+    wary.metadata.name = Some("wary".into());
+    rig.template(&wary);
+    rig.node(&node("node-a", 1024 + 2048));
+    let neighbour = seen(&mut rig, "neighbour", json!({"spec": {"templateRef": {"name": "wary"}}}));
+    let holder = seen(&mut rig, "holder", json!({}));
+    assert!(is_new(&decide(&rig, &neighbour)) && is_new(&decide(&rig, &holder)));
+    let mut barred = waits_since(1);
+    merge(&mut barred, json!({"metadata": {"labels": {"exam": "a"}}}));
+    let barred = seen(&mut rig, "barred", barred);
+    let next = seen(&mut rig, "next", waits_since(2));
+    for desktop in [&barred, &next] {
+        assert!(matches!(decide(&rig, desktop), Decision::NoRoom(_)));
+    }
+    rig.context.world.forget(&key_of(&holder));
+    let late = seen(&mut rig, "late", waits_since(3));
+    assert!(matches!(decide(&rig, &late), Decision::NoRoom(_)), "it is not its turn");
+    assert!(is_new(&decide(&rig, &next)));
+}
+
+#[tokio::test]
+async fn who_was_given_a_place_by_another_writer_has_no_turn() {
+    let mut rig = Rig::small();
+    let holder = seen(&mut rig, "holder", json!({}));
+    assert!(is_new(&decide(&rig, &holder)));
+    let waiter = seen(&mut rig, "waiter", waits_since(1));
+    assert!(matches!(decide(&rig, &waiter), Decision::NoRoom(_)));
+    let given = desktop(
+        "waiter",
+        6,
+        json!({"status": {"allocation": {
+            "node": "node-a", "id": "1-00000001", "desktopGeneration": 3, "templateGeneration": 7,
+            "decidedAt": "2026-01-01T00:00:00Z",
+            "compute": {"cores": 2, "threadsPerCore": 1, "memoryMiB": 1024},
+        }}}),
+    );
+    assert!(given.allocation().unwrap().compute.is_some());
+    rig.desktop(&given);
+    rig.drain_woken();
+    rig.context.world.forget(&key_of(&holder));
+    let other = seen(&mut rig, "other", waits_since(2));
+    assert!(matches!(decide(&rig, &other), Decision::NoRoom(_)), "the place is the waiter's");
+    assert_eq!(rig.drain_woken(), ["other"], "the waiter has what its status says, and no turn");
+}

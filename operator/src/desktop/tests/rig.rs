@@ -48,6 +48,13 @@ pub(super) struct Rig {
 
 impl Rig {
     pub(super) fn new() -> Self {
+        let rig = Self::before_leases();
+        rig.context.world.lease(Seen::Complete);
+        rig
+    }
+
+    /// One that has not listed the leases of nodes yet.
+    pub(super) fn before_leases() -> Self {
         let (service, api) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
         let metrics = Metrics::default();
         let doubted = watch::Sender::new(false);
@@ -67,8 +74,9 @@ impl Rig {
             access: access_queue.clone(),
         };
         let stores = Stores { desktops, templates, profiles, nodes };
-        let world = Arc::new(World::new(stores, queues, Limits::default(), AllocationKey::new(KEY), metrics));
-        world.lease(Seen::Complete);
+        let mut world = World::new(stores, queues, Limits::default(), AllocationKey::new(KEY), metrics);
+        world.take_time();
+        let world = Arc::new(world);
         let secrets = Arc::new(SecretAccess::new(writer.clone(), "gpudesk-system", access_queue));
         Self {
             context: Context { world, writer, secrets, namespace: "gpudesk-system".into() },
@@ -141,18 +149,18 @@ impl Rig {
     }
 
     pub(super) fn desktop(&mut self, object: &Desktop) {
-        self.context.world.desktop(Seen::There(object));
         self.desktops.apply_watcher_event(&Event::Apply(object.clone()));
+        self.context.world.desktop(Seen::There(object));
     }
 
     pub(super) fn template(&mut self, object: &DesktopTemplate) {
-        self.context.world.template(Seen::There(object));
         self.templates.apply_watcher_event(&Event::Apply(object.clone()));
+        self.context.world.template(Seen::There(object));
     }
 
     pub(super) fn profile(&mut self, object: &GpuProfile) {
-        self.context.world.profile(Seen::There(object));
         self.profiles.apply_watcher_event(&Event::Apply(object.clone()));
+        self.context.world.profile(Seen::There(object));
     }
 
     /// A node with a lease that was just renewed.
@@ -163,8 +171,13 @@ impl Rig {
         }))
         .unwrap();
         self.context.world.lease(Seen::There(&lease));
-        self.context.world.node(Seen::There(object));
+        self.node_alone(object);
+    }
+
+    /// A node, whatever its lease.
+    pub(super) fn node_alone(&mut self, object: &GpuNode) {
         self.nodes.apply_watcher_event(&Event::Apply(object.clone()));
+        self.context.world.node(Seen::There(object));
     }
 
     /// The watch shows the end of a node, long enough ago for its desktops to be given away.

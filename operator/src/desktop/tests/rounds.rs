@@ -154,14 +154,21 @@ async fn where_the_term_is_refused_the_place_stays_taken_the_lease_is_asked_and_
 
 #[tokio::test]
 async fn a_first_write_that_is_refused_for_what_it_says_takes_nothing() {
-    let mut rig = Rig::small();
-    let (first, second) = (desktop("a", 5, json!({})), desktop("b", 6, json!({})));
-    rig.desktop(&first);
-    rig.desktop(&second);
-    let (result, _) = round(&mut rig, &first, |_| failure(403, "Forbidden")).await;
-    assert!(matches!(result, Err(Error::Allocation(WriteError::Refused(_)))), "{result:?}");
-    let (_, (_, _, other)) = round(&mut rig, &second, accept).await;
-    assert_eq!(other["status"]["allocation"]["node"], "node-a");
+    for (code, message) in [(403, ""), (413, ""), (500, "etcdserver: request is too large")] {
+        let mut rig = Rig::small();
+        let (first, second) = (desktop("a", 5, json!({})), desktop("b", 6, json!({})));
+        rig.desktop(&first);
+        rig.desktop(&second);
+        let refusal = |_: &Value| {
+            let (code, mut status) = failure(code, "");
+            status["message"] = message.into();
+            (code, status)
+        };
+        let (result, _) = round(&mut rig, &first, refusal).await;
+        assert!(matches!(result, Err(Error::Allocation(WriteError::Refused(_)))), "{result:?}");
+        let (_, (_, _, other)) = round(&mut rig, &second, accept).await;
+        assert_eq!(other["status"]["allocation"]["node"], "node-a");
+    }
 }
 
 #[tokio::test]

@@ -131,3 +131,29 @@ async fn a_change_of_its_own_spec_is_said_and_said_no_more_when_taken_back() {
     let (body, _) = write(&mut rig, &back, 9).await;
     assert!(!conditions(&body).contains_key("RestartRequired"), "{body}");
 }
+
+#[tokio::test]
+async fn nothing_is_placed_before_nodes_whose_leases_are_old_have_said_what_they_have() {
+    let mut rig = Rig::before_leases();
+    rig.template(&template(json!({})));
+    // In whatever order the watches list.
+    let (lease, object) = (crate::watch::Seen::Complete, node("node-a", 2048));
+    rig.lease("node-a", 1_900_000_000, 180);
+    rig.context.world.lease(lease);
+    rig.node_alone(&object);
+    rig.context.world.node(crate::watch::Seen::Complete);
+    let (body, object) = write(&mut rig, &desktop("a", 5, json!({})), 6).await;
+    assert_eq!(conditions(&body)["Allocated"].1, "AwaitingNodes");
+    let deleted = desktop("gone", 5, json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}));
+    rig.desktop(&deleted);
+    nothing(&mut rig, &deleted).await;
+    rig.lease("node-a", 2_000_000_000, 180);
+    rig.drain_woken();
+    nothing(&mut rig, &object).await;
+    rig.lease("node-a", 2_000_000_060, 180);
+    let mut woken = rig.drain_woken();
+    woken.sort();
+    assert_eq!(woken, ["a", "gone"], "all are looked at then");
+    let (body, _) = write(&mut rig, &object, 7).await;
+    assert_eq!(body["status"]["allocation"]["node"], "node-a");
+}

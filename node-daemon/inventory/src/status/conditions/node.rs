@@ -3,7 +3,8 @@
 use gpudesk_crds::{
     conditions::Reason,
     gpu_node::{DevicePolicy, VgpuPlacement},
-    gpu_node_status::{Device, HealthState},
+    gpu_node_status::{Device, HealthState, HostDeviceKind},
+    types::PciAddress,
 };
 
 use super::{Findings, Say, message};
@@ -89,11 +90,24 @@ pub(super) fn devices_healthy(findings: &Findings<'_>, managed: &[&Device]) -> S
 pub(super) fn layout_applied(findings: &Findings<'_>) -> Say {
     let mut unsupported = fields(findings, |policy| policy.layout.is_some(), "layout");
     unsupported.extend(fields(findings, |policy| policy.vgpu_scheduler.is_some(), "vgpuScheduler"));
-    if !unsupported.is_empty() {
-        return Say::no(Reason::NotYetSupported, not_yet(&unsupported));
-    }
     let cards = &findings.facts.cards;
     let mut wrong: Vec<String> = vec![];
+    for network in &findings.spec.physical_networks {
+        let is_there = |address: &PciAddress| {
+            let mut found =
+                findings.facts.host_devices.iter().filter(|it| it.kind == HostDeviceKind::NetworkCard);
+            found.any(|device| device.pci_address == *address)
+        };
+        let none: Vec<String> =
+            network.devices.iter().filter(|address| !is_there(address)).map(ToString::to_string).collect();
+        if !none.is_empty() {
+            wrong.push(format!(
+                "physicalNetworks[{}].devices: no network card of this host is at {}: see status.hostDevices",
+                network.name,
+                message::listed(&none)
+            ));
+        }
+    }
     for policy in &findings.spec.devices {
         let meant: Vec<&Device> = cards.iter().filter(|card| policy.selects(card)).collect();
         if meant.is_empty() {
@@ -117,9 +131,16 @@ pub(super) fn layout_applied(findings: &Findings<'_>) -> Say {
             let sentence = format!("the card at {}: {note}", card.pci_address);
             if rule.keeps() { wrong.push(sentence) } else { agree.push(sentence) }
         }
+        let unmet = findings.spec.unmet(card, cards.iter());
+        wrong.extend(unmet.iter().map(|unmet| format!("the card at {}: {unmet}", card.pci_address)));
+    }
+    let reason = if wrong.is_empty() { Reason::NotYetSupported } else { Reason::InvalidSpec };
+    if !unsupported.is_empty() {
+        // The rest is wrong all the same.
+        wrong.push(not_yet(&unsupported));
     }
     if !wrong.is_empty() {
-        return Say::no(Reason::InvalidSpec, wrong.join("; "));
+        return Say::no(reason, wrong.join("; "));
     }
     if agree.is_empty() { Say::expected() } else { Say::expected_but(agree.join("; ")) }
 }

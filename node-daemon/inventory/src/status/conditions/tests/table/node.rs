@@ -1,10 +1,13 @@
 //! The node as a whole, its hypervisor and its layout.
 
 use gpudesk_crds::{
+    GpuNodeStatus,
     conditions::{ConditionType, Reason},
-    gpu_node::{DeviceSelector, Drain, Layout, Management, VgpuPlacement, VgpuScheduler},
-    gpu_node_status::{Acceleration, HealthState},
+    gpu_node::{DeviceMode, DeviceSelector, Drain, Layout, Management, VgpuPlacement, VgpuScheduler},
+    gpu_node_status::{Acceleration, HealthState, ModeSupport},
+    types::ShareMode,
 };
+use serde_json::json;
 
 use super::{World, check};
 use crate::status::{GuestNetworkView, HypervisorVersions, HypervisorView};
@@ -278,8 +281,42 @@ fn devices_healthy_and_layout_applied_name_card_and_field() {
                 Reason::InvalidSpec,
                 &["MixedSize", "0000:41:00.0"],
             ),
+            (
+                |world| world.policy().mode = Some(DeviceMode::Mig),
+                false,
+                Reason::InvalidSpec,
+                &["0000:41:00.0: devices[one].mode Mig", "offers no mode now"],
+            ),
+            (
+                |world| {
+                    let network = json!({"name": "lab", "devices": ["0000:ff:00.0"]});
+                    world.spec.physical_networks = vec![serde_json::from_value(network).unwrap()];
+                },
+                false,
+                Reason::InvalidSpec,
+                &["physicalNetworks[lab].devices", "0000:ff:00.0"],
+            ),
         ],
     );
+}
+
+#[test]
+fn a_card_that_cannot_be_used_as_its_owner_wants_is_used_in_no_other_way() {
+    let mut world = super::super::world();
+    world.card().supports = vec![ModeSupport { mode: ShareMode::Passthrough, supported: true, reason: None }];
+    let counted = |status: &GpuNodeStatus| status.capacity.iter().map(|of| of.count).sum::<i32>();
+    assert_eq!(counted(&world.status()), 1);
+    world.policy().mode = Some(DeviceMode::Vgpu);
+    world.policy().vgpu_scheduler = Some(VgpuScheduler::FixedShare);
+    let status = world.status();
+    let layout = status.conditions.iter().find(|condition| condition.type_ == "LayoutApplied").unwrap();
+    let unavailable = status.devices[0].unavailable.as_ref().unwrap();
+    for text in [&layout.message, unavailable] {
+        assert!(text.contains("devices[one].mode Vgpu") && text.contains("offers Passthrough;"), "{text}");
+    }
+    // One fault does not hide the other.
+    assert!(layout.message.contains("not yet supported: devices[one].vgpuScheduler"), "{}", layout.message);
+    assert_eq!((layout.reason.as_str(), counted(&status)), ("InvalidSpec", 0));
 }
 
 #[test]

@@ -1,0 +1,203 @@
+//! What the owner of the machine said last in its `GpuNode`, kept on the host: one that is gone is made again
+//! with what keeps desktops away, so that its loss opens nothing.
+//!
+//! ```text
+//!   as it was                              made again with
+//!   cordoned, taints, devices,             the same
+//!   housekeeping
+//!   outOfService, what is not known here   cordoned: true
+//!   physicalNetworks, drain, and the       nothing: they draw desktops here, or end, erase and
+//!   words on strays, leftovers, orphans    take over, and are their owner's to say again
+//!   and clusters; labels
+//! ```
+//!
+//! Admission lets a node's token say the first line at the birth of its `GpuNode`, and nothing else of a spec.
+//! What was not given back is told, and remembered, until somebody writes the spec.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use gpudesk_crds::conditions::Reason;
+use kube::{ResourceExt, api::DynamicObject};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use tokio::sync::Notify;
+
+use crate::host::folder::FolderFiles;
+
+/// Parts of a spec that only keep desktops away, or concern this machine alone.
+const GIVEN_BACK: [&str; 4] = ["cordoned", "devices", "housekeeping", "taints"];
+/// Parts without which nothing is open that was closed.
+const LEFT_OUT: [&str; 6] =
+    ["adoptFromCluster", "drain", "leftovers", "physicalNetworks", "removeOrphansBefore", "strays"];
+/// The most characters of a value in a message.
+const SHOWN: usize = 400;
+
+/// What is noted down: a `GpuNode` as its owner wrote it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Note {
+    uid: String,
+    spec: Map<String, Value>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<String, String>,
+}
+
+/// What is known of it: nothing, where no `GpuNode` was ever seen; or why that cannot be told.
+type Known = Result<Option<Note>, String>;
+
+#[derive(Debug)]
+struct State {
+    known: Known,
+    /// What the `GpuNode` that there is now lacks, when it was made here.
+    lacks: Vec<String>,
+    /// Why it is not on the host.
+    unkept: Option<String>,
+}
+
+/// The last word of the owner.
+#[derive(Debug)]
+pub struct OwnerSpec {
+    file: PathBuf,
+    state: Mutex<State>,
+    news: Notify,
+}
+
+impl OwnerSpec {
+    /// As it was noted below the state folder of the daemon.
+    pub fn load(state_dir: &Path) -> Self {
+        let file = state_dir.join("gpu-node.json");
+        let known = FolderFiles::read_record(&file).map_err(|error| error.to_string());
+        if let Err(error) = &known {
+            tracing::error!(error, "what the owner of this machine said in its GpuNode cannot be read");
+        }
+        Self { file, state: Mutex::new(State { known, lacks: vec![], unkept: None }), news: Notify::new() }
+    }
+
+    /// The spec with which a `GpuNode` that is missing is made.
+    pub fn again(&self) -> Value {
+        again(&self.state().known)
+    }
+
+    /// Takes in the `GpuNode` as the API has it, understood or not.
+    pub fn see(&self, node: &DynamicObject) {
+        let spec = node.data.get("spec").and_then(Value::as_object).cloned().unwrap_or_default();
+        let labels = node.labels().iter().filter(|(key, _)| !key.starts_with("gpudesk.dev/"));
+        let seen = Note {
+            uid: node.uid().unwrap_or_default(),
+            spec,
+            labels: labels.map(|(key, value)| (key.clone(), value.clone())).collect(),
+        };
+        let mut state = self.state();
+        state.lacks = lacks(&state.known, &seen, node.metadata.generation);
+        // As long as it lacks something, what is remembered is what it was before.
+        if state.lacks.is_empty() && state.known.as_ref().ok() != Some(&Some(seen.clone())) {
+            state.known = Ok(Some(seen));
+            self.news.notify_one();
+        } else if state.unkept.is_some() {
+            self.news.notify_one();
+        }
+    }
+
+    /// Keeps the file as what was seen, for as long as it is awaited. Nobody waits for the disk.
+    pub async fn keep(&self) {
+        loop {
+            self.news.notified().await;
+            let Ok(Some(note)) = self.state().known.clone() else { continue };
+            let file = self.file.clone();
+            let written = tokio::task::spawn_blocking(move || FolderFiles::write_record(&file, &note)).await;
+            let unkept = match written {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(panic) => Some(panic.to_string()),
+            };
+            if let Some(error) = &unkept {
+                tracing::error!(error, "what the owner of this machine says is not kept on it");
+            }
+            self.state().unkept = unkept;
+        }
+    }
+
+    /// What the condition `SpecKept` says.
+    pub fn condition(&self) -> (bool, Reason, String) {
+        let state = self.state();
+        if !state.lacks.is_empty() {
+            let words = format!(
+                "this GpuNode was deleted and made again by its daemon, without {}: write into its spec and labels what \
+                 should hold; what it lacks is told until its spec is changed",
+                state.lacks.join("; ")
+            );
+            return (false, Reason::SpecNotKept, words);
+        }
+        match &state.unkept {
+            None => (true, Reason::AsExpected, String::new()),
+            Some(error) => {
+                let words = format!(
+                    "what the spec says is not kept on the host, and would be lost with this GpuNode after a restart of \
+                     the daemon: {error}; mend the state folder of the daemon"
+                );
+                (false, Reason::SpecNotKept, words)
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The spec of one that takes nothing new, whatever its owner said.
+pub fn closed() -> Value {
+    json!({ "cordoned": true })
+}
+
+fn again(known: &Known) -> Value {
+    match known {
+        Ok(None) => json!({}),
+        Ok(Some(note)) => {
+            let is = |list: &[&str], part: &str| list.contains(&part);
+            let parts = note.spec.iter().filter(|(part, _)| is(&GIVEN_BACK, part));
+            let mut spec: Map<String, Value> =
+                parts.map(|(part, value)| (part.clone(), value.clone())).collect();
+            if note.spec.iter().any(|(part, value)| {
+                !is(&GIVEN_BACK, part) && !is(&LEFT_OUT, part) && *value != Value::Bool(false)
+            }) {
+                spec.insert("cordoned".into(), true.into());
+            }
+            spec.into()
+        }
+        Err(_) => closed(),
+    }
+}
+
+/// What one that was made here lacks of what is known; nothing where somebody else wrote its spec.
+fn lacks(known: &Known, seen: &Note, generation: Option<i64>) -> Vec<String> {
+    let spec = Value::Object(seen.spec.clone());
+    if generation != Some(1) || ![again(known), closed()].contains(&spec) {
+        return vec![];
+    }
+    let note = match known {
+        Ok(Some(note)) if note.uid != seen.uid => note,
+        Ok(_) => return vec![],
+        Err(why) => return vec![format!("what its owner had said, so it is cordoned ({why})")],
+    };
+    let parts = note.spec.iter().filter(|(part, value)| seen.spec.get(*part) != Some(value));
+    let parts = parts.map(|(part, value)| {
+        let value: String = value.to_string().chars().take(SHOWN).collect();
+        let instead = if seen.spec.get("cordoned") == Some(&true.into()) && !LEFT_OUT.contains(&part.as_str())
+        {
+            " (it is cordoned instead)"
+        } else {
+            ""
+        };
+        format!("spec.{part} {value}{instead}")
+    });
+    let labels = note.labels.iter().filter(|(key, _)| !seen.labels.contains_key(*key));
+    parts.chain(labels.map(|(key, value)| format!("label {key}={value}"))).collect()
+}
+
+#[cfg(test)]
+#[path = "owner_spec_tests.rs"]
+mod tests;
