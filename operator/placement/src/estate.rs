@@ -8,7 +8,7 @@ use gpudesk_crds::Allocation;
 use crate::{
     build,
     compute::Limits,
-    facts::NodeFacts,
+    facts::{Cell, NodeFacts},
     filters::{self, Rejection},
     fit::{self, Place, Plan, Prepared},
     links,
@@ -94,6 +94,8 @@ pub struct Estate {
     unclear: BTreeSet<String>,
     existing: usize,
     cards: BTreeMap<ShapeId, u64>,
+    /// Cells of the node that was seen last.
+    cells: Arc<[Cell]>,
     /// Counts changes of what nodes offer.
     pub version: u64,
     /// Counts changes of nodes.
@@ -164,7 +166,7 @@ impl Estate {
         let places = self.in_order().into_iter().zip(0usize..).collect::<BTreeMap<_, _>>();
         let mut counts: BTreeMap<(ShapeId, StateId), u32> = BTreeMap::new();
         for (_, state) in self.by_name() {
-            let takes = |facts: &&Arc<NodeFacts>| !facts.cordoned && self.closed(&facts.name).is_none();
+            let takes = |facts: &&Arc<NodeFacts>| !facts.is_cordoned() && self.closed(&facts.name).is_none();
             if state.facts.as_ref().is_some_and(|facts| takes(&facts)) {
                 for slot in &state.slots {
                     *counts.entry(*slot).or_default() += 1;
@@ -228,16 +230,51 @@ impl Estate {
         }
     }
 
-    /// Judges the nodes that have changed since a ranking was used.
+    /// Judges the nodes that have changed since a ranking was used. Servers are alike in rows: what was found on the
+    /// one before holds for one that stands as it does.
     pub fn refresh(&mut self, ranking: &mut Ranking) {
         let since = ranking.judged_at;
         let all = self.all_changed_at > since;
         let changed = self.changed_at.iter().zip(0..).filter(|(changed_at, _)| all || **changed_at > since);
-        for id in changed.map(|(_, id)| id).collect::<Vec<NodeId>>() {
-            let verdict = self.judge(&ranking.prepared, id);
-            ranking.set(id, verdict, &self.names);
+        let changed: Vec<NodeId> = changed.map(|(_, id)| id).collect();
+        let mut before: Option<(NodeId, Verdict)> = None;
+        let mut judged = Vec::with_capacity(changed.len());
+        for id in changed {
+            let verdict = match (self.admits(&ranking.prepared, id), before) {
+                (Some(Ok(())), Some((other, verdict))) if self.are_alike(other, id) => verdict,
+                (Some(Ok(())), _) => {
+                    let found = self.fit(&ranking.prepared, id, None, None);
+                    found.map_or_else(Verdict::Not, |plan| Verdict::Fits(plan.score))
+                }
+                (Some(Err(rejection)), _) => {
+                    judged.push((id, Verdict::Not(rejection)));
+                    continue;
+                }
+                (None, _) => {
+                    judged.push((id, Verdict::Absent));
+                    continue;
+                }
+            };
+            before = Some((id, verdict));
+            judged.push((id, verdict));
         }
+        ranking.set(&judged, &self.names);
         ranking.judged_at = self.clock;
+    }
+
+    /// Whether a node takes a demand before anything is measured; nothing where there is none.
+    fn admits(&self, prepared: &Prepared, id: NodeId) -> Option<Result<(), Rejection>> {
+        let facts = self.node(id)?.facts.as_deref()?;
+        Some(filters::pass(facts, &prepared.demand, self.closed(&facts.name), false))
+    }
+
+    /// Whether all that [`fit::fit`] measures is the same on both.
+    fn are_alike(&self, one: NodeId, other: NodeId) -> bool {
+        let (Some(one), Some(other)) = (self.node(one), self.node(other)) else { return false };
+        let NodeState { facts, held: _, used, total, slots, rooms, starved } = one;
+        (slots, total, starved) == (&other.slots, &other.total, &other.starved)
+            && (used, rooms) == (&other.used, &other.rooms)
+            && facts.as_deref().zip(other.facts.as_deref()).is_some_and(|(a, b)| a.is_built_as(b))
     }
 
     /// Those nodes.
@@ -280,6 +317,10 @@ impl Estate {
             for card in &mut facts.cards {
                 card.shape = self.tables.kept(&card.shape);
             }
+            if facts.cells == self.cells {
+                facts.cells = self.cells.clone();
+            }
+            self.cells = facts.cells.clone();
             Arc::new(facts)
         });
         Some(self.change(name, |state| {
@@ -379,17 +420,6 @@ impl Estate {
         }
         self.clock += 1;
         self.all_changed_at = self.clock;
-    }
-
-    /// What a demand finds on a node.
-    pub fn judge(&mut self, prepared: &Prepared, id: NodeId) -> Verdict {
-        if self.node(id).is_none_or(|state| state.facts.is_none()) {
-            return Verdict::Absent;
-        }
-        match self.fit(prepared, id, None, None) {
-            Ok(plan) => Verdict::Fits(plan.score),
-            Err(rejection) => Verdict::Not(rejection),
-        }
     }
 
     /// How a demand would stand on a node. What `without` holds there is not in the way; with

@@ -96,6 +96,7 @@ impl Snapshot {
             | Rejection::NotHome
             | Rejection::Selector
             | Rejection::Taint
+            | Rejection::OutOfService
             | Rejection::Cordoned
             | Rejection::NotReady
             | Rejection::Silent
@@ -259,6 +260,7 @@ pub fn text(request: &Request, rejection: &Rejection) -> String {
             format!("without the {what} {} of nodeSelector", labels.join(", "))
         }
         Rejection::Taint => "with a taint that is not tolerated".into(),
+        Rejection::OutOfService => "out of service".into(),
         Rejection::Cordoned => "cordoned".into(),
         Rejection::NotReady => "not ready".into(),
         Rejection::Silent => "node daemon silent".into(),

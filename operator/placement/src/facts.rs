@@ -50,14 +50,14 @@ pub struct NodeFacts {
     pub name: Arc<str>,
     /// Labels of the `GpuNode`.
     pub labels: BTreeMap<String, String>,
-    /// Its owner wants no new desktops there.
-    pub cordoned: bool,
+    /// What its owner says of it.
+    pub word: OwnerWord,
     /// Taints: key and value.
     pub taints: Vec<(String, Option<String>)>,
     /// Whether the daemon says that desktops can run there.
     pub ready: bool,
-    /// NUMA cells.
-    pub cells: Vec<Cell>,
+    /// NUMA cells; one copy for servers that were seen one after another.
+    pub cells: Arc<[Cell]>,
     /// Cards, in the order of their PCI addresses.
     pub cards: Vec<Card>,
     /// The sets of cards that the NVLink fabric can give to one machine, as positions in `cards`;
@@ -69,6 +69,17 @@ pub struct NodeFacts {
     pub strays: Vec<Stray>,
     /// Of some such machines it is not known what they hold.
     pub unknown_strays: bool,
+}
+
+/// Whether the owner of a node wants new desktops there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnerWord {
+    /// Yes.
+    Open,
+    /// No.
+    Cordoned,
+    /// It is off.
+    OutOfService,
 }
 
 /// A machine that no allocation to its node accounts for.
@@ -212,7 +223,7 @@ impl NodeFacts {
         let status = node.status.as_ref().unwrap_or(&nothing);
         let housekeeping = housekeeping.clone().unwrap_or_default();
         let cpus = status.host.as_ref().and_then(|host| host.cpus.clone()).unwrap_or_default();
-        let cells: Vec<Cell> =
+        let cells: Arc<[Cell]> =
             status.numa_cells.iter().map(|cell| read_cell(cell, &housekeeping, &cpus)).collect();
         let only = only_cell(&status.numa_cells);
         let place = |said: Option<i32>, absent: Option<i32>| match (said, absent) {
@@ -238,7 +249,11 @@ impl NodeFacts {
         let mut facts = Self {
             name: node.metadata.name.as_deref().unwrap_or_default().into(),
             labels: node.metadata.labels.clone().unwrap_or_default(),
-            cordoned: *cordoned || *out_of_service,
+            word: match (*out_of_service, *cordoned) {
+                (true, _) => OwnerWord::OutOfService,
+                (false, true) => OwnerWord::Cordoned,
+                (false, false) => OwnerWord::Open,
+            },
             taints: taints.iter().map(|taint| (taint.key.clone(), taint.value.clone())).collect(),
             ready: conditions::is_true(&status.conditions, ConditionType::Ready),
             cards: devices.iter().fold(vec![], |mut cards: Vec<Card>, device| {
@@ -268,6 +283,24 @@ impl NodeFacts {
             }
         }
         facts
+    }
+
+    /// Whether its owner wants no new desktops there.
+    pub fn is_cordoned(&self) -> bool {
+        self.word != OwnerWord::Open
+    }
+
+    /// Whether the same is built in: names, labels and UUIDs apart, and what is taken.
+    pub fn is_built_as(&self, other: &Self) -> bool {
+        let alike = |(one, other): (&Card, &Card)| {
+            let Card { address: _, uuid: _, shape, cell, group, path, peers, instances: _ } = one;
+            Arc::ptr_eq(shape, &other.shape)
+                && (cell, group, path, peers) == (&other.cell, &other.group, &other.path, &other.peers)
+        };
+        self.cards.len() == other.cards.len()
+            && self.cards.iter().zip(&other.cards).all(alike)
+            && (Arc::ptr_eq(&self.cells, &other.cells) || self.cells == other.cells)
+            && (&self.partitions, &self.functions) == (&other.partitions, &other.functions)
     }
 
     /// The position of the cell of a number.

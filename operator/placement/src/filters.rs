@@ -1,7 +1,7 @@
 //! What keeps a desktop off a node before anything is measured, in the order in which it is asked.
 
 use crate::{
-    facts::NodeFacts,
+    facts::{NodeFacts, OwnerWord},
     fit::Misfit,
     request::{Demand, Toleration},
 };
@@ -15,6 +15,8 @@ pub enum Rejection {
     Selector,
     /// A taint that is not tolerated.
     Taint,
+    /// Its owner says that it is off.
+    OutOfService,
     /// Its owner wants no new desktops there.
     Cordoned,
     /// The daemon says that desktops cannot run there.
@@ -43,7 +45,7 @@ pub struct Filter {
 }
 
 /// The filters, first to last. Home and affinity are asked apart: they depend on who asks.
-pub const FILTERS: [Filter; 7] = [
+pub const FILTERS: [Filter; 8] = [
     Filter {
         name: "node-selector",
         rejection: Rejection::Selector,
@@ -57,10 +59,16 @@ pub const FILTERS: [Filter; 7] = [
         passes: |facts, demand, _| tolerates(facts, demand),
     },
     Filter {
+        name: "out-of-service",
+        rejection: Rejection::OutOfService,
+        passing: true,
+        passes: |facts, _, _| facts.word != OwnerWord::OutOfService,
+    },
+    Filter {
         name: "cordon",
         rejection: Rejection::Cordoned,
         passing: true,
-        passes: |facts, _, _| !facts.cordoned,
+        passes: |facts, _, _| !facts.is_cordoned(),
     },
     Filter {
         name: "ready",

@@ -86,7 +86,9 @@ impl Snapshot {
 
     fn takes_desktops(&self, id: NodeId) -> bool {
         let facts = self.estate.node(id).and_then(|state| state.facts.as_ref());
-        facts.is_some_and(|facts| !facts.cordoned && facts.ready && self.estate.closed(&facts.name).is_none())
+        facts.is_some_and(|facts| {
+            !facts.is_cordoned() && facts.ready && self.estate.closed(&facts.name).is_none()
+        })
     }
 
     fn count_on(&mut self, id: NodeId, wishes: &[WishId], whole: bool, empty: bool) -> i32 {

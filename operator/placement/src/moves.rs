@@ -68,7 +68,9 @@ impl Snapshot {
             .estate
             .existing()
             .filter(|(_, facts)| request.home.as_deref().is_none_or(|home| home == &*facts.name))
-            .filter(|(_, facts)| !facts.cordoned && facts.ready && self.estate.closed(&facts.name).is_none())
+            .filter(|(_, facts)| {
+                !facts.is_cordoned() && facts.ready && self.estate.closed(&facts.name).is_none()
+            })
             .filter_map(|(id, _)| Some((self.estate.node(id)?.held.len(), id)))
             .filter(|(held, _)| *held > 0)
             .collect();

@@ -66,24 +66,39 @@ impl Ranking {
         }
     }
 
-    /// Notes what was found on a node. `names` are the nodes' names by number.
-    pub fn set(&mut self, id: NodeId, verdict: Verdict, names: &[Arc<str>]) {
-        if self.width <= at(id) {
-            self.widen(names);
+    /// Notes what was found on nodes. `names` are the nodes' names by number.
+    pub fn set(&mut self, found: &[(NodeId, Verdict)], names: &[Arc<str>]) {
+        if self.width < names.len() {
+            self.width = names.len().next_power_of_two();
+            self.verdicts.resize(self.width, Verdict::Absent);
+            self.winners.clear();
         }
-        let Some(slot) = self.verdicts.get_mut(at(id)) else { return };
-        let before = std::mem::replace(slot, verdict);
         // Another node may have the number by now, and so another name.
-        if before == verdict && !matches!(verdict, Verdict::Fits(_)) {
-            return;
+        let plays =
+            |before: Verdict, verdict: Verdict| before != verdict || matches!(verdict, Verdict::Fits(_));
+        let mut changed = vec![];
+        for &(id, verdict) in found {
+            let Some(slot) = self.verdicts.get_mut(at(id)) else { continue };
+            let before = std::mem::replace(slot, verdict);
+            if !plays(before, verdict) {
+                continue;
+            }
+            if let Verdict::Not(reason) = before {
+                self.count(reason, false);
+            }
+            if let Verdict::Not(reason) = verdict {
+                self.count(reason, true);
+            }
+            changed.push(id);
         }
-        if let Verdict::Not(reason) = before {
-            self.count(reason, false);
+        // A game for each change and round, or all games once.
+        if self.winners.is_empty() || changed.len() > self.width / 8 {
+            self.play_all(names);
+        } else {
+            for id in changed {
+                self.play(id, names);
+            }
         }
-        if let Verdict::Not(reason) = verdict {
-            self.count(reason, true);
-        }
-        self.play(id, names);
     }
 
     fn count(&mut self, reason: Rejection, more: bool) {
@@ -107,15 +122,12 @@ impl Ranking {
         }
     }
 
-    fn widen(&mut self, names: &[Arc<str>]) {
-        self.width = names.len().next_power_of_two().max(1);
-        self.verdicts.resize(self.width, Verdict::Absent);
+    /// Plays all games.
+    fn play_all(&mut self, names: &[Arc<str>]) {
         self.winners = vec![NOBODY; 2 * self.width];
-        for id in 0..self.width {
-            if let (Some(Verdict::Fits(_)), Some(leaf)) =
-                (self.verdicts.get(id), self.winners.get_mut(self.width + id))
-            {
-                *leaf = NodeId::try_from(id).unwrap_or(NOBODY);
+        for (id, (leaf, verdict)) in (0..).zip(self.winners.iter_mut().skip(self.width).zip(&self.verdicts)) {
+            if matches!(verdict, Verdict::Fits(_)) {
+                *leaf = id;
             }
         }
         for position in (1..self.width).rev() {

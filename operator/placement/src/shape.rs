@@ -274,6 +274,9 @@ impl Shape {
     }
 }
 
+/// Starts of all kinds of a mode together; what comes after them is not offered. The largest cards have about 1,200.
+const MOST_STARTS: usize = 1 << 12;
+
 /// A geometry whose figures can be counted with. What would lie beyond the units that a card may have is not offered.
 fn counted(mut geometry: Geometry) -> Geometry {
     let Geometry { modes, kinds } = &mut geometry;
@@ -286,11 +289,16 @@ fn counted(mut geometry: Geometry) -> Geometry {
         };
         *units = facts::units(*units).min(most);
         *slices = slices.map(|slices| facts::units(slices).min(CardUnits::MOST_MIG));
+        let mut left = MOST_STARTS;
         for kind in kinds.iter_mut().filter(|kind| kind.mode == number) {
             let gpudesk_geometry::Kind { mode: _, size, slices, starts, max_count } = kind;
             (*size, *slices, *max_count) =
                 (facts::units(*size), facts::units(*slices), facts::units(*max_count));
             starts.retain(|start| (0..most).contains(start));
+            if starts.len() > left {
+                starts.clear();
+            }
+            left -= starts.len();
             if starts.is_empty() && most != facts::MOST_UNITS {
                 *max_count = 0;
             }

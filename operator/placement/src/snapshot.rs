@@ -375,7 +375,7 @@ impl Snapshot {
 
     /// Whether new desktops go to a node.
     pub fn takes(&self, node: &str) -> bool {
-        let takes = |facts: &NodeFacts| facts.ready && !facts.cordoned;
+        let takes = |facts: &NodeFacts| facts.ready && !facts.is_cordoned();
         self.estate.facts_of(node).is_some_and(takes) && self.estate.closed(node).is_none()
     }
 

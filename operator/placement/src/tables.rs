@@ -16,6 +16,9 @@ use crate::{
 /// States that are kept before all that nobody is in are dropped. Cards with MIG have some thousand;
 /// cards that mix vGPU sizes could fill any memory.
 const MOST_STATES: usize = 1 << 16;
+/// Ways to put one share on a card that are looked at, the smallest first. Cards have some dozens; figures that no card
+/// has would make a state of each.
+const MOST_CHOICES: usize = 256;
 
 /// Number of a shape.
 pub type ShapeId = u32;
@@ -246,6 +249,7 @@ impl Tables {
         let before = self.worth(shape, state);
         let mut candidates: Vec<Candidate> = found
             .into_iter()
+            .take(MOST_CHOICES)
             .map(|choice| {
                 let mut after = (*used).clone();
                 after.put(choice.takes);

@@ -129,16 +129,19 @@ fn the_reasons_of_all_nodes_are_counted() {
     .unwrap();
     let mut cordoned = two_cells("cordoned", &[rtx_pro_6000(1, 0)]);
     cordoned.spec.cordoned = true;
+    let mut off = two_cells("off", &[rtx_pro_6000(1, 0)]);
+    (off.spec.cordoned, off.spec.out_of_service) = (true, true);
     let mut absent = two_cells("absent", &[rtx_pro_6000(1, 0)]);
     absent.status.as_mut().unwrap().conditions.clear();
-    let mut snapshot = snapshot(&[full, cordoned, absent, two_cells("plain", &[]), two_cells("silent", &[])]);
+    let (plain, silent) = (two_cells("plain", &[]), two_cells("silent", &[]));
+    let mut snapshot = snapshot(&[full, cordoned, off, absent, plain, silent]);
     snapshot.set_silent(["silent".to_owned()].into());
     let why = decide(&mut snapshot, &request("a", vec![mig("1g.24gb+gfx", VgpuSeries::Q)])).unwrap_err();
     assert_eq!(why.reason, Reason::Unschedulable);
     assert_eq!(
         why.message,
-        "0/5 nodes: 1 cordoned, 1 no card that qualifies for profile, 1 no free placement for 1g.24gb+gfx, \
-         1 node daemon silent, 1 not ready"
+        "0/6 nodes: 1 cordoned, 1 no card that qualifies for profile, 1 no free placement for 1g.24gb+gfx, \
+         1 node daemon silent, 1 not ready, 1 out of service"
     );
 }
 

@@ -138,6 +138,31 @@ proptest! {
 }
 
 #[test]
+fn a_card_with_as_many_ways_as_the_schema_allows_fills_no_table() {
+    let starts: Vec<i32> = (0..256).collect();
+    let placements: Vec<Value> = (0..256)
+        .map(|number| {
+            json!({"type": format!("L-{number}"), "mode": "Vgpu", "series": "Q", "framebufferMiB": 8192, "size": 1,
+                   "starts": starts, "maxCount": 512})
+        })
+        .collect();
+    let cards: Vec<Value> = (0..8u8)
+        .map(|number| {
+            let mut card = l40s(0xb0 + number, 0);
+            card["memoryMiB"] = (48_000 + i64::from(number)).into();
+            card["placements"] = placements.clone().into();
+            card["units"] = json!({"vgpuRegion": 512});
+            card
+        })
+        .collect();
+    let node = mixing_sizes(super::builders::node("a", &[cell(0, 6, 40_000, 6)], &cards));
+    let mut snapshot = Snapshot::new(Limits::default());
+    snapshot.node_seen(&node);
+    snapshot.place(&request("d", vec![vgpu(8)])).expect("there is room");
+    assert!(!snapshot.estate.tables.is_full(), "one node fills what is kept for the whole estate");
+}
+
+#[test]
 fn cards_as_large_as_the_schema_allows_hold_nobody_up() {
     let starts: Vec<i32> = (0..256).collect();
     let names = ["1g.24gb+gfx", "1g.5gb", "k1", "k2", "k3"];

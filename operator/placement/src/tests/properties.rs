@@ -22,6 +22,10 @@ fn estate() -> Vec<GpuNode> {
         node("a", &cells(), &[l40s(1, 0), rtx_pro_6000(2, 1)]),
         mixing_sizes(node("b", &cells(), &[l40s(1, 0), l40s(2, 1)])),
         node("c", &cells(), &[a100(1, 0), flex(2, 0)]),
+        // Like the one before, and nearly.
+        node("d", &cells(), &[a100(1, 0), flex(2, 0)]),
+        node("e", &cells(), &[a100(1, 0), flex(2, 1)]),
+        node("f", &[cell(0, 6, 40_000, 6), cell(1, 6, 39_000, 6)], &[a100(1, 0), flex(2, 0)]),
     ]
 }
 
