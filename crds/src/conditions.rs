@@ -80,6 +80,8 @@ names! {
         RemovalAllowed,
         /// GpuNode: its spec is as its owner wrote it, and kept on the host.
         SpecKept,
+        /// GpuNode: what its daemon keeps of desktops on the host can be read and written.
+        StateKept,
         /// GpuNode: its daemon renews its lease. Said by the operator; all others there by the daemon.
         DaemonHeard,
         /// GpuProfile, DesktopTemplate: the object says something that can be.
@@ -167,6 +169,8 @@ names! {
         GuestStopped,
         /// The guest crashed.
         GuestCrashed,
+        /// The machine ended, or was removed from libvirt, and how was not seen; the restart policy leaves it so.
+        EndUnseen,
         /// The guest agent does not answer.
         AgentSilent,
         /// The template does without guest agent.
@@ -230,8 +234,12 @@ names! {
         StraysRunning,
         /// So many desktops are not in the API that nothing of them is touched.
         RemovalHeld,
+        /// Disks that are being erased cannot be; the message says why.
+        NotErased,
         /// The spec lacks what its owner had written, or cannot be kept on the host; the message says what and why.
         SpecNotKept,
+        /// What a node's daemon keeps on its host cannot be read or written; the message names file, cause and remedy.
+        StateNotKept,
         /// The host belongs to another cluster; the message says how it is taken over.
         ForeignCluster,
     }

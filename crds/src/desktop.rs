@@ -251,7 +251,7 @@ pub enum Phase {
     Failed,
     /// It is being deleted.
     Deleting,
-    /// Nobody can tell: the daemon of its node is silent. So is read what only a newer version knows.
+    /// Nobody can tell: the daemon of its node, or the libvirt there, is silent. So is read what only a newer version knows.
     #[serde(other)]
     Unknown,
 }

@@ -59,6 +59,25 @@ pub const VERSION: &str = "v1alpha1";
 pub const RELEASE_FINALIZER: &str = "gpudesk.dev/release";
 /// Annotation that asks for a restart, as `kubectl rollout restart` does: any new value asks once.
 pub const RESTARTED_AT_ANNOTATION: &str = "gpudesk.dev/restartedAt";
+/// Longest value of it, in characters.
+pub const MAX_RESTARTED_AT: usize = 128;
+
+/// What is wrong with a value of [`RESTARTED_AT_ANNOTATION`], in words: it goes into statuses and into the domain, so it is
+/// of printable ASCII.
+pub fn restart_problem(value: &str) -> Option<String> {
+    let odd = value.chars().find(|c| !matches!(c, ' '..='~'));
+    let length = value.chars().count();
+    let found = match odd {
+        Some(odd) => format!("has the character U+{:04X}", u32::from(odd)),
+        None if length > MAX_RESTARTED_AT => format!("is {length} characters long"),
+        None => return None,
+    };
+    Some(format!(
+        "annotation {RESTARTED_AT_ANNOTATION} {found}; it takes at most {MAX_RESTARTED_AT} printable ASCII characters, like \
+         2026-01-31T08:00:00Z"
+    ))
+}
+
 /// Annotation by which a user gives up what a desktop has on a node that is away (its machine and its disks
 /// there), or on disks that have vanished. Its value is the id of the allocation that is given up, and no other.
 pub const ABANDON_DISKS_ANNOTATION: &str = "gpudesk.dev/abandon-disks";

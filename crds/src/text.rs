@@ -6,7 +6,9 @@
 pub fn plain(text: &str) -> String {
     let escaped = |c: char| {
         c.is_control()
-            || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+            || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
+            // No character at all, which YAML and XML refuse.
+            || u32::from(c) & 0xfffe == 0xfffe
     };
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {
@@ -32,6 +34,7 @@ mod tests {
     fn nothing_of_it_moves_a_terminal_or_makes_a_line() {
         assert_eq!(plain("in use\nNode: b \u{1b}[31m\u{7}"), "in use\\nNode: b \\u{1b}[31m\\u{7}");
         assert_eq!(plain("a\u{202e}b\u{2028}c\u{9b}d\u{2066}"), "a\\u{202e}b\\u{2028}c\\u{9b}d\\u{2066}");
+        assert_eq!(plain("\u{fffe}\u{7f}\u{1ffff}"), "\\u{fffe}\\u{7f}\\u{1ffff}");
         assert_eq!(plain("Größe 24 GiB ≥ \u{1f600}"), "Größe 24 GiB ≥ \u{1f600}");
         assert_eq!(plain_lines("a\u{1b}\nb\r\n"), "a\\u{1b}\nb\\r\n");
     }

@@ -230,3 +230,32 @@ fn each_kind_has_status_short_name_category_and_age() {
         assert!(columns.iter().any(|column| column["name"] == "Age"), "{kind}");
     }
 }
+
+/// A value that some reader of YAML takes for a boolean or a number would be another in the definition that it applies.
+#[test]
+fn no_word_of_an_enum_is_misread_without_quotes() {
+    fn words(schema: &serde_json::Value, into: &mut Vec<String>) {
+        match schema {
+            serde_json::Value::Object(fields) => {
+                let listed = fields.get("enum").and_then(serde_json::Value::as_array);
+                into.extend(listed.into_iter().flatten().filter_map(|word| Some(word.as_str()?.to_owned())));
+                for field in fields.values() {
+                    words(field, into);
+                }
+            }
+            serde_json::Value::Array(items) => {
+                for item in items {
+                    words(item, into);
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut all = vec![];
+    for definition in gpudesk_crds::schema::all() {
+        words(&gpudesk_crds::schema::of(&definition), &mut all);
+    }
+    assert!(all.len() > 50, "{all:?}");
+    let misread: Vec<_> = all.iter().filter(|word| gpudesk_crds::yaml::misread(word).is_some()).collect();
+    assert!(misread.is_empty(), "{misread:?}");
+}

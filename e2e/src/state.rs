@@ -38,7 +38,12 @@ impl StateDir {
 
     /// The folder of this name in this checkout: the same one in every run, kept when dropped.
     pub fn named(name: &str) -> Result<Self> {
-        Self::create(base()?.join(short_hash(name)), false)
+        Self::named_in(&base()?, name)
+    }
+
+    /// The same below another folder than that of this process.
+    pub(crate) fn named_in(base: &Path, name: &str) -> Result<Self> {
+        Self::create(base.join(short_hash(name)), false)
     }
 
     fn create(path: PathBuf, ephemeral: bool) -> Result<Self> {
@@ -137,11 +142,14 @@ fn base() -> Result<PathBuf> {
     Ok(base)
 }
 
-/// 32 bits of FNV-1a over the checkout's path and a name: the same in every run, whatever built it.
+/// Of the checkout's path and a name: the same in every run, whatever built it.
 fn short_hash(name: &str) -> String {
-    let bytes = checkout().as_os_str().as_encoded_bytes().iter().chain(&[0]).chain(name.as_bytes());
-    let hash = bytes.fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
-    format!("{hash:08x}")
+    format!("{:08x}", hash(&[checkout().as_os_str().as_encoded_bytes(), &[0], name.as_bytes()].concat()))
+}
+
+/// 32 bits of FNV-1a.
+pub fn hash(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 /// Removes the folders of test processes that are gone. What cannot be removed stays: another

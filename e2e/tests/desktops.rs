@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         .trial("stopped_and_started_again_it_has_its_disk", stop_and_start)
         .trial("a_restart_is_asked_for_by_annotation", restart)
         .trial("a_guest_that_dies_is_started_again", guest_dies)
+        .trial("what_was_removed_from_libvirt_by_hand_is_told_as_it_was_seen", removed_by_hand)
         .trial("each_mistake_shows_its_own_reason_and_the_others_go_on", mistakes)
         .trial("a_missing_template_that_appears_is_taken", template_appears)
         .trial("golden_images_kernels_and_what_is_only_read_stay_their_owners", disks::ownership)
@@ -188,6 +189,44 @@ async fn guest_dies(environment: Arc<RealHost>) -> Result<()> {
     Ok(())
 }
 
+async fn removed_by_hand(environment: Arc<RealHost>) -> Result<()> {
+    let objects = environment.objects("removed").await?;
+    objects.template("tiny", TINY).await?;
+    let virsh = |verb: &str, name: &str| {
+        environment.libvirt().virsh([verb, domain_name(objects.namespace(), name).as_str()])
+    };
+    for name in ["killed", "destroyed", "unseen"] {
+        run_tiny(&objects, name).await?;
+        virsh("undefine", name)?;
+    }
+    // The daemon hears how they end, or does not live then.
+    let killed = objects.desktops().get("killed").await?;
+    let before = qemu_of(&environment, &killed)?;
+    before.end(Signal::KILL, Duration::from_secs(10))?;
+    eventually("a crash is answered", SOON, || async {
+        Ok(qemu_of(&environment, &killed).ok().filter(|now| *now != before))
+    })
+    .await?;
+    virsh("destroy", "destroyed")?;
+    let said = objects.says("destroyed", ConditionType::Running, Reason::GuestStopped, SOON).await?;
+    ensure!(said.message.contains("powered off on the host"), "{said:?}");
+    environment.daemon().await.kill()?;
+    virsh("destroy", "unseen")?;
+    environment.restart_daemon(None).await?;
+    let said = objects.says("unseen", ConditionType::Running, Reason::EndUnseen, SOON).await?;
+    ensure!(said.message.contains("how was not seen") && said.message.contains("virsh undefine"), "{said:?}");
+    let parked = objects.says("unseen", ConditionType::Allocated, Reason::EndUnseen, SOON).await?;
+    ensure!(parked.message.contains("ask for a restart"), "{parked:?}");
+    // It starts again as everything that has ended does.
+    let at = json!({"metadata": {"annotations": {gpudesk_crds::RESTARTED_AT_ANNOTATION: "now"}}});
+    objects.patch("unseen", at).await?;
+    objects.is("unseen", ConditionType::Ready, true, SOON).await?;
+    for name in ["killed", "destroyed", "unseen"] {
+        objects.delete(name, SOON).await?;
+    }
+    Ok(())
+}
+
 async fn mistakes(environment: Arc<RealHost>) -> Result<()> {
     let objects = environment.objects("mistakes").await?;
     let secret = environment.allowed_root().join("../secret.img").canonicalize().unwrap_or_else(|_| {
@@ -215,7 +254,7 @@ async fn mistakes(environment: Arc<RealHost>) -> Result<()> {
             host_file("/etc/shadow"),
             ConditionType::DevicesPrepared,
             Reason::HostPathNotAllowed,
-            &["/etc/shadow"],
+            &["disks[data].hostFile.path: \"/etc/shadow\"", "regular file below", "nodeDaemon.allowedRoots"],
         ),
         (
             "link",

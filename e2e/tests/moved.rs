@@ -115,6 +115,9 @@ impl Away {
     async fn lose(&self, node: &str) -> Result<()> {
         self.nodes().delete(node, &DeleteParams::default()).await?;
         let leases: Api<Lease> = Api::namespaced(self.cluster.client().clone(), SYSTEM_NAMESPACE);
+        // One that is deleted lasts for as long as it would have.
+        let short = json!({"spec": {"leaseDurationSeconds": 1, "renewTime": format!("{:.6}", jiff::Timestamp::now())}});
+        leases.patch(&node_identity(node), &PatchParams::default(), &Patch::Merge(short)).await?;
         leases.delete(&node_identity(node), &DeleteParams::default()).await?;
         Ok(())
     }

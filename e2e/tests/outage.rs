@@ -63,7 +63,11 @@ async fn outages() -> Result<()> {
     host.kill_daemon()?;
     daemon.restart()?;
     let said = objects.says("one", ConditionType::Ready, Reason::HypervisorUnavailable, SOON).await?;
-    ensure!(said.status == "False", "{said:?}");
+    ensure!(
+        said.status == "Unknown"
+            && said.message.starts_with(&format!("libvirt on node {NODE} does not answer: ")),
+        "{said:?}"
+    );
     objects.patch("one", json!({"spec": {"powerState": "Stopped"}})).await?;
     objects.says("one", ConditionType::Ready, Reason::HypervisorUnavailable, SOON).await?;
     objects.patch("one", json!({"spec": {"powerState": "Running"}})).await?;
@@ -72,8 +76,33 @@ async fn outages() -> Result<()> {
     objects.is("one", ConditionType::Ready, true, SOON).await?;
     ensure!(host.guests() == guest, "it was left alone");
 
-    // An etcd that was restored from a backup: ten are in it without a place, ten are not in it.
+    // One that loses it: what runs and what is stopped says the same, and so does the node.
+    objects.desktop("off", "templateRef: {name: tiny}").await?;
+    objects.is("off", ConditionType::Ready, true, SOON).await?;
+    objects.patch("off", json!({"spec": {"powerState": "Stopped"}})).await?;
+    objects.says("off", ConditionType::Running, Reason::Stopped, SOON).await?;
+    host.kill_daemon()?;
+    let mut said = vec![];
+    for name in ["one", "off"] {
+        said.push(objects.says(name, ConditionType::Running, Reason::HypervisorUnavailable, SOON).await?);
+    }
+    ensure!(said[0].message == said[1].message && said[0].message.contains(NODE), "{said:?}");
+    ensure!(said.iter().all(|it| it.status == "Unknown"), "{said:?}");
     let nodes: Api<GpuNode> = Api::all(cluster.client().clone());
+    until(&nodes, NODE, "its libvirt does not answer", SOON, |node| {
+        let said = node.status.iter().flat_map(|status| &status.conditions);
+        said.into_iter().any(|it| {
+            it.type_ == ConditionType::HypervisorReady.as_str()
+                && it.reason == Reason::HypervisorUnavailable.as_str()
+        })
+    })
+    .await?;
+    host.restart().await?;
+    objects.is("one", ConditionType::Ready, true, SOON).await?;
+    ensure!(host.guests() == guest, "it was left alone");
+    objects.delete("off", SOON).await?;
+
+    // An etcd that was restored from a backup: ten are in it without a place, ten are not in it.
     let cordon = |cordoned: bool| {
         let patch = Patch::Merge(json!({"spec": {"cordoned": cordoned}}));
         let nodes = nodes.clone();

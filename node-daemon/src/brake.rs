@@ -58,6 +58,8 @@ pub struct Held {
     pub limit: usize,
     /// How many that run are missed beside them.
     pub running: usize,
+    /// How many were put aside within the window before.
+    pub put_aside: usize,
 }
 
 /// What may be done now.
@@ -118,7 +120,7 @@ impl Removals {
             let last = rest.iter().map(|(_, missed)| missed.since).max().unwrap_or(now);
             // A whole second, as people write it.
             let before = Timestamp::from_second(last.as_second() + 1).unwrap_or(last);
-            ruling.held = Some(Held { names, before, limit, running });
+            ruling.held = Some(Held { names, before, limit, running, put_aside: self.put_aside.len() });
             // Those that went before count no more some time.
             let oldest = self.put_aside.iter().min();
             ruling.again = oldest.and_then(|at| at.checked_add(rules.window).ok());
@@ -182,7 +184,9 @@ mod tests {
         // One more within the window of those is too many; later it is not.
         let more = owners(3..4);
         let held = look(&mut removals, &more, 20, 1700);
-        assert_eq!((held.held.unwrap().names, held.again), (vec!["school/d-3".into()], Some(at(2200))));
+        assert_eq!(held.again, Some(at(2200)));
+        let held = held.held.unwrap();
+        assert_eq!((held.names, held.put_aside), (vec!["school/d-3".into()], 3));
         assert_eq!(look(&mut removals, &more, 20, 2299).held, None);
         assert_eq!(look(&mut removals, &more, 20, 2300).go, uids(&more));
 

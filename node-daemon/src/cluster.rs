@@ -9,6 +9,7 @@ use std::{
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -111,12 +112,18 @@ pub enum ClusterError {
 #[derive(Clone, Debug)]
 pub struct Cluster {
     file: PathBuf,
+    uid: Arc<watch::Sender<Option<String>>>,
 }
 
 impl Cluster {
     /// As noted below the state folder of the daemon.
     pub fn new(state_dir: &Path) -> Self {
-        Self { file: state_dir.join("cluster-uid") }
+        Self { file: state_dir.join("cluster-uid"), uid: Arc::default() }
+    }
+
+    /// The UID of the cluster of this host, once the API server was seen to be of it and for as long as it is.
+    pub fn uid(&self) -> watch::Receiver<Option<String>> {
+        self.uid.subscribe()
     }
 
     /// Makes sure that `client` reaches the cluster of this host, which is the first one that it ever
@@ -125,11 +132,11 @@ impl Cluster {
     /// # Errors
     /// [`ClusterError`].
     pub async fn check(&self, client: &Client) -> Result<(), ClusterError> {
-        self.check_or_adopt(client, None).await
+        self.check_or_adopt(client, None).await.map(drop)
     }
 
-    /// The same; a host of the cluster whose UID is `adopt` is this one's from now on.
-    async fn check_or_adopt(&self, client: &Client, adopt: Option<String>) -> Result<(), ClusterError> {
+    /// The same; a host of the cluster whose UID is `adopt` is this one's from now on. Returns the UID of this one.
+    async fn check_or_adopt(&self, client: &Client, adopt: Option<String>) -> Result<String, ClusterError> {
         let namespaces: Api<Namespace> = Api::all(client.clone());
         let asked = timeout(PATIENCE, namespaces.get_metadata("kube-system")).await;
         let found = match asked.map_err(|_| ClusterError::Silent)? {
@@ -138,7 +145,9 @@ impl Cluster {
             Err(error) => return Err(error.into()),
         };
         let file = self.file.clone();
-        let answer = tokio::task::spawn_blocking(move || compare(&file, &found, adopt.as_deref())).await;
+        let answer =
+            tokio::task::spawn_blocking(move || compare(&file, &found, adopt.as_deref()).map(|()| found))
+                .await;
         answer.unwrap_or_else(|panic| {
             let file = self.file.display().to_string();
             Err(ClusterError::File { file, source: io::Error::other(panic) })
@@ -157,8 +166,14 @@ impl Cluster {
         loop {
             let adopt = stored.borrow_and_update().spec().and_then(|spec| spec.adopt_from_cluster);
             let now = match self.check_or_adopt(&client, adopt.clone()).await {
-                Ok(()) => Some(Belongs::Here),
-                Err(ClusterError::Another { found, known }) => Some(Belongs::Another { known, found }),
+                Ok(found) => {
+                    self.tell(Some(found));
+                    Some(Belongs::Here)
+                }
+                Err(ClusterError::Another { found, known }) => {
+                    self.tell(None);
+                    Some(Belongs::Another { known, found })
+                }
                 Err(error) => {
                     tracing::warn!(%error, "which cluster this host belongs to cannot be told");
                     belongs.send_if_modified(|belongs| belongs.stays_unknown(error.to_string()));
@@ -191,6 +206,16 @@ impl Cluster {
                 () = said => {}
             }
         }
+    }
+}
+
+impl Cluster {
+    fn tell(&self, uid: Option<String>) {
+        self.uid.send_if_modified(|before| {
+            let new = *before != uid;
+            *before = uid;
+            new
+        });
     }
 }
 

@@ -1,7 +1,13 @@
 //! `run`: puts the parts together, in this order: libvirt, the host in the API, the sign of life, the
 //! desktops. Ends with SIGTERM or SIGINT; desktops go on running.
 
-use std::{fs, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -47,6 +53,7 @@ use crate::{
     owner_spec::OwnerSpec,
     relay::{self, Relay},
     secrets::Secrets,
+    state_folder,
     upkeep::Seen,
     watch as desktops_watch,
 };
@@ -73,15 +80,16 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     let mut folder = fs::DirBuilder::new();
     folder.recursive(true).mode(0o711).create(&options.state_dir).context("making the state folder")?;
     let state_dir = options.state_dir.canonicalize().context("finding the state folder")?;
+    let _ours = state_folder::claim(&state_dir, &options.node_name).await?;
     let source = source(&options, &state_dir)?;
     if options.rebooted {
         let _ = fs::remove_file(list_file(&state_dir));
     }
     let boot = boot_of(&source, &state_dir, &options)?;
     let config = Config::infer().await.context("finding the API server")?;
-    let client = Client::try_from(config.clone()).context("connecting to the API server")?;
+    let client = gpudesk_watch::client(&config).context("connecting to the API server")?;
     // The lease must not wait behind a hundred status writes.
-    let lease_client = Client::try_from(config.clone()).context("connecting to the API server")?;
+    let lease_client = gpudesk_watch::client(&config).context("connecting to the API server")?;
     let api_server = config.cluster_url.clone();
     let metrics = Metrics::default();
     let listener = TcpListener::bind(options.metrics_addr).await.context("listening for metrics")?;
@@ -112,11 +120,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     });
     aside.spawn({
         let (uri, stop) = (libvirt_uri(&options).to_owned(), stop.clone());
-        async move {
-            let folder = socket::removed(&uri).await;
-            tracing::error!(folder = %folder.display(), "the folder of libvirt's socket was removed on the host: the daemon ends, so that its container is started with the folder that is there now");
-            stop.cancel();
-        }
+        async move { end_with_its_socket(socket::removed(&uri), &stop).await }
     });
     let silent = HypervisorView::Silent("not connected yet".into());
     let (sender, hypervisor) = watch::channel::<HypervisorState>((silent, None));
@@ -144,7 +148,7 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
         upkeep: upkept,
         belongs: belongs.clone(),
         restored: restored.clone(),
-        owner: Arc::new(OwnerSpec::load(&state_dir)),
+        owner: Arc::new(OwnerSpec::load(&state_dir, cluster.uid())),
     };
     aside.spawn(publisher.run());
     aside.spawn({
@@ -338,6 +342,15 @@ impl Desks<'_> {
     }
 }
 
+/// Has the daemon end as when it is asked to, once the folder of libvirt's socket is `removed`. Never ends itself: the
+/// daemon would take that for a fault, and wait for none of its rounds.
+async fn end_with_its_socket(removed: impl Future<Output = PathBuf>, stop: &CancellationToken) {
+    let folder = removed.await;
+    tracing::error!(folder = %folder.display(), "the folder of libvirt's socket was removed on the host: the daemon ends, so that its container is started with the folder that is there now");
+    stop.cancel();
+    std::future::pending::<()>().await;
+}
+
 /// Which boot of the host this is. A reboot of a simulated one ends what ran there.
 fn boot_of(source: &HostSource, state_dir: &Path, options: &Run) -> anyhow::Result<String> {
     if !source.is_simulated() {
@@ -465,7 +478,7 @@ async fn kind(
             let emulator = capabilities.and_then(|capabilities| capabilities.emulator);
             match probe_once(emulator.as_deref().unwrap_or(QEMU), state_dir, &boot_id()).await {
                 Kvm::Works => (Kind::Kvm, None),
-                Kvm::Unusable(why) | Kvm::Untried(why) => (Kind::Qemu, Some(why)),
+                Kvm::Unusable(why) | Kvm::Hung(why) | Kvm::Untried(why) => (Kind::Qemu, Some(why)),
             }
         }
     }
@@ -554,4 +567,18 @@ fn end_signal(stop: CancellationToken) -> anyhow::Result<impl Future<Output = ()
 /// libvirt takes absolute paths only.
 fn absolute(paths: &[std::path::PathBuf]) -> Vec<std::path::PathBuf> {
     paths.iter().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    #[test]
+    fn a_socket_that_is_removed_ends_the_daemon_as_a_signal_does() {
+        let stop = CancellationToken::new();
+        let mut ending = Box::pin(end_with_its_socket(std::future::ready("/run/libvirt".into()), &stop));
+        assert_eq!((&mut ending).now_or_never(), None, "a part that ends is a fault, and cuts rounds off");
+        assert!(stop.is_cancelled());
+    }
 }

@@ -77,6 +77,17 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// Why its admin says nothing.
+    pub fn why_silent(&self) -> &'static str {
+        match (self.known, &self.node) {
+            (false, _) => "what the admin says in the GpuNode is not known yet",
+            (true, None) if !self.unclear => {
+                "there is no GpuNode in which its admin could say otherwise; it is made again"
+            }
+            (true, _) => "what the admin of the GpuNode says cannot be understood",
+        }
+    }
+
     /// What its admin says; nothing while that cannot be understood.
     pub fn spec(&self) -> Option<GpuNodeSpec> {
         self.node.as_ref().filter(|_| !self.unclear).map(|node| node.spec.clone())
@@ -346,6 +357,8 @@ impl Bare {
 
     /// Makes it as closed as it was, unless it is there: then nothing of it changes.
     async fn make(&self) -> kube::Result<()> {
+        // What its owner said holds in the cluster of the host alone.
+        let _ = timeout(PAUSE, self.owner.is_known()).await;
         let spec = self.owner.again();
         match self.create(&spec).await {
             // The schema is that of another version, and refuses what one of before took.
@@ -471,13 +484,17 @@ async fn observe(
 async fn unseen_guests(hypervisor: &dyn Hypervisor, group: u32) -> Vec<String> {
     let mut unseen = vec![];
     for domain in hypervisor.list().await.unwrap_or_default() {
-        let Some(Ok(Some(ours))) = domain.metadata.as_deref().map(metadata::parse) else { continue };
+        let ours = match domain.metadata.as_deref().map(metadata::parse) {
+            None | Some(Ok(None)) => continue,
+            Some(Ok(Some(ours))) => format!("{}/{}", ours.namespace, ours.name),
+            Some(Err(_)) => domain.name.clone(),
+        };
         if domain.state.is_active()
             && let Ok(details) = hypervisor.details(domain.uuid).await
             && details.live.has_user_network
             && details.live.qemu_group != Some(group)
         {
-            unseen.push(format!("{}/{}", ours.namespace, ours.name));
+            unseen.push(ours);
         }
     }
     unseen.sort();
@@ -491,19 +508,30 @@ async fn whole_cards(
 ) -> Result<Vec<HeldShare>, String> {
     let Some(hypervisor) = hypervisor else { return Err("libvirt does not answer".into()) };
     let domains = hypervisor.list().await.map_err(|error| error.to_string())?;
-    let mut whole = vec![];
+    let (mut whole, mut unreadable) = (vec![], vec![]);
     let mut active = 0;
     for domain in domains {
-        let Some(Ok(Some(ours))) = domain.metadata.as_deref().map(metadata::parse) else { continue };
+        let Some(ours) = domain.ours() else { continue };
         active += usize::from(domain.state.is_active());
-        let allocation = serde_json::from_str::<gpudesk_crds::Allocation>(&ours.allocation);
+        let Some((ours, allocation)) = ours else {
+            unreadable.push(domain.name);
+            continue;
+        };
         let owner = format!("{}/{}", ours.namespace, ours.name);
-        let gpus = allocation.into_iter().flat_map(|allocation| allocation.gpus);
+        let gpus = allocation.gpus.into_iter();
         let cards = gpus.filter(|gpu| gpu.mode == ShareMode::Passthrough).map(|gpu| gpu.device);
         whole.extend(cards.map(|card| HeldShare::whole_card(card, owner.clone())));
     }
     metrics.set_desktops(active);
-    Ok(whole)
+    if unreadable.is_empty() {
+        return Ok(whole);
+    }
+    unreadable.sort();
+    Err(format!(
+        "what the domains {} hold cannot be read, for their metadata is broken or of a newer version: end them, or start \
+         that version again",
+        unreadable.join(", ")
+    ))
 }
 
 #[cfg(test)]

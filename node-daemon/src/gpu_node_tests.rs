@@ -53,7 +53,7 @@ async fn one_that_is_deleted_is_made_again_while_the_hook_still_runs() {
         upkeep: seen_strays,
         belongs,
         restored: Restored::new().1,
-        owner: Arc::new(OwnerSpec::load(folder.path())),
+        owner: Arc::new(OwnerSpec::load(folder.path(), watch::channel(Some("c".into())).1)),
     };
     let running = tokio::spawn(publisher.run());
     let node = r#"{"apiVersion":"gpudesk.dev/v1alpha1","kind":"GpuNode","metadata":{"name":"node-a",
@@ -114,7 +114,7 @@ async fn what_cannot_be_understood_says_nothing_of_its_admins_words() {
     let nodes =
         Api::all_with(Client::new(service, "default"), &kube::api::ApiResource::erase::<GpuNode>(&()));
     let state = tempfile::tempdir().unwrap();
-    let owner = OwnerSpec::load(state.path());
+    let owner = OwnerSpec::load(state.path(), watch::channel(Some("c".into())).1);
     let watching =
         tokio::spawn(async move { observe(nodes, "node-a", sender, Restored::new().1, &owner).await });
     let node = |spec: &str, version: u32| {
@@ -140,6 +140,19 @@ async fn what_cannot_be_understood_says_nothing_of_its_admins_words() {
 }
 
 #[test]
+fn why_its_admin_says_nothing_is_told() {
+    let node = Some(Arc::new(GpuNode::new("node-a", GpuNodeSpec::default())));
+    for (stored, why) in [
+        (Stored::default(), "not known yet"),
+        (Stored { known: true, ..Stored::default() }, "there is no GpuNode"),
+        (Stored { known: true, unclear: true, node: None }, "cannot be understood"),
+        (Stored { known: true, unclear: true, node }, "cannot be understood"),
+    ] {
+        assert!(stored.spec().is_none() && stored.why_silent().contains(why), "{why}");
+    }
+}
+
+#[test]
 fn a_status_that_the_api_lost_is_written_again() {
     let node = |version: &str, status: Option<GpuNodeStatus>| {
         let mut node = GpuNode::new("node-a", GpuNodeSpec::default());
@@ -161,4 +174,23 @@ fn a_status_that_the_api_lost_is_written_again() {
     assert!(!lost("7", Some(heard)), "the operator's words are not the daemon's");
     assert!(lost("8", None) && lost("9", Some(GpuNodeStatus::default())));
     assert!(!said.is_lost(None), "it is made elsewhere");
+}
+
+#[tokio::test]
+async fn a_card_that_a_machine_may_hold_that_cannot_be_read_is_not_free() {
+    use crate::{
+        desktop::pretended::{Pretended, allocation, domain},
+        host::hypervisor::DomainState,
+    };
+    let card = "[{name: g, device: '0000:08:00.0', product: p, mode: Passthrough, type: Passthrough, framebufferMiB: 1, profile: x}]";
+    let held = allocation("{cores: 1, threadsPerCore: 1, memoryMiB: 64}", card);
+    let libvirt = Pretended::new(vec![domain(1, DomainState::Running, Some(&held))]);
+    let whole = async || whole_cards(Some(&*libvirt), &Metrics::default()).await;
+    assert_eq!(whole().await.unwrap().len(), 1);
+    for state in [DomainState::Running, DomainState::Off] {
+        let domains = vec![domain(1, DomainState::Running, Some(&held)), domain(2, state, None)];
+        *libvirt.domains.lock().unwrap() = domains;
+        let why = whole().await.unwrap_err();
+        assert!(why.contains("school.d-2") && !why.contains("school.d-1"), "{why}");
+    }
 }

@@ -30,5 +30,7 @@ pub mod partition;
 pub mod qcow2;
 pub mod relay;
 pub mod secrets;
+pub mod state_folder;
+pub mod templates;
 pub mod upkeep;
 pub mod watch;

@@ -22,22 +22,18 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures::{StreamExt, stream};
 use gpudesk_crds::{
-    Desktop, DesktopTemplate, GpuNodeSpec,
+    Desktop, GpuNodeSpec,
     gpu_node_status::{self, StrayStanding},
     gpu_node_words::StrayWord,
 };
 use jiff::Timestamp;
-use kube::{
-    Client, ResourceExt,
-    api::DynamicObject,
-    runtime::reflector::{ObjectRef, Store},
-};
+use kube::{Client, ResourceExt, api::DynamicObject, runtime::reflector::Store};
 use thiserror::Error;
 use tokio::{sync::watch, time::Instant};
 use tracing::Instrument;
@@ -61,6 +57,7 @@ use crate::{
         leftovers::Retention,
     },
     metrics::{Metrics, Stray},
+    templates::{TemplateError, Templates},
     upkeep::{Removal, Seen},
 };
 
@@ -84,6 +81,8 @@ enum OrphanError {
     #[error("asking for the Desktop: the API server does not answer")]
     Silent,
     #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error(transparent)]
     Cluster(#[from] ClusterError),
     #[error("it changed while it was looked at")]
     Changing,
@@ -106,8 +105,8 @@ impl From<FolderError> for OrphanError {
 pub struct Watched {
     /// The desktops of this node.
     pub desktops: Store<Desktop>,
-    /// Templates of all namespaces.
-    pub templates: Store<DesktopTemplate>,
+    /// Their templates.
+    pub templates: Templates,
 }
 
 /// The settings.
@@ -230,12 +229,21 @@ struct Look {
     wait: Duration,
     now: Timestamp,
     counts: HashMap<Stray, usize>,
+    /// What is kept on this host and cannot be understood, in words.
+    odd: BTreeSet<String>,
 }
 
 impl Look {
     fn until(&mut self, at: Timestamp) {
         let left = Duration::try_from(at.duration_since(self.now)).unwrap_or_default();
         self.wait = self.wait.min(left.saturating_add(Duration::from_millis(10)));
+    }
+
+    /// Notes what is odd of a desktop.
+    fn note(&mut self, owner: &Owner, error: &OrphanError) {
+        if let OrphanError::Problem(Problem::Folder(error)) = error {
+            self.odd.insert(format!("{}/{}: {error}", owner.namespace, owner.name));
+        }
     }
 
     fn count(&mut self, verdict: Option<&Verdict>) {
@@ -255,17 +263,26 @@ impl Looking {
     /// Looks at everything once; returns after what time to look again.
     async fn look(self: &Arc<Self>, spec: Option<&GpuNodeSpec>) -> Result<Duration, OrphanError> {
         let now = Timestamp::now();
-        let mut look = Look { wait: self.this.settings.look, now, counts: HashMap::new() };
+        let mut look =
+            Look { wait: self.this.settings.look, now, counts: HashMap::new(), odd: BTreeSet::new() };
         let belongs = self.this.desktops.node().belongs.borrow().clone();
         if let Belongs::Unknown(_) = belongs {
             return Ok(AGAIN);
         }
-        let here = self.here().await?;
+        let here = match self.here(&mut look.odd).await {
+            Ok(here) => here,
+            Err(error) => {
+                if let OrphanError::Problem(Problem::Folder(fault)) = &error {
+                    self.this.seen.send_modify(|seen| seen.state = Some(vec![fault.to_string()]));
+                }
+                return Err(error);
+            }
+        };
         if belongs != Belongs::Here {
             // Whatever the API says of them is of others.
             let active = here.iter().filter(|here| here.is_active());
             let strays = active.map(|here| here.stray(StrayStanding::Unclear, now));
-            self.show(strays.collect(), vec![]);
+            self.show(strays.collect(), vec![], vec![]);
             return Ok(look.wait);
         }
         let total = here.iter().map(|here| here.owner.uid).collect::<HashSet<_>>();
@@ -290,15 +307,19 @@ impl Looking {
         self.this.metrics.set_strays(&look.counts);
         let uids: HashSet<Uuid> = judged.iter().map(|judged| judged.here.owner.uid).collect();
         self.told.lock().unwrap_or_else(PoisonError::into_inner).retain(|(uid, _)| uids.contains(uid));
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| uids.contains(uid));
+        self.asked().retain(|uid, _| uids.contains(uid));
         let leftovers = self.keep_leftovers(spec, &mut look).await;
+        let unwritable = self.this.desktops.node().leftovers.try_writing().await.err();
+        let unwritable = unwritable.map(|error| error.to_string());
         self.this.seen.send_if_modified(|seen| {
             let before = seen.clone();
             seen.removal = removal;
+            seen.state = Some(look.odd.into_iter().collect());
+            seen.unwritable = unwritable;
             match leftovers {
-                Ok((leftovers, said)) => {
-                    seen.leftovers = Some(leftovers);
-                    seen.leftovers_said = said;
+                Ok(leftovers) => {
+                    seen.leftovers = Some(leftovers.all);
+                    (seen.leftovers_said, seen.unerased) = (leftovers.said, leftovers.unerased);
                 }
                 Err(error) => tracing::warn!(%error, "disks that are kept aside were not looked at"),
             }
@@ -309,19 +330,15 @@ impl Looking {
 
     /// Lists the machines that stray, with what is answered to words about them.
     fn list(&self, judged: &[Judged], spec: Option<&GpuNodeSpec>, known: &mut Known, now: Timestamp) {
-        let listed: Vec<&Judged> =
-            judged.iter().filter(|it| it.here.is_listed(it.verdict.as_ref().ok())).collect();
-        let saved: Vec<String> = listed
+        let before = |it: &Judged| it.here.domain.is_some() && known.strays.contains_key(&it.here.owner.uid);
+        let listed: Vec<&Judged> = judged
             .iter()
-            .filter(|judged| judged.here.is_saved())
-            .map(|Judged { here: Here { owner, .. }, .. }| {
-                format!(
-                    "the memory of {}/{} ({}) was saved on the host: `virsh start` there goes on with it, action PowerOff \
-                     gives it up",
-                    owner.namespace, owner.name, owner.uid
-                )
+            .filter(|it| match &it.verdict {
+                Ok(verdict) => it.here.is_listed(Some(verdict)),
+                Err(_) => it.here.is_listed(None) || before(it),
             })
             .collect();
+        let remarks: Vec<String> = listed.iter().filter_map(|judged| judged.here.remark()).collect();
         let strays = listed.into_iter().filter_map(|judged| {
             let uid = judged.here.owner.uid;
             let stray = match &judged.verdict {
@@ -352,10 +369,10 @@ impl Looking {
             };
             Some(format!("strays[{}]: {}", word.uid, answer?))
         });
-        self.show(known.strays.values().cloned().collect(), saved.into_iter().chain(said).collect());
+        self.show(known.strays.values().cloned().collect(), remarks, said.collect());
     }
 
-    fn show(&self, mut strays: Vec<gpu_node_status::Stray>, said: Vec<String>) {
+    fn show(&self, mut strays: Vec<gpu_node_status::Stray>, remarks: Vec<String>, said: Vec<String>) {
         strays.sort_by(|a, b| a.uid.cmp(&b.uid));
         self.this.seen.send_if_modified(|seen| {
             // When it was first seen is kept by who writes it.
@@ -366,9 +383,9 @@ impl Looking {
             let old = before.is_some_and(|before| {
                 before.len() == strays.len() && before.iter().zip(&strays).all(|(a, b)| same(a, b))
             });
-            let new = !old || seen.strays_said != said;
+            let new = !old || seen.remarks != remarks || seen.strays_said != said;
             if new {
-                (seen.strays, seen.strays_said) = (Some(strays), said);
+                (seen.strays, seen.remarks, seen.strays_said) = (Some(strays), remarks, said);
             }
             new
         });
@@ -399,15 +416,25 @@ impl Looking {
                 Err(error) => {
                     missed.certain = false;
                     look.count(None);
+                    look.note(&here.owner, error);
                     self.tell(&here.owner, &format!("left as it is: {error}"));
                     continue;
                 }
             };
             missed.running += usize::from(*verdict == Verdict::NoDesktop && here.is_active());
-            match plan(verdict, here.trace(), word(here).as_ref()) {
+            let planned = plan(verdict, here.trace(), word(here).as_ref());
+            if !matches!(planned, Plan::End(_)) {
+                // A word that is said again asks again.
+                self.asked().remove(&here.owner.uid);
+            }
+            match planned {
                 Plan::Leave => {
-                    look.count(Some(verdict));
                     self.tell_of(here, verdict);
+                    if here.is_active() && !matches!(verdict, Verdict::Current | Verdict::OlderHere) {
+                        acts.push((here.clone(), verdict.clone(), Plan::Leave));
+                    } else {
+                        look.count(Some(verdict));
+                    }
                 }
                 Plan::PutAside => missed.off.push(here.clone()),
                 plan => acts.push((here.clone(), verdict.clone(), plan)),
@@ -429,9 +456,7 @@ impl Looking {
             look.count(Some(&verdict));
         }
         match self.put_aside(missed, total, spec, known, look).await {
-            Ok(None) if spec.is_none() => {
-                Removal::Unclear("what the admin of the GpuNode says cannot be understood".into())
-            }
+            Ok(None) if spec.is_none() => Removal::Unclear(self.this.stored.borrow().why_silent().into()),
             Ok(held) => held.map_or(Removal::Allowed, Removal::Held),
             Err(error) => {
                 tracing::warn!(%error, "nothing is put aside");
@@ -459,6 +484,12 @@ impl Looking {
     }
 
     async fn handle(&self, here: Here, planned: Plan, word: Option<StrayWord>) -> Result<Found, OrphanError> {
+        if planned == Plan::Leave {
+            if let Err(error) = self.this.desktops.call_off(&here.owner).await {
+                self.tell(&here.owner, &format!("it may still be asked to shut down: {error}"));
+            }
+            return Ok(Found::Still);
+        }
         self.this.cluster.check(&self.this.client).await?;
         // The read comes after everything else that may take time: what is done next rests on it.
         let (here, verdict, live) = self.look_at(&here.owner).await?;
@@ -468,8 +499,10 @@ impl Looking {
         let (owner, desktops) = (&here.owner, &self.this.desktops);
         let template = template_of(owner, live.as_ref());
         // It tells how long the guest may take.
-        let template = template
-            .and_then(|name| self.stores.templates.get(&ObjectRef::new(name).within(&owner.namespace)));
+        let template = match template {
+            Some(name) => self.stores.templates.get(&owner.namespace, name).await?,
+            None => None,
+        };
         let done = match planned {
             Plan::Leave => return Ok(Found::Still),
             Plan::Clear => {
@@ -498,12 +531,10 @@ impl Looking {
                     _ => Disks::PutAside,
                 };
                 if here.made_for == MadeFor::Unreadable {
-                    let asked =
-                        self.asked.lock().unwrap_or_else(PoisonError::into_inner).get(&owner.uid).copied();
+                    let asked = self.asked().get(&owner.uid).copied();
                     let done = desktops.end_unreadable(owner, action, asked, why, disks).await?;
                     if let Withdrawn::Waiting(_) = done {
-                        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-                        asked.entry(owner.uid).or_insert_with(Timestamp::now);
+                        self.asked().entry(owner.uid).or_insert_with(Timestamp::now);
                     }
                     done
                 } else {
@@ -517,8 +548,14 @@ impl Looking {
         })
     }
 
+    fn asked(&self) -> MutexGuard<'_, HashMap<Uuid, Timestamp>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn tell_of(&self, here: &Here, verdict: &Verdict) {
         let words = match verdict {
+            Verdict::Current | Verdict::OlderHere => return,
+            _ if here.is_saved() => "its memory was saved on the host: left as it is",
             Verdict::Newer { .. } => {
                 "what is here of it is for a decision that is newer than the present one, or was never heard of: \
                  left as it is"
@@ -527,7 +564,7 @@ impl Looking {
             // The object may have been lost, and not the desktop.
             Verdict::NoDesktop => "there is no such Desktop and its machine runs here: left running",
             Verdict::Unclear { .. } => "whether it is this node's cannot be understood: left as it is",
-            Verdict::Current | Verdict::OlderHere | Verdict::MovedOn(_) => return,
+            Verdict::MovedOn(_) => return,
         };
         self.tell(&here.owner, words);
     }
@@ -546,6 +583,9 @@ fn template_of<'a>(owner: &Owner, live: Option<&'a DynamicObject>) -> Option<&'a
     let live = live.filter(|live| live.metadata.uid.as_deref() == Some(&owner.uid.to_string()))?;
     live.data.pointer("/spec/templateRef/name")?.as_str()
 }
+
+#[cfg(test)]
+mod look_tests;
 
 #[cfg(test)]
 mod tests {

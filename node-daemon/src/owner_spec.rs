@@ -12,7 +12,9 @@
 //! ```
 //!
 //! Admission lets a node's token say the first line at the birth of its `GpuNode`, and nothing else of a spec.
-//! What was not given back is told, and remembered, until somebody writes the spec.
+//! What was not given back is told, and remembered, until somebody writes the spec: the fields of the object tell who
+//! wrote them. All of this is of one cluster: what another says in a `GpuNode` of this name is not kept, and one that is
+//! missing there is made as one that takes nothing new.
 
 use std::{
     collections::BTreeMap,
@@ -20,11 +22,12 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use gpudesk_crds::conditions::Reason;
+use gpudesk_crds::{NODE_DAEMON_FIELD_MANAGER, conditions::Reason};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::{ResourceExt, api::DynamicObject};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::host::folder::FolderFiles;
 
@@ -33,6 +36,10 @@ const GIVEN_BACK: [&str; 4] = ["cordoned", "devices", "housekeeping", "taints"];
 /// Parts without which nothing is open that was closed.
 const LEFT_OUT: [&str; 6] =
     ["adoptFromCluster", "drain", "leftovers", "physicalNetworks", "removeOrphansBefore", "strays"];
+/// Those of them that are said for one time, and are not missed later.
+const ONCE: [&str; 4] = ["adoptFromCluster", "leftovers", "removeOrphansBefore", "strays"];
+/// Where client-side apply notes what it was given. It sends nothing of a spec that is there already.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// The most characters of a value in a message.
 const SHOWN: usize = 400;
 
@@ -43,6 +50,17 @@ struct Note {
     spec: Map<String, Value>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     labels: BTreeMap<String, String>,
+    /// UID of the cluster that it is of; absent in notes of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cluster: Option<String>,
+}
+
+/// A `GpuNode` as the API has it.
+#[derive(Clone, Debug)]
+struct Seen {
+    note: Note,
+    generation: Option<i64>,
+    by_its_owner: bool,
 }
 
 /// What is known of it: nothing, where no `GpuNode` was ever seen; or why that cannot be told.
@@ -51,6 +69,8 @@ type Known = Result<Option<Note>, String>;
 #[derive(Debug)]
 struct State {
     known: Known,
+    /// What was seen last.
+    seen: Option<Seen>,
     /// What the `GpuNode` that there is now lacks, when it was made here.
     lacks: Vec<String>,
     /// Why it is not on the host.
@@ -63,22 +83,37 @@ pub struct OwnerSpec {
     file: PathBuf,
     state: Mutex<State>,
     news: Notify,
+    cluster: watch::Receiver<Option<String>>,
 }
 
 impl OwnerSpec {
-    /// As it was noted below the state folder of the daemon.
-    pub fn load(state_dir: &Path) -> Self {
+    /// As it was noted below the state folder of the daemon. `cluster` is that of the host, while it is known that the API
+    /// server is of it.
+    pub fn load(state_dir: &Path, cluster: watch::Receiver<Option<String>>) -> Self {
         let file = state_dir.join("gpu-node.json");
         let known = FolderFiles::read_record(&file).map_err(|error| error.to_string());
         if let Err(error) = &known {
             tracing::error!(error, "what the owner of this machine said in its GpuNode cannot be read");
         }
-        Self { file, state: Mutex::new(State { known, lacks: vec![], unkept: None }), news: Notify::new() }
+        let state = Mutex::new(State { known, seen: None, lacks: vec![], unkept: None });
+        Self { file, state, news: Notify::new(), cluster }
     }
 
     /// The spec with which a `GpuNode` that is missing is made.
     pub fn again(&self) -> Value {
-        again(&self.state().known)
+        let state = self.state();
+        match &*self.cluster.borrow() {
+            Some(cluster) => again(&of(&state.known, cluster)),
+            None if state.known == Ok(None) => again(&state.known),
+            None => closed(),
+        }
+    }
+
+    /// Waits until it is known that the API server is of the cluster of this host.
+    pub async fn is_known(&self) {
+        if self.cluster.clone().wait_for(Option::is_some).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Takes in the `GpuNode` as the API has it, understood or not.
@@ -89,9 +124,21 @@ impl OwnerSpec {
             uid: node.uid().unwrap_or_default(),
             spec,
             labels: labels.map(|(key, value)| (key.clone(), value.clone())).collect(),
+            cluster: None,
         };
+        let (generation, by_its_owner) = (node.metadata.generation, is_by_its_owner(node));
+        self.state().seen = Some(Seen { note: seen, generation, by_its_owner });
+        self.take_in();
+    }
+
+    /// Takes in what was seen, if it is known to be of the cluster of this host.
+    fn take_in(&self) {
+        let Some(cluster) = self.cluster.borrow().clone() else { return };
         let mut state = self.state();
-        state.lacks = lacks(&state.known, &seen, node.metadata.generation);
+        let Some(mut seen) = state.seen.clone() else { return };
+        seen.note.cluster = Some(cluster.clone());
+        state.lacks = lacks(&of(&state.known, &cluster), &seen);
+        let seen = seen.note;
         // As long as it lacks something, what is remembered is what it was before.
         if state.lacks.is_empty() && state.known.as_ref().ok() != Some(&Some(seen.clone())) {
             state.known = Ok(Some(seen));
@@ -103,8 +150,15 @@ impl OwnerSpec {
 
     /// Keeps the file as what was seen, for as long as it is awaited. Nobody waits for the disk.
     pub async fn keep(&self) {
+        let mut cluster = self.cluster.clone();
         loop {
-            self.news.notified().await;
+            tokio::select! {
+                () = self.news.notified() => {}
+                Ok(()) = cluster.changed() => {
+                    self.take_in();
+                    continue;
+                }
+            }
             let Ok(Some(note)) = self.state().known.clone() else { continue };
             let file = self.file.clone();
             let written = tokio::task::spawn_blocking(move || FolderFiles::write_record(&file, &note)).await;
@@ -122,11 +176,15 @@ impl OwnerSpec {
 
     /// What the condition `SpecKept` says.
     pub fn condition(&self) -> (bool, Reason, String) {
+        if self.cluster.borrow().is_none() {
+            let words = "it is not known whether the host belongs to this cluster, so nothing of the spec is kept on it";
+            return (false, Reason::Unknown, words.into());
+        }
         let state = self.state();
         if !state.lacks.is_empty() {
             let words = format!(
                 "this GpuNode was deleted and made again by its daemon, without {}: write into its spec and labels what \
-                 should hold; what it lacks is told until its spec is changed",
+                 should hold, or apply it as it is where that should hold; what it lacks is told until then",
                 state.lacks.join("; ")
             );
             return (false, Reason::SpecNotKept, words);
@@ -153,6 +211,25 @@ pub fn closed() -> Value {
     json!({ "cordoned": true })
 }
 
+/// What is known of it in this cluster.
+fn of(known: &Known, cluster: &str) -> Known {
+    match known {
+        Ok(Some(Note { cluster: Some(other), .. })) if other != cluster => {
+            Err(format!("what is kept on the host is of the cluster {other}"))
+        }
+        known => known.clone(),
+    }
+}
+
+/// Whether anybody but this daemon has written anything of the spec, or applied it.
+fn is_by_its_owner(node: &DynamicObject) -> bool {
+    let of_another = |entry: &ManagedFieldsEntry| {
+        entry.manager.as_deref() != Some(NODE_DAEMON_FIELD_MANAGER)
+            && entry.fields_v1.as_ref().is_some_and(|fields| fields.0.get("f:spec").is_some())
+    };
+    node.managed_fields().iter().any(of_another) || node.annotations().contains_key(LAST_APPLIED)
+}
+
 fn again(known: &Known) -> Value {
     match known {
         Ok(None) => json!({}),
@@ -173,9 +250,10 @@ fn again(known: &Known) -> Value {
 }
 
 /// What one that was made here lacks of what is known; nothing where somebody else wrote its spec.
-fn lacks(known: &Known, seen: &Note, generation: Option<i64>) -> Vec<String> {
+fn lacks(known: &Known, seen: &Seen) -> Vec<String> {
+    let Seen { note: seen, generation, by_its_owner } = seen;
     let spec = Value::Object(seen.spec.clone());
-    if generation != Some(1) || ![again(known), closed()].contains(&spec) {
+    if *by_its_owner || *generation != Some(1) || ![again(known), closed()].contains(&spec) {
         return vec![];
     }
     let note = match known {
@@ -183,7 +261,10 @@ fn lacks(known: &Known, seen: &Note, generation: Option<i64>) -> Vec<String> {
         Ok(_) => return vec![],
         Err(why) => return vec![format!("what its owner had said, so it is cordoned ({why})")],
     };
-    let parts = note.spec.iter().filter(|(part, value)| seen.spec.get(*part) != Some(value));
+    let parts = note.spec.iter().filter(|(part, value)| {
+        let nothing = **value == Value::Bool(false) || **value == json!([]);
+        seen.spec.get(*part) != Some(value) && !nothing && !ONCE.contains(&part.as_str())
+    });
     let parts = parts.map(|(part, value)| {
         let value: String = value.to_string().chars().take(SHOWN).collect();
         let instead = if seen.spec.get("cordoned") == Some(&true.into()) && !LEFT_OUT.contains(&part.as_str())
@@ -195,7 +276,13 @@ fn lacks(known: &Known, seen: &Note, generation: Option<i64>) -> Vec<String> {
         format!("spec.{part} {value}{instead}")
     });
     let labels = note.labels.iter().filter(|(key, _)| !seen.labels.contains_key(*key));
-    parts.chain(labels.map(|(key, value)| format!("label {key}={value}"))).collect()
+    let mut lacks: Vec<String> =
+        parts.chain(labels.map(|(key, value)| format!("label {key}={value}"))).collect();
+    // Its cluster was not known in time.
+    if lacks.is_empty() && spec == closed() && again(known) != spec {
+        lacks.push("spec.cordoned false (it is cordoned instead)".into());
+    }
+    lacks
 }
 
 #[cfg(test)]

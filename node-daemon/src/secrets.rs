@@ -117,6 +117,6 @@ impl Secrets {
         let token = answer.status.map(|status| status.token).unwrap_or_default();
         let mut config = self.config.clone();
         config.auth_info = AuthInfo { token: Some(token.into()), ..AuthInfo::default() };
-        Client::try_from(config)
+        gpudesk_watch::client(&config)
     }
 }

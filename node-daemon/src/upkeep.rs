@@ -16,6 +16,8 @@ use crate::{brake::Held, cluster::Belongs};
 const MOST: usize = 64;
 /// The most names in a sentence.
 const NAMED: usize = 20;
+/// The most files that are told with what to do about them.
+const TOLD: usize = 8;
 
 /// Whether desktops that are missed may be put aside.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -40,8 +42,16 @@ pub struct Seen {
     pub leftovers: Option<Vec<Leftover>>,
     /// What becomes of desktops that are missed.
     pub removal: Removal,
+    /// Records on this host that cannot be understood, each with what to do.
+    pub state: Option<Vec<String>>,
+    /// Why the state folder cannot be written.
+    pub unwritable: Option<String>,
+    /// What is to be said of strays beside that, as of those whose memory was saved on the host.
+    pub remarks: Vec<String>,
     /// What is answered to `spec.strays`.
     pub strays_said: Vec<String>,
+    /// Why disks that are being erased are still here.
+    pub unerased: Option<String>,
     /// What is answered to `spec.leftovers`; with whether it is a refusal.
     pub leftovers_said: Vec<(bool, String)>,
 }
@@ -85,6 +95,7 @@ impl Additions<'_> {
         for (type_, said) in [
             (ConditionType::LeftoversHandled, self.leftovers_handled()),
             (ConditionType::RemovalAllowed, self.removal_allowed()),
+            (ConditionType::StateKept, self.state_kept()),
         ] {
             let before = before.and_then(|before| conditions::find(&before.conditions, type_));
             match (said, before) {
@@ -132,7 +143,9 @@ impl Additions<'_> {
     fn strays_cleared(&self, status: &GpuNodeStatus) -> (bool, Reason, String) {
         let count =
             status.strays.len() + status.more_strays.map_or(0, |more| usize::try_from(more).unwrap_or(0));
-        let said = self.seen.strays_said.join("; ");
+        let said: Vec<&str> =
+            self.seen.remarks.iter().chain(&self.seen.strays_said).map(String::as_str).collect();
+        let said = said.join("; ");
         if self.seen.strays.is_none() {
             return (false, Reason::Unknown, "what runs here was not compared with the API yet".into());
         }
@@ -146,11 +159,23 @@ impl Additions<'_> {
         };
         let names = named(status.strays.iter().map(name), count);
         let left = status.strays.iter().any(|stray| stray.standing != StrayStanding::Older);
-        let remedy = if left {
-            "bring back their Desktops, or end them by spec.strays: [{uid: UID, allocationId: ID, action: ShutDown}] \
-             (without allocationId where none is shown)"
-        } else {
-            "they are being shut down, for their desktops have moved on"
+        let off = status.strays.iter().any(|stray| stray.standing == StrayStanding::Inactive);
+        let remedy = match (left, off) {
+            (false, _) if self.seen.remarks.is_empty() => {
+                "they are being shut down, for their desktops have moved on".to_owned()
+            }
+            (false, _) => "those that run are being shut down, for their desktops have moved on".to_owned(),
+            (true, off) => format!(
+                "bring back their Desktops, or end them by spec.strays: [{{uid: UID, allocationId: ID, action: ShutDown}}] \
+                 (without allocationId where none is shown){}",
+                if off {
+                    "; those that are Inactive do not run, may be started on the host, and so keep what they were given: the \
+                     same word removes them and keeps their disks as leftovers, as happens by itself after a while where \
+                     their Desktop is gone (see RemovalAllowed)"
+                } else {
+                    ""
+                }
+            ),
         };
         let said = if said.is_empty() { said } else { format!("; {said}") };
         (
@@ -164,9 +189,28 @@ impl Additions<'_> {
         self.seen.leftovers.as_ref()?;
         let said = &self.seen.leftovers_said;
         let refused = said.iter().any(|(refused, _)| *refused);
-        let words: Vec<&str> = said.iter().map(|(_, words)| words.as_str()).collect();
-        let reason = if refused { Reason::InvalidSpec } else { Reason::AsExpected };
-        Some((!refused, reason, words.join("; ")))
+        let unerased = self.seen.unerased.as_deref();
+        let words: Vec<&str> = said.iter().map(|(_, words)| words.as_str()).chain(unerased).collect();
+        let reason = match unerased {
+            _ if refused => Reason::InvalidSpec,
+            Some(_) => Reason::NotErased,
+            None => Reason::AsExpected,
+        };
+        Some((reason == Reason::AsExpected, reason, words.join("; ")))
+    }
+
+    fn state_kept(&self) -> Option<(bool, Reason, String)> {
+        let state = self.seen.state.as_ref()?;
+        let all = self.seen.unwritable.iter().chain(state);
+        let count = all.clone().count();
+        if count == 0 {
+            return Some((true, Reason::AsExpected, String::new()));
+        }
+        let mut words: Vec<String> = all.take(TOLD).cloned().collect();
+        if count > words.len() {
+            words.push(format!("and {} more, which the log of the daemon names", count - words.len()));
+        }
+        Some((false, Reason::StateNotKept, words.join(" | ")))
     }
 
     fn removal_allowed(&self) -> Option<(bool, Reason, String)> {
@@ -178,11 +222,15 @@ impl Additions<'_> {
                 let names = named(held.names.iter().cloned(), count);
                 let running = match held.running {
                     0 => String::new(),
-                    running => format!(" with {running} that run"),
+                    running => format!(", nor are {running} whose machines run"),
+                };
+                let before = match held.put_aside {
+                    0 => String::new(),
+                    before => format!(", and {before} were made leftovers shortly before"),
                 };
                 let words = format!(
-                    "{count} desktops of which something is here are not in the API,{running} more than the {} that may \
-                     go at a time, so nothing of them is touched: {names}: bring back their Desktops, or set \
+                    "{count} desktops of which something is here are not in the API{running}{before}: more than the {} that \
+                     may go at a time, so nothing of them is touched: {names}: bring back their Desktops, or set \
                      spec.removeOrphansBefore: {} to make leftovers of what is here of them",
                     held.limit, held.before
                 );
@@ -195,7 +243,10 @@ impl Additions<'_> {
     /// Why no desktop may come here, whatever the machine can do.
     fn not_ready(&self) -> Option<(bool, Reason, String)> {
         match self.belongs {
-            Belongs::Here if self.seen.strays.is_some() => None,
+            Belongs::Here if self.seen.strays.is_some() => self.seen.unwritable.as_ref().map(|why| {
+                let words = format!("nothing can be started here, for nothing can be noted down: {why}");
+                (false, Reason::StateNotKept, words)
+            }),
             Belongs::Here => {
                 Some((false, Reason::Unknown, "what runs here was not compared with the API yet".into()))
             }
@@ -350,6 +401,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_saved_is_not_said_to_be_shut_down() {
+        let mut older = stray(0, 1);
+        older.standing = StrayStanding::Older;
+        let mut seen = Seen { strays: Some(vec![older]), ..Seen::default() };
+        let said =
+            |seen: &Seen| condition(&node(&Belongs::Here, seen, None, 1), ConditionType::StraysCleared).2;
+        assert!(said(&seen).contains(": they are being shut down"), "{}", said(&seen));
+        seen.remarks = vec!["the memory of it was saved".into()];
+        assert!(said(&seen).contains(": those that run are being shut down"), "{}", said(&seen));
+        assert!(said(&seen).ends_with("; the memory of it was saved"), "{}", said(&seen));
+    }
+
+    #[test]
     fn an_allocation_that_the_api_would_refuse_is_left_out() {
         let mut odd = stray(0, 1);
         odd.allocation.as_mut().unwrap().node = "x".repeat(300);
@@ -382,6 +446,7 @@ mod tests {
             before: Timestamp::from_second(1000).unwrap(),
             limit: 3,
             running: 7,
+            put_aside: 2,
         };
         let removal = Removal::Held(held);
         let mut seen = Seen { strays: Some(vec![]), leftovers: Some(vec![]), removal, ..Seen::default() };
@@ -391,7 +456,7 @@ mod tests {
         assert_eq!((status.as_str(), reason.as_str()), ("False", "RemovalHeld"));
         for part in [
             "30 desktops",
-            "with 7 that run more than the 3",
+            "nor are 7 whose machines run, and 2 were made leftovers shortly before: more than the 3 that",
             "school/d-19, and 10 more",
             "removeOrphansBefore: 1970-01-01T00:16:40Z",
         ] {
@@ -416,6 +481,41 @@ mod tests {
     }
 
     #[test]
+    fn what_is_odd_or_cannot_be_written_is_told_with_what_to_do() {
+        let mut seen = Seen { strays: Some(vec![]), ..Seen::default() };
+        let said = |seen: &Seen, type_| condition(&node(&Belongs::Here, seen, None, 1), type_);
+        assert_eq!(said(&seen, ConditionType::StateKept).1, "Unknown");
+        seen.state = Some(vec![]);
+        assert_eq!(said(&seen, ConditionType::StateKept).0, "True");
+        seen.state = Some((0..10).map(|n| format!("{n}/owner.json: write it")).collect());
+        let (status, reason, message) = said(&seen, ConditionType::StateKept);
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "StateNotKept"));
+        assert!(message.contains("7/owner.json: write it | and 2 more"), "{message}");
+        assert_eq!(said(&seen, ConditionType::Ready).0, "True", "the others can come all the same");
+        seen.unwritable = Some("writing x: No space left; make room".into());
+        for type_ in [ConditionType::StateKept, ConditionType::Ready] {
+            let (status, reason, message) = said(&seen, type_);
+            assert_eq!((status.as_str(), reason.as_str()), ("False", "StateNotKept"));
+            assert!(message.contains("make room"), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_is_off_is_told_with_the_word_that_removes_it() {
+        let mut off = stray(0, 1);
+        off.standing = StrayStanding::Inactive;
+        let seen = Seen { strays: Some(vec![off, stray(1, 1)]), ..Seen::default() };
+        let status = node(&Belongs::Here, &seen, None, 1);
+        assert_eq!(status::faults(&status), Vec::<String>::new());
+        let (_, _, message) = condition(&status, ConditionType::StraysCleared);
+        for part in
+            ["000000000000 of 2-00000002, Inactive", "spec.strays", "those that are Inactive do not run"]
+        {
+            assert!(message.contains(part), "{part}: {message}");
+        }
+    }
+
+    #[test]
     fn leftovers_are_listed_and_each_word_is_answered() {
         let leftover = |n: i64| Leftover {
             name: format!("{UID}.{n}"),
@@ -435,6 +535,12 @@ mod tests {
         assert_eq!((status.leftovers.len(), status.more_leftovers), (64, Some(1)));
         assert_eq!(status::faults(&status), Vec::<String>::new());
         assert_eq!(condition(&status, ConditionType::LeftoversHandled).0, "True");
+        seen.unerased = Some("erasing x: busy".into());
+        let (status, reason, message) =
+            condition(&node(&Belongs::Here, &seen, None, 1), ConditionType::LeftoversHandled);
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "NotErased"));
+        assert_eq!(message, "b: no such leftover is here; erasing x: busy");
+        seen.unerased = None;
         seen.leftovers_said.push((true, "a: it runs".into()));
         let (status, reason, message) =
             condition(&node(&Belongs::Here, &seen, None, 1), ConditionType::LeftoversHandled);

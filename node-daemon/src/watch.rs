@@ -17,7 +17,7 @@ use kube::{
     runtime::{
         Controller, WatchStreamExt,
         controller::{Action, Config},
-        reflector::{ObjectRef, Store, store},
+        reflector::{ObjectRef, store},
         watcher::{self, Event},
     },
 };
@@ -33,6 +33,7 @@ use crate::{
     lease::Restored,
     metrics::Metrics,
     orphans::Watched,
+    templates::Templates,
 };
 
 /// Desktops worked on at once. libvirt works on a handful of calls at a time; the others wait for files
@@ -86,6 +87,18 @@ impl Index {
         self.lock().desktops.get(&uid).cloned()
     }
 
+    /// The desktops that have a round for this.
+    fn touched(&self, event: &HypervisorEvent) -> Vec<ObjectRef<Desktop>> {
+        match event {
+            HypervisorEvent::Domain(event) if is_news(event.kind) => {
+                self.desktop(event.uuid).into_iter().collect()
+            }
+            HypervisorEvent::Domain(_) => vec![],
+            // All say the same at once, and are looked at again when it is back.
+            HypervisorEvent::Closed { .. } | HypervisorEvent::Resync => self.all(),
+        }
+    }
+
     fn all(&self) -> Vec<ObjectRef<Desktop>> {
         self.lock().desktops.values().cloned().collect()
     }
@@ -101,7 +114,7 @@ fn uid(desktop: &Desktop) -> Option<Uuid> {
 
 struct Context {
     desktops: Arc<Desktops>,
-    templates: Store<DesktopTemplate>,
+    templates: Templates,
 }
 
 /// Runs until `stop`. What runs then goes on running.
@@ -117,19 +130,32 @@ pub async fn run(
 ) {
     let hint = Arc::clone(desktops.hint());
     let node = desktops.node().name.clone();
-    let (templates, template_writer) = store();
+    let templates = Templates::new(client.clone());
     // They come from tenants and may be large: not many at a time.
     let all = watcher::Config::default().page_size(64);
     let template_events = understood::<DesktopTemplate>(Api::all(client.clone()), all, restored.clone());
-    let templates_followed = template_events.reflect(template_writer).for_each(|_| future::ready(()));
+    let templates_followed = template_events.for_each(|event| {
+        if let Ok(event) = event {
+            templates.hear(event);
+        }
+        future::ready(())
+    });
     let index = Index::default();
     let (store, writer) = store();
     let config = watcher::Config::default().fields(&format!("status.allocation.node={node}"));
     let events = understood::<Desktop>(Api::all(client), config, restored).inspect({
         let (index, desktops, hint) = (index.clone(), Arc::clone(&desktops), Arc::clone(&hint));
+        let templates = templates.clone();
         move |event| {
             let Ok(event) = event else { return };
-            for uid in index.note(event) {
+            if let Event::Apply(desktop) | Event::InitApply(desktop) = event
+                && let Some(uid) = uid(desktop)
+            {
+                templates.name(uid, desktop);
+            }
+            let gone = index.note(event);
+            templates.forget(&gone);
+            for uid in gone {
                 desktops.forget(uid);
                 hint.notify_one();
             }
@@ -150,11 +176,6 @@ pub async fn run(
             async move { stop.cancelled().await }
         });
     let ready = async {
-        // Without templates every desktop would seem to lack its own.
-        tokio::select! {
-            _ = templates.wait_until_ready() => {}
-            () = stop.cancelled() => return,
-        }
         let rounds = controller.run(round, |_, _, _| Action::requeue(RETRY), context);
         let filled = async {
             let _ = store.wait_until_ready().await;
@@ -167,14 +188,17 @@ pub async fn run(
             }
             future::ready(())
         });
-        // The store of a watch that never began is never filled.
-        let filled = async {
+        // The store of a watch that never began is never filled, and rounds that never began do not end.
+        let never_begun = async {
             tokio::select! {
-                () = filled => {}
+                _ = store.wait_until_ready() => future::pending().await,
                 () = stop.cancelled() => {}
             }
         };
-        tokio::join!(filled, rounds);
+        tokio::select! {
+            _ = future::join(filled, rounds) => {}
+            () = never_begun => {}
+        }
     };
     tokio::select! {
         () = templates_followed => {}
@@ -188,9 +212,16 @@ async fn round(desktop: Arc<Desktop>, context: Arc<Context>) -> Result<Action, k
         desktop = format!("{}/{}", desktop.namespace().unwrap_or_default(), desktop.name_any()),
         node = context.desktops.node().name,
     );
-    let name = ObjectRef::new(&desktop.spec.template_ref.name);
-    let template = context.templates.get(&name.within(&desktop.namespace().unwrap_or_default()));
     let Some(uid) = uid(&desktop) else { return Ok(Action::await_change()) };
+    let namespace = desktop.namespace().unwrap_or_default();
+    let template = match context.templates.get(&namespace, &desktop.spec.template_ref.name).await {
+        Ok(template) => template,
+        // It tells how long a guest has, and whether it is started again: without it nothing is done.
+        Err(error) => {
+            span.in_scope(|| tracing::warn!(%error, "it is looked at when its template is known"));
+            return Ok(Action::requeue(RETRY));
+        }
+    };
     let work = {
         let desktops = Arc::clone(&context.desktops);
         async move { desktops.round(&desktop, template).await }.instrument(span.clone())
@@ -211,19 +242,20 @@ fn happenings(
     let events = desktops.node().hypervisor.events().into_stream();
     let (changed, desktops) = (Arc::clone(desktops.changed()), Arc::clone(desktops));
     events.flat_map(move |event| {
-        let touched = match event {
-            HypervisorEvent::Domain(event) if is_news(event.kind) => {
-                changed.notify_one();
-                let desktop = index.desktop(event.uuid);
-                if desktop.is_none() || desktops.is_stray(event.uuid) {
-                    hint.notify_one();
-                }
-                desktop.into_iter().collect()
+        if let HypervisorEvent::Domain(event) = &event
+            && index.desktop(event.uuid).is_some()
+        {
+            desktops.note_end(event.uuid, event.kind);
+        }
+        if let HypervisorEvent::Domain(event) = &event
+            && is_news(event.kind)
+        {
+            changed.notify_one();
+            if index.desktop(event.uuid).is_none() || desktops.is_stray(event.uuid) {
+                hint.notify_one();
             }
-            HypervisorEvent::Domain(_) | HypervisorEvent::Closed { .. } => vec![],
-            HypervisorEvent::Resync => index.all(),
-        };
-        stream::iter(touched)
+        }
+        stream::iter(index.touched(&event))
     })
 }
 
@@ -305,6 +337,10 @@ mod tests {
         assert!(index.note(&Event::Delete(desktop(3))).is_empty());
         assert_eq!(listed(&[2]), [Uuid::from_u128(1)]);
         assert_eq!(index.all().len(), 1);
+        // A libvirt that is gone, or back, is news for each.
+        for event in [HypervisorEvent::Closed { reason: "x".into() }, HypervisorEvent::Resync] {
+            assert_eq!(index.touched(&event).len(), 1, "{event:?}");
+        }
         assert!(index.desktop(Uuid::from_u128(2)).is_some());
     }
 }

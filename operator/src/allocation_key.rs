@@ -24,10 +24,15 @@ const ENTRY: &str = "key";
 const BYTES: usize = 32;
 /// Between attempts to read it.
 const AGAIN: Duration = Duration::from_secs(2);
+/// Between looks whether it is still there.
+const LOOK_EVERY: Duration = Duration::from_mins(5);
 
 /// The key.
 #[derive(Debug)]
 pub struct AllocationKey(hmac::Key);
+
+/// What keeps the Secret: without it the operator that leads next knows no decision of before.
+pub struct Keeper(Vec<u8>);
 
 /// Why there is no key.
 #[derive(Debug, Error)]
@@ -81,10 +86,10 @@ impl AllocationKey {
     }
 
     /// The key of this cluster. Without it nothing can be decided: it is asked for until it is there.
-    pub async fn of_cluster(client: &Client, namespace: &str) -> Self {
+    pub async fn of_cluster(client: &Client, namespace: &str) -> (Self, Keeper) {
         loop {
-            match read_or_make(&Api::namespaced(client.clone(), namespace)).await {
-                Ok(key) => return key,
+            match read_or_make(&Api::namespaced(client.clone(), namespace), new_bytes).await {
+                Ok(bytes) => return (Self::new(&bytes), Keeper(bytes)),
                 Err(error) => tracing::error!(
                     "Secret {namespace}/{SECRET}, without which nothing is decided, cannot be read or made: {error}; trying again"
                 ),
@@ -94,10 +99,34 @@ impl AllocationKey {
     }
 }
 
-async fn read_or_make(secrets: &Api<Secret>) -> Result<AllocationKey, KeyError> {
+impl Keeper {
+    /// Makes the Secret again whenever somebody has deleted it. Runs until dropped.
+    pub async fn keep(self, client: Client, namespace: String) {
+        let secrets = Api::namespaced(client, &namespace);
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            match read_or_make(&secrets, || Ok(self.0.clone())).await {
+                Ok(bytes) if bytes == self.0 => {}
+                Ok(_) => tracing::error!(
+                    "Secret {namespace}/{SECRET} has another key than the one by which this operator decides: what runs is \
+                     not known to the next operator as decided, should its status be lost; put the old one back"
+                ),
+                Err(error) => {
+                    tracing::warn!("Secret {namespace}/{SECRET} cannot be read or made again: {error}");
+                }
+            }
+        }
+    }
+}
+
+/// The key in the Secret; where that is not there, it is made of `bytes`.
+async fn read_or_make(
+    secrets: &Api<Secret>,
+    bytes: impl FnOnce() -> Result<Vec<u8>, KeyError>,
+) -> Result<Vec<u8>, KeyError> {
     let secret = match secrets.get_opt(SECRET).await.map_err(Box::new)? {
         Some(secret) => secret,
-        None => match secrets.create(&PostParams::default(), &new_secret()?).await {
+        None => match secrets.create(&PostParams::default(), &secret_of(bytes()?)).await {
             Ok(secret) => secret,
             // Another operator was first.
             Err(kube::Error::Api(status)) if status.code == 409 => {
@@ -107,21 +136,22 @@ async fn read_or_make(secrets: &Api<Secret>) -> Result<AllocationKey, KeyError> 
         },
     };
     let bytes = secret.data.unwrap_or_default().remove(ENTRY).unwrap_or_default().0;
-    if bytes.len() != BYTES {
-        return Err(KeyError::Length(bytes.len()));
-    }
-    Ok(AllocationKey::new(&bytes))
+    if bytes.len() == BYTES { Ok(bytes) } else { Err(KeyError::Length(bytes.len())) }
 }
 
-fn new_secret() -> Result<Secret, KeyError> {
+fn new_bytes() -> Result<Vec<u8>, KeyError> {
     let mut bytes = vec![0; BYTES];
     SystemRandom::new().fill(&mut bytes).map_err(|_| KeyError::Random)?;
-    Ok(Secret {
+    Ok(bytes)
+}
+
+fn secret_of(bytes: Vec<u8>) -> Secret {
+    Secret {
         metadata: ObjectMeta { name: Some(SECRET.to_owned()), ..ObjectMeta::default() },
         data: Some(BTreeMap::from([(ENTRY.to_owned(), ByteString(bytes))])),
         immutable: Some(true),
         ..Secret::default()
-    })
+    }
 }
 
 #[cfg(test)]
@@ -163,5 +193,31 @@ mod tests {
         ] {
             assert!(!key.is_authentic("u", &other), "{other:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_secret_that_is_deleted_is_made_again_of_the_same_key() {
+        use http::{Request, Response};
+        use kube::client::Body;
+        let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let keeper = Keeper(vec![7; BYTES]);
+        let keeping =
+            tokio::spawn(keeper.keep(Client::new(service, "gpudesk-system"), "gpudesk-system".into()));
+        let answer = |code: u16, body: serde_json::Value| {
+            Response::builder().status(code).body(Body::from(body.to_string().into_bytes())).unwrap()
+        };
+        let (request, send) = handle.next_request().await.unwrap();
+        assert_eq!(request.method(), "GET");
+        send.send_response(answer(
+            404,
+            json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404, "reason": "NotFound"}),
+        ));
+        let (request, send) = handle.next_request().await.unwrap();
+        assert_eq!(request.method(), "POST");
+        let made: serde_json::Value =
+            serde_json::from_slice(&request.into_body().collect_bytes().await.unwrap()).unwrap();
+        assert_eq!(made["data"]["key"], format!("{}Bwc=", "BwcH".repeat(10)));
+        send.send_response(answer(201, made));
+        keeping.abort();
     }
 }

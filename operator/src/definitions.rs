@@ -52,6 +52,11 @@ pub async fn wait(client: &Client, metrics: &Metrics) {
     }
 }
 
+/// Whether something is known to lack that this version needs.
+pub async fn lack(client: &Client) -> bool {
+    matches!(served(client).await, Ok(served) if !lacks(&served).is_empty())
+}
+
 /// What the API server says of the four kinds; nothing where it knows none.
 async fn served(client: &Client) -> kube::Result<Value> {
     let request = http::Request::get(format!("/openapi/v3/apis/{GROUP}/{VERSION}")).body(vec![]);

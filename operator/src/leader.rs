@@ -105,7 +105,7 @@ pub enum Lost {
     /// watched since before is never told what comes after.
     #[error(
         "the API server has gone back to an earlier state, as after a restore of its store from a backup \
-         (resourceVersion {now} of the leader lease comes after {before}): everything is to be read anew"
+         (resourceVersion {now} of the leader lease was read after {before}, and is of before): everything is to be read anew"
     )]
     Restored {
         /// The version of the lease before.
@@ -264,6 +264,9 @@ impl Candidate {
         match api.get_opt(&self.name).await {
             Ok(Some(now)) if term(&now, 0) == term(&taken.lease, 0) && holder(&now) == self.identity => {
                 went_back(&taken.lease, &now)?;
+                if is_from_before(&taken.lease, &now) {
+                    return Err(Some(restored(&taken.lease, &now)));
+                }
                 taken.lease = now;
                 Err(None)
             }
@@ -366,11 +369,24 @@ impl Candidate {
 
 /// Whether the API server went back to an earlier state: versions of a lease are numbers that grow.
 fn went_back(before: &Lease, now: &Lease) -> Result<(), Option<Lost>> {
-    let version = |lease: &Lease| lease.metadata.resource_version.clone().unwrap_or_default();
-    let (before, now) = (version(before), version(now));
-    let lower =
-        before.parse::<u64>().ok().zip(now.parse::<u64>().ok()).is_some_and(|(before, now)| now < before);
-    if lower { Err(Some(Lost::Restored { before, now })) } else { Ok(()) }
+    let lower = version(before).parse::<u64>().ok().zip(version(now).parse::<u64>().ok());
+    let lower = lower.is_some_and(|(before, now)| now < before);
+    if lower { Err(Some(restored(before, now))) } else { Ok(()) }
+}
+
+/// Whether it did where the restore moved versions on: the lease that is there, and that nobody else has written, was
+/// renewed before we last did.
+fn is_from_before(before: &Lease, now: &Lease) -> bool {
+    let renewed = |lease: &Lease| lease.spec.as_ref()?.renew_time.clone();
+    renewed(now) < renewed(before)
+}
+
+fn restored(before: &Lease, now: &Lease) -> Lost {
+    Lost::Restored { before: version(before), now: version(now) }
+}
+
+fn version(lease: &Lease) -> String {
+    lease.metadata.resource_version.clone().unwrap_or_default()
 }
 
 /// The lease as it is renewed.

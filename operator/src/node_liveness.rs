@@ -19,6 +19,8 @@ use k8s_openapi::{
 const PREFIX: &str = "gpudesk-node-";
 /// Duration of a lease that does not say.
 const DEFAULT_SECONDS: i32 = 180;
+/// Longer than a daemon that lives takes to renew its lease, whatever it says of its duration.
+const PATIENCE: Duration = Duration::from_secs(90);
 /// The longest duration of a lease that counts; what a daemon says beyond is cut.
 const LONGEST: Duration = Duration::from_mins(10);
 
@@ -38,12 +40,18 @@ struct Beat {
     seen_at: Instant,
     /// Renewals to be seen before this node has told what it knows now.
     awaited: u8,
+    /// The lease was deleted: what was seen of it counts for as long as it would have.
+    gone: bool,
 }
 
 impl Beat {
     /// More than a daemon that lives takes to renew its lease.
     fn patience(&self) -> Duration {
-        self.duration / 2
+        PATIENCE.min(self.duration / 2)
+    }
+
+    fn is_in_time(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.seen_at) <= self.duration
     }
 
     fn is_awaited(&self, now: Instant) -> bool {
@@ -132,7 +140,8 @@ impl Liveness {
             Some(beat) => (now, beat.awaited.saturating_sub(1)),
             None => (now, 0),
         };
-        self.leases.insert(node.to_owned(), Beat { renewed: spec.renew_time, duration, seen_at, awaited });
+        let beat = Beat { renewed: spec.renew_time, duration, seen_at, awaited, gone: false };
+        self.leases.insert(node.to_owned(), beat);
     }
 
     /// A lease was there when the operator began, at `now` and, by its clock, at `time`. Where that was not renewed
@@ -147,8 +156,8 @@ impl Liveness {
         }
     }
 
-    /// The nodes of which it is not known yet whether what the API has of them is of now. Those that miss a heartbeat, or
-    /// were silent before, are not waited for.
+    /// The nodes of which it is not known yet whether what the API has of them is of now. Those that miss a heartbeat
+    /// are not waited for, and those that were silent before only once they are heard.
     pub fn unproven(&self, now: Instant) -> Option<Unproven> {
         let awaited = self.nodes.keys().filter(|node| self.is_alive(node, now));
         let awaited = awaited.filter_map(|node| Some((node, self.leases.get(node)?)));
@@ -157,10 +166,30 @@ impl Liveness {
         Some(Unproven { node: all.first()?.0.clone(), count: all.len(), until })
     }
 
-    /// A lease is gone.
+    /// Whether a node may yet be heard that is to be waited for then.
+    pub fn may_be_unproven(&self, now: Instant) -> bool {
+        self.nodes.keys().filter_map(|node| self.leases.get(node)).any(|beat| beat.is_awaited(now))
+    }
+
+    /// A lease is gone. Somebody deleted it: its daemon makes it again at its next heartbeat, and is silent when it does
+    /// not.
     pub fn gone(&mut self, lease: &Lease) {
-        if let Some(node) = node_of(lease) {
-            self.leases.remove(node);
+        if let Some(beat) = node_of(lease).and_then(|node| self.leases.get_mut(node)) {
+            beat.gone = true;
+        }
+    }
+
+    /// Forgets leases that are gone and would be over.
+    pub fn forget_old(&mut self, now: Instant) {
+        self.leases.retain(|_, beat| !beat.gone || beat.is_in_time(now));
+    }
+
+    /// The lease of a node is over.
+    #[cfg(test)]
+    pub fn let_lapse(&mut self, node: &str) {
+        if let Some(beat) = self.leases.get_mut(node) {
+            beat.duration = Duration::ZERO;
+            beat.seen_at = beat.seen_at.checked_sub(Duration::from_millis(1)).unwrap_or(beat.seen_at);
         }
     }
 
@@ -183,8 +212,8 @@ impl Liveness {
 
     /// Whether a node's lease was renewed within its duration.
     pub fn is_alive(&self, node: &str, now: Instant) -> bool {
-        let in_time = |beat: &Beat| now.saturating_duration_since(beat.seen_at) <= beat.duration;
-        self.leases.get(node).is_some_and(in_time) && !self.nodes.get(node).copied().unwrap_or(false)
+        let beat = self.leases.get(node);
+        beat.is_some_and(|beat| beat.is_in_time(now)) && !self.nodes.get(node).copied().unwrap_or(false)
     }
 
     /// Those of `nodes` that have no lease, or one that was not renewed within its duration, or were
@@ -226,7 +255,12 @@ mod tests {
         liveness.seen(&lease("a", 6), after(181));
         assert_eq!(silent(&liveness, after(182)), 0);
         liveness.gone(&lease("a", 6));
-        assert_eq!(silent(&liveness, after(182)), 1);
+        assert_eq!(silent(&liveness, after(182)), 0, "that somebody deletes it says nothing of its daemon");
+        assert_eq!(silent(&liveness, after(362)), 1);
+        liveness.forget_old(after(361));
+        assert!(liveness.heard("a", true).last.is_some());
+        liveness.forget_old(after(362));
+        assert_eq!(liveness.heard("a", true).last, None);
         assert_eq!(liveness.silent(["b"].into_iter(), start).len(), 1, "no lease was ever seen");
     }
 
@@ -262,6 +296,24 @@ mod tests {
         liveness.node_seen(&node(Some("False")));
         liveness.listed(&lease("a", 1000), start, Timestamp::from_second(5000).unwrap());
         assert_eq!(liveness.unproven(start), None, "it was silent before");
+        assert!(liveness.may_be_unproven(after(90)), "and may be heard yet");
+        assert!(!liveness.may_be_unproven(after(91)));
+        liveness.seen(&lease("a", 6000), after(60));
+        assert!(liveness.unproven(after(60)).is_some(), "as it is now, and has not reported yet");
+        liveness.seen(&lease("a", 6060), after(120));
+        assert_eq!((liveness.unproven(after(120)), liveness.may_be_unproven(after(120))), (None, false));
+        let mut long = lease("b", 1000);
+        long.spec.as_mut().unwrap().lease_duration_seconds = Some(600);
+        let mut liveness = Liveness::default();
+        liveness.node_seen(
+            &serde_json::from_value(serde_json::json!({"metadata": {"name": "b"}, "spec": {}})).unwrap(),
+        );
+        liveness.listed(&long, start, Timestamp::from_second(5000).unwrap());
+        assert_eq!(
+            liveness.unproven(start).map(|unproven| unproven.until),
+            Some(after(90)),
+            "whatever it says"
+        );
     }
 
     fn node(heard: Option<&str>) -> GpuNode {

@@ -19,8 +19,11 @@ use std::time::{Duration, Instant};
 
 use crate::placement::request::{Demand, DesktopKey, Request};
 
-/// Least time between two messages of one desktop that differ only in their counts.
+/// Least time between two messages of one desktop that differ only in their counts, and the same for each that waits:
+/// what two thousand of them may write is little beside what is to start.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
+const SAY_AGAIN_EACH: Duration = Duration::from_millis(100);
+const SAY_AGAIN_MOST: Duration = Duration::from_mins(5);
 /// How often a walk begins again when something is freed during it; then it is ended first, so that the
 /// last have their turn, too.
 const BEGINS_AGAIN: u32 = 4;
@@ -59,6 +62,8 @@ pub struct Queue<T> {
     given: BTreeMap<DesktopKey, T>,
     /// For whom room is kept.
     favoured: Option<Rank>,
+    /// Nobody is to be looked at before.
+    looked_over: Option<Instant>,
 }
 
 /// Of requests that are alike in this, none finds room where one did not.
@@ -94,6 +99,7 @@ impl<T> Default for Queue<T> {
             hopeless: HashMap::new(),
             given: BTreeMap::new(),
             favoured: None,
+            looked_over: None,
         }
     }
 }
@@ -259,8 +265,14 @@ impl<T> Queue<T> {
     /// Those of whom it was not found out since `freed` why they wait, in their order, at most so many and none sooner
     /// than it may change its message; they count as looked at. And whether there are more.
     pub fn to_look_at(&mut self, freed: Instant, now: Instant, most: usize) -> (Vec<DesktopKey>, bool) {
-        let Self { order, waiting, .. } = self;
+        if self.looked_over.is_some_and(|until| now < until) {
+            return (vec![], true);
+        }
+        let again = self.say_again();
+        let Self { order, waiting, looked_over, .. } = self;
         let (mut found, mut more) = (vec![], false);
+        *looked_over = None;
+        let mut first: Option<Instant> = None;
         for rank in order.iter() {
             let Some(entry) = waiting.get_mut(&rank.key).filter(|entry| entry.looked_at < freed) else {
                 continue;
@@ -268,13 +280,16 @@ impl<T> Queue<T> {
             if found.len() == most {
                 return (found, true);
             }
-            if now.saturating_duration_since(entry.looked_at) < SAY_AGAIN {
+            if now.saturating_duration_since(entry.looked_at) < again {
                 more = true;
+                let due = entry.looked_at + again;
+                first = Some(first.map_or(due, |first| first.min(due)));
                 continue;
             }
             entry.looked_at = now;
             found.push(rank.key.clone());
         }
+        *looked_over = first.filter(|_| found.is_empty());
         (found, more)
     }
 
@@ -293,7 +308,13 @@ impl<T> Queue<T> {
     /// The same, without counting as having said it.
     fn rest(&self, key: &DesktopKey, now: Instant) -> Duration {
         let said_at = self.waiting.get(key).and_then(|entry| entry.said_at);
-        said_at.map_or(Duration::ZERO, |at| SAY_AGAIN.saturating_sub(now.saturating_duration_since(at)))
+        said_at
+            .map_or(Duration::ZERO, |at| self.say_again().saturating_sub(now.saturating_duration_since(at)))
+    }
+
+    fn say_again(&self) -> Duration {
+        let all = u32::try_from(self.waiting.len()).unwrap_or(u32::MAX);
+        SAY_AGAIN_EACH.saturating_mul(all).clamp(SAY_AGAIN, SAY_AGAIN_MOST)
     }
 }
 

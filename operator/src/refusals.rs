@@ -110,6 +110,27 @@ impl Refusals {
         true
     }
 
+    /// A node is gone, with all that it said: that is news for the desktops that waited for some.
+    pub fn node_gone(&mut self, node: &str, now: Instant) -> Vec<DesktopKey> {
+        self.nodes.remove(node);
+        self.end_waits(node, now)
+    }
+
+    fn end_waits(&mut self, node: &str, now: Instant) -> Vec<DesktopKey> {
+        let waited = self.desktops.iter_mut().filter(|(_, refused)| refused.by.contains(node));
+        waited
+            .map(|(desktop, refused)| {
+                refused.until = now;
+                desktop.clone()
+            })
+            .collect()
+    }
+
+    /// Only these desktops are there.
+    pub fn retain(&mut self, there: impl Fn(&DesktopKey) -> bool) {
+        self.desktops.retain(|desktop, _| there(desktop));
+    }
+
     /// A desktop runs, or is gone.
     pub fn forget(&mut self, desktop: &DesktopKey) {
         self.desktops.remove(desktop);
@@ -136,13 +157,7 @@ impl Refusals {
         if left.len() == before {
             return vec![];
         }
-        let waited = self.desktops.iter_mut().filter(|(_, refused)| refused.by.contains(name));
-        waited
-            .map(|(desktop, refused)| {
-                refused.until = now;
-                desktop.clone()
-            })
-            .collect()
+        self.end_waits(name, now)
     }
 
     /// What a node offers, less what it refused; the node as it is when there is nothing to leave out.
@@ -168,7 +183,13 @@ impl Refusals {
     }
 
     /// Nodes that are to offer again what was left out for long enough.
-    pub fn over(&self, now: Instant) -> Vec<String> {
+    ///
+    /// What was offered again for so long that another refusal would be a first one is forgotten.
+    pub fn over(&mut self, now: Instant) -> Vec<String> {
+        self.nodes.retain(|_, left| {
+            left.retain(|_, left| left.out || now < left.until + LONGEST);
+            !left.is_empty()
+        });
         let over = |left: &BTreeMap<_, Left>| left.values().any(|left| left.out && left.until <= now);
         self.nodes.iter().filter(|(_, left)| over(left)).map(|(node, _)| node.clone()).collect()
     }
@@ -246,6 +267,15 @@ mod tests {
             "the second time it is left out longer"
         );
         assert!(refusals.offer(&node("p"), now + FIRST * 3).is_none());
+        refusals.over(now + FIRST * 2 + LONGEST);
+        assert_eq!(refusals.nodes.len(), 1, "one more would be the third");
+        refusals.over(now + FIRST * 3 + LONGEST);
+        assert!(refusals.nodes.is_empty(), "and now the first");
+        refusals.note(&key, id(4), "n", Some(&node("p")), &card, now);
+        assert!(refusals.node_gone("n", now).contains(&key));
+        assert!(refusals.offer(&node("p"), now).is_none());
+        refusals.retain(|_| false);
+        assert!(refusals.desktops.is_empty());
     }
 
     #[test]

@@ -103,7 +103,7 @@ pub async fn run(
         identity: settings.identity.clone(),
         duration: settings.lease_duration,
     };
-    let client = Client::try_from(config.clone()).map_err(Box::new)?;
+    let client = gpudesk_watch::client(&config).map_err(Box::new)?;
     tokio::select! {
         () = definitions::wait(&client, &metrics) => {}
         () = stop.cancelled() => return Ok(()),
@@ -172,6 +172,14 @@ async fn work(
         }
         "watch of the term"
     });
+    // Who stood by for long may find them taken back meanwhile: the lease is given back, and another may lead.
+    let client = gpudesk_watch::client(&config).map_err(Box::new)?;
+    if definitions::lack(&client).await {
+        tracing::error!(
+            "the definitions in the API were taken back to older ones than this operator needs: it ends"
+        );
+        return Ok(End::Whole);
+    }
     // Nothing is listed before what is listed can no longer change behind our back.
     tokio::select! {
         fenced = candidate.fenced(connect, &leadership) => if !fenced {
@@ -182,15 +190,19 @@ async fn work(
         },
         () = stop.cancelled() => return Ok(End::Whole),
     }
-    let client = Client::try_from(config.clone()).map_err(Box::new)?;
     let Leadership { term, before: _, deadline, doubted, stale: _told } = leadership;
     let write_client = write_client(config, settings.writes_per_second, &DeadlineLayer(deadline))?;
     let writer = Writer::new(write_client, metrics.clone(), term, doubted);
     let reading = writer.client();
-    let key = tokio::select! {
+    let (key, keeper) = tokio::select! {
         key = AllocationKey::of_cluster(&reading, &settings.namespace) => key,
         () = stop.cancelled() => return Ok(End::Whole),
     };
+    let keeping = keeper.keep(reading, settings.namespace.clone());
+    tasks.spawn(async move {
+        keeping.await;
+        "keeper of the allocation key"
+    });
     let (queue, access_events) = unbounded();
     let secrets = Arc::new(SecretAccess::new(writer.clone(), &settings.namespace, queue.clone()));
     let (world, refs, leases) = start_watches(&client, &settings, &metrics, key, queue, &mut tasks);
@@ -207,6 +219,8 @@ async fn work(
             stores.profiles.wait_until_ready(),
             stores.nodes.wait_until_ready(),
             leases.wait_until_ready(),
+            // The stores are ready a moment before the world has heard of it.
+            world.nodes_known(),
         );
         for mut granted in granted {
             let _ = granted.wait_for(|listed| *listed).await;
@@ -474,6 +488,7 @@ fn write_client(
     deadline: &DeadlineLayer,
 ) -> Result<Client, Error> {
     config.read_timeout = Some(Duration::from_secs(30));
+    config.reset_reader_on_write = true;
     let per_second = u64::from(per_second.get());
     let builder = ClientBuilder::try_from(config).map_err(Box::new)?;
     let limit = RateLimitLayer::new(per_second, Duration::from_secs(1));

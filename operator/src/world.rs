@@ -73,6 +73,10 @@ pub struct World {
     freed: Notify,
     ask: Notify,
     counted: Notify,
+    /// Whoever was to have a turn has not, for the lock was held for long enough.
+    turns: Notify,
+    /// All nodes, or all leases, are known.
+    listed: Notify,
     /// For whom room is kept: for whoever has waited so long.
     keep_after: Option<Duration>,
     /// How long the lock is held for those whose turn it is, before others may have it.
@@ -110,6 +114,8 @@ struct Cluster {
     odd_nodes: BTreeSet<String>,
     /// Desktops that hold something that cannot be read, and on which node, where that can be.
     unclear: BTreeMap<DesktopKey, Option<String>>,
+    /// When what is gone was forgotten last.
+    forgotten_at: Option<Instant>,
     /// Desktops of silent nodes of which that was said.
     told: BTreeMap<String, BTreeSet<DesktopKey>>,
 }
@@ -144,6 +150,8 @@ impl World {
             freed: Notify::new(),
             ask: Notify::new(),
             counted: Notify::new(),
+            turns: Notify::new(),
+            listed: Notify::new(),
             keep_after: None,
             at_once: Duration::from_millis(2),
         }
@@ -172,6 +180,14 @@ impl World {
         }
         if change.any {
             self.counted.notify_one();
+        }
+    }
+
+    /// Waits until all nodes and their leases are known: nothing is decided before. For one who waits.
+    pub async fn nodes_known(&self) {
+        let known = |cluster: &Cluster| cluster.nodes_known && cluster.leases_known;
+        while !known(&self.lock()) {
+            self.listed.notified().await;
         }
     }
 

@@ -94,7 +94,7 @@ pub struct GpuNodeStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub allocated: Vec<TypeCount>,
 
-    /// Machines that run here and are not those of allocations to this node, keyed by the UID of the
+    /// Machines that run or are defined here and are not those of allocations to this node, keyed by the UID of the
     /// Desktop that each was made for. What they hold counts as taken.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
@@ -131,7 +131,7 @@ pub struct GpuNodeStatus {
     /// `Ready`, `HypervisorReady`, `KvmUsable`, `GuestNetworkFiltered`, `TopologyComplete`, `DevicesHealthy`,
     /// `LayoutApplied`, `IommuEnabled`, `IommuIsolating`, `VfioReady`, `BarsAssigned`, `SriovEnabled`,
     /// `HugepagesReserved`, `VgpuHostReady`, `FabricReady`, `AccessGranted`, `DiscoveryHookReady`, and of the
-    /// running daemon `StraysCleared`, `LeftoversHandled`, `RemovalAllowed`, `SpecKept`.
+    /// running daemon `StraysCleared`, `LeftoversHandled`, `RemovalAllowed`, `SpecKept`, `StateKept`.
     /// Each False says the cause and the fix in one sentence; what does not apply to this machine is
     /// True with the reason `NotNeeded`. The operator adds `DaemonHeard`: False when the daemon does not
     /// renew its lease, and then the others are what it said last.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Allocation;
 
-/// A machine that runs on this node and is not that of an allocation which holds here.
+/// A machine that is on this node, running or only defined, and is not that of an allocation which holds here.
 ///
 /// What it holds counts as taken. One without `allocation` holds nobody knows what: the node takes no
 /// new desktops until it has ended.
@@ -43,6 +43,9 @@ pub enum StrayStanding {
     Unallocated,
     /// There is no such Desktop: it is left running.
     NoDesktop,
+    /// It does not run, libvirt knows it still, and it is of no Desktop or of another decision. It may be started
+    /// on the host at any time, so what it was given counts as taken.
+    Inactive,
     /// What the API says of it, or what it says of itself, is not understood: it is left running.
     #[serde(other)]
     Unclear,

@@ -19,9 +19,11 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
+mod client;
 mod trim;
 pub mod understood;
 
+pub use client::client;
 use understood::{Read, odd};
 
 /// What a watch tells for figures.
@@ -189,7 +191,7 @@ mod tests {
 
     fn good(name: &str, version: &str) -> Value {
         json!({"metadata": {"name": name, "namespace": "demo", "resourceVersion": version,
-                            "annotations": {"large": "yes", "gpudesk.dev/kept": "yes"},
+                            "annotations": {"large": "yes", "gpudesk.dev/restartedAt": "yes"},
                             "managedFields": [{"manager": "kubectl"}]},
                "spec": {"templateRef": {"name": "t"}}})
     }
@@ -266,7 +268,7 @@ mod tests {
         let kept = objects(&through)[0];
         assert!(kept.metadata.managed_fields.as_ref().is_none_or(Vec::is_empty));
         let annotations: Vec<&String> = kept.annotations().keys().collect();
-        assert_eq!(annotations, ["gpudesk.dev/kept"]);
+        assert_eq!(annotations, ["gpudesk.dev/restartedAt"]);
         assert!(through[1].is_err() && malformed == 0);
     }
 }

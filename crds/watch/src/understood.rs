@@ -11,11 +11,11 @@ use serde_path_to_error::{Path, Segment};
 
 /// What the watch puts on an odd object that it keeps: the fields that are not understood, one a line. No object
 /// of the API has it for us.
-const ODD: &str = "gpudesk.dev/not-understood";
+pub(crate) const ODD: &str = "gpudesk.dev/not-understood";
 /// The node that an odd Desktop names in its allocation.
-const NODE: &str = "gpudesk.dev/not-understood-node";
+pub(crate) const NODE: &str = "gpudesk.dev/not-understood-node";
 /// The node of an odd Desktop says that nothing of the decision that holds is left.
-const RELEASED: &str = "gpudesk.dev/not-understood-released";
+pub(crate) const RELEASED: &str = "gpudesk.dev/not-understood-released";
 /// Fields that are named one by one; after them whole parts of spec and status are left out.
 const MOST_FIELDS: usize = 32;
 /// Where a Desktop says what it holds, and the one part of it that takes nothing.

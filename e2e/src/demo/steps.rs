@@ -23,7 +23,7 @@ use crate::control_plane::ControlPlane;
 use crate::libvirt_host::LibvirtHost;
 use crate::processes::{Lifetime, Process};
 use crate::programs::{self, DaemonOptions};
-use crate::state::{StateDir, checkout};
+use crate::state::{StateDir, checkout, hash};
 use crate::waiting::eventually;
 
 /// Whose the fields are that the demo applies.
@@ -85,9 +85,8 @@ pub(super) async fn cluster(state: &Arc<StateDir>, progress: Progress) -> Result
 /// Group of this demo's guests, which names the tables that filter their network: another for each state
 /// folder, so that one demo that ends leaves the guests of the others filtered.
 fn group(state: &StateDir) -> Result<String> {
-    let name =
-        state.path().file_name().and_then(|name| name.to_str()).context("the state folder has a name")?;
-    let number = u32::from_str_radix(name, 16).with_context(|| format!("{name} is not 8 hex digits"))?;
+    let path = state.path().canonicalize().context("the state folder")?;
+    let number = hash(path.as_os_str().as_encoded_bytes());
     Ok((2_114_000_000 + number % 1_000_000_000).to_string())
 }
 
@@ -429,6 +428,11 @@ mod tests {
     fn each_demo_has_a_group_of_its_own_and_has_it_again() {
         let [one, other] = ["group-one", "group-other"].map(|name| StateDir::named(name).unwrap());
         let again = StateDir::named("group-one").unwrap();
+        // Of one checkout, in another GPUDESK_STATE_DIR.
+        let elsewhere = tempfile::tempdir().unwrap();
+        let third = StateDir::named_in(elsewhere.path(), "group-one").unwrap();
+        assert_eq!(third.path().file_name(), one.path().file_name());
+        assert_ne!(group(&third).unwrap(), group(&one).unwrap());
         assert_eq!(group(&one).unwrap(), group(&again).unwrap());
         assert_ne!(group(&one).unwrap(), group(&other).unwrap());
         for state in [one, other] {

@@ -13,7 +13,7 @@ use gpudesk_crds::{
 use gpudesk_node_daemon::desktop::{
     decide::{self as node, Action, DomainView, Observed, Rules},
     desired::{self, Wanted},
-    record::{Ended, RunRecord},
+    record::{End, Ended, RunRecord},
     status::{self, Guest, Machine, Report},
 };
 use gpudesk_operator::desktop::decide::{Around, Found, Presence, Step, decide, forgotten};
@@ -222,7 +222,7 @@ pub(crate) fn works(seen: &Seen) -> Does {
         let last_word = noted.or(said.map(|(_, said)| said));
         let start = Timestamp::UNIX_EPOCH;
         let record = seen.ended.then(|| RunRecord {
-            ended: Some(Ended { at: start, crashed: false, powered_off: false }),
+            ended: Some(Ended::new(start, End::ShutDown)),
             ..RunRecord::started(start, "boot", None)
         });
         let observed = Observed {
@@ -275,6 +275,7 @@ pub(crate) fn works(seen: &Seen) -> Does {
             gpus: &[],
             problem: None,
             held_back: None,
+            unkept: None,
             stays: node::stays(&observed, &rules),
             restart_policy: RestartPolicy::Never,
             boot: "boot",

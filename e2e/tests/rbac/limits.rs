@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use gpudesk_e2e::cluster::Cluster;
 use serde_json::{Value, json};
 
-use crate::ask::{Person, create, get, merge, namespaced, object, replace};
+use crate::ask::{Person, apply, create, get, merge, namespaced, object, replace};
 use crate::people::{give, knows};
 
 fn desktop(name: &str, parts: &Value) -> Value {
@@ -224,5 +224,49 @@ pub(crate) async fn sizes(cluster: Arc<Cluster>) -> Result<()> {
         let words = format!("metadata.{field} has 17 entries; at most 16");
         ensure!(said.as_ref().is_some_and(|(_, said)| said.contains(&words)), "{said:?}");
     }
-    Ok(())
+    let with = |field: &str, value: Value| {
+        let mut body = desktop("c", &json!({}));
+        body["metadata"][field] = value;
+        create(&desktops, body).dry()
+    };
+    let owner = |name: String| json!([{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": "u"}]);
+    let restart = |value: &str| json!({"gpudesk.dev/restartedAt": value});
+    admin.may(&with("ownerReferences", owner("n".repeat(1000)))).await?;
+    admin.may(&with("annotations", json!({"team.example/notes": "n".repeat(100_000)}))).await?;
+    admin.may(&with("annotations", restart("2026-01-31T08:00:00Z"))).await?;
+    for (field, value, words) in [
+        (
+            "ownerReferences",
+            owner("n".repeat(1_000_000)),
+            "metadata.ownerReferences has more than 1,024 characters",
+        ),
+        ("finalizers", json!([format!("example.com/{}", "f".repeat(400))]), "metadata.finalizers"),
+        (
+            "annotations",
+            json!({"gpudesk.dev/notes": "n".repeat(1025)}),
+            "gpudesk.dev/notes has more than 1,024",
+        ),
+        ("annotations", restart(&"n".repeat(129)), "takes at most 128 printable ASCII characters"),
+        ("annotations", restart("a\u{1}"), "takes at most 128 printable ASCII characters"),
+        ("annotations", restart("\u{7f}"), "takes at most 128 printable ASCII characters"),
+    ] {
+        let said = admin.try_ask(&with(field, value)).await?.err();
+        ensure!(said.as_ref().is_some_and(|(_, said)| said.contains(words)), "{words}: {said:?}");
+    }
+    // The API server bounds the managers that update, and not those that apply.
+    admin.may(&create(&desktops, desktop("d", &json!({})))).await?;
+    let managed = namespaced(&namespace, "desktops/d");
+    for number in 0..=64 {
+        let label = json!({"apiVersion": "gpudesk.dev/v1alpha1", "kind": "Desktop", "metadata": {"labels": {"x": "y"}}});
+        let mut ask = apply(&managed, label);
+        ask.path = ask.path.replace("fieldManager=trial", &format!("fieldManager=m-{number}"));
+        let said = admin.try_ask(&ask).await?.err();
+        // The first that wrote has an entry of its own, and so has the operator, where one runs.
+        ensure!(said.is_none() || number > 56, "manager {number}: {said:?}");
+        if let Some((_, said)) = said {
+            ensure!(said.contains("metadata.managedFields has 65 entries; at most 64"), "{said}");
+            return Ok(());
+        }
+    }
+    bail!("65 managers apply to one object")
 }

@@ -5,6 +5,7 @@ use gpudesk_crds::{
     Allocation, DesktopTemplate,
     desktop_template_devices::CloudInit,
     domain_name,
+    handover::Standing,
     types::{PciAddress, ShareMode},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -13,13 +14,13 @@ use uuid::Uuid;
 use super::{
     Desktops, Round,
     conflict::{self, Held, Holder},
-    decide::Action,
+    decide::{Action, DomainView},
     desired::Wanted,
-    lost_disks,
+    lock, lost_disks,
     machine::{self, Parts},
     materials::{self, Materials, Origin},
-    observe::{RECORD, Sight},
-    problem::Problem,
+    observe::Sight,
+    problem::{Problem, Whose},
     record::RunRecord,
 };
 
@@ -226,19 +227,19 @@ impl Desktops {
                 continue;
             }
             if summary.name == name {
-                let ours = summary.metadata.as_deref().is_some_and(|text| metadata::parse(text).is_ok());
+                let ours = matches!(
+                    summary.metadata.as_deref().map(metadata::parse),
+                    Some(Ok(Some(ours))) if ours.desktop_uid == summary.uuid
+                );
                 let (domain, uuid, runs) = (name, summary.uuid.to_string(), summary.state.is_active());
                 return Err(if ours {
                     Problem::EarlierMachine { domain, uuid, runs }
                 } else {
-                    Problem::ForeignDomain { name: domain, uuid }
+                    Problem::ForeignName { name: domain, uuid, whose: Whose::of(&summary) }
                 });
             }
             let Some(text) = summary.metadata.as_deref() else { continue };
-            let unreadable = || Problem::Conflict {
-                what: Held::Unreadable,
-                holder: format!("{} (its domain's metadata is broken, or of a newer version)", summary.name),
-            };
+            let unreadable = || unreadable(&summary.name);
             // One of ours that cannot be understood may hold anything.
             let Some(other) = metadata::parse(text).map_err(|_| unreadable())? else { continue };
             let allocation = serde_json::from_str(&other.allocation).map_err(|_| unreadable())?;
@@ -247,7 +248,7 @@ impl Desktops {
         Ok(holders)
     }
 
-    async fn start(&self, round: &Round<'_>, sight: &Sight) -> Result<(), Problem> {
+    async fn start(&self, round: &Round<'_>, sight: &mut Sight) -> Result<(), Problem> {
         let materials = found(sight)?;
         let _claim = self.make_ready(round, materials).await?;
         pause(self.node.latency.start).await;
@@ -257,13 +258,19 @@ impl Desktops {
         if !self.node.images.is_pretended() {
             round.folder.note_used(lost_disks::lasting(materials)).await?;
         }
+        // What cannot be noted down is not started.
+        self.note_decision(round, None).await?;
         self.confirm(round).await?;
         let floats = round.allocation.is_some_and(conflict::floats);
         // Others make room before CPUs that are this desktop's own are used.
         if !floats {
             self.share_cpus(round.owner.uid, false).await?;
         }
+        lock(&self.ends).remove(&round.owner.uid);
         self.node.hypervisor.start(round.owner.uid).await.map_err(|error| explained(error, materials))?;
+        // Whatever fails from here on, it runs: nothing of it is undone.
+        let started = DomainView { active: true, current: round.defined, standing: Standing::Current };
+        sight.observed.domain = Some(started);
         if floats {
             self.share_cpus(round.owner.uid, false).await?;
         }
@@ -271,7 +278,7 @@ impl Desktops {
         let before = sight.observed.record.as_ref();
         let record = RunRecord::started(Timestamp::now(), &self.node.boot, before);
         let record = record.of(round.allocation);
-        round.folder.write_json(RECORD, record).await?;
+        self.keep_record(round, sight, record).await;
         self.metrics.started();
         Ok(())
     }
@@ -287,8 +294,18 @@ impl Desktops {
         let mut running = vec![];
         let mut held = vec![];
         for summary in self.node.hypervisor.list().await? {
-            let Some(Ok(Some(ours))) = summary.metadata.as_deref().map(metadata::parse) else { continue };
-            let Ok(allocation) = serde_json::from_str(&ours.allocation) else { continue };
+            let Some(ours) = summary.ours() else { continue };
+            let Some((_, allocation)) = ours else {
+                // Its CPUs may be any, and are not given to others.
+                if about.is_nil() || freed {
+                    tracing::warn!(
+                        domain = summary.name,
+                        "what it holds cannot be read: others stay on their CPUs"
+                    );
+                    return Ok(());
+                }
+                return Err(unreadable(&summary.name));
+            };
             if summary.state.is_active() && conflict::floats(&allocation) {
                 running.push(summary.uuid);
             }
@@ -314,20 +331,20 @@ impl Desktops {
         Ok(())
     }
 
-    async fn shutdown(&self, round: &Round<'_>, sight: &Sight) -> Result<(), Problem> {
+    async fn shutdown(&self, round: &Round<'_>, sight: &mut Sight) -> Result<(), Problem> {
         match self.node.hypervisor.shutdown(round.owner.uid).await {
             Ok(()) => {}
             // A guest that cannot be asked is powered off after the same time.
             Err(error @ HypervisorError::Refused { .. }) => tracing::warn!(%error, "it will be powered off"),
             Err(error) => return Err(error.into()),
         }
-        self.note_shutdown(round, sight).await?;
+        self.note_shutdown(round, sight, true).await;
         crash_point::done(Step::ShutdownSent);
         Ok(())
     }
 
-    async fn destroy(&self, round: &Round<'_>, sight: &Sight) -> Result<(), Problem> {
-        self.note_shutdown(round, sight).await?;
+    async fn destroy(&self, round: &Round<'_>, sight: &mut Sight) -> Result<(), Problem> {
+        self.note_shutdown(round, sight, false).await;
         pause(self.node.latency.stop).await;
         match self.node.hypervisor.destroy(round.owner.uid).await {
             Ok(()) | Err(HypervisorError::NotFound { .. }) => {}
@@ -337,18 +354,14 @@ impl Desktops {
         Ok(())
     }
 
-    /// Notes down that the end that follows was asked for.
-    async fn note_shutdown(&self, round: &Round<'_>, sight: &Sight) -> Result<(), Problem> {
+    /// Notes down that the end that follows was asked for; and when, if the guest was `asked` just now.
+    async fn note_shutdown(&self, round: &Round<'_>, sight: &mut Sight, asked: bool) {
         let now = Timestamp::now();
         let record = sight.observed.record.clone();
         let mut record = record.unwrap_or_else(|| RunRecord::started(now, &self.node.boot, None));
-        record.shutdown_sent_at.get_or_insert(now);
+        record.shutdown_sent_at = record.shutdown_sent_at.filter(|_| !asked).or(Some(now));
         record.deleting |= round.wanted == Wanted::Remove;
-        if !round.folder.exists().await? {
-            round.folder.create(&round.owner).await?;
-        }
-        round.folder.write_json(RECORD, record).await?;
-        Ok(())
+        self.keep_record(round, sight, record).await;
     }
 
     async fn release(&self, round: &Round<'_>, sight: &Sight) -> Result<(), Problem> {
@@ -382,8 +395,16 @@ impl Desktops {
         if gone {
             crash_point::done(Step::FolderRemoved);
         }
+        if gone || round.wanted == Wanted::Stop && !round.stays(sight, &self.node) {
+            self.is_written(round.owner.uid);
+        }
         Ok(())
     }
+}
+
+fn unreadable(domain: &str) -> Problem {
+    let holder = format!("{domain} (its domain's metadata is broken, or of a newer version)");
+    Problem::Conflict { what: Held::Unreadable, holder }
 }
 
 fn found(sight: &Sight) -> Result<&Materials, Problem> {

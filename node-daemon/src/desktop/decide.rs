@@ -5,8 +5,12 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     desired::Wanted,
-    record::{AfterEnd, RunRecord},
+    record::{AfterEnd, Ended, RunRecord},
 };
+
+/// A request to shut down whose grace is over for so long was not followed up: nobody was there, or it was called off. It
+/// is none any more, and the guest is asked anew.
+const FORGOTTEN: SignedDuration = SignedDuration::from_mins(5);
 
 /// What is there. By default nothing was looked at.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
@@ -105,6 +109,17 @@ pub fn stays(observed: &Observed, rules: &Rules<'_>) -> bool {
     rules.end_counts && observed.record.as_ref().is_some_and(stays)
 }
 
+/// The same, and that no host which was going down with it starts it again. Also one of which nothing is left is
+/// waited for: its domain may be gone from libvirt with it.
+pub fn stays_for_good(observed: &Observed, rules: &Rules<'_>, now: Timestamp) -> bool {
+    let end = observed.record.as_ref().and_then(|record| record.end_in(rules.boot));
+    stays(observed, rules) && end.is_some_and(|end| waits_until(&end, rules) <= now)
+}
+
+fn waits_until(end: &Ended, rules: &Rules<'_>) -> Timestamp {
+    end.at.checked_add(rules.give_back_after).unwrap_or(end.at)
+}
+
 fn holds(observed: &Observed) -> bool {
     observed.domain.is_some() || observed.instances
 }
@@ -114,11 +129,13 @@ fn bring_up(observed: &Observed, rules: &Rules<'_>, now: Timestamp) -> Action {
     if let Some((record, end)) = end {
         match record.after(end, rules.restart_policy) {
             // What it held is given back, for nothing may need it for a long time.
-            AfterEnd::Stay if holds(observed) => {
-                let at = end.at.checked_add(rules.give_back_after).unwrap_or(end.at);
-                return if now < at { Action::Nothing(Some(at)) } else { Action::Release };
+            AfterEnd::Stay => {
+                return match waits_until(&end, rules) {
+                    at if now < at => Action::Nothing(Some(at)),
+                    _ if holds(observed) => Action::Release,
+                    _ => Action::Nothing(None),
+                };
             }
-            AfterEnd::Stay => return Action::Nothing(None),
             AfterEnd::RestartAt(time) if now < time => return Action::Nothing(Some(time)),
             AfterEnd::RestartAt(_) => {}
         }
@@ -140,6 +157,7 @@ fn bring_down(observed: &Observed, rules: &Rules<'_>, now: Timestamp) -> Action 
         None => Action::Shutdown,
         Some(sent) => match sent.checked_add(rules.shutdown_grace) {
             Ok(deadline) if now < deadline => Action::Nothing(Some(deadline)),
+            Ok(deadline) if now.duration_since(deadline) > FORGOTTEN => Action::Shutdown,
             _ => Action::Destroy,
         },
     }
@@ -148,7 +166,7 @@ fn bring_down(observed: &Observed, rules: &Rules<'_>, now: Timestamp) -> Action 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desktop::record::Ended;
+    use crate::desktop::record::End;
 
     const NOW: i64 = 1000;
 
@@ -166,7 +184,9 @@ mod tests {
             boot: "boot".into(),
             allocation_id: None,
             decided_at: None,
-            ended: ended.map(|(second, crashed)| Ended { at: at(second), crashed, powered_off: false }),
+            ended: ended.map(|(second, crashed)| {
+                Ended::new(at(second), if crashed { End::Crashed } else { End::ShutDown })
+            }),
             ends_in_a_row: row,
             shutdown_sent_at: shutdown.map(at),
             called_off: None,
@@ -308,6 +328,13 @@ mod tests {
         assert_eq!(go(&ended(NOW), "boot"), Action::Nothing(Some(at(NOW + 300))));
         assert_eq!(go(&ended(NOW - 299), "boot"), Action::Nothing(Some(at(NOW + 1))));
         assert_eq!(go(&ended(NOW - 300), "boot"), Action::Release);
+        // Nor where it is gone from libvirt with its end.
+        let gone = |since| Observed { domain: None, instances: false, ..ended(NOW - since) };
+        assert_eq!(go(&gone(299), "boot"), Action::Nothing(Some(at(NOW + 1))));
+        assert_eq!(go(&gone(300), "boot"), Action::Nothing(None));
+        for (since, good) in [(299, false), (300, true)] {
+            assert_eq!(stays_for_good(&gone(since), &rules("boot"), at(NOW)), good);
+        }
         for since in [0, 299, 300, 86_400] {
             assert_eq!(go(&ended(NOW - since), "the next boot"), Action::Start, "after {since} s");
         }
@@ -353,6 +380,9 @@ mod tests {
             let asked = running(Some(run(None, 0, Some(NOW - 10))));
             assert_eq!(go(wanted, &asked), Action::Nothing(Some(at(NOW + 50))));
             assert_eq!(go(wanted, &running(Some(run(None, 0, Some(NOW - 60))))), Action::Destroy);
+            assert_eq!(go(wanted, &running(Some(run(None, 0, Some(NOW - 360))))), Action::Destroy);
+            let long_ago = running(Some(run(None, 0, Some(NOW - 361))));
+            assert_eq!(go(wanted, &long_ago), Action::Shutdown, "it may have been called off since");
             assert_eq!(with(wanted, &running(None), RestartPolicy::Always, 0), Action::Destroy);
         }
     }

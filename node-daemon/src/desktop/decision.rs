@@ -23,23 +23,23 @@ pub struct Decision {
 }
 
 impl Desktops {
-    /// The last word on the decision that holds: from the folder, or from the API.
-    pub(super) async fn last_word(&self, round: &Round<'_>) -> Result<Option<NodeReport>, Problem> {
-        let Some(id) = round.id() else { return Ok(None) };
-        let noted: Option<Decision> = round.folder.read_json(DECISION).await?;
-        let noted = noted.filter(|noted| noted.id == id).and_then(|noted| noted.last_word);
-        Ok(noted.or_else(|| Self::said(round)))
+    /// What is noted in the folder; nothing for a decision without id.
+    pub(super) async fn noted_decision(&self, round: &Round<'_>) -> Result<Option<Decision>, Problem> {
+        if round.id().is_none() {
+            return Ok(None);
+        }
+        Ok(round.folder.read_json(DECISION).await?)
+    }
+
+    /// The last word on the decision that holds: what is `noted` in the folder, or from the API.
+    pub(super) fn last_word(round: &Round<'_>, noted: Option<&Decision>) -> Option<NodeReport> {
+        let noted = noted.filter(|noted| Some(noted.id) == round.id());
+        noted.and_then(|noted| noted.last_word.clone()).or_else(|| Self::said(round))
     }
 
     /// The same from the API alone.
     pub(super) fn said(round: &Round<'_>) -> Option<NodeReport> {
         round.desktop.said_by_node().filter(|said| said.state.is_final()).cloned()
-    }
-
-    /// Whether the folder is for another decision than the one that holds.
-    pub(super) async fn is_of_another(&self, round: &Round<'_>) -> Result<bool, Problem> {
-        let noted: Option<Decision> = round.folder.read_json(DECISION).await?;
-        Ok(noted.zip(round.id()).is_some_and(|(noted, id)| noted.id != id))
     }
 
     /// Notes down for which decision something is made here, or that it has ended.

@@ -17,9 +17,6 @@ pub enum Wanted {
     Withdraw,
 }
 
-/// Longest value of the restart annotation that an allocation can carry, in characters.
-pub const MAX_RESTARTED_AT: usize = 128;
-
 /// What `desktop` asks of the node of its allocation.
 ///
 /// A restart is asked for by the annotation: once the operator has checked that the desktop can be started

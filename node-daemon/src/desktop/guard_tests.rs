@@ -90,12 +90,12 @@ async fn a_restart_that_could_not_succeed_is_not_begun() {
 /// A machine that was asked to shut down long ago, by a stop that was called off.
 async fn called_off(desktops: &tests::Fixture, running: &Desktop, uid: Uuid) {
     let folder = desktops.node.folders.of(uid);
-    let record: record::RunRecord = folder.read_json(observe::RECORD).await.unwrap().unwrap();
+    let record: record::RunRecord = folder.read_json(run_notes::RECORD).await.unwrap().unwrap();
     let sent = Timestamp::now().checked_sub(SignedDuration::from_mins(5)).unwrap();
     let asked = record::RunRecord { shutdown_sent_at: Some(sent), ..record };
-    folder.write_json(observe::RECORD, asked).await.unwrap();
+    folder.write_json(run_notes::RECORD, asked).await.unwrap();
     desktops.round(running, Some(template(OFFICE))).await.unwrap();
-    let record: record::RunRecord = folder.read_json(observe::RECORD).await.unwrap().unwrap();
+    let record: record::RunRecord = folder.read_json(run_notes::RECORD).await.unwrap().unwrap();
     assert_eq!((record.shutdown_sent_at, record.called_off), (None, Some(sent)), "the next stop asks anew");
 }
 
@@ -285,10 +285,10 @@ async fn the_machine_of_an_older_decision_is_asked_once_and_gets_its_grace_and_t
     let next = decided(&seen(&desktop, &written.recv().await.unwrap()), "2-00000002");
     let folder = desktops.node.folders.of(uid);
     let asked = async |seconds: i64| {
-        let record: record::RunRecord = folder.read_json(observe::RECORD).await.unwrap().unwrap();
+        let record: record::RunRecord = folder.read_json(run_notes::RECORD).await.unwrap().unwrap();
         let sent = Timestamp::now().checked_sub(SignedDuration::from_secs(seconds)).unwrap();
         let record = record::RunRecord { shutdown_sent_at: Some(sent), ..record };
-        folder.write_json(observe::RECORD, record).await.unwrap();
+        folder.write_json(run_notes::RECORD, record).await.unwrap();
         sent
     };
     let sent = asked(10).await;
@@ -300,7 +300,7 @@ async fn the_machine_of_an_older_decision_is_asked_once_and_gets_its_grace_and_t
     assert_eq!(reason(&status, "Running"), ("False", "Starting"), "what runs is not this decision's");
     assert!(status.get("domain").is_none());
     assert!(desktops.node.hypervisor.get(uid).await.unwrap().state.is_active());
-    let record: record::RunRecord = folder.read_json(observe::RECORD).await.unwrap().unwrap();
+    let record: record::RunRecord = folder.read_json(run_notes::RECORD).await.unwrap().unwrap();
     assert_eq!(record.shutdown_sent_at, Some(sent), "nobody called it off");
     asked(700).await;
     desktops.round(&next, Some(patient)).await.unwrap();
@@ -590,4 +590,49 @@ async fn who_took_the_power_of_a_machine_is_not_its_guest() {
     let status = written.recv().await.unwrap();
     assert_eq!(reason(&status, "Running"), ("False", "GuestStopped"));
     assert!(status.to_string().contains("the machine was powered off on the host at"), "{status}");
+}
+
+#[tokio::test]
+async fn a_domain_of_somebody_else_is_named_with_what_to_do() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let (desktop, uid) = renamed(desktop("", SMALL, "[]"), 55);
+    let needed = gpudesk_crds::domain_name(desktop.metadata.namespace.as_ref().unwrap(), "anna");
+    let other = Uuid::from_u128(55 << 64 | 0x8000_0000_0000_0002);
+    let copied = format!(
+        "<metadata><g:desktop xmlns:g='{}' uid='{}' namespace='secret' name='bob'><g:daemon version='1'/>\
+         <g:template generation='1'/><g:allocation>{}</g:allocation></g:desktop></metadata>",
+        crate::domain::metadata::NAMESPACE,
+        Uuid::from_u128(9),
+        // What cannot be read would be in the way of all others in this process.
+        json!({
+            "node": "node-a", "desktopGeneration": 1, "templateGeneration": 1, "decidedAt": "2026-01-05T08:00:00Z",
+        }),
+    );
+    let mut now = desktop.clone();
+    for (name, uuid, metadata, words) in [
+        (needed.as_str(), other, "", ["was not made by gpudesk", "virsh domrename"]),
+        (&needed, other, &copied, ["is a copy of the machine of another", "virsh domrename"]),
+        ("mine", uid, "", ["has the UUID of this desktop", "virsh undefine mine"]),
+        ("mine", uid, &copied, ["is a copy of the machine of another", "another <uuid>"]),
+    ] {
+        let xml = format!(
+            "<domain type='test'><name>{name}</name><uuid>{uuid}</uuid>{metadata}<memory unit='MiB'>64</memory>\
+             <vcpu>1</vcpu><os><type>hvm</type></os></domain>"
+        );
+        desktops.node.hypervisor.define(xml).await.unwrap();
+        desktops.round(&now, Some(template(OFFICE))).await.unwrap();
+        let status = written.recv().await.unwrap();
+        assert_eq!(reason(&status, "Running"), ("False", "AllocationConflict"), "{status}");
+        let text = status.to_string();
+        for part in words.into_iter().chain([name, &uuid.to_string()]) {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains("bob"), "who has it is not theirs to know: {text}");
+        desktops.node.hypervisor.undefine(uuid, crate::host::hypervisor::GuestState::Keep).await.unwrap();
+        now = seen(&now, &status);
+    }
+    desktops.round(&now, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
 }

@@ -4,6 +4,7 @@
 //!   <state>/disks/<uid>.json names the disk  its file is not there                ─▶ it is lost
 //!   neither this record nor the folder is there, and the API has a node's word
 //!   that disks are there: the file system with the state folder is not mounted    ─▶ all are lost
+//!   the folder is there without any disk and this record, and a node said that disks are there ─▶ all are lost
 //!   else                                                                          ─▶ a disk is to be made
 //! ```
 //!
@@ -16,6 +17,7 @@
 use std::{collections::BTreeSet, path::PathBuf};
 
 use gpudesk_crds::{ABANDON_DISKS_ANNOTATION, Desktop, NodeState, desktop_template::DesktopTemplateSpec};
+use kube::ResourceExt;
 use thiserror::Error;
 
 use super::{
@@ -23,19 +25,24 @@ use super::{
     materials::{Materials, Origin},
     problem::Problem,
 };
-use crate::host::folder::{FolderError, FolderFiles, UsedDisks};
+use crate::host::folder::{FolderError, FolderFiles, Owner, UsedDisks};
 
 /// Disks that hold what nothing can make again are not there.
 #[derive(Debug, Error)]
 #[error(
     "disks of this desktop are missing on this node: {}; nothing is started with empty ones in their place. Mount \
      or restore them; or annotate the desktop with {ABANDON_DISKS_ANNOTATION}={word}, which gives up what was on them \
-     and lets new ones be made{}",
+     and lets new ones be made{}{}",
     list(.paths),
+    if .aside.is_empty() { String::new() } else {
+        format!("; put aside here and still there: {} (spec.leftovers[].attachTo of the GpuNode gives one back)", .aside.join(", "))
+    },
     if *.spent { " (the word that stands there was acted on already)" } else { "" }
 )]
 pub struct DisksMissing {
     paths: Vec<PathBuf>,
+    /// Leftovers of this desktop.
+    aside: Vec<String>,
     word: String,
     spent: bool,
 }
@@ -83,11 +90,12 @@ pub(super) fn check(desktop: &Desktop, materials: &Materials, folder: &FolderFil
         tracing::warn!(disks = ?lost, "lost disks are made anew: their user gave them up");
         let disks = used.disks.difference(&absent).cloned().collect();
         let abandoned = word.map(Into::into);
-        return Ok(folder.write_used(&UsedDisks { disks, any: false, abandoned })?);
+        return Ok(folder.write_used(&UsedDisks { disks, any: false, abandoned, owner: used.owner })?);
     }
     let used_by_api = status.and_then(|status| status.node.as_ref()?.abandoned_disks.as_deref());
     Err(Problem::Disks(DisksMissing {
         paths: lost.iter().map(|name| folder.disk(name)).collect(),
+        aside: folder.left_over(),
         word: id.map_or_else(|| "ALLOCATION-ID".into(), |id| desktop.next_abandon_word(&id)),
         spent: spent || word.is_some() && word == used_by_api,
     }))
@@ -105,12 +113,26 @@ pub(super) fn used_word(desktop: &Desktop, folder: &FolderFiles) -> Result<Optio
 /// nothing here tells of them. Blocks.
 ///
 /// # Errors
-/// When that cannot be told or noted: then nothing may be said or made before it was.
+/// When that cannot be noted: then nothing may be said or made before it was.
 pub(super) fn note(desktop: &Desktop, folder: &FolderFiles) -> Result<(), FolderError> {
-    if !were_here(desktop) || folder.used()?.is_some() || folder.is_there()? {
+    // What cannot be read is there, and is in the way of everything that would make disks.
+    if !were_here(desktop) || !matches!(folder.used(), Ok(None)) {
         return Ok(());
     }
-    folder.write_used(&UsedDisks { any: true, ..UsedDisks::default() })
+    // Versions that kept no record did not say either whether there are disks.
+    let said = desktop.status.as_ref().and_then(|status| status.node.as_ref()?.has_disks) == Some(true);
+    let lost = match folder.disk_names() {
+        Ok(None) => true,
+        Ok(Some(disks)) => said && disks.is_empty(),
+        Err(_) => false,
+    };
+    if !lost {
+        return Ok(());
+    }
+    let owner = desktop.uid().and_then(|uid| {
+        Some(Owner { namespace: desktop.namespace()?, name: desktop.name_any(), uid: uid.parse().ok()? })
+    });
+    folder.write_used(&UsedDisks { any: true, owner, ..UsedDisks::default() })
 }
 
 /// Whether the API has a node's word that disks of this desktop are on it: on this one, by the present decision,
@@ -135,7 +157,7 @@ mod tests {
     use crate::{
         desktop::fixtures::{SMALL, UID, desktop, template},
         host::{
-            folder::{DesktopFolder, DesktopFolders, Owner},
+            folder::{DesktopFolder, DesktopFolders},
             images::ImageStore,
             paths::AllowedRoots,
         },
@@ -194,7 +216,10 @@ mod tests {
         folder.note_used(vec!["a".into(), "b".into()]).await.unwrap();
         assert_eq!(start(&desktop, &folder).unwrap(), [""; 0]);
         lose().await;
+        let aside = format!("{UID}.1000");
+        std::fs::create_dir_all(state.path().join("leftovers").join(&aside)).unwrap();
         let error = start(&desktop, &folder).unwrap_err().to_string();
+        assert!(error.contains(&format!("still there: {aside} (spec.leftovers[].attachTo")), "{error}");
         for word in [path.to_str().unwrap(), "gpudesk.dev/abandon-disks=1-00000001", "restore"] {
             assert!(error.contains(word), "{word} is missing in {error}");
         }
@@ -259,9 +284,15 @@ mod tests {
                 lost,
                 "{id} {state:?} {has_disks:?}"
             );
-            // A folder that is there is of this node, from before the record was kept.
+            // A folder that is there is of this node, and may be from before the record was kept.
             let known = tempfile::tempdir().unwrap();
-            assert!(start(&desktop, &self::folder(&known).await).is_ok());
+            let folder = self::folder(&known).await;
+            let emptied = lost && has_disks == Some(true);
+            assert_eq!(start(&desktop, &folder).is_err(), emptied, "{id} {state:?} {has_disks:?}");
+            if !emptied {
+                folder.make_disk("a", None, Some(1)).await.unwrap();
+                assert_eq!(start(&desktop, &folder).unwrap(), ["b"], "{id} {state:?} {has_disks:?}");
+            }
         }
         // Given up at another node, whose last word is still there.
         let empty = tempfile::tempdir().unwrap();

@@ -218,15 +218,16 @@ impl Place<'_> {
     fn host_file(&self, disk: &str, named: &HostFileDisk) -> Result<Origin, Problem> {
         let HostFileDisk { path, format, read_only } = named;
         let (format, read_only) = (*format, *read_only);
+        let odd = |source| Problem::Path { disk: disk.into(), source };
         if self.images.is_pretended() {
             return Ok(Origin::HostFile {
-                path: self.roots.pretend_file(path)?,
+                path: self.roots.pretend_file(path).map_err(odd)?,
                 file: None,
                 format,
                 read_only,
             });
         }
-        let found = self.roots.file(path, !read_only)?;
+        let found = self.roots.file(path, !read_only).map_err(odd)?;
         if format == DiskFormat::Qcow2 {
             let refused = |why| ImageError::HostFile { disk: disk.into(), path: path.into(), why };
             let unreadable = |source: Errno| refused(format!("it could not be read: {source}"));

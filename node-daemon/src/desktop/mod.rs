@@ -31,6 +31,7 @@ mod observe;
 pub mod problem;
 pub mod record;
 mod restart;
+mod run_notes;
 mod shared_files;
 pub mod standing;
 pub mod status;
@@ -43,6 +44,8 @@ pub mod withdraw;
 mod fault_tests;
 #[cfg(test)]
 mod guard_tests;
+#[cfg(test)]
+pub(crate) mod pretended;
 #[cfg(test)]
 mod tests;
 
@@ -69,6 +72,7 @@ use self::{
     desired::Wanted,
     observe::Sight,
     problem::Problem,
+    record::RunRecord,
     status::{Guest, Report},
     status_writer::StatusWriter,
 };
@@ -82,7 +86,7 @@ use crate::{
         gpu_driver::GpuDriver,
         guest_network::GuestNetwork,
         hardware::HardwareView,
-        hypervisor::Hypervisor,
+        hypervisor::{Hypervisor, HypervisorError, StopReason},
         images::ImageStore,
         leftovers::Leftovers,
         paths::AllowedRoots,
@@ -190,6 +194,10 @@ pub struct Desktops {
     hint: Arc<Notify>,
     /// Machines that stray, as they were last seen.
     strays: Mutex<HashSet<Uuid>>,
+    /// Records of runs that are not on disk as they should be: what they are.
+    unwritten: Mutex<HashMap<Uuid, Option<RunRecord>>>,
+    /// Why domains stopped, as libvirt said then.
+    ends: Mutex<HashMap<Uuid, StopReason>>,
 }
 
 /// One desktop in one round.
@@ -217,6 +225,16 @@ impl Round<'_> {
     /// Whether its machine ended by itself for good, and nobody has asked for anything else since.
     fn stays(&self, sight: &Sight, node: &Node) -> bool {
         decide::stays(&sight.observed, &self.rules(node))
+    }
+
+    /// Whether that is to be said: while its host may be going down it is not.
+    fn stays_for_good(&self, sight: &Sight, node: &Node, now: Timestamp) -> bool {
+        let said = self.wanted != Wanted::Run || sight.last_word.is_some();
+        if said {
+            self.stays(sight, node)
+        } else {
+            decide::stays_for_good(&sight.observed, &self.rules(node), now)
+        }
     }
 
     fn rules<'b>(&self, node: &'b Node) -> Rules<'b> {
@@ -280,6 +298,8 @@ impl Desktops {
             starting: shared_files::Starting::default(),
             hint: Arc::default(),
             strays: Mutex::default(),
+            unwritten: Mutex::default(),
+            ends: Mutex::default(),
         }
     }
 
@@ -311,6 +331,7 @@ impl Desktops {
     /// Forgets what is remembered of a desktop that is not this node's any more.
     pub fn forget(&self, uid: Uuid) {
         lock(&self.failures).remove(&uid);
+        lock(&self.ends).remove(&uid);
         self.writer.forget(uid);
     }
 
@@ -366,6 +387,13 @@ impl Desktops {
         match worked {
             Ok(at) => look_again = at,
             Err(error) => {
+                let error = match error {
+                    Problem::Hypervisor(HypervisorError::Away { doing }) => {
+                        tracing::debug!(doing, "libvirt is away");
+                        Problem::LibvirtAway { node: self.node.name.clone() }
+                    }
+                    error => error,
+                };
                 tracing::warn!(%error, held_by = error.holder(), "not as wanted");
                 self.metrics.problem(error.reason());
                 if matches!(error, Problem::OtherDecision { .. }) && !self.is_stray(uid) {
@@ -374,8 +402,13 @@ impl Desktops {
                 problem = Box::pin(self.refuse(&mut round, &mut sight, error)).await;
             }
         }
-        Box::pin(self.say(&round, &sight, problem.as_ref())).await?;
-        let problem = problem.as_ref().or(round.held_back.as_ref());
+        if let Some(fault) = &sight.unkept {
+            tracing::warn!(%fault, "what is kept of it on this node is not as it should be");
+            self.metrics.problem(fault.reason());
+        }
+        let unsaid = Box::pin(self.say(&round, &sight, problem.as_ref())).await?;
+        let problem =
+            problem.as_ref().or(round.held_back.as_ref()).or(sight.unkept.as_ref()).or(unsaid.as_ref());
         Ok(self.look_again(uid, &sight, problem, look_again))
     }
 
@@ -470,7 +503,7 @@ impl Desktops {
         round: &Round<'_>,
         sight: &Sight,
         problem: Option<&Problem>,
-    ) -> Result<(), kube::Error> {
+    ) -> Result<Option<Problem>, kube::Error> {
         let gpus = sight.prepared_gpus(round);
         let report = Report {
             desktop: round.desktop,
@@ -480,7 +513,8 @@ impl Desktops {
             gpus: &gpus,
             problem,
             held_back: round.held_back.as_ref(),
-            stays: round.stays(sight, &self.node),
+            unkept: sight.unkept.as_ref(),
+            stays: round.stays_for_good(sight, &self.node, Timestamp::now()),
             restart_policy: round.lifecycle().restart_policy,
             boot: &self.node.boot,
             acceleration: self.node.acceleration(),
@@ -490,7 +524,7 @@ impl Desktops {
             refusal: round.refusal.as_ref(),
             abandoned_disks: sight.abandoned_disks.as_deref(),
         };
-        let mut status = status::status(&report);
+        let (mut status, mut unsaid) = (status::status(&report), None);
         if let Some(word) = status.node.as_ref().filter(|said| said.state.is_final())
             && word.state != NodeState::Released
             && Some(word.allocation_id) == round.id()
@@ -498,15 +532,16 @@ impl Desktops {
             && let Err(error) = self.note_decision(round, Some(word)).await
         {
             tracing::warn!(%error, "that a decision has ended cannot be noted down, so it is not said");
-            status = status::status(&Report { problem: Some(&error), refusal: None, ..report });
+            let error = unsaid.insert(Problem::Unnoted(Box::new(error)));
+            status = status::status(&Report { problem: Some(error), refusal: None, ..report });
         }
         // While nobody hears this node it is the operator who says that nothing is known of its desktops.
         if !self.heard.is_heard() && status::is_unknown(round.desktop) && !round.frees() {
-            return Ok(());
+            return Ok(unsaid);
         }
         let written = self.writer.write(round.desktop, round.wanted, &round.owner, status);
         // What is not written by then the next daemon says.
-        self.before_the_end(written).await.unwrap_or(Ok(()))
+        self.before_the_end(written).await.unwrap_or(Ok(())).map(|()| unsaid)
     }
 
     /// What comes of `asking` the API server; `None` when the process is to end and it does not answer.

@@ -12,10 +12,10 @@ use super::{
     decide::{DomainView, Observed},
     decision,
     desired::Wanted,
-    guest, lost_disks,
+    guest, lock, lost_disks,
     materials::{self, Materials},
-    problem::Problem,
-    record::RunRecord,
+    problem::{Problem, Whose},
+    record::{End, RunRecord},
     status::{Guest, Machine},
     tuning,
 };
@@ -24,12 +24,9 @@ use crate::{
     host::{
         folder::FolderFiles,
         gpu_driver::{GpuDriver, GpuError, GpuInstance, Handle},
-        hypervisor::{DomainState, DomainSummary, HypervisorError},
+        hypervisor::{DomainState, DomainSummary, HypervisorError, StopReason},
     },
 };
-
-/// Name of the record of the last run.
-pub(super) const RECORD: &str = "run.json";
 
 /// What was seen of a desktop.
 #[derive(Default)]
@@ -43,6 +40,8 @@ pub(super) struct Sight {
     pub(super) abandoned_disks: Option<String>,
     /// Found when something is to be made of them.
     pub(super) materials: Option<Materials>,
+    /// What of the desktop's folder could not be read or noted: what runs goes on.
+    pub(super) unkept: Option<Problem>,
 }
 
 impl Sight {
@@ -75,24 +74,24 @@ impl Sight {
 }
 
 impl Desktops {
-    /// Looks at everything there is of the desktop.
+    /// Looks at everything there is of the desktop. What cannot be read or noted in its folder hides no machine: it
+    /// is in the way of a start alone.
     pub(super) async fn observe(&self, round: &Round<'_>, sight: &mut Sight) -> Result<(), Problem> {
         let uid = round.owner.uid;
+        sight.unkept = None;
         // First what is kept, which no fault of the host takes back.
         sight.last_word = Self::said(round);
-        sight.last_word = self.last_word(round).await?;
+        let noted = self.noted_decision(round).await;
+        if let Ok(noted) = &noted {
+            sight.last_word = Self::last_word(round, noted.as_ref());
+        }
         sight.observed.given_back = sight.last_word.is_some();
-        sight.observed.folder = round.folder.exists().await?;
-        if !self.node.images.is_pretended() {
-            // What was here before the last action was left by it.
-            let disks = round.folder.on_thread(FolderFiles::has_disks).await?;
-            sight.observed.disks = disks.or(sight.observed.disks);
-        }
-        if round.desktop.abandon_word().is_some() {
-            let desktop = round.desktop.clone();
-            let used = round.folder.on_thread(move |files| lost_disks::used_word(&desktop, files));
-            sight.abandoned_disks = used.await?;
-        }
+        // What cannot be seen is there.
+        sight.observed.folder = round.folder.exists().await.unwrap_or_else(|error| {
+            sight.fault(error);
+            true
+        });
+        let used = self.used_disks(round, sight).await;
         let (summary, metadata) = self.domain(uid).await?;
         sight.observed.looked = true;
         let active = summary.as_ref().is_some_and(|summary| summary.state.is_active());
@@ -103,11 +102,22 @@ impl Desktops {
         sight.observed.domain =
             summary.as_ref().map(|_| DomainView { active, current: round.defined, standing });
         let ours = standing == Standing::Current && sight.last_word.is_none();
-        sight.observed.record = Self::record(round, summary.as_ref(), ours, &self.node.boot).await?;
+        let runs = active && standing == Standing::Current;
+        let of_another = match noted {
+            Ok(noted) => noted.zip(round.id()).is_some_and(|(noted, id)| noted.id != id),
+            Err(odd) => {
+                self.note_anew(round, sight, odd, runs).await;
+                false
+            }
+        };
+        if let Err(odd) = used {
+            Self::note_disks_anew(round, sight, odd, runs).await;
+        }
+        sight.observed.record = self.record(round, sight, summary.as_ref(), ours).await;
         sight.instances = self.instances(uid).await?;
         sight.observed.instances = !sight.instances.is_empty();
         sight.observed.of_another = summary.is_some() && !active && standing == Standing::Older
-            || sight.observed.instances && !active && self.is_of_another(round).await?;
+            || sight.observed.instances && !active && of_another;
         sight.machine = None;
         if let Some(saved) = summary.as_ref().filter(|summary| summary.state == DomainState::Saved)
             && round.wanted != Wanted::Remove
@@ -131,8 +141,13 @@ impl Desktops {
             if let Err(error) = round.folder.bound_serial_log().await {
                 tracing::warn!(%error, "the serial log may grow without end");
             }
-        } else if round.wanted == Wanted::Run {
+        } else if round.wanted == Wanted::Run && sight.last_word.is_none() {
+            // Of a decision that is over nothing is started, and nothing is wrong.
             sight.observed.prepared = false;
+            // Nothing is started of which not all is known, or of which nothing can be noted.
+            if let Some(fault) = sight.unkept.take() {
+                return Err(fault);
+            }
             let materials = self.materials(round).await?;
             sight.observed.prepared = sight.observed.folder && self.is_prepared(round, sight, &materials);
             sight.materials = Some(materials);
@@ -140,6 +155,51 @@ impl Desktops {
             sight.observed.prepared = false;
         }
         Ok(())
+    }
+
+    /// Whether disks are here that last, and the user's word by which lost ones were made anew.
+    async fn used_disks(&self, round: &Round<'_>, sight: &mut Sight) -> Result<(), Problem> {
+        if !self.node.images.is_pretended() {
+            // What was here before the last action was left by it.
+            let disks = round.folder.on_thread(FolderFiles::has_disks).await?;
+            sight.observed.disks = disks.or(sight.observed.disks);
+        }
+        if round.desktop.abandon_word().is_some() {
+            let desktop = round.desktop.clone();
+            let used = round.folder.on_thread(move |files| lost_disks::used_word(&desktop, files));
+            sight.abandoned_disks = used.await?;
+        }
+        Ok(())
+    }
+
+    /// Notes the decision anew where what was noted cannot be understood, and its machine `runs`: what runs was not
+    /// given back. Where nothing runs a stop writes it anew.
+    async fn note_anew(&self, round: &Round<'_>, sight: &mut Sight, odd: Problem, runs: bool) {
+        if runs && odd.is_odd_record() {
+            tracing::warn!(%odd, "the machine of the decision that holds runs: it is noted down anew");
+            if let Err(error) = self.note_decision(round, sight.last_word.clone().as_ref()).await {
+                sight.fault(error);
+            }
+        } else if matches!(round.wanted, Wanted::Run | Wanted::Leave) {
+            sight.fault(odd);
+        }
+    }
+
+    /// The same of the disks that were used: a machine that runs has all of them.
+    async fn note_disks_anew(round: &Round<'_>, sight: &mut Sight, odd: Problem, runs: bool) {
+        if !(runs && odd.is_odd_record()) {
+            return sight.fault(odd);
+        }
+        tracing::warn!(%odd, "the machine runs with all of its disks: they are noted down anew");
+        let said = round.desktop.status.as_ref().and_then(|status| status.node.as_ref());
+        let abandoned = said.and_then(|said| said.abandoned_disks.clone());
+        let more =
+            round.template().map(|template| lost_disks::lasting_of(&template.spec)).unwrap_or_default();
+        let owner = round.owner.clone();
+        match round.folder.on_thread(move |files| files.note_used_anew(&owner, more, abandoned)).await {
+            Ok(disks) => sight.observed.disks = disks,
+            Err(error) => sight.fault(error),
+        }
     }
 
     /// What the machine is put together from, as it is now.
@@ -170,67 +230,94 @@ impl Desktops {
         };
         match summary.metadata.as_deref().map(metadata::parse) {
             Some(Ok(Some(metadata))) if metadata.desktop_uid == uid => Ok((Some(summary), Some(metadata))),
-            _ => Err(Problem::ForeignDomain { name: summary.name, uuid: uid.to_string() }),
+            _ => {
+                let whose = Whose::of(&summary);
+                Err(Problem::ForeignDomain { name: summary.name, uuid: uid.to_string(), whose })
+            }
         }
     }
 
     /// The record of the last run, with what is noticed now: an end, or a start that a daemon did not
     /// live to note down.
     async fn record(
+        &self,
         round: &Round<'_>,
+        sight: &mut Sight,
         summary: Option<&DomainSummary>,
         ours: bool,
-        boot: &str,
-    ) -> Result<Option<RunRecord>, Problem> {
-        let mut record: Option<RunRecord> = round.folder.read_json(RECORD).await?;
+    ) -> Option<RunRecord> {
+        let (now, boot, uid) = (Timestamp::now(), &self.node.boot, round.owner.uid);
+        let end = match summary.map(|summary| summary.state) {
+            Some(state) if state.is_active() => None,
+            Some(DomainState::Crashed) => Some(End::Crashed),
+            Some(DomainState::PoweredOff) => Some(End::PoweredOff),
+            Some(DomainState::ShutDown) => Some(End::ShutDown),
+            Some(_) | None => Some(lock(&self.ends).get(&uid).map_or(End::Unseen, |reason| how(*reason))),
+        };
+        let begun = |at, before| RunRecord::started(at, boot, before).of(round.allocation);
+        let may_run = matches!(round.wanted, Wanted::Run | Wanted::Leave);
+        let record = match self.kept_record(round, sight).await {
+            Ok(record) => record,
+            // What runs was started; when, the API may know.
+            Err(odd) if end.is_none() => {
+                let domain = round.desktop.status.as_ref().and_then(|status| status.domain.as_ref());
+                let at = domain.and_then(|domain| domain.started_at.as_ref()).map_or(now, |at| at.0);
+                let record = begun(at, None);
+                if odd.is_odd_record() {
+                    tracing::warn!(%odd, "the machine runs: its run is noted down anew");
+                    self.keep_record(round, sight, record.clone()).await;
+                } else {
+                    sight.fault(odd);
+                }
+                return Some(record);
+            }
+            Err(odd) if may_run => {
+                sight.fault(odd);
+                return None;
+            }
+            Err(_) => {
+                self.drop_record(round, sight).await;
+                None
+            }
+        };
         if round.wanted == Wanted::Run
             && let Some(allocation) = round.allocation
-            && record
-                .as_ref()
-                .is_some_and(|record| record.ended.is_some() && record.is_of_another(allocation))
+            && record.as_ref().is_some_and(|record| {
+                (record.ended.is_some() || summary.is_none()) && record.is_of_another(allocation)
+            })
         {
             // What ended was another decision's run; this one has not begun.
-            round.folder.remove_file(RECORD).await?;
-            record = None;
+            self.drop_record(round, sight).await;
+            return if end.is_some() { None } else { self.noticed(round, sight, begun(now, None)).await };
         }
-        let Some(summary) = summary else { return Ok(record) };
-        let now = Timestamp::now();
-        let begun = |before| RunRecord::started(now, boot, before).of(round.allocation);
-        let noticed = match record {
-            None if summary.state.is_active() => begun(None),
-            Some(record) if summary.state.is_active() && record.ended.is_some() => begun(Some(&record)),
+        let noticed = match (record, end) {
+            (None, None) => begun(now, None),
+            (Some(record), None) if record.ended.is_some() => begun(now, Some(&record)),
             // The stop was called off. Not that of a decision that does not hold any more.
-            Some(record)
-                if ours
-                    && summary.state.is_active()
-                    && record.shutdown_sent_at.is_some()
-                    && matches!(round.wanted, Wanted::Run | Wanted::Leave) =>
+            (Some(record), None) if ours && record.shutdown_sent_at.is_some() && may_run => record.going_on(),
+            // One that is gone from libvirt has ended, whatever is asked for by now.
+            (Some(record), Some(end))
+                if record.boot == *boot && record.ended.is_none() && (summary.is_some() || may_run) =>
             {
-                record.going_on()
-            }
-            Some(record) if !summary.state.is_active() && record.boot == boot && record.ended.is_none() => {
-                let crashed = summary.state == DomainState::Crashed;
-                if let Some(asked) = record.asked(now, crashed) {
+                match record.asked(now, end == End::Crashed) {
                     // The end that was asked for; what is wanted now begins anew.
-                    if round.wanted == Wanted::Run {
-                        round.folder.remove_file(RECORD).await?;
-                        return Ok(None);
+                    Some(_) if round.wanted == Wanted::Run => {
+                        self.drop_record(round, sight).await;
+                        return None;
                     }
-                    if record.shutdown_sent_at.is_some() {
-                        return Ok(Some(record));
-                    }
-                    RunRecord { shutdown_sent_at: Some(asked), ..record }
-                } else {
-                    record.with_end(now, crashed, summary.state == DomainState::PoweredOff)
+                    Some(_) if record.shutdown_sent_at.is_some() => return Some(record),
+                    Some(asked) => RunRecord { shutdown_sent_at: Some(asked), ..record },
+                    None => record.with_end(now, end),
                 }
             }
-            record => return Ok(record),
+            (record, _) => return record,
         };
-        if !round.folder.exists().await? {
-            round.folder.create(&round.owner).await?;
-        }
-        round.folder.write_json(RECORD, noticed.clone()).await?;
-        Ok(Some(noticed))
+        self.noticed(round, sight, noticed).await
+    }
+
+    async fn noticed(&self, round: &Round<'_>, sight: &mut Sight, record: RunRecord) -> Option<RunRecord> {
+        self.keep_record(round, sight, record.clone()).await;
+        Some(record)
     }
 
     /// Every share of a GPU on this host.
@@ -329,5 +416,15 @@ impl Desktops {
             }
             _ => vec![],
         }
+    }
+}
+
+/// How a machine ended whose domain is gone.
+fn how(reason: StopReason) -> End {
+    match reason {
+        StopReason::Shutdown => End::ShutDown,
+        StopReason::Destroyed => End::PoweredOff,
+        StopReason::Crashed | StopReason::Failed => End::Crashed,
+        StopReason::Migrated | StopReason::Saved | StopReason::Other => End::Unseen,
     }
 }

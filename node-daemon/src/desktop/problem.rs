@@ -1,14 +1,21 @@
 //! Why a desktop is not as wanted, each with its reason in the API and its own way to be tried again.
 
+use std::fmt;
+
 use gpudesk_crds::{Refusal, conditions::Reason};
 use thiserror::Error;
 
 use super::{conflict::Held, lost_disks::DisksMissing};
 use crate::{
-    domain::DomainError,
+    domain::{DomainError, metadata},
     host::{
-        file_threads::ThreadError, folder::FolderError, gpu_driver::GpuError,
-        guest_network::GuestNetworkError, hypervisor::HypervisorError, images::ImageError, paths::PathError,
+        file_threads::ThreadError,
+        folder::FolderError,
+        gpu_driver::GpuError,
+        guest_network::GuestNetworkError,
+        hypervisor::{DomainSummary, HypervisorError},
+        images::ImageError,
+        paths::PathError,
         seed::SeedError,
     },
     secrets::SecretError,
@@ -63,8 +70,13 @@ pub enum Problem {
     #[error(transparent)]
     Disks(#[from] DisksMissing),
     /// A file that the tenant named.
-    #[error(transparent)]
-    Path(#[from] PathError),
+    #[error("disks[{disk}].hostFile.path: {source}")]
+    Path {
+        /// Name of the disk.
+        disk: String,
+        /// What is wrong with its file.
+        source: PathError,
+    },
     /// First-boot configuration.
     #[error(transparent)]
     Secret(#[from] SecretError),
@@ -97,7 +109,10 @@ pub enum Problem {
         path: String,
     },
     /// A file that another desktop uses.
-    #[error("{path} is in use by another desktop: two share a file only when both only read it")]
+    #[error(
+        "{path} is in use by another desktop: two share a file only when both only read it; name another file, or set \
+         hostFile.readOnly for both"
+    )]
     FileInUse {
         /// The file.
         path: String,
@@ -125,16 +140,47 @@ pub enum Problem {
     /// libvirt.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
+    /// libvirt does not answer: of every desktop of the node the same is said.
+    #[error(
+        "libvirt on node {node} does not answer: what its desktops do is not known until it does; a machine that ran runs on, \
+         and the condition HypervisorReady of GpuNode {node} says more"
+    )]
+    LibvirtAway {
+        /// The node.
+        node: String,
+    },
+    /// A last word cannot be noted down, and so is not said.
+    #[error("the machine is off, and what it held is given back once that can be noted down: {0}")]
+    Unnoted(Box<Self>),
     /// Its guest could reach the host.
     #[error(transparent)]
     GuestNetwork(#[from] GuestNetworkError),
-    /// A domain of this name or UUID is somebody else's.
-    #[error("the domain {name} ({uuid}) on this node is not of this desktop")]
+    /// A domain with the UUID of this desktop is somebody else's.
+    #[error(
+        "the domain {name} on this node has the UUID of this desktop ({uuid}) and {whose}: it is left as it is, and \
+         nothing is started beside it. Remove it there (`virsh shutdown {name}` if it runs, then `virsh undefine {name} \
+         --keep-nvram`), or define it anew with another <uuid>"
+    )]
     ForeignDomain {
         /// Name of the domain.
         name: String,
         /// UUID of the domain.
         uuid: String,
+        /// What its metadata tells.
+        whose: Whose,
+    },
+    /// A domain of this name is somebody else's.
+    #[error(
+        "the domain {name} ({uuid}) on this node has the name that the machine of this desktop needs, and {whose}: it is left \
+         as it is. Rename it there while it is off (`virsh domrename {name} NEW-NAME`), or remove it (`virsh undefine {name}`)"
+    )]
+    ForeignName {
+        /// Name of the domain.
+        name: String,
+        /// UUID of the domain.
+        uuid: String,
+        /// What its metadata tells.
+        whose: Whose,
     },
     /// A domain of an earlier desktop has the name.
     #[error(
@@ -182,6 +228,38 @@ impl From<ThreadError> for Problem {
     }
 }
 
+/// Whose a domain is that is not of a desktop. Never another tenant's name: that is in the node's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// It says nothing of gpudesk.
+    Unmade,
+    /// Its metadata is of another machine.
+    Copy,
+    /// Its metadata cannot be read.
+    Unreadable,
+}
+
+impl Whose {
+    /// As `domain` says.
+    pub fn of(domain: &DomainSummary) -> Self {
+        match domain.metadata.as_deref().map(metadata::parse) {
+            None | Some(Ok(None)) => Self::Unmade,
+            Some(Ok(Some(_))) => Self::Copy,
+            Some(Err(_)) => Self::Unreadable,
+        }
+    }
+}
+
+impl fmt::Display for Whose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unmade => "was not made by gpudesk",
+            Self::Copy => "is a copy of the machine of another one, whose metadata it has",
+            Self::Unreadable => "has metadata of gpudesk that cannot be read",
+        })
+    }
+}
+
 /// Which condition a problem belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
@@ -207,20 +285,24 @@ impl Problem {
                 Reason::ImageInvalid
             }
             Self::Disks(_) => Reason::DiskMissing,
-            Self::FileInUse { .. } | Self::FileUnclear { .. } => Reason::HostPathNotAllowed,
-            Self::Path(PathError::NotFound { .. }) => Reason::HostPathNotFound,
-            Self::Path(PathError::NotAllowed { .. } | PathError::Unreadable { .. }) => {
+            Self::Path { source: PathError::NotFound { .. }, .. } => Reason::HostPathNotFound,
+            Self::Path { .. } | Self::FileInUse { .. } | Self::FileUnclear { .. } => {
                 Reason::HostPathNotAllowed
             }
             Self::Secret(_) => Reason::SecretNotReadable,
-            Self::Seed(_) | Self::Folder(_) | Self::Gpu(_) | Self::Internal(_) => Reason::DeviceFailed,
+            Self::Folder(_) | Self::Unnoted(_) => Reason::StateNotKept,
+            Self::Seed(_) | Self::Gpu(_) | Self::Internal(_) => Reason::DeviceFailed,
             Self::Conflict { .. }
             | Self::ForeignDomain { .. }
+            | Self::ForeignName { .. }
             | Self::EarlierMachine { .. }
             | Self::OtherDecision { .. } => Reason::AllocationConflict,
             Self::Saved { .. } => Reason::GuestStopped,
             Self::GuestNetwork(_) => Reason::GuestNetworkUnfiltered,
-            Self::Hypervisor(HypervisorError::Transient { .. }) => Reason::HypervisorUnavailable,
+            Self::LibvirtAway { .. }
+            | Self::Hypervisor(HypervisorError::Away { .. } | HypervisorError::Transient { .. }) => {
+                Reason::HypervisorUnavailable
+            }
             Self::Hypervisor(
                 HypervisorError::NotFound { .. }
                 | HypervisorError::Denied { .. }
@@ -238,8 +320,10 @@ impl Problem {
             | Self::ClosedFile { .. }
             | Self::Domain(_)
             | Self::Hypervisor(_)
+            | Self::LibvirtAway { .. }
             | Self::GuestNetwork(_)
             | Self::ForeignDomain { .. }
+            | Self::ForeignName { .. }
             | Self::EarlierMachine { .. }
             | Self::Saved { .. }
             | Self::OtherDecision { .. }
@@ -252,10 +336,11 @@ impl Problem {
             | Self::Invalid(_)
             | Self::Image(_)
             | Self::Disks(_)
-            | Self::Path(_)
+            | Self::Path { .. }
             | Self::Secret(_)
             | Self::Seed(_)
             | Self::Folder(_)
+            | Self::Unnoted(_)
             | Self::Gpu(_) => Stage::Preparing,
         }
     }
@@ -286,12 +371,22 @@ impl Problem {
         }
     }
 
+    /// Whether a record is there and cannot be understood.
+    pub fn is_odd_record(&self) -> bool {
+        matches!(self, Self::Folder(FolderError::Odd { .. }))
+    }
+
     /// Whether it may pass by itself soon: then it is tried again soon, else slowly.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::TemplateOutdated { .. }
             | Self::Unconfirmed { .. }
-            | Self::Hypervisor(HypervisorError::Transient { .. } | HypervisorError::NotFound { .. })
+            | Self::LibvirtAway { .. }
+            | Self::Hypervisor(
+                HypervisorError::Away { .. }
+                | HypervisorError::Transient { .. }
+                | HypervisorError::NotFound { .. },
+            )
             | Self::Secret(SecretError::Api { .. })
             | Self::Folder(FolderError::Thread(_))
             | Self::GuestNetwork(_)
@@ -302,10 +397,11 @@ impl Problem {
             | Self::Invalid(_)
             | Self::Image(_)
             | Self::Disks(_)
-            | Self::Path(_)
+            | Self::Path { .. }
             | Self::Secret(SecretError::NotThere { .. } | SecretError::NoKey { .. })
             | Self::Seed(_)
             | Self::Folder(_)
+            | Self::Unnoted(_)
             | Self::Gpu(_)
             | Self::Conflict { .. }
             | Self::FileInUse { .. }
@@ -314,6 +410,7 @@ impl Problem {
             | Self::Domain(_)
             | Self::Hypervisor(HypervisorError::Denied { .. } | HypervisorError::Refused { .. })
             | Self::ForeignDomain { .. }
+            | Self::ForeignName { .. }
             | Self::EarlierMachine { .. }
             | Self::Saved { .. }
             | Self::OtherDecision { .. } => false,

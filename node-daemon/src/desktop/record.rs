@@ -53,9 +53,37 @@ pub struct Ended {
     pub at: Timestamp,
     /// Whether it crashed.
     pub crashed: bool,
-    /// Whether somebody on the host took its power. Neither: it shut itself down.
+    /// Whether somebody on the host took its power.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub powered_off: bool,
+    /// Whether nobody saw how. None of these: it shut itself down.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unseen: bool,
+}
+
+/// How a machine ended that nobody asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its guest shut down.
+    ShutDown,
+    /// Somebody on the host took its power.
+    PoweredOff,
+    /// It crashed.
+    Crashed,
+    /// That was not seen.
+    Unseen,
+}
+
+impl Ended {
+    /// An end that is noticed at this time.
+    pub fn new(at: Timestamp, how: End) -> Self {
+        Self {
+            at,
+            crashed: how == End::Crashed,
+            powered_off: how == End::PoweredOff,
+            unseen: how == End::Unseen,
+        }
+    }
 }
 
 /// What follows from an end.
@@ -114,12 +142,12 @@ impl RunRecord {
         }
     }
 
-    /// The record with the end noticed `now`: a crash, or that its power was taken, or neither.
+    /// The record with the end noticed `now`.
     #[must_use]
-    pub fn with_end(self, now: Timestamp, crashed: bool, powered_off: bool) -> Self {
+    pub fn with_end(self, now: Timestamp, how: End) -> Self {
         let lasted = now.duration_since(self.started_at);
         let ends_in_a_row = if lasted >= GOOD_RUN { 1 } else { self.ends_in_a_row.saturating_add(1) };
-        Self { ended: Some(Ended { at: now, crashed, powered_off }), ends_in_a_row, ..self }
+        Self { ended: Some(Ended::new(now, how)), ends_in_a_row, ..self }
     }
 
     /// The end, unless the host itself was started anew since: then the guest did not end by itself.
@@ -171,7 +199,7 @@ mod tests {
         let mut record = RunRecord::started(at(0), "boot", None);
         let mut waits = vec![];
         for second in 1..9 {
-            record = record.with_end(at(second), true, false);
+            record = record.with_end(at(second), End::Crashed);
             waits.push(wait(&record));
             record = RunRecord::started(at(second), "boot", Some(&record));
         }
@@ -181,7 +209,7 @@ mod tests {
     #[test]
     fn a_good_run_begins_the_row_anew() {
         let record = RunRecord { ends_in_a_row: 5, ..RunRecord::started(at(0), "boot", None) };
-        assert_eq!(wait(&record.with_end(at(700), true, false)), 0);
+        assert_eq!(wait(&record.with_end(at(700), End::Crashed)), 0);
     }
 
     #[test]
@@ -199,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_policy_decides_what_follows() {
-        let record = RunRecord::started(at(0), "boot", None).with_end(at(5), false, false);
+        let record = RunRecord::started(at(0), "boot", None).with_end(at(5), End::ShutDown);
         let clean = record.ended.unwrap();
         let crash = Ended { crashed: true, ..clean };
         assert_eq!(record.after(clean, RestartPolicy::OnFailure), AfterEnd::Stay);

@@ -3,26 +3,31 @@
 
 use super::{
     Desktops, Round,
-    desired::{self, MAX_RESTARTED_AT, Wanted},
+    desired::{self, Wanted},
     observe::Sight,
     problem::Problem,
 };
 use gpudesk_crds::{
-    DesktopTemplate, RESTARTED_AT_ANNOTATION,
+    DesktopTemplate,
     conditions::{self, ConditionType},
+    restart_problem,
 };
 use kube::ResourceExt;
 
 impl Desktops {
     /// Keeps a machine running that is to be restarted and could not start again, and notes why.
-    pub(super) async fn hold_back(&self, round: &mut Round<'_>, sight: &Sight) {
+    pub(super) async fn hold_back(&self, round: &mut Round<'_>, sight: &mut Sight) {
         let runs = sight.observed.domain.is_some_and(|domain| domain.active);
         let begun = sight.observed.record.as_ref().is_some_and(|record| record.shutdown_sent_at.is_some());
         let restart = round.wanted == Wanted::Stop && desired::is_restart(round.desktop);
         if !(runs && restart) || begun {
             return;
         }
-        if let Err(problem) = self.could_start(round, sight).await {
+        let could = match sight.unkept.take() {
+            Some(fault) => Err(fault),
+            None => self.could_start(round, sight).await,
+        };
+        if let Err(problem) = could {
             tracing::warn!(%problem, "a restart was asked for and is not done, for the machine could not start again");
             self.metrics.problem(problem.reason());
             round.wanted = Wanted::Run;
@@ -35,15 +40,16 @@ impl Desktops {
     /// next start is replaced, as it is before each start.
     async fn could_start(&self, round: &Round<'_>, sight: &Sight) -> Result<(), Problem> {
         let annotation = desired::restart_asked(round.desktop).unwrap_or_default();
-        let length = annotation.chars().count();
-        if length > MAX_RESTARTED_AT {
-            return Err(Problem::Invalid(format!(
-                "annotation {RESTARTED_AT_ANNOTATION} has {length} characters, and {MAX_RESTARTED_AT} are the most"
-            )));
+        if let Some(problem) = restart_problem(annotation) {
+            return Err(Problem::Invalid(problem));
         }
         let template = round.template()?;
         if let Some(message) = invalid(template) {
             return Err(Problem::TemplateInvalid { name: template.name_any(), message });
+        }
+        // A folder that cannot be written would hold its end, or its next start, up.
+        if sight.last_word.is_none() {
+            self.note_decision(round, None).await?;
         }
         let materials = self.materials(round).await?;
         self.seed(round, &materials).await?;

@@ -114,10 +114,14 @@ impl Desktops {
         for summary in self.node.hypervisor.list().await? {
             if summary.uuid != uid
                 && summary.state.is_active()
-                && let Some(Ok(Some(ours))) = summary.metadata.as_deref().map(metadata::parse)
+                && let Some(ours) =
+                    summary.metadata.as_deref().and_then(|text| metadata::parse(text).transpose())
             {
                 let files = self.node.folders.of(summary.uuid).files().clone();
-                running.push((format!("{}/{}", ours.namespace, ours.name), files));
+                running.push((
+                    ours.map_or(summary.name, |ours| format!("{}/{}", ours.namespace, ours.name)),
+                    files,
+                ));
             }
         }
         // On this desktop's own thread: another's may hang in files that this one has nothing to do with.

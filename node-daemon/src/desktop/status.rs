@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use gpudesk_crds::{
     AllocationId, Desktop, DesktopStatus, NodeReport, NodeState, Refusal,
-    conditions::{self, ConditionType, Reason},
+    conditions::{self, ConditionType, Reason, Truth},
     desktop::{
         ConsoleRelay, ConsoleStatus, ConsoleType, DomainStatus, Phase, PowerState, PreparedGpu, TuningResult,
     },
@@ -81,6 +81,8 @@ pub struct Report<'a> {
     pub problem: Option<&'a Problem>,
     /// Why a restart that was asked for is not done: the machine goes on.
     pub held_back: Option<&'a Problem>,
+    /// What of it cannot be kept on this node: the machine goes on.
+    pub unkept: Option<&'a Problem>,
     /// The machine ended by itself for good, and nobody has asked for anything else since.
     pub stays: bool,
     /// The template's restart policy.
@@ -113,6 +115,7 @@ impl<'a> Report<'a> {
             gpus: &[],
             problem: None,
             held_back: None,
+            unkept: None,
             stays: false,
             restart_policy: RestartPolicy::default(),
             boot: &node.boot,
@@ -128,17 +131,20 @@ impl<'a> Report<'a> {
 
 /// One condition's worth of words.
 struct Say {
-    status: bool,
+    status: Truth,
     reason: Reason,
     message: String,
 }
 
 impl Say {
     fn yes(message: impl Into<String>) -> Self {
-        Self { status: true, reason: Reason::AsExpected, message: message.into() }
+        Self::yes_but(Reason::AsExpected, message)
+    }
+    fn yes_but(reason: Reason, message: impl Into<String>) -> Self {
+        Self { status: Truth::True, reason, message: message.into() }
     }
     fn no(reason: Reason, message: impl Into<String>) -> Self {
-        Self { status: false, reason, message: message.into() }
+        Self { status: Truth::False, reason, message: message.into() }
     }
 }
 
@@ -254,7 +260,10 @@ fn node_report(report: &Report<'_>, allocation_id: AllocationId) -> Option<NodeR
 /// Whether the operator says that nothing is known of the desktop, for its node is silent.
 pub fn is_unknown(desktop: &Desktop) -> bool {
     let conditions = desktop.status.as_ref().map_or(&[][..], |status| &status.conditions);
-    conditions::find(conditions, ConditionType::Ready).is_some_and(|ready| ready.status == "Unknown")
+    // What this daemon said of a libvirt that is away is its own.
+    conditions::find(conditions, ConditionType::Ready).is_some_and(|ready| {
+        ready.status == "Unknown" && ready.reason != Reason::HypervisorUnavailable.as_str()
+    })
 }
 
 /// Whether `Ready` and the phase are the daemon's to say: while the desktop has CPUs allocated.
@@ -265,32 +274,45 @@ fn holds_compute(desktop: &Desktop) -> bool {
 fn up(report: &Report<'_>, machine: &Machine) -> Words {
     let stopping = matches!(report.wanted, Wanted::Stop | Wanted::Remove | Wanted::Withdraw);
     let (guest, guest_ready) = guest(report, machine);
-    let goes_on = |problem: &Problem| Say {
-        status: true,
-        reason: problem.reason(),
-        message: format!(
+    let goes_on = |problem: &Problem| {
+        let words = format!(
             "the restart that was asked for could not succeed, so the machine goes on as it is: {problem}"
-        ),
+        );
+        Say::yes_but(problem.reason(), words)
+    };
+    let unkept = |fault: &Problem| {
+        Say::yes_but(
+            fault.reason(),
+            format!("the machine runs on, and is not started again before this is mended: {fault}"),
+        )
+    };
+    let goes_down = || match report.unkept {
+        Some(fault) => format!("the guest is asked to shut down; {fault}"),
+        None => "the guest is asked to shut down".into(),
     };
     let running = if machine.paused {
         Say::no(Reason::Unknown, "the machine is paused by the host")
     } else if let Some(problem) = report.held_back {
         goes_on(problem)
     } else if stopping {
-        Say { status: true, reason: Reason::Stopping, message: "the guest is asked to shut down".into() }
+        Say::yes_but(Reason::Stopping, goes_down())
+    } else if let Some(fault) = report.unkept {
+        unkept(fault)
     } else {
         Say::yes(open_screen(machine))
     };
     let ready = if let Some(problem) = report.problem {
         Say::no(problem.reason(), problem.to_string())
     } else if stopping {
-        Say::no(Reason::Stopping, "the guest is asked to shut down")
+        Say::no(Reason::Stopping, goes_down())
     } else if machine.paused {
         Say::no(Reason::Unknown, "the machine is paused by the host")
     } else if !guest_ready {
         Say::no(guest.reason, guest.message.clone())
     } else if let Some(problem) = report.held_back {
         goes_on(problem)
+    } else if let Some(fault) = report.unkept {
+        unkept(fault)
     } else if report.desktop.spec.power_state == PowerState::Suspended {
         Say::yes("powerState Suspended is not yet supported: the machine goes on")
     } else {
@@ -354,7 +376,10 @@ fn down(report: &Report<'_>) -> Words {
     }
     match report.wanted {
         Wanted::Remove => same(Reason::Released, "nothing is left on this node".into(), Phase::Deleting),
-        Wanted::Stop | Wanted::Withdraw => same(Reason::Stopped, String::new(), Phase::Stopped),
+        Wanted::Stop | Wanted::Withdraw => {
+            let unkept = report.unkept.map(ToString::to_string);
+            same(Reason::Stopped, unkept.unwrap_or_default(), Phase::Stopped)
+        }
         Wanted::Leave => {
             let message = "powerState Suspended is not yet supported: the machine stays off";
             same(Reason::NotYetSupported, message.into(), Phase::Stopped)
@@ -370,11 +395,15 @@ fn down(report: &Report<'_>) -> Words {
 fn ended(report: &Report<'_>) -> Option<Words> {
     let record = report.observed.record.as_ref()?;
     let end = record.end_in(report.boot)?;
-    let reason = if end.crashed { Reason::GuestCrashed } else { Reason::GuestStopped };
-    let what = match end {
-        Ended { crashed: true, .. } => "the guest crashed",
-        Ended { powered_off: true, .. } => "the machine was powered off on the host",
-        _ => "the guest shut itself down",
+    let (reason, what) = match end {
+        Ended { crashed: true, .. } => (Reason::GuestCrashed, "the guest crashed"),
+        Ended { powered_off: true, .. } => (Reason::GuestStopped, "the machine was powered off on the host"),
+        Ended { unseen: true, .. } => (
+            Reason::EndUnseen,
+            "the machine ended, and how was not seen (it may have been ended or removed by hand on the host, as with `virsh \
+             undefine`, or while libvirt was away): noticed",
+        ),
+        _ => (Reason::GuestStopped, "the guest shut itself down"),
     };
     let (message, phase) = match record.after(end, report.restart_policy) {
         AfterEnd::RestartAt(time) => {
@@ -403,6 +432,11 @@ fn ended(report: &Report<'_>) -> Option<Words> {
 }
 
 fn troubled(report: &Report<'_>, problem: &Problem) -> Words {
+    if let Problem::LibvirtAway { .. } = problem {
+        let say = || Say { status: Truth::Unknown, ..Say::no(problem.reason(), problem.to_string()) };
+        let phase = if report.wanted == Wanted::Remove { Phase::Deleting } else { Phase::Unknown };
+        return Words { prepared: say(), running: say(), guest: say(), ready: say(), phase };
+    }
     let no = || Say::no(problem.reason(), problem.to_string());
     let prepared = match problem.stage() {
         Stage::Running if report.observed.prepared => Say::yes(""),

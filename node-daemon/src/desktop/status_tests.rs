@@ -37,6 +37,7 @@ fn report<'a>(desktop: &'a Desktop, observed: &'a Observed, machine: Option<&'a 
         gpus: &[],
         problem: None,
         held_back: None,
+        unkept: None,
         stays: false,
         restart_policy: RestartPolicy::OnFailure,
         boot: "boot",

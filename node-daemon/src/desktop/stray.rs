@@ -9,12 +9,17 @@ use gpudesk_crds::{
 use super::standing::Verdict;
 
 /// What is here of a desktop.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trace {
     /// Its domain is known to libvirt.
     pub domain: bool,
     /// Its domain holds memory and devices.
     pub active: bool,
+    /// Its memory was saved on the host: it holds nothing, and is not taken down without a word.
+    pub saved: bool,
+    /// Its domain is a copy, or has metadata that cannot be read: it may be none of ours.
+    pub foreign: bool,
     /// The decision that this was made for.
     pub made_for: Option<AllocationId>,
 }
@@ -55,6 +60,9 @@ pub fn plan(verdict: &Verdict, trace: Trace, word: Option<&StrayWord>) -> Plan {
             Plan::End(StrayAction::PowerOff)
         }
         (Verdict::Current | Verdict::Unclear { may_be_current: true } | Verdict::OlderHere, _) => Plan::Leave,
+        (Verdict::MovedOn(_) | Verdict::NoDesktop, None) if trace.saved || trace.foreign && !trace.active => {
+            Plan::Leave
+        }
         (Verdict::MovedOn(node), _) => Plan::TakeDown(node.clone()),
         (_, Some(action)) => Plan::End(action),
         (Verdict::Unallocated, None) if !trace.active => Plan::Clear,
@@ -74,6 +82,9 @@ fn may_end(verdict: &Verdict, trace: Trace, word: &StrayWord) -> Result<(), Stri
         Verdict::OlderHere | Verdict::Newer { here: true } if !trace.active => return Err(GONE.into()),
         _ if !trace.domain => return Err(GONE.into()),
         _ => {}
+    }
+    if trace.saved && word.action == StrayAction::ShutDown {
+        return Err("its memory was saved on the host: action PowerOff gives it up".into());
     }
     match (word.allocation_id, trace.made_for) {
         (Some(meant), Some(made_for)) if meant != made_for => {
@@ -121,7 +132,7 @@ mod tests {
     #[test]
     fn each_verdict_has_its_plan_and_a_word_ends_what_is_left_running() {
         use StrayAction::{PowerOff, ShutDown};
-        let on = Trace { domain: true, active: true, made_for: Some(id(2)) };
+        let on = Trace { domain: true, active: true, saved: false, foreign: false, made_for: Some(id(2)) };
         let off = Trace { active: false, ..on };
         let folder = Trace { domain: false, ..off };
         let moved = || Plan::TakeDown("node-b".into());
@@ -200,6 +211,20 @@ mod tests {
         assert_eq!(plan(&Verdict::NoDesktop, unread, Some(&word(PowerOff, Some(2)))), Plan::Leave);
     }
 
+    #[test]
+    fn memory_that_was_saved_is_given_up_by_a_word_alone() {
+        let saved = Trace { domain: true, active: false, saved: true, foreign: false, made_for: Some(id(2)) };
+        for verdict in [Verdict::MovedOn("node-b".into()), Verdict::NoDesktop] {
+            assert_eq!(plan(&verdict, saved, None), Plan::Leave, "{verdict:?}");
+            assert_eq!(plan(&verdict, saved, Some(&word(StrayAction::ShutDown, Some(2)))), Plan::Leave);
+            let said = answer(&word(StrayAction::ShutDown, Some(2)), Some((&verdict, saved))).unwrap();
+            assert!(said.contains("action PowerOff"), "{said}");
+            let off = word(StrayAction::PowerOff, Some(2));
+            assert_eq!(plan(&verdict, saved, Some(&off)), Plan::End(StrayAction::PowerOff));
+            assert_eq!(answer(&off, Some((&verdict, saved))), None);
+        }
+    }
+
     fn allocation(number: u8, node: &str) -> serde_json::Value {
         json!({
             "node": node, "id": id(number), "desktopGeneration": 1, "templateGeneration": 1,
@@ -230,7 +255,7 @@ mod tests {
                     word(if off { StrayAction::PowerOff } else { StrayAction::ShutDown }, of)
                 });
                 let verdict = verdict("node-a", UID, Some(&live), &MadeFor::Allocation(Box::new(made.clone())));
-                let trace = Trace { domain: true, active, made_for: made.id };
+                let trace = Trace { domain: true, active, saved: false, foreign: false, made_for: made.id };
                 let plan = plan(&verdict, trace, said.as_ref());
                 if answer < 3 && holds == runs {
                     prop_assert_eq!(plan, Plan::Leave);

@@ -34,8 +34,8 @@ pub(super) type Live = Arc<Mutex<HashMap<String, Value>>>;
 /// An API that takes every status and tells the test, answers reads of Desktops with those it was given,
 /// and gives nobody a token.
 pub(super) struct PretendedApi {
-    client: Client,
-    live: Live,
+    pub(super) client: Client,
+    pub(super) live: Live,
 }
 
 pub(super) fn api() -> (PretendedApi, Written) {
@@ -43,7 +43,7 @@ pub(super) fn api() -> (PretendedApi, Written) {
     let (sender, written) = tokio::sync::mpsc::unbounded_channel();
     let live = Live::default();
     let known = Arc::clone(&live);
-    let refusal = |code: u16| json!({ "kind": "Status", "status": "Failure", "code": code, "message": "no", "reason": "x" });
+    let refusal = |code: u16| json!({ "kind": "Status", "status": "Failure", "code": code, "message": "no", "reason": if code == 404 { "NotFound" } else { "x" } });
     tokio::spawn(async move {
         while let Some((request, respond)) = handle.next_request().await {
             let path = request.uri().path().to_owned();

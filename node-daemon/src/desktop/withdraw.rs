@@ -74,9 +74,7 @@ impl Desktops {
             match self.step(&mut round, &mut sight).await? {
                 Action::Nothing(Some(until)) => return Ok(Withdrawn::Waiting(until)),
                 Action::Nothing(None) => {
-                    if sight.observed.folder {
-                        self.leave_disks(owner, why, disks).await?;
-                    }
+                    self.leave_disks(owner, why, disks).await?;
                     self.changed.notify_one();
                     return Ok(Withdrawn::Whole);
                 }
@@ -157,9 +155,7 @@ impl Desktops {
         for instance in self.instances(uid).await? {
             self.drive(move |gpus| gpus.destroy(&instance.key)).await?;
         }
-        if self.node.folders.of(uid).exists().await? {
-            self.leave_disks(owner, why, disks).await?;
-        }
+        self.leave_disks(owner, why, disks).await?;
         self.changed.notify_one();
         Ok(Withdrawn::Whole)
     }
@@ -168,20 +164,19 @@ impl Desktops {
     /// disks, go.
     pub(super) async fn leave_disks(&self, owner: &Owner, why: &str, disks: Disks) -> Result<(), Problem> {
         let folder = self.node.folders.of(owner.uid);
+        self.is_written(owner.uid);
         if disks == Disks::Stay {
             folder.remove_run().await?;
             return Ok(());
         }
-        // What is put aside is not looked for when the desktop comes back.
-        folder.forget_used().await?;
-        if folder.remove_run().await? {
-            return Ok(());
+        if !folder.remove_run().await? {
+            let leftover = Leftover { owner: owner.clone(), why: why.into(), since: Timestamp::now() };
+            if let Some(kept) = self.node.leftovers.keep(&folder, leftover).await? {
+                tracing::warn!(folder = %kept.display(), why, "disks are kept aside");
+            }
         }
-        let leftover = Leftover { owner: owner.clone(), why: why.into(), since: Timestamp::now() };
-        if let Some(kept) = self.node.leftovers.keep(&folder, leftover).await? {
-            tracing::warn!(folder = %kept.display(), why, "disks are kept aside");
-        }
-        Ok(())
+        // Only what was put aside is not looked for when the desktop comes back.
+        Ok(folder.forget_used().await?)
     }
 
     /// Removes what is left of a desktop that was being deleted when it was last seen, and is gone since:
@@ -199,7 +194,22 @@ impl Desktops {
             self.drive(move |gpus| gpus.destroy(&instance.key)).await?;
         }
         self.node.folders.of(uid).remove().await?;
+        self.is_written(uid);
         self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Forgets that the guest was asked to shut down, now that nobody wants it to: who wants it again asks it again.
+    ///
+    /// # Errors
+    /// When that cannot be told, or noted down.
+    pub async fn call_off(&self, owner: &Owner) -> Result<(), Problem> {
+        if let Some(record) =
+            self.run_record(owner.uid).await?.filter(|record| record.shutdown_sent_at.is_some())
+        {
+            self.node.folders.of(owner.uid).write_json(super::run_notes::RECORD, record.going_on()).await?;
+            self.is_written(owner.uid);
+        }
         Ok(())
     }
 
@@ -208,17 +218,18 @@ impl Desktops {
     /// # Errors
     /// When that cannot be told.
     pub async fn was_being_deleted(&self, owner: &Owner) -> Result<bool, Problem> {
-        let folder = self.node.folders.of(owner.uid);
-        let record: Option<super::record::RunRecord> = folder.read_json(super::observe::RECORD).await?;
-        Ok(record.is_some_and(|record| record.deleting))
+        Ok(self.run_record(owner.uid).await?.is_some_and(|record| record.deleting))
     }
 
-    /// Whether there is a folder of the desktop, or a share of a GPU.
+    /// Whether there is a folder of the desktop, or a record of its disks, or a share of a GPU.
     ///
     /// # Errors
     /// When that cannot be told.
     pub async fn holds_anything(&self, owner: &Owner) -> Result<bool, Problem> {
-        Ok(self.node.folders.of(owner.uid).exists().await? || !self.instances(owner.uid).await?.is_empty())
+        let folder = self.node.folders.of(owner.uid);
+        let told =
+            folder.on_thread(|files| Ok::<_, Problem>(files.is_there()? || files.used()?.is_some())).await?;
+        Ok(told || !self.instances(owner.uid).await?.is_empty())
     }
 
     /// The decision that the folder of a desktop is for.

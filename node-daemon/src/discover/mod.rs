@@ -184,7 +184,7 @@ async fn ask_libvirt(options: &Discover) -> HypervisorView {
         let emulator = capabilities.emulator.unwrap_or_else(|| "qemu-system-x86_64".into());
         match probe(&emulator).await {
             Kvm::Works => None,
-            Kvm::Unusable(why) | Kvm::Untried(why) => Some(why),
+            Kvm::Unusable(why) | Kvm::Hung(why) | Kvm::Untried(why) => Some(why),
         }
     } else {
         Some("libvirt offers no KVM on this host".into())

@@ -25,9 +25,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use uuid::Uuid;
 
-pub(super) use self::files::disk_names;
 use self::files::failed;
 pub use self::files::{FolderFiles, UsedDisks};
+pub(super) use self::files::{disk_names, sync_folder};
 use super::{
     file_threads::{FileThreads, ThreadError},
     images::Golden,
@@ -37,12 +37,20 @@ use super::{
 #[derive(Debug, Error)]
 pub enum FolderError {
     /// Reading or writing.
-    #[error("{what}: {source}")]
+    #[error("{what}: {source}; {}", remedy(.source))]
     Io {
         /// What was being done, with the path.
         what: String,
         /// The cause.
         source: io::Error,
+    },
+    /// A record is there and cannot be understood.
+    #[error("{path} cannot be understood ({why}): {}", remedy_of(.path))]
+    Odd {
+        /// The record.
+        path: String,
+        /// What is wrong with it.
+        why: String,
     },
     /// `qemu-img` refused.
     #[error("{what}: {message}")]
@@ -57,6 +65,47 @@ pub enum FolderError {
     Thread(#[from] ThreadError),
 }
 
+/// What a person does about a file that cannot be read or written.
+fn remedy(error: &io::Error) -> &'static str {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::StorageFull | Kind::QuotaExceeded => {
+            "make room on that file system of the node; it is tried again"
+        }
+        Kind::ReadOnlyFilesystem => {
+            "see in the kernel's log of the node why that file system can only be read, and mount it for writing; it is \
+             tried again"
+        }
+        Kind::PermissionDenied => "see the permissions of that path, and the security modules of the node",
+        _ => "mend that path or its file system on the node; it is tried again",
+    }
+}
+
+/// What a person does about a record that cannot be understood.
+fn remedy_of(path: &str) -> &'static str {
+    let path = Path::new(path);
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    match name {
+        "decision.json" => {
+            "whether the node gave the present decision back is not known: stop the desktop, which writes it anew, or \
+             remove the file, and its machine is started"
+        }
+        "run.json" => {
+            "how its last run ended is not known: stop the desktop, which removes it, or remove the file, and its machine is \
+             started"
+        }
+        "owner.json" => {
+            "whose folder it is is not known, and it is left as it is: write {\"namespace\": NAMESPACE, \"name\": NAME, \
+             \"uid\": UID} of its Desktop into it, the UID being the name of the folder, or move the folder away"
+        }
+        _ if path.parent().is_some_and(|folder| folder.ends_with("disks")) => {
+            "which disks a machine has used is not known: restore it, or remove it once all disks of the desktop are in \
+             their folder"
+        }
+        _ => "restore it, or remove it",
+    }
+}
+
 /// Whose folder it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
@@ -67,6 +116,9 @@ pub struct Owner {
     /// UID of the Desktop.
     pub uid: Uuid,
 }
+
+/// Whose a folder is, or why that cannot be told.
+pub type Owned = Result<Owner, FolderError>;
 
 /// The folders of all desktops on this node.
 #[derive(Clone, Debug)]
@@ -88,16 +140,43 @@ impl DesktopFolders {
         DesktopFolder { files, uid, threads: self.threads.clone() }
     }
 
-    /// Every folder there is. One that does not say whose it is comes without owner.
+    /// Whose disks were used here, as far as that was noted.
+    ///
+    /// # Errors
+    /// When the records cannot be listed; that is not "none".
+    pub async fn list_used(&self) -> Result<Vec<Owner>, FolderError> {
+        let folders = self.clone();
+        self.threads.run(Uuid::nil(), move || folders.list_used_now()).await?
+    }
+
+    fn list_used_now(&self) -> Result<Vec<Owner>, FolderError> {
+        let root = self.root.with_file_name("disks");
+        let entries = match fs::read_dir(&root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+            Err(error) => return Err(failed("listing", &root)(error)),
+        };
+        let mut owners = vec![];
+        for entry in entries {
+            let path = entry.map_err(failed("listing", &root))?.path();
+            let uid = path.file_stem().and_then(|uid| uid.to_str()?.parse::<Uuid>().ok());
+            // One that cannot be read is told of where its desktop is looked at.
+            let used: Option<UsedDisks> = FolderFiles::read_record(&path).ok().flatten();
+            owners.extend(used.and_then(|used| used.owner).filter(|owner| Some(owner.uid) == uid));
+        }
+        Ok(owners)
+    }
+
+    /// Every folder there is, with whose it is or why that cannot be told.
     ///
     /// # Errors
     /// When the folders cannot be listed; that is not "none".
-    pub async fn list(&self) -> Result<Vec<(Uuid, Option<Owner>)>, FolderError> {
+    pub async fn list(&self) -> Result<Vec<(Uuid, Owned)>, FolderError> {
         let folders = self.clone();
         self.threads.run(Uuid::nil(), move || folders.list_now()).await?
     }
 
-    fn list_now(&self) -> Result<Vec<(Uuid, Option<Owner>)>, FolderError> {
+    fn list_now(&self) -> Result<Vec<(Uuid, Owned)>, FolderError> {
         let entries = match fs::read_dir(&self.root) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
@@ -108,9 +187,14 @@ impl DesktopFolders {
             let name = entry.map_err(failed("listing", &self.root))?.file_name();
             if let Some(uid) = name.to_str().and_then(|name| name.parse().ok()) {
                 // One that is broken holds up no other.
-                let owner = self.of(uid).files.read_json("owner.json").unwrap_or_else(|error| {
-                    tracing::warn!(%error, "whose folder it is cannot be told: it is left as it is");
-                    None
+                let files = self.of(uid).files;
+                let odd = |why: &str| {
+                    let path = files.file("owner.json").display().to_string();
+                    FolderError::Odd { path, why: why.into() }
+                };
+                let owner = files.read_json("owner.json").and_then(|owner: Option<Owner>| {
+                    let owner = owner.ok_or_else(|| odd("it is missing"))?;
+                    if owner.uid == uid { Ok(owner) } else { Err(odd("it names the UID of another")) }
                 });
                 found.push((uid, owner));
             }
@@ -230,8 +314,8 @@ impl DesktopFolder {
         self.on_thread(FolderFiles::remove_all).await
     }
 
-    /// Makes the disk `name`: an overlay of `golden` with its size or a larger one, or an empty one.
-    /// Replaces one that is there.
+    /// Makes the disk `name`: an overlay of `golden` with its size or a larger one, or an empty one. One that is there is
+    /// an error: it was mounted since it was looked for.
     pub async fn make_disk(
         &self,
         name: &str,
@@ -242,9 +326,12 @@ impl DesktopFolder {
         self.on_thread(move |files| {
             let path = files.disk(&name);
             let asked = size_gib.map(bytes).unwrap_or_default();
-            let Some(golden) = golden else { return FolderFiles::make_image(&path, None, asked) };
+            if FolderFiles::exists(&path)? {
+                return Err(failed("making", &path)(io::ErrorKind::AlreadyExists.into()));
+            }
+            let Some(golden) = golden else { return FolderFiles::make_image(&path, None, asked, false) };
             files.note_golden(&name, &golden)?;
-            FolderFiles::make_image(&path, Some(&golden.path), asked.max(golden.virtual_size))
+            FolderFiles::make_image(&path, Some(&golden.path), asked.max(golden.virtual_size), false)
         })
         .await
     }
@@ -262,7 +349,7 @@ impl DesktopFolder {
     /// Makes the disk `name` that is new at every start.
     pub async fn make_scratch(&self, name: &str, size_gib: i32) -> Result<(), FolderError> {
         let path = self.scratch(name);
-        self.on_thread(move |_| FolderFiles::make_image(&path, None, bytes(size_gib))).await
+        self.on_thread(move |_| FolderFiles::make_image(&path, None, bytes(size_gib), true)).await
     }
 
     /// Notes down what the golden image below the disk `name` is, where an earlier version made the disk

@@ -9,7 +9,9 @@ use uuid::Uuid;
 
 use gpudesk_inventory::status::HypervisorVersions;
 
-use crate::domain::LiveDomain;
+use gpudesk_crds::Allocation;
+
+use crate::domain::{DomainMetadata, LiveDomain, metadata};
 
 /// What a call gives, once it is awaited.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, HypervisorError>>;
@@ -95,7 +97,13 @@ pub enum HypervisorError {
         /// The hypervisor's words.
         message: String,
     },
-    /// The connection is lost, or something is busy: worth trying again as it is.
+    /// The connection is lost, and is being opened again: it is the same for every call.
+    #[error("{doing}: the connection to libvirt is lost and being opened again")]
+    Away {
+        /// What was being done.
+        doing: String,
+    },
+    /// Something is busy: worth trying again as it is.
     #[error("{doing}: {message}")]
     Transient {
         /// What was being done.
@@ -127,6 +135,15 @@ pub struct DomainSummary {
     pub metadata: Option<String>,
 }
 
+impl DomainSummary {
+    /// What it says that it is of, and what it holds, if it is ours; in that `None` where that cannot be read: it may
+    /// hold anything.
+    pub fn ours(&self) -> Option<Option<(DomainMetadata, Allocation)>> {
+        let ours = metadata::parse(self.metadata.as_deref()?).transpose()?;
+        Some(ours.ok().and_then(|ours| serde_json::from_str(&ours.allocation).ok().map(|held| (ours, held))))
+    }
+}
+
 /// What a domain is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DomainState {
@@ -138,7 +155,9 @@ pub enum DomainState {
     Asleep,
     /// On its way down.
     ShuttingDown,
-    /// Not running.
+    /// Not running: its guest shut down.
+    ShutDown,
+    /// Not running. How it ended is not known, if it ever ran.
     Off,
     /// Not running, for somebody on the host took its power.
     PoweredOff,
@@ -154,7 +173,7 @@ impl DomainState {
     pub fn is_active(self) -> bool {
         match self {
             Self::Running | Self::Paused | Self::Asleep | Self::ShuttingDown => true,
-            Self::Off | Self::PoweredOff | Self::Saved | Self::Crashed => false,
+            Self::ShutDown | Self::Off | Self::PoweredOff | Self::Saved | Self::Crashed => false,
         }
     }
 }
@@ -255,7 +274,7 @@ pub struct NetworkSummary {
 pub enum HypervisorEvent {
     /// To a domain.
     Domain(DomainEvent),
-    /// The connection is lost. Calls fail as transient until [`HypervisorEvent::Resync`].
+    /// The connection is lost. Calls fail as [`HypervisorError::Away`] until [`HypervisorEvent::Resync`].
     Closed {
         /// Why.
         reason: String,

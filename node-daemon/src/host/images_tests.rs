@@ -6,7 +6,7 @@ use super::*;
 use crate::host::folder::FolderFiles;
 
 fn made(path: &Path) {
-    FolderFiles::make_image(path, None, 1 << 20).unwrap();
+    FolderFiles::make_image(path, None, 1 << 20, true).unwrap();
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn a_golden_image_holds_all_of_its_data_itself() {
     let store = ImageStore::folders("n", vec![dir.path().into()]);
     let base = dir.path().join("base.qcow2");
     made(&base);
-    FolderFiles::make_image(&dir.path().join("over.qcow2"), Some(&base), 1 << 20).unwrap();
+    FolderFiles::make_image(&dir.path().join("over.qcow2"), Some(&base), 1 << 20, true).unwrap();
     let error = store.image("over").unwrap_err().to_string();
     for part in ["base.qcow2", "qemu-img convert", "over.qcow2"] {
         assert!(error.contains(part), "{error}");
@@ -71,7 +71,7 @@ fn below_a_disk_is_a_golden_image_or_nothing() {
     let store = ImageStore::folders("n", vec![dir.path().into()]);
     let below = |backing: Option<&Path>| {
         let disk = dir.path().join("disk");
-        FolderFiles::make_image(&disk, backing, 1 << 20).unwrap();
+        FolderFiles::make_image(&disk, backing, 1 << 20, true).unwrap();
         store.below(&disk, &Found::at(&disk).unwrap().unwrap().header().unwrap().unwrap())
     };
     let golden = dir.path().join("golden.qcow2");

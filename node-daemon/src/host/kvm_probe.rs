@@ -5,14 +5,33 @@
 //! 64-bit mode with paging, touches memory and SSE, and ends QEMU with a number that only it knows.
 #![expect(clippy::disallowed_methods, reason = "adapter: starts a throw-away QEMU")]
 
-use std::{fs::File, io::Write, os::fd::AsRawFd, path::Path, process::Stdio, time::Duration};
+use std::{
+    fs::{self, File},
+    io::Write,
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
+    path::Path,
+    process::Stdio,
+    time::Duration,
+};
 
+use jiff::{SignedDuration, Timestamp};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
-use tokio::{io, process::Command, time::timeout};
+use tokio::{
+    io::{self, AsyncReadExt},
+    process::Command,
+    time::timeout,
+};
+use uuid::Uuid;
+
+use super::file_threads::FileThreads;
 
 /// Time that the ROM has; it needs a fraction of a second.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// For how long it is not tried again after it hung: a host that is busy, as while it starts its guests, may look so.
+const HUNG: SignedDuration = SignedDuration::from_hours(1);
+/// The most bytes of QEMU's words that are read.
+const WORDS: u64 = 64 << 10;
 /// The ROM writes 9 to the exit port, and QEMU ends with twice that and one.
 const EXIT: i32 = 9 * 2 + 1;
 
@@ -23,60 +42,109 @@ pub enum Kvm {
     Works,
     /// It did not; why, in one sentence.
     Unusable(String),
+    /// It did not come to an end; in one sentence.
+    Hung(String),
     /// It was not tried, which says nothing of KVM; why, in one sentence.
     Untried(String),
 }
 
 /// Runs the ROM with KVM. `qemu` is the program.
 pub async fn probe(qemu: &str) -> Kvm {
-    if !Path::new("/dev/kvm").exists() {
+    if matches!(tokio::fs::try_exists("/dev/kvm").await, Ok(false)) {
         return Kvm::Untried("there is no /dev/kvm: enable virtualization in the firmware, or nested virtualization on the host of this host".into());
     }
     match run(qemu, "kvm", "host,arch-capabilities=off").await {
         Ok(Ok(())) => Kvm::Works,
         Err(why) => Kvm::Untried(format!("/dev/kvm is there and was not tried: {why}")),
-        Ok(Err(why)) => Kvm::Unusable(format!(
-            "/dev/kvm is there but a test guest did not run with it ({why}): this host's own virtualization does not work"
+        Ok(Err(Failure::Hung)) => Kvm::Hung(format!(
+            "/dev/kvm is there but a test guest hung with it for {} s: this host's own virtualization does not work, or it \
+             was very busy",
+            PATIENCE.as_secs()
         )),
+        Ok(Err(Failure::Ended(why))) => {
+            Kvm::Unusable(format!("/dev/kvm is there but a test guest did not run with it: {why}"))
+        }
     }
+}
+
+/// Why QEMU did not run the ROM.
+#[derive(Debug, PartialEq, Eq)]
+enum Failure {
+    Hung,
+    Ended(String),
 }
 
 /// What was found out, and what for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Found {
     boot: String,
-    qemu: String,
-    unusable: Option<String>,
+    qemu: Qemu,
+    /// In which words it hung, and when; absent where it works.
+    hung: Option<(String, Timestamp)>,
 }
 
-/// As [`probe`], once in each boot of the host, which `boot` names: a probe that hangs takes seconds. What it found is
-/// kept in `folder`.
+/// A QEMU, so that another one is not taken for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Qemu {
+    program: String,
+    bytes: u64,
+    modified: i64,
+}
+
+/// As [`probe`], once in each boot of the host, which `boot` names, where KVM works; where the probe hangs, which takes
+/// seconds, once an hour. Any other failure may be of the moment, or be mended. What it found is kept in `folder`.
 pub async fn probe_once(qemu: &str, folder: &Path, boot: &str) -> Kvm {
-    once(&folder.join("kvm-probe.json"), qemu, boot, async || probe(qemu).await).await
+    once(&folder.join("kvm-probe.json"), qemu, boot, Timestamp::now(), async || probe(qemu).await).await
 }
 
-async fn once(file: &Path, qemu: &str, boot: &str, ask: impl AsyncFnOnce() -> Kvm) -> Kvm {
-    let kept = std::fs::read(file).ok().and_then(|bytes| serde_json::from_slice::<Found>(&bytes).ok());
-    if let Some(found) = kept.filter(|found| !boot.is_empty() && found.boot == boot && found.qemu == qemu) {
-        return found.unusable.map_or(Kvm::Works, |why| {
-            let file = file.display();
-            Kvm::Unusable(format!(
-                "{why}; tried once since the host started: remove {file} to have it tried again"
-            ))
-        });
+async fn once(file: &Path, qemu: &str, boot: &str, now: Timestamp, ask: impl AsyncFnOnce() -> Kvm) -> Kvm {
+    let threads = FileThreads::default();
+    let read = {
+        let (file, program) = (file.to_owned(), qemu.to_owned());
+        move || {
+            let metadata = fs::metadata(&program).ok();
+            let kept = fs::read(file).ok().and_then(|bytes| serde_json::from_slice::<Found>(&bytes).ok());
+            let qemu = metadata.map(|it| Qemu { program, bytes: it.len(), modified: it.mtime() });
+            (qemu, kept)
+        }
+    };
+    // A folder that does not answer keeps nothing.
+    let (qemu, kept) = threads.run(Uuid::nil(), read).await.unwrap_or_default();
+    let is_same =
+        |found: &Found| !boot.is_empty() && found.boot == boot && Some(&found.qemu) == qemu.as_ref();
+    match kept.filter(is_same).map(|found| found.hung) {
+        Some(None) => return Kvm::Works,
+        Some(Some((words, at))) if at <= now && now.duration_since(at) < HUNG => {
+            return Kvm::Hung(format!(
+                "{words}; tried at {at}, and again when the daemon starts an hour later, or without {}",
+                file.display()
+            ));
+        }
+        _ => {}
     }
     let found = ask().await;
-    let unusable = match &found {
+    let hung = match &found {
         Kvm::Works => None,
-        Kvm::Unusable(why) => Some(why.clone()),
-        Kvm::Untried(_) => return found,
+        Kvm::Hung(words) => Some((words.clone(), now)),
+        Kvm::Unusable(_) | Kvm::Untried(_) => return found,
+    };
+    // One that is no file by that name cannot be known again.
+    let Some(qemu) = qemu else { return found };
+    let kept = Found { boot: boot.to_owned(), qemu, hung };
+    let write = {
+        let file = file.to_owned();
+        move || serde_json::to_vec(&kept).map_err(io::Error::from).and_then(|kept| fs::write(file, kept))
     };
     // Not kept, it is found out again. Half of a file is not read above.
-    let kept = Found { boot: boot.to_owned(), qemu: qemu.to_owned(), unusable };
-    if let Err(error) =
-        serde_json::to_vec(&kept).map_err(io::Error::from).and_then(|kept| std::fs::write(file, kept))
-    {
-        tracing::warn!(file = %file.display(), "what the test of KVM found is not kept: {error}");
+    match threads.run(Uuid::nil(), write).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(file = %file.display(), %error, "what the test of KVM found is not kept");
+        }
+        Err(error) => {
+            tracing::warn!(file = %file.display(), %error, "what the test of KVM found is not kept");
+        }
     }
     found
 }
@@ -85,7 +153,7 @@ async fn once(file: &Path, qemu: &str, boot: &str, ask: impl AsyncFnOnce() -> Kv
 ///
 /// # Errors
 /// Why it was not even started.
-async fn run(qemu: &str, accelerator: &str, cpu: &str) -> Result<Result<(), String>, String> {
+async fn run(qemu: &str, accelerator: &str, cpu: &str) -> Result<Result<(), Failure>, String> {
     // In memory: a full disk says nothing of KVM. QEMU opens it while we have it open.
     let made = memfd_create("gpudesk-probe", MemfdFlags::CLOEXEC).map_err(io::Error::from);
     let mut file = made.map(File::from).map_err(|error| format!("making a file in memory: {error}"))?;
@@ -94,7 +162,12 @@ async fn run(qemu: &str, accelerator: &str, cpu: &str) -> Result<Result<(), Stri
     run_rom(qemu, Path::new(&path), accelerator, cpu).await
 }
 
-async fn run_rom(qemu: &str, rom: &Path, accelerator: &str, cpu: &str) -> Result<Result<(), String>, String> {
+async fn run_rom(
+    qemu: &str,
+    rom: &Path,
+    accelerator: &str,
+    cpu: &str,
+) -> Result<Result<(), Failure>, String> {
     let mut child = Command::new(qemu)
         .args(["-machine", &format!("q35,accel={accelerator}"), "-cpu", cpu, "-m", "16"])
         .args(["-display", "none", "-nodefaults", "-no-user-config", "-no-reboot", "-bios"])
@@ -102,20 +175,36 @@ async fn run_rom(qemu: &str, rom: &Path, accelerator: &str, cpu: &str) -> Result
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| start_failed(qemu, &error))?;
-    Ok(match timeout(PATIENCE, child.wait()).await {
-        Ok(Ok(status)) if status.code() == Some(EXIT) => Ok(()),
-        Ok(Ok(status)) => Err(format!("QEMU ended with {status}")),
-        Ok(Err(error)) => Err(error.to_string()),
+    let stderr = child.stderr.take();
+    let ended = async {
+        let mut said = vec![];
+        if let Some(stderr) = stderr {
+            let _ = stderr.take(WORDS).read_to_end(&mut said).await;
+        }
+        (child.wait().await, last_line(&said))
+    };
+    Ok(match timeout(PATIENCE, ended).await {
+        Ok((Ok(status), _)) if status.code() == Some(EXIT) => Ok(()),
+        Ok((Ok(status), said)) => Err(Failure::Ended(format!("QEMU ended with {status}{said}"))),
+        Ok((Err(error), _)) => Err(Failure::Ended(error.to_string())),
         Err(_) => {
             // Also reaps it; a QEMU stuck in the kernel must not hold up the daemon.
             let _ = timeout(Duration::from_secs(1), child.kill()).await;
-            Err(format!("it hung for {} s", PATIENCE.as_secs()))
+            Err(Failure::Hung)
         }
     })
+}
+
+/// The last of QEMU's words, to be added to others.
+fn last_line(said: &[u8]) -> String {
+    let said = String::from_utf8_lossy(said);
+    let last = said.lines().map(str::trim).rfind(|line| !line.is_empty());
+    let last = last.map(|line| line.chars().filter(|c| !c.is_control()).take(300).collect::<String>());
+    last.map_or_else(String::new, |line| format!(": {line}"))
 }
 
 fn start_failed(qemu: &str, error: &io::Error) -> String {
@@ -177,29 +266,57 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_found_is_kept_until_the_host_starts_again() {
+    async fn what_works_is_kept_for_a_boot_and_what_hung_for_an_hour() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("kvm-probe.json");
-        let hangs = || async { Kvm::Unusable("it hung".into()) };
-        let ask = |boot, found: Kvm| {
-            let file = file.clone();
-            async move { once(&file, "qemu", boot, async || found).await }
+        let (file, qemu) = (folder.path().join("kvm-probe.json"), folder.path().join("qemu"));
+        fs::write(&qemu, "one").unwrap();
+        let at = |minute: i64| Timestamp::from_second(minute * 60).unwrap();
+        let hung = || Kvm::Hung("it hung".into());
+        let ask = async |boot: &str, minute, found: Kvm| {
+            once(&file, qemu.to_str().unwrap(), boot, at(minute), async || found).await
         };
-        assert_eq!(ask("first", hangs().await).await, hangs().await);
+        assert_eq!(ask("first", 0, hung()).await, hung());
         // The second answer would be another one: it is not asked for, and the words say how it would be.
-        let Kvm::Unusable(kept) = ask("first", Kvm::Works).await else { panic!("it was asked again") };
-        assert!(kept.contains("it hung") && kept.contains("kvm-probe.json"), "{kept}");
-        assert_eq!(ask("second", Kvm::Works).await, Kvm::Works);
-        assert_eq!(ask("second", hangs().await).await, Kvm::Works);
-        // What was not tried is no answer: it is asked again.
-        let untried = Kvm::Untried("no QEMU".into());
-        assert_eq!(ask("third", untried.clone()).await, untried);
-        assert_eq!(ask("third", Kvm::Works).await, Kvm::Works);
+        let Kvm::Hung(kept) = ask("first", 59, Kvm::Works).await else { panic!("it was asked again") };
+        for part in ["it hung", "1970-01-01T00:00:00Z", "kvm-probe.json"] {
+            assert!(kept.contains(part), "{kept}");
+        }
+        assert_eq!(ask("first", 60, Kvm::Works).await, Kvm::Works, "it may have been busy");
+        assert_eq!(ask("first", 100_000, hung()).await, Kvm::Works);
+        assert_eq!(ask("second", 100_000, hung()).await, hung());
+        assert_eq!(ask("second", 99_999, Kvm::Works).await, Kvm::Works, "a clock that was set back");
+        // Whatever else it was may be mended by now.
+        let passing = [Kvm::Untried("no QEMU".into()), Kvm::Unusable("no permission".into())];
+        for found in passing {
+            assert_eq!(ask("third", 0, found.clone()).await, found);
+        }
+        assert_eq!(ask("third", 0, Kvm::Works).await, Kvm::Works);
+        // Of another QEMU nothing is known.
+        fs::write(&qemu, "another").unwrap();
+        assert_eq!(ask("third", 0, hung()).await, hung());
+        fs::remove_file(&qemu).unwrap();
+        assert_eq!(ask("third", 0, Kvm::Works).await, Kvm::Works);
+        assert_eq!(ask("third", 0, hung()).await, hung(), "nor of one that is no file");
+        fs::write(&qemu, "one").unwrap();
         // A host whose boot has no name is asked each time, as is one whose file is broken.
-        assert_eq!(ask("", hangs().await).await, hangs().await);
-        assert_eq!(ask("", Kvm::Works).await, Kvm::Works);
-        std::fs::write(&file, "{").unwrap();
-        assert_eq!(ask("", hangs().await).await, hangs().await);
+        assert_eq!(ask("", 0, hung()).await, hung());
+        assert_eq!(ask("", 0, Kvm::Works).await, Kvm::Works);
+        fs::write(&file, "{").unwrap();
+        assert_eq!(ask("first", 0, hung()).await, hung());
+    }
+
+    #[tokio::test]
+    async fn why_qemu_ended_is_told_in_its_words() {
+        let ended = run("qemu-system-x86_64", "nosuch", "qemu64").await.unwrap().unwrap_err();
+        let Failure::Ended(why) = ended else { panic!("{ended:?}") };
+        assert!(why.starts_with("QEMU ended with exit status: 1: ") && why.contains("nosuch"), "{why}");
+        assert_eq!(last_line(b"first\n  second: no\x1b permission \n\n"), ": second: no permission");
+        assert_eq!(last_line(b"\n"), "");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_does_not_end_hung() {
+        assert_eq!(run("qemu-system-x86_64", "tcg", "qemu64").await, Ok(Err(Failure::Hung)));
     }
 
     #[tokio::test]

@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use super::{
     file_threads::FileThreads,
-    folder::{DesktopFolder, FolderError, Owner, disk_names},
+    folder::{DesktopFolder, FolderError, Owner, disk_names, sync_folder},
 };
 use crate::brake::Removals;
 
@@ -33,6 +33,8 @@ use crate::brake::Removals;
 const DEPTH: usize = 8;
 /// The call that erases: it may take long, and no other waits for it.
 const ERASING: Uuid = Uuid::from_u128(1);
+/// And whether the folder can be written, beside a long list.
+const TRYING: Uuid = Uuid::from_u128(2);
 
 /// How long leftovers are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,7 +173,7 @@ impl Leftovers {
         let name = name.to_owned();
         let moved = self.threads.run(Uuid::nil(), move || -> io::Result<()> {
             folder(&to)?;
-            fs::rename(from, to.join(name))
+            rename(&from, &to.join(name))
         });
         moved.await?.map_err(failed("erasing", &self.root))
     }
@@ -183,16 +185,19 @@ impl Leftovers {
     pub async fn finish(&self) -> Result<(), FolderError> {
         let erasing = self.erasing.clone();
         let erase = move || {
-            for entry in entries(&erasing)? {
+            let mut first = Ok(());
+            for entry in entries(&erasing).map_err(failed("listing", &erasing))? {
                 // It removes a link as such, and looks at nothing beyond one.
-                match fs::remove_dir_all(&entry) {
-                    Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(&entry)?,
-                    other => other?,
-                }
+                let erased = match fs::remove_dir_all(&entry) {
+                    Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(&entry),
+                    other => other,
+                };
+                // One that cannot be removed holds up no other.
+                first = first.and(erased.map_err(failed("erasing", &entry)));
             }
-            io::Result::Ok(())
+            first
         };
-        self.threads.run(ERASING, erase).await?.map_err(failed("erasing", &self.erasing))
+        self.threads.run(ERASING, erase).await?
     }
 
     /// Makes the leftover `name` the folder of `owner`, who has none. Returns whether there was such a
@@ -209,6 +214,19 @@ impl Leftovers {
             give(&from, &to, &owner).map_err(failed(&format!("giving {name} to"), &to))
         })
         .await
+    }
+
+    /// Whether the state folder can be written.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn try_writing(&self) -> Result<(), FolderError> {
+        let file = self.removals.with_file_name("writable.json");
+        let write = {
+            let file = file.clone();
+            move || write_json(&file, &()).and_then(|()| remove(&file))
+        };
+        self.threads.run(TRYING, write).await?.map_err(failed("writing", &file))
     }
 
     /// What was noted of desktops that are missed.
@@ -262,7 +280,22 @@ fn write_json(file: &Path, value: &impl Serialize) -> io::Result<()> {
     let mut out = fs::File::create(&new)?;
     out.write_all(&serde_json::to_vec(value)?)?;
     out.sync_data()?;
-    fs::rename(new, file)
+    fs::rename(new, file)?;
+    sync_folder(file)
+}
+
+/// Moves a folder to its next place.
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to).map_err(|error| match error.kind() {
+        kind @ io::ErrorKind::CrossesDevices => {
+            let words = format!(
+                "{error}: the folders desktops, leftovers and erasing in the state folder of the daemon must be on one file \
+                 system"
+            );
+            io::Error::new(kind, words)
+        }
+        _ => error,
+    })
 }
 
 fn list(root: &Path) -> Result<Vec<Kept>, FolderError> {
@@ -308,7 +341,7 @@ fn give(from: &Path, to: &Path, owner: &Owner) -> io::Result<bool> {
     if let Some(parent) = to.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o711).create(parent)?;
     }
-    fs::rename(from, to)?;
+    rename(from, to)?;
     remove(&to.join("leftover.json"))?;
     Ok(true)
 }
@@ -326,7 +359,7 @@ fn put_aside(from: &Path, root: &Path, leftover: &Leftover) -> Result<PathBuf, F
     let second = leftover.since.as_second();
     for second in second..second.saturating_add(1000) {
         let to = root.join(format!("{}.{second}", leftover.owner.uid));
-        match fs::rename(from, &to) {
+        match rename(from, &to) {
             Ok(()) => return Ok(to),
             Err(error)
                 if [io::ErrorKind::DirectoryNotEmpty, io::ErrorKind::AlreadyExists]
@@ -343,6 +376,8 @@ fn put_aside(from: &Path, root: &Path, leftover: &Leftover) -> Result<PathBuf, F
 mod tests {
     use super::*;
     use crate::host::folder::DesktopFolders;
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+    use std::os::unix::fs::PermissionsExt as _;
     use uuid::Uuid;
 
     #[tokio::test]
@@ -370,7 +405,7 @@ mod tests {
         let names: Vec<_> = all.iter().map(|kept| kept.name.clone()).collect();
         assert_eq!(names, [format!("{}.1000", owner.uid), format!("{}.1001", owner.uid)]);
         assert!(all.iter().all(|kept| kept.owner == owner && kept.since == since && kept.bytes > 0));
-        assert_eq!(folders.list().await.unwrap(), []);
+        assert!(folders.list().await.unwrap().is_empty());
     }
 
     fn kept(name: &str, second: i64, bytes: u64) -> Kept {
@@ -431,6 +466,25 @@ mod tests {
         assert_eq!(leftovers.list().await.unwrap(), []);
         assert!(other.path().join("theirs").exists());
         assert!(leftovers.erase("one").await.is_err());
+        // What cannot be removed holds up nothing that comes after it: here a folder that is in use.
+        for name in 0..20 {
+            fs::create_dir_all(dir.path().join(format!("erasing/{name}/deep"))).unwrap();
+        }
+        let busy = dir.path().join("erasing/7/deep");
+        let seventh = dir.path().join("erasing/7");
+        let allow = |mode| fs::set_permissions(&seventh, fs::Permissions::from_mode(mode)).unwrap();
+        let mounted =
+            mount("none", busy.as_path(), "tmpfs", MountFlags::empty(), None::<&std::ffi::CStr>).is_ok();
+        if !mounted {
+            allow(0o500);
+        }
+        let error = leftovers.finish().await.unwrap_err().to_string();
+        if mounted {
+            unmount(busy.as_path(), UnmountFlags::empty()).unwrap();
+        }
+        allow(0o700);
+        assert!(error.contains("erasing/7"), "{error}");
+        assert_eq!(entries(&dir.path().join("erasing")).unwrap(), [seventh]);
     }
 
     #[tokio::test]
@@ -457,7 +511,9 @@ mod tests {
         assert!(leftovers.give(name, &to, &other).await.unwrap());
         assert_eq!(fs::read_to_string(to.disk("system")).unwrap(), "first");
         assert!(!to.file("decision.json").exists() && !to.file("leftover.json").exists());
-        assert_eq!(folders.list().await.unwrap(), [(other.uid, Some(other.clone()))]);
+        let owners: Vec<Owner> =
+            folders.list().await.unwrap().into_iter().map(|(_, it)| it.unwrap()).collect();
+        assert_eq!(owners, std::slice::from_ref(&other));
         assert!(!leftovers.give(name, &to, &other).await.unwrap(), "there is no such leftover");
     }
 }

@@ -22,7 +22,7 @@ use super::image_file::Found;
 pub enum PathError {
     /// It is not below an allowed folder.
     #[error(
-        "{path:?} may not be used: it must be a regular file below {roots}, without .. and links ({why})"
+        "{path:?} may not be used, for {why}: write the path of a regular file {roots}, without .. and links"
     )]
     NotAllowed {
         /// The path asked for.
@@ -33,7 +33,9 @@ pub enum PathError {
         why: &'static str,
     },
     /// It is not there.
-    #[error("{path:?} does not exist on this node")]
+    #[error(
+        "{path:?} does not exist on this node: put the file there, or write the path of one that is there"
+    )]
     NotFound {
         /// The path asked for.
         path: String,
@@ -126,7 +128,7 @@ impl AllowedRoots {
                 return Ok((root.clone(), below.to_owned()));
             }
         }
-        Err(self.not_allowed(path, "it is outside"))
+        Err(self.not_allowed(path, "it is outside of the allowed folders"))
     }
 
     fn open_below(&self, folder: &OwnedFd, below: &Path, path: &str) -> Result<OwnedFd, PathError> {
@@ -147,9 +149,15 @@ impl AllowedRoots {
     fn not_allowed(&self, path: &str, why: &'static str) -> PathError {
         let roots: Vec<_> = self.roots.iter().map(|root| root.display().to_string()).collect();
         let roots = if roots.is_empty() {
-            "an allowed folder, and this node allows none".into()
+            "below a folder that the owner of the node allows (nodeDaemon.allowedRoots of the chart, --allowed-root of the \
+             daemon; this node allows none)"
+                .into()
         } else {
-            roots.join(" or ")
+            format!(
+                "below {}, which the owner of the node allows (nodeDaemon.allowedRoots of the chart, --allowed-root of the \
+                 daemon)",
+                roots.join(" or ")
+            )
         };
         PathError::NotAllowed { path: path.chars().take(256).collect(), roots, why }
     }
@@ -286,7 +294,17 @@ mod tests {
     #[test]
     fn a_node_that_allows_no_folder_says_so() {
         let error = AllowedRoots::default().file("/etc/passwd", false).unwrap_err().to_string();
-        assert!(error.contains("this node allows none"), "{error}");
+        for part in [
+            "/etc/passwd",
+            "outside of the allowed folders",
+            "this node allows none",
+            "nodeDaemon.allowedRoots",
+        ] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        let roots = AllowedRoots::new(vec!["/srv/disks".into()]);
+        let error = roots.file("/etc/passwd", false).unwrap_err().to_string();
+        assert!(error.contains("write the path of a regular file below /srv/disks"), "{error}");
     }
 
     proptest! {

@@ -6,7 +6,6 @@ use gpudesk_crds::{
     GpuNodeSpec, gpu_node_status,
     gpu_node_words::{LeftoverAction, LeftoverWord},
 };
-use kube::runtime::reflector::ObjectRef;
 use uuid::Uuid;
 
 use super::{Found, Known, Look, Looking, Missed, OrphanError, template_of};
@@ -18,6 +17,13 @@ use crate::{
         leftovers::{Kept, due},
     },
 };
+
+/// What there is of leftovers.
+pub(super) struct Leftovers {
+    pub(super) all: Vec<gpu_node_status::Leftover>,
+    pub(super) said: Vec<(bool, String)>,
+    pub(super) unerased: Option<String>,
+}
 
 /// Whether a leftover may be erased by its age: what an admin has just spoken of, or may have, is not taken from
 /// him.
@@ -50,7 +56,7 @@ impl Looking {
                 None => self.this.desktops.holds_anything(&here.owner).await,
             };
             // What cannot be told of one holds up no other.
-            if holds.unwrap_or_else(|error| self.doubt(&here.owner, &error, &mut certain)) {
+            if holds.unwrap_or_else(|error| self.doubt(&here.owner, error, &mut certain, look)) {
                 still.insert(here.owner.uid);
             }
         }
@@ -67,7 +73,7 @@ impl Looking {
             let uid = here.owner.uid;
             let deleted = self.this.desktops.was_being_deleted(&here.owner).await;
             let unknown = deleted.is_err();
-            let deleted = deleted.unwrap_or_else(|error| !self.doubt(&here.owner, &error, &mut certain));
+            let deleted = deleted.unwrap_or_else(|error| !self.doubt(&here.owner, error, &mut certain, look));
             if unknown || !deleted {
                 orphans.push(uid);
                 continue;
@@ -112,7 +118,7 @@ impl Looking {
         self: &Arc<Self>,
         spec: Option<&GpuNodeSpec>,
         look: &mut Look,
-    ) -> Result<(Vec<gpu_node_status::Leftover>, Vec<(bool, String)>), FolderError> {
+    ) -> Result<Leftovers, FolderError> {
         let (leftovers, retention) = (&self.this.desktops.node().leftovers, &self.this.settings.retention);
         let all = leftovers.list().await?;
         let mut said = vec![];
@@ -136,9 +142,12 @@ impl Looking {
             }
         }
         // Also what a daemon before this one began, or what takes long.
-        if let Err(error) = leftovers.finish().await {
+        let unerased = leftovers.finish().await.err();
+        if let Some(error) = &unerased {
             tracing::warn!(%error, "not all is erased that should be");
         }
+        // That it takes long is no fault.
+        let unerased = unerased.filter(|error| !matches!(error, FolderError::Thread(_)));
         let all = leftovers.list().await?;
         for kept in &all {
             if !retention.keep.is_zero()
@@ -148,12 +157,15 @@ impl Looking {
             }
         }
         self.this.metrics.set_leftovers(all.len(), all.iter().map(|kept| kept.bytes).sum());
-        Ok((all.iter().map(|kept| kept.shown(retention)).collect(), said))
+        let all = all.iter().map(|kept| kept.shown(retention)).collect();
+        Ok(Leftovers { all, said, unerased: unerased.map(|error| error.to_string()) })
     }
 
     /// That something of one desktop cannot be told: it is here, and nothing goes. Returns true.
-    fn doubt(&self, owner: &Owner, error: &Problem, certain: &mut bool) -> bool {
+    fn doubt(&self, owner: &Owner, error: Problem, certain: &mut bool, look: &mut Look) -> bool {
         *certain = false;
+        let error = OrphanError::from(error);
+        look.note(owner, &error);
         self.tell(owner, &format!("left as it is: {error}"));
         true
     }
@@ -191,7 +203,8 @@ impl Looking {
                 return Err("it is another Desktop of that name by now".to_owned());
             }
             let name = template_of(&target, live.as_ref()).unwrap_or_default();
-            let template = this.stores.templates.get(&ObjectRef::new(name).within(&target.namespace));
+            let template = this.stores.templates.get(&target.namespace, name).await;
+            let template = template.map_err(|error| error.to_string())?;
             let template =
                 template.ok_or_else(|| format!("the template {name} of the Desktop does not exist"))?;
             let attached = this.this.desktops.attach(&leftover, &target, &template).await;

@@ -251,6 +251,27 @@ fn a_kubeconfig_that_is_not_there_is_named() {
 }
 
 #[test]
+fn a_kubeconfig_of_a_list_that_is_not_there_is_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let there = folder.path().join("there");
+    std::fs::write(&there, "apiVersion: v1\nkind: Config\n").unwrap();
+    let there = there.display().to_string();
+    let said = |list: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-desktop"));
+        let output = command.args(["plan", "--from-cluster"]).env("KUBECONFIG", list).output().unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for list in [format!("/nofile:{there}"), format!("{there}:/nofile")] {
+        assert!(said(&list).contains(&format!("the kubeconfig {there} has no context")), "{}", said(&list));
+    }
+    assert!(
+        said("/nofile:/none").contains("/nofile cannot be read: No such file"),
+        "{}",
+        said("/nofile:/none")
+    );
+}
+
+#[test]
 fn what_is_wrong_with_a_kubeconfig_is_said_with_file_value_and_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use gpudesk_crds::{Desktop, conditions::Reason};
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
 use crate::{invalid::Invalid, node_liveness::Unproven, refusals::Wait};
 
@@ -31,34 +32,38 @@ pub enum Admission {
     },
 }
 
-/// Whether a desktop may ask for a place now.
-pub fn admit(facts: &Facts<'_>, now: Instant) -> Admission {
+/// Whether a desktop may ask for a place at `now`, which is `time` by the clock.
+pub fn admit(facts: &Facts<'_>, now: Instant, time: &Time) -> Admission {
     if let Some(unproven) = &facts.unproven {
         return Admission::Held { why: not_heard(unproven), until: unproven.until };
     }
     match facts.refused.filter(|wait| wait.until > now) {
-        Some(wait) => Admission::Held { why: refused(facts.desktop, wait, now), until: wait.until },
+        Some(wait) => Admission::Held { why: refused(facts.desktop, wait, now, time), until: wait.until },
         None => Admission::Admitted,
     }
 }
 
-fn not_heard(Unproven { node, count, until: _ }: &Unproven) -> Invalid {
+/// That nodes are waited for.
+pub fn not_heard(Unproven { node, count, until: _ }: &Unproven) -> Invalid {
     let others = if *count > 1 { format!(" and {} others", count - 1) } else { String::new() };
     let message = format!(
         "the lease of node {node}{others} was not renewed shortly before this operator began, as when the API was restored from \
-         a backup: nothing is placed before each has said what runs there, or has missed a heartbeat"
+         a backup: nothing is placed or let go before each has said what runs there, or has missed a heartbeat"
     );
     Invalid::new(Reason::AwaitingNodes, message)
 }
 
-fn refused(desktop: &Desktop, Wait { until, times }: Wait, now: Instant) -> Invalid {
+fn refused(desktop: &Desktop, Wait { until, times }: Wait, now: Instant, time: &Time) -> Invalid {
     let last = desktop.said_by_node().and_then(|said| Some(said.refusal.as_ref()?.message.as_str()));
     let last = last.map(|last| format!(", last: {last}")).unwrap_or_default();
     let who =
         if times == 1 { "a node refused it".to_owned() } else { format!("nodes refused it {times} times") };
-    let minutes = until.saturating_duration_since(now).as_secs().div_ceil(60);
+    // The whole minute after it: said again it is the same.
+    let wait = i64::try_from(until.saturating_duration_since(now).as_secs()).unwrap_or(i64::MAX);
+    let minute = time.0.as_second().saturating_add(wait) / 60 + 1;
+    let then = Timestamp::from_second(minute * 60).unwrap_or(time.0);
     let message = format!(
-        "{who} although there was room by what they say of themselves{last}; it is tried again in {minutes} min, or when one of \
+        "{who} although there was room by what they say of themselves{last}; it is tried again at {then}, or when one of \
          them says something new"
     );
     Invalid::new(Reason::RefusedByNode, message)
@@ -84,14 +89,15 @@ mod tests {
         }))
         .unwrap();
         let refused = |times| Some(Wait { until: now + Duration::from_secs(90), times });
-        let at = |refused, now| admit(&Facts { desktop: &desktop, unproven: None, refused }, now);
+        let time = Time(Timestamp::from_second(3600).unwrap());
+        let at = |refused, now| admit(&Facts { desktop: &desktop, unproven: None, refused }, now, &time);
         assert_eq!(at(None, now), Admission::Admitted);
         for (times, who) in [(1, "a node refused it"), (3, "nodes refused it 3 times")] {
             let Admission::Held { why, until } = at(refused(times), now) else { panic!("it is admitted") };
             assert_eq!((why.reason, until), (Reason::RefusedByNode, now + Duration::from_secs(90)));
             assert!(why.message.starts_with(who), "{}", why.message);
             assert!(
-                why.message.contains("last: the card is in use; it is tried again in 2 min"),
+                why.message.contains("last: the card is in use; it is tried again at 1970-01-01T01:02:00Z"),
                 "{}",
                 why.message
             );
@@ -107,7 +113,9 @@ mod tests {
         let unproven =
             Some(Unproven { node: "node-a".into(), count: 3, until: now + Duration::from_mins(3) });
         let facts = Facts { desktop: &desktop, unproven, refused: None };
-        let Admission::Held { why, until } = admit(&facts, now) else { panic!("it is admitted") };
+        let Admission::Held { why, until } = admit(&facts, now, &Time(Timestamp::UNIX_EPOCH)) else {
+            panic!("it is admitted")
+        };
         assert_eq!((why.reason, until), (Reason::AwaitingNodes, now + Duration::from_mins(3)));
         assert!(
             why.message.starts_with("the lease of node node-a and 2 others was not renewed"),

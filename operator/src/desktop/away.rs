@@ -8,7 +8,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 
 use super::{
-    Context, Error, apply,
+    Context, Error, Phase, apply,
     decide::{self, Around, Found, Presence, Step},
     idle_phase, node_of, now, say_idle,
     status::{self, Holding, Situation},
@@ -160,6 +160,15 @@ pub(super) async fn wait(desktop: &Desktop, around: &Around, context: &Context) 
 pub(super) async fn say_lost(desktop: &Desktop, around: &Around, context: &Context) -> Result<(), Error> {
     let Some(allocation) = desktop.allocation() else { return Ok(()) };
     say_away(desktop, lost(desktop, allocation, around), context).await
+}
+
+/// Says of a desktop that is deleted why it is not let go yet. What it holds stays its own.
+pub(super) async fn say_held(desktop: &Desktop, why: Invalid, context: &Context) -> Result<(), Error> {
+    if desktop.allocation().is_some_and(|allocation| allocation.compute.is_some()) {
+        tracing::info!(desktop = %key_of(desktop), why = why.message, "is deleted and not let go yet");
+        return Ok(());
+    }
+    say_idle(desktop, Phase::Deleting, node_of(desktop).map(ToOwned::to_owned), why, context).await
 }
 
 /// Says of a desktop why nothing of it goes on while its node is away. What it has there stays its own.

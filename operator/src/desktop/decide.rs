@@ -288,8 +288,8 @@ pub fn restart_due(desktop: &Desktop, allocation: &Allocation) -> Option<String>
     restart_annotation(desktop).filter(|asked| Some(asked) != allocation.restarted_at.as_ref())
 }
 
-/// How a guest can end by itself.
-const ENDS: [Reason; 2] = [Reason::GuestStopped, Reason::GuestCrashed];
+/// How a machine can end that nobody asked to.
+const ENDS: [Reason; 3] = [Reason::GuestStopped, Reason::GuestCrashed, Reason::EndUnseen];
 
 /// How the guest ended, in the node's words for people.
 fn how_it_ended(desktop: &Desktop) -> Reason {

@@ -167,6 +167,7 @@ pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, E
         },
         // A machine of it may run of which its node has not told yet.
         Step::RemoveFinalizer if let Some(unproven) = world.unproven() => {
+            away::say_held(desktop, admit::not_heard(&unproven), context).await?;
             return Ok(Action::requeue(unproven.until.saturating_duration_since(Instant::now())));
         }
         // What it leaves behind is taken back once it is gone: nothing stands between.
@@ -225,11 +226,20 @@ pub async fn reconcile(desktop: &Desktop, context: &Context) -> Result<Action, E
 async fn odd_round(desktop: &Desktop, context: &Context) -> Result<Action, Error> {
     let ours = desktop.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == RELEASE_FINALIZER);
     if desktop.metadata.deletion_timestamp.is_some() && ours {
-        if holds_nothing(desktop) && context.world.unproven().is_none() {
+        let around = context.world.around(desktop, None);
+        if let Some(unproven) = context.world.unproven() {
+            return Ok(Action::requeue(unproven.until.saturating_duration_since(Instant::now())));
+        }
+        // As for one that is understood: what nodes report of it, and what we remember, is held too.
+        let untold = decide::forgotten(desktop, around.remembered).is_some() || !around.found.is_empty();
+        if holds_nothing(desktop) && !untold {
             context.writer.finalizer(desktop, false).await.map_err(Error::Finalizer)?;
         } else {
+            let remembered = decide::forgotten(desktop, around.remembered);
+            let why =
+                remembered.map(|decision| away::forgotten(desktop, decision).message).unwrap_or_default();
             tracing::warn!(
-                desktop = %key_of(desktop),
+                desktop = %key_of(desktop), why,
                 "is deleted and not understood: it waits for its node to say Released of the decision that it holds"
             );
         }
@@ -247,7 +257,9 @@ async fn place(
     let world = &context.world;
     let key = key_of(desktop);
     let moment = Instant::now();
-    if let Admission::Held { why, until } = admit(&world.admission_facts(desktop, &wanted.made_of), moment) {
+    if let Admission::Held { why, until } =
+        admit(&world.admission_facts(desktop, &wanted.made_of), moment, &now())
+    {
         world.not_waiting(&key);
         if !status::only_message_differs(desktop, &why) {
             say_idle(desktop, Phase::Pending, home, why, context).await?;
@@ -448,7 +460,7 @@ async fn release(desktop: &Desktop, park: bool, reason: Reason, context: &Contex
         Reason::NodeLost => {
             (Phase::Pending, format!("node {node} is away, and what the desktop had there was given up"))
         }
-        Reason::GuestStopped | Reason::GuestCrashed => {
+        Reason::GuestStopped | Reason::GuestCrashed | Reason::EndUnseen => {
             let conditions = said.map(|said| said.conditions.as_slice()).unwrap_or_default();
             let how = conditions::find(conditions, ConditionType::Running);
             let how = how.map(|running| running.message.clone()).unwrap_or_default();

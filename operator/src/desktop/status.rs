@@ -4,6 +4,7 @@ use gpudesk_crds::{
     Allocation, Desktop, DesktopStatus, GpuAllocation, LastGpu, LastPlacement,
     conditions::{self, ConditionType, Reason, Truth},
     desktop::Phase,
+    restart_problem,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -98,12 +99,17 @@ pub fn status(desktop: &Desktop, situation: Situation, now: &Time) -> DesktopSta
         Situation::GivenBack(allocation) => {
             let node = format!("on {}", allocation.node);
             say.that(ConditionType::Allocated, true, Reason::AsExpected, &node);
-            let message = format!("its machine was found {node}; the node says how it is");
+            let asked =
+                restart_annotation(desktop).filter(|asked| Some(asked) != allocation.restarted_at.as_ref());
+            let asked = asked.map(|asked| format!("; the restart {asked:?} is not made, for it may have been asked for before that: ask anew"));
+            let message =
+                format!("its machine was found {node}; the node says how it is{}", asked.unwrap_or_default());
             say.that(ConditionType::Ready, Truth::Unknown, Reason::Unknown, &message);
             wanted.phase = Some(Phase::Unknown);
             wanted.gpu_summary = summary::gpus(&allocation.gpus);
             // Its annotation may be older than its machine: it asks for no restart of what was just found.
-            let restarted_at = restart_annotation(desktop).or(allocation.restarted_at);
+            let asked = restart_annotation(desktop).filter(|asked| restart_problem(asked).is_none());
+            let restarted_at = asked.or(allocation.restarted_at);
             wanted.allocation = Some(Allocation { stop_for: None, restarted_at, ..allocation });
         }
         Situation::Idle { parked, phase, reason, message } => {
@@ -255,10 +261,13 @@ fn same_allocation(a: Option<&Allocation>, b: Option<&Allocation>) -> bool {
     }
 }
 
-/// Whether a desktop already says this reason and only the message is another.
+/// Whether a desktop already says this reason of what it asks for now, and only the message is another.
 pub fn only_message_differs(desktop: &Desktop, why: &Invalid) -> bool {
     let conditions = desktop.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     conditions::find(conditions, ConditionType::Allocated).is_some_and(|said| {
-        said.status == "False" && said.reason == why.reason.as_str() && said.message != why.message
+        said.status == "False"
+            && said.reason == why.reason.as_str()
+            && said.message != why.message
+            && said.observed_generation == desktop.metadata.generation
     })
 }

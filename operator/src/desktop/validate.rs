@@ -11,6 +11,7 @@ use gpudesk_crds::{
     desktop::{Overrides, PowerState, Toleration as ApiToleration},
     desktop_template::{GpuRequest, MachineType, Memory, Override},
     desktop_template_devices::{CloudInit, NvmeDisk, SriovNetwork},
+    restart_problem,
 };
 
 use super::{made_of, status};
@@ -29,8 +30,6 @@ use crate::{
 
 /// Shares that one allocation can hold.
 const MAX_SHARES: usize = 16;
-/// Characters of the restart annotation that an allocation can hold.
-const MAX_RESTARTED_AT: usize = 128;
 
 /// What a desktop names, as far as it exists.
 #[derive(Clone, Debug, Default)]
@@ -132,11 +131,11 @@ fn read(desktop: &Desktop, template: &DesktopTemplate, referenced: &Referenced) 
     } = &desktop.spec;
     let parts = parts(desktop, template)?;
     let restarted_at = restart_annotation(desktop);
-    if restarted_at.as_ref().is_some_and(|value| value.chars().count() > MAX_RESTARTED_AT) {
-        let message = format!(
-            "{of_desktop}: annotation {RESTARTED_AT_ANNOTATION} is longer than {MAX_RESTARTED_AT} characters"
-        );
-        return Err(Invalid::new(Reason::InvalidSpec, message));
+    // One that was made by a version that took any value asks for nothing.
+    let made = desktop.allocation().and_then(|allocation| allocation.restarted_at.as_ref());
+    let asked = restarted_at.as_ref().filter(|asked| Some(*asked) != made);
+    if let Some(problem) = asked.and_then(|asked| restart_problem(asked)) {
+        return Err(Invalid::new(Reason::InvalidSpec, format!("{of_desktop}: {problem}")));
     }
     check_pages(&of_desktop, parts.memory)?;
     check_labels(&of_desktop, "spec.nodeSelector", node_selector)?;

@@ -213,6 +213,23 @@ async fn a_leader_whose_api_server_was_restored_from_a_backup_ends() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nor_does_one_lead_on_where_the_restore_moved_versions_on() {
+    let server = Server::default();
+    let (mut taken, _) = lead(&server, "me").await;
+    let backup = server.state().lease.clone();
+    let me = candidate("me");
+    for _ in 0..2 {
+        me.renew(&server.api(), &mut taken).await.unwrap();
+    }
+    let mut old = backup.unwrap();
+    old["metadata"]["resourceVersion"] = "1000000000".into();
+    server.state().lease = Some(old);
+    server.state().version = 1_000_000_000;
+    let lost = me.renew(&server.api(), &mut taken).await.unwrap_err();
+    assert!(matches!(&lost, Some(Lost::Restored { now, .. }) if now == "1000000000"), "{lost:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_leader_that_is_doubted_asks_its_lease_and_leads_on_or_ends() {
     let server = Server::default();
     let (taken, leadership) = lead(&server, "me").await;

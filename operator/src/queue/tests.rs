@@ -127,6 +127,25 @@ fn everybody_is_looked_at_once_after_something_was_freed_and_none_too_soon() {
 }
 
 #[test]
+fn where_many_wait_each_says_less_often_why_and_all_have_their_turn() {
+    let names: Vec<String> = (0..1000).map(|number| format!("d{number:04}")).collect();
+    let now = start();
+    let mut queue = settled(names.iter().map(|name| rank(name, 0, 1)));
+    let begun = start();
+    let mut looked_at = vec![0; 1000];
+    // Something is freed all the time.
+    for round in 1..100 {
+        let at = begun + Duration::from_secs(2 * round);
+        for key in queue.to_look_at(at, at, 32).0 {
+            looked_at[key.name[1..].parse::<usize>().unwrap()] += 1;
+        }
+    }
+    assert_eq!((looked_at.iter().min(), looked_at.iter().max()), (Some(&1), Some(&1)));
+    assert_eq!(queue.may_say(&key("d0000"), now), Duration::ZERO);
+    assert_eq!(queue.may_say(&key("d0000"), now), Duration::from_secs(100));
+}
+
+#[test]
 fn room_is_kept_from_those_who_come_after_the_one_it_is_kept_for() {
     let mut queue = settled([rank("first", 0, 1), rank("big", 0, 2), rank("small", 0, 3)]);
     assert_eq!(queue.long_waiting(2, |key, ()| key.name != "first"), Some(key("big")));

@@ -11,10 +11,11 @@ use gpudesk_crds::{Allocation, AllocationId, Desktop, GpuNode, gpu_node_status::
 use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::MicroTime};
 use kube::{Api, Client, ResourceExt, runtime::reflector::ObjectRef};
 
-use super::{Cluster, DesktopKey, Presence, World, key_of, odd};
+use super::{Cluster, DesktopKey, Presence, World, key_of};
 use crate::{
     cause,
     desktop::decide::{Around, Found, forgotten},
+    understood::holds_unclear,
 };
 
 /// How often it is asked whether a Node is out of service, while desktops wait for that.
@@ -213,7 +214,7 @@ impl Cluster {
         let remembered = self.remembered(key, &uid);
         let held = desktop.allocation().filter(|allocation| allocation.compute.is_some());
         self.note_held(key, desktop, held.and_then(|held| held.id));
-        odd(desktop).is_none() && forgotten(desktop, remembered).is_some()
+        holds_unclear(desktop).is_none() && forgotten(desktop, remembered).is_some()
     }
 }
 
@@ -237,6 +238,13 @@ impl World {
     pub(crate) fn missing_for(&self, node: &str, time: Duration) {
         let since = Instant::now().checked_sub(time).unwrap();
         self.lock().missing.insert(node.to_owned(), since);
+    }
+
+    /// The lease of a node is over.
+    #[cfg(test)]
+    pub(crate) fn let_lapse(&self, node: &str) {
+        self.lock().liveness.let_lapse(node);
+        self.tick();
     }
 
     /// Whether a node is there.

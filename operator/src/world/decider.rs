@@ -205,7 +205,7 @@ impl World {
         }
         self.end_keeping(cluster);
         if !cluster.queue.is_settled() {
-            self.freed.notify_one();
+            self.turns.notify_one();
         }
         its
     }
@@ -254,15 +254,21 @@ impl World {
         // Since when there is news of which not everybody was told.
         let mut news = None;
         loop {
-            let freed = match news {
-                None => {
-                    self.freed.notified().await;
-                    true
+            let woken = async {
+                tokio::select! {
+                    biased;
+                    () = self.freed.notified() => true,
+                    () = self.turns.notified() => false,
                 }
-                Some(_) => tokio::time::timeout(often, self.freed.notified()).await.is_ok(),
             };
-            if freed {
-                news = Some(Instant::now());
+            let freed = match news {
+                None => Some(woken.await),
+                Some(_) => tokio::time::timeout(often, woken).await.ok(),
+            };
+            if let Some(freed) = freed {
+                if freed {
+                    news = Some(Instant::now());
+                }
                 tokio::time::sleep(GATHER).await;
                 while !self.offer_some() {
                     tokio::task::yield_now().await;

@@ -2,14 +2,17 @@
 #![expect(clippy::disallowed_methods, reason = "an adapter: it tells the time to pure parts")]
 
 use super::{
-    Allocation, AllocationId, Arc, Cluster, Desktop, DesktopKey, DesktopTemplate, GpuNode, GpuProfile,
-    Instant, Lease, NODE_LOST_AFTER, ObjectRef, Refusal, ResourceExt, Seen, World, is_new, key_of, node_held,
-    odd, understood,
+    Allocation, AllocationId, Arc, Cluster, Desktop, DesktopKey, DesktopTemplate, Duration, GpuNode,
+    GpuProfile, Instant, Lease, NODE_LOST_AFTER, ObjectRef, Refusal, ResourceExt, Seen, World, is_new,
+    key_of, node_held, odd, understood,
 };
 use crate::{
     desktop::{admit, now},
     node_liveness::Unproven,
 };
+
+/// How often is looked for what is remembered of desktops that are gone.
+const FORGET_EVERY: Duration = Duration::from_mins(30);
 
 impl World {
     /// A desktop came in.
@@ -189,6 +192,10 @@ impl World {
                 cluster.missing.insert(name.clone(), Instant::now());
                 cluster.liveness.node_gone(&name);
                 cluster.said_off.remove(&name);
+                let waited = cluster.refusals.node_gone(&name, Instant::now());
+                for desktop in &waited {
+                    self.wake(desktop);
+                }
                 self.take_in_reports(&mut cluster, &name, None);
                 cluster.odd_nodes.remove(&name);
                 let change = cluster.snapshot.node_gone(&name);
@@ -200,6 +207,7 @@ impl World {
                 cluster.nodes_known = true;
                 self.judge(&mut cluster);
                 drop(cluster);
+                self.listed.notify_one();
                 self.wake_all();
             }
         }
@@ -254,6 +262,7 @@ impl World {
             Seen::Complete => {
                 cluster.awaits_nodes |= !cluster.leases_known;
                 cluster.leases_known = true;
+                self.listed.notify_one();
                 cluster.snapshot.node_names().for_each(|node| self.wake_node(node));
             }
         }
@@ -264,7 +273,9 @@ impl World {
     /// passes.
     pub fn tick(&self) {
         let mut cluster = self.lock();
+        cluster.liveness.forget_old(Instant::now());
         self.judge(&mut cluster);
+        self.forget_gone(&mut cluster);
         for node in cluster.refusals.over(Instant::now()) {
             if let Some(object) = self.stores.nodes.get(&ObjectRef::new(&node)) {
                 self.offer(&mut cluster, &object);
@@ -276,12 +287,33 @@ impl World {
             .retain(|node, since| since.elapsed() < NODE_LOST_AFTER || index.on_node(node).next().is_some());
     }
 
+    /// Forgets desktops that are gone, where a round that was under way noted something of them after that; now and
+    /// then, for all are looked up.
+    fn forget_gone(&self, cluster: &mut Cluster) {
+        if cluster.forgotten_at.is_some_and(|at| at.elapsed() < FORGET_EVERY) {
+            return;
+        }
+        cluster.forgotten_at = Some(Instant::now());
+        let there = |key: &DesktopKey| {
+            self.stores.desktops.get(&ObjectRef::new(&key.name).within(&key.namespace)).is_some()
+        };
+        let Cluster { held_last, told, refusals, not_kept, .. } = cluster;
+        if held_last.len() > self.stores.desktops.len() {
+            held_last.retain(|key, _| there(key));
+        }
+        for told in told.values_mut() {
+            told.retain(there);
+        }
+        told.retain(|_, told| !told.is_empty());
+        not_kept.retain(|key, _| there(key));
+        refusals.retain(there);
+    }
+
     fn judge(&self, cluster: &mut Cluster) {
         if !cluster.leases_known {
             return;
         }
-        if cluster.awaits_nodes && cluster.nodes_known && cluster.liveness.unproven(Instant::now()).is_none()
-        {
+        if cluster.awaits_nodes && cluster.nodes_known && !cluster.liveness.may_be_unproven(Instant::now()) {
             cluster.awaits_nodes = false;
             self.wake_all();
         }

@@ -9,7 +9,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use rustix::fs::OFlags;
+use rustix::{
+    fs::{CWD, OFlags, RenameFlags, renameat_with},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{FolderError, Owner};
@@ -39,6 +42,9 @@ pub struct UsedDisks {
     /// The word by which its user gave up those that were lost. It is done, and holds for no later loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abandoned: Option<String>,
+    /// Whose they are; absent in records of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
 }
 
 pub(super) fn failed(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> FolderError {
@@ -79,7 +85,7 @@ impl FolderFiles {
     /// A record in it; `None` when there is none.
     ///
     /// # Errors
-    /// [`FolderError::Io`], also for one that cannot be understood.
+    /// [`FolderError::Odd`] for one that cannot be understood, else [`FolderError::Io`].
     pub fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, FolderError> {
         Self::read_record(&self.file(name))
     }
@@ -87,7 +93,7 @@ impl FolderFiles {
     /// A record beside the folders; `None` when there is none.
     ///
     /// # Errors
-    /// [`FolderError::Io`], also for one that cannot be understood.
+    /// [`FolderError::Odd`] for one that cannot be understood, else [`FolderError::Io`].
     pub fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FolderError> {
         let file = match fs::File::open(path) {
             Ok(file) => file,
@@ -96,20 +102,25 @@ impl FolderFiles {
         };
         let mut bytes = vec![];
         file.take(RECORD_LIMIT).read_to_end(&mut bytes).map_err(failed("reading", path))?;
-        serde_json::from_slice(&bytes).map(Some).map_err(|error| failed("reading", path)(error.into()))
+        let odd = |error: serde_json::Error| FolderError::Odd {
+            path: path.display().to_string(),
+            why: error.to_string(),
+        };
+        serde_json::from_slice(&bytes).map(Some).map_err(odd)
     }
 
     pub(super) fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), FolderError> {
         Self::write_record(&self.file(name), value)
     }
 
-    /// Writes a record beside the folders, whole or not at all.
+    /// Writes a record beside the folders, whole or not at all; what is written outlives a loss of power.
     ///
     /// # Errors
     /// [`FolderError::Io`].
     pub fn write_record<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderError> {
         let bytes = serde_json::to_vec(value).map_err(|error| failed("writing", path)(error.into()))?;
-        Self::write(path, &mut bytes.as_slice())
+        Self::write(path, &mut bytes.as_slice())?;
+        sync_folder(path).map_err(failed("writing", path))
     }
 
     /// Which disks were used; `None` when nothing was noted down, which an earlier version did not do.
@@ -128,7 +139,27 @@ impl FolderFiles {
         let folder = self.used.parent().unwrap_or(Path::new("/"));
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
         made.map_err(failed("making", folder))?;
-        Self::write_record(&self.used, used)
+        // When the folder is lost, nothing else tells whose they were.
+        let owner = used.owner.clone().or_else(|| self.read_json("owner.json").ok().flatten());
+        Self::write_record(&self.used, &UsedDisks { owner, ..used.clone() })
+    }
+
+    /// Notes anew which disks were used, where what was noted cannot be understood and a machine runs with all of
+    /// them: those that are here, and `more`, of which one may have been removed beside the machine.
+    ///
+    /// # Errors
+    /// [`FolderError::Io`].
+    pub fn note_used_anew(
+        &self,
+        owner: &Owner,
+        more: BTreeSet<String>,
+        abandoned: Option<String>,
+    ) -> Result<Option<bool>, FolderError> {
+        let mut disks = more;
+        disks.extend(self.disk_names()?.unwrap_or_default());
+        let has_disks = !disks.is_empty();
+        self.write_used(&UsedDisks { disks, any: false, abandoned, owner: Some(owner.clone()) })?;
+        Ok(Some(has_disks))
     }
 
     pub(super) fn note_used(&self, disks: &[String]) -> Result<(), FolderError> {
@@ -162,6 +193,17 @@ impl FolderFiles {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("listing", &self.path)(error)),
         }
+    }
+
+    /// Names of the leftovers of this desktop, as far as they can be told.
+    pub fn left_over(&self) -> Vec<String> {
+        let state = self.path.ancestors().nth(2).unwrap_or(&self.path);
+        let uid = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let names = fs::read_dir(state.join("leftovers")).into_iter().flatten().flatten();
+        let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let mut names: Vec<String> = names.filter(|name| name.starts_with(&format!("{uid}."))).collect();
+        names.sort();
+        names
     }
 
     /// Whether the folder is there.
@@ -240,9 +282,14 @@ impl FolderFiles {
         }
     }
 
-    /// Makes the disk `path` of `bytes`. `qemu-img` opens nothing but the new file: what it writes into
+    /// Makes the disk `path` of `bytes`, and replaces one that is there only if told so. `qemu-img` opens nothing but the new file: what it writes into
     /// the header was looked at before, and is not followed.
-    pub(crate) fn make_image(path: &Path, golden: Option<&Path>, bytes: u64) -> Result<(), FolderError> {
+    pub(crate) fn make_image(
+        path: &Path,
+        golden: Option<&Path>,
+        bytes: u64,
+        replace: bool,
+    ) -> Result<(), FolderError> {
         let new = temporary(path);
         let mut command = Command::new("qemu-img");
         command.args(["create", "-q", "-f", "qcow2"]);
@@ -257,7 +304,8 @@ impl FolderFiles {
             return Err(FolderError::Image { what: format!("making {}", path.display()), message });
         }
         fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).map_err(failed("protecting", &new))?;
-        fs::rename(&new, path).map_err(failed("writing", path))
+        let named = if replace { fs::rename(&new, path) } else { name_new(&new, path) };
+        named.map_err(failed("writing", path))
     }
 
     /// Notes down what the golden image below the disk `name` is, before the disk is there.
@@ -304,6 +352,21 @@ pub(in crate::host) fn disk_names(folder: &Path) -> io::Result<BTreeSet<String>>
         names.extend(stem.filter(|_| is_disk(&path)).map(ToOwned::to_owned));
     }
     Ok(names)
+}
+
+/// Gives the file `new` the name `path`, unless something has that name.
+fn name_new(new: &Path, path: &Path) -> io::Result<()> {
+    match renameat_with(CWD, new, CWD, path, RenameFlags::NOREPLACE) {
+        // Not every file system knows that, NFS for one.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if !path.try_exists()? => fs::rename(new, path),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Err(io::ErrorKind::AlreadyExists.into()),
+        named => Ok(named?),
+    }
+}
+
+/// Sees to it that the name of a file outlives a loss of power.
+pub(in crate::host) fn sync_folder(file: &Path) -> io::Result<()> {
+    fs::File::open(file.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
 /// A file for its owner alone, empty, whatever was there.

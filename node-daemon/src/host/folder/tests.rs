@@ -14,25 +14,45 @@ fn fixture() -> (tempfile::TempDir, DesktopFolder, Owner) {
 async fn a_folder_says_whose_it_is() {
     let (dir, folder, owner) = fixture();
     let folders = DesktopFolders::new(dir.path());
-    assert_eq!(folders.list().await.unwrap(), []);
+    assert!(folders.list().await.unwrap().is_empty());
     folder.create(&owner).await.unwrap();
     folder.create(&owner).await.unwrap();
     fs::create_dir(dir.path().join("desktops/no-desktop")).unwrap();
-    assert_eq!(folders.list().await.unwrap(), [(owner.uid, Some(owner.clone()))]);
-    // One that is broken holds up no other.
+    let all = folders.list().await.unwrap();
+    assert!(matches!(&all[..], [(uid, Ok(found))] if *uid == owner.uid && *found == owner));
+    // One that is broken holds up no other, and is named with what to do.
     let broken = Uuid::from_u128(8);
+    let file = dir.path().join(format!("desktops/{broken}/owner.json"));
     folders.of(broken).create(&owner).await.unwrap();
-    fs::write(dir.path().join(format!("desktops/{broken}/owner.json")), "{").unwrap();
-    let mut all = folders.list().await.unwrap();
-    all.sort_by_key(|(uid, _)| *uid);
-    assert_eq!(all, [(owner.uid, Some(owner)), (broken, None)]);
+    for (content, why) in [(None, "the UID of another"), (Some("{"), "EOF"), (Some(""), "EOF")] {
+        if let Some(content) = content {
+            fs::write(&file, content).unwrap();
+        }
+        let mut all = folders.list().await.unwrap();
+        all.sort_by_key(|(uid, _)| *uid);
+        let [(_, Ok(found)), (uid, Err(odd))] = &all[..] else { panic!("{all:?}") };
+        assert_eq!((found, *uid), (&owner, broken));
+        let said = odd.to_string();
+        for part in [file.to_str().unwrap(), why, "move the folder away"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
+    fs::remove_file(&file).unwrap();
+    assert!(
+        folders
+            .list()
+            .await
+            .unwrap()
+            .iter()
+            .any(|(_, it)| it.as_ref().is_err_and(|it| it.to_string().contains("missing")))
+    );
 }
 
 #[tokio::test]
 async fn an_overlay_names_its_image_has_a_record_of_it_and_is_its_owners_alone() {
     let (dir, folder, owner) = fixture();
     folder.create(&owner).await.unwrap();
-    FolderFiles::make_image(&dir.path().join("golden.qcow2"), None, 3 << 20).unwrap();
+    FolderFiles::make_image(&dir.path().join("golden.qcow2"), None, 3 << 20, false).unwrap();
     let golden = ImageStore::folders("n", vec![dir.path().into()]).image("golden").unwrap();
     folder.make_disk("system", Some(golden.clone()), None).await.unwrap();
     let disk = folder.disk("system");
@@ -42,6 +62,13 @@ async fn an_overlay_names_its_image_has_a_record_of_it_and_is_its_owners_alone()
     assert_eq!(header.virtual_size, 3 << 20, "as large as its image");
     assert_eq!(folder.files().read_json("golden-system.json").unwrap(), golden.identity());
     assert!(!temporary(&disk).exists());
+    // One that is there, for its file system was mounted meanwhile, is what nothing can make again.
+    let before = fs::read(&disk).unwrap();
+    assert!(folder.make_disk("system", Some(golden.clone()), Some(2)).await.is_err());
+    let late = FolderFiles::make_image(&disk, None, 1 << 30, false).unwrap_err();
+    assert!(late.to_string().contains("exists"), "{late}");
+    assert_eq!(fs::read(&disk).unwrap(), before);
+    folder.remove_file("disk-system.qcow2").await.unwrap();
     folder.make_disk("system", Some(golden), Some(2)).await.unwrap();
     let header = crate::qcow2::Header::parse(&fs::read(&disk).unwrap()).unwrap();
     assert_eq!(header.virtual_size, 2 << 30, "or larger");
@@ -92,4 +119,23 @@ async fn a_kernel_is_copied_for_the_machine_that_starts_from_it() {
     assert_eq!(fs::metadata(folder.file("kernel")).unwrap().permissions().mode() & 0o777, 0o600);
     let error = folder.copy("/no/such/initrd".into(), "initrd").await.unwrap_err();
     assert!(error.to_string().contains("/no/such/initrd"), "{error}");
+}
+
+#[tokio::test]
+async fn the_name_of_a_record_outlives_a_loss_of_power() {
+    use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+    let (dir, folder, owner) = fixture();
+    folder.create(&owner).await.unwrap();
+    let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).unwrap();
+    inotify::add_watch(&events, dir.path(), WatchFlags::MOVED_TO | WatchFlags::OPEN).unwrap();
+    FolderFiles::write_record(&dir.path().join("gpu-node.json"), &7).unwrap();
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    let mut reader = Reader::new(&events, &mut buffer);
+    let mut seen = vec![];
+    while let Ok(event) = reader.next() {
+        seen.push((event.events(), event.file_name().map(ToOwned::to_owned)));
+    }
+    let renamed = seen.iter().position(|(what, _)| what.contains(ReadFlags::MOVED_TO)).unwrap();
+    let opened = |(what, name): &(ReadFlags, Option<_>)| what.contains(ReadFlags::OPEN) && name.is_none();
+    assert!(seen[renamed..].iter().any(opened), "the folder is opened to be kept: {seen:?}");
 }

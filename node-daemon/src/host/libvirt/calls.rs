@@ -72,13 +72,14 @@ fn state(domain: &Domain) -> Outcome<DomainState> {
         {
             return Ok(DomainState::Saved);
         }
-        // A domain whose process was killed is off, and only the reason tells that it crashed.
-        if reason.is(DomainShutoffReason::Crashed) {
-            return Ok(DomainState::Crashed);
-        }
-        if reason.is(DomainShutoffReason::Destroyed) {
-            return Ok(DomainState::PoweredOff);
-        }
+        // A domain whose process was killed is off, and only the reason tells that it crashed. Where libvirt was
+        // started anew since, or has the domain from elsewhere, none tells.
+        let told = [
+            (DomainShutoffReason::Crashed, DomainState::Crashed),
+            (DomainShutoffReason::Destroyed, DomainState::PoweredOff),
+            (DomainShutoffReason::Shutdown, DomainState::ShutDown),
+        ];
+        return Ok(told.iter().find(|(it, _)| reason.is(*it)).map_or(DomainState::Off, |(_, state)| *state));
     }
     Ok(match state.unwrap_or(V::NoState) {
         V::NoState | V::Running | V::Blocked => DomainState::Running,

@@ -28,7 +28,8 @@ impl Fault {
         match self {
             Self::Answer(message) => HypervisorError::Refused { doing, message },
             Self::Libvirt(error) if !alive => {
-                HypervisorError::Transient { doing, message: error.message().to_owned() }
+                tracing::debug!(doing, %error, "on a connection that is lost");
+                HypervisorError::Away { doing }
             }
             Self::Libvirt(error) => sort(doing, &error),
         }
@@ -65,6 +66,7 @@ pub(super) fn of_open(uri: &str, error: &Error) -> HypervisorError {
     match sort(doing.clone(), error) {
         denied @ HypervisorError::Denied { .. } => denied,
         HypervisorError::NotFound { .. }
+        | HypervisorError::Away { .. }
         | HypervisorError::Transient { .. }
         | HypervisorError::Refused { .. } => {
             HypervisorError::Transient { doing, message: error.message().to_owned() }

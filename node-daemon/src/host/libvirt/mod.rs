@@ -122,7 +122,7 @@ impl LibvirtHypervisor {
                 return Err(transient(&doing, "shutting down"));
             };
             let Some(session) = self.shared.session() else {
-                return Err(transient(&doing, "the connection to libvirt is lost and being opened again"));
+                return Err(HypervisorError::Away { doing });
             };
             let lost = self.shared.lost.upgrade();
             let asked = doing.clone();

@@ -98,7 +98,12 @@ fn read(file: &Path) -> Result<Kubeconfig, ClusterError> {
 
 /// The kubeconfig and the context in it that are meant.
 fn chosen(connection: &Connection) -> Result<(Kubeconfig, String, String), ClusterError> {
-    let files = files(connection);
+    let mut files = files(connection);
+    // kubectl passes over those of its list that are not there.
+    let may_be_there = |file: &PathBuf| !matches!(file.try_exists(), Ok(false));
+    if files.iter().any(may_be_there) {
+        files.retain(may_be_there);
+    }
     let mut kubeconfig = Kubeconfig::default();
     for file in &files {
         let merged = kubeconfig.merge(read(file)?);

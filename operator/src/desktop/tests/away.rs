@@ -267,7 +267,7 @@ async fn a_lost_node_says_what_can_be_done_and_its_disks_are_given_up_by_the_rig
     let (body, object) = write(&mut rig, &desktop("a", 5, json!({})), 6, &[]).await;
     let id = body["status"]["allocation"]["id"].as_str().unwrap().to_owned();
     rig.node_lost(&node("node-a", 2048));
-    rig.lease_gone("node-a");
+    rig.lease_over("node-a");
     rig.node(&node("node-b", 2048));
     let (body, object) = write(&mut rig, &object, 7, &[gone]).await;
     let message = conditions(&body)["Ready"].2.clone();
@@ -299,6 +299,16 @@ async fn a_desktop_without_disks_goes_on_once_its_node_is_said_to_be_off_and_not
     assert!(conditions(&body)["Ready"].2.contains("still renews its lease"), "{body}");
     rig.drain_woken();
     rig.lease_gone("node-a");
+    rig.context.world.answered("node-a", true);
+    let context = rig.beside();
+    // It was heard a moment ago, whoever deletes its lease: nothing is written.
+    let (result, ()) = tokio::join!(reconcile(&object, &context), async {
+        rig.answer(gone).await;
+    });
+    result.unwrap();
+    rig.context.world.answered("node-a", false);
+    rig.drain_woken();
+    rig.lease_over("node-a");
     rig.context.world.answered("node-a", false);
     assert_eq!(rig.drain_woken(), ["a"], "that it is heard no more is news");
     rig.context.world.answered("node-a", true);
@@ -323,7 +333,7 @@ async fn a_desktop_without_disks_goes_on_once_its_node_is_said_to_be_off_and_not
         rig.answer(renewed).await;
     });
     result.unwrap();
-    rig.lease_gone("node-a");
+    rig.lease_over("node-a");
     rig.context.world.answered("node-a", true);
     let (body, object) = write(&mut rig, &object, 9, &[gone, none]).await;
     assert!(body["status"].get("allocation").is_none(), "{body}");
@@ -517,6 +527,24 @@ async fn an_odd_desktop_that_is_deleted_goes_once_there_is_nothing_to_give_back(
             nothing(&rig, &object).await;
         }
     }
+}
+
+#[tokio::test]
+async fn an_odd_desktop_whose_status_is_lost_is_held_by_what_is_remembered() {
+    let mut rig = Rig::small();
+    let (_, object) = write(&mut rig, &desktop("a", 5, json!({})), 6, &[]).await;
+    let mut value = serde_json::to_value(&object).unwrap();
+    value["spec"]["powerState"] = "Hibernated".into();
+    value["status"] = json!({});
+    value["metadata"]["resourceVersion"] = "7".into();
+    value["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+    let lost: Desktop = as_far_as_understood(value, "Desktop").unwrap();
+    rig.desktop(&lost);
+    nothing(&rig, &lost).await;
+    let other = desktop("b", 8, json!({}));
+    rig.desktop(&other);
+    let (body, _) = write(&mut rig, &other, 9, &[]).await;
+    assert_eq!(conditions(&body)["Ready"].2, "0/1 nodes: 1 not enough memory", "what it held stays taken");
 }
 
 #[test]

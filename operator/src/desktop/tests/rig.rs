@@ -136,11 +136,17 @@ impl Rig {
         self.context.world.lease(Seen::There(&lease));
     }
 
-    /// The lease of a node is gone.
+    /// Somebody deletes the lease of a node.
     pub(super) fn lease_gone(&self, node: &str) {
         let lease: Lease =
             serde_json::from_value(json!({"metadata": {"name": format!("gpudesk-node-{node}")}})).unwrap();
         self.context.world.lease(Seen::Gone(&lease));
+    }
+
+    /// The lease of a node is gone, and nobody made it again for as long as it lasts.
+    pub(super) fn lease_over(&self, node: &str) {
+        self.lease_gone(node);
+        self.context.world.let_lapse(node);
     }
 
     pub(super) fn desktop_gone(&mut self, object: &Desktop) {

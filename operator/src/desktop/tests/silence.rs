@@ -104,8 +104,16 @@ async fn a_restart_that_cannot_succeed_does_not_take_the_machine_down() {
     let (body, mut object) = write(&mut rig, &object, 12).await;
     assert_eq!(body["status"]["allocation"]["stopFor"], "one");
     asked(&mut object, &"x".repeat(200));
-    let (body, _) = write(&mut rig, &object, 13).await;
-    assert!(refused(&body).contains("is longer than 128 characters"), "{body}");
+    let (body, mut object) = write(&mut rig, &object, 13).await;
+    assert!(refused(&body).contains("is 200 characters long; it takes at most 128 printable"), "{body}");
+    for odd in ["a\u{1}", "\u{7f}", "\u{fffe}"] {
+        asked(&mut object, odd);
+        let (body, now) = write(&mut rig, &object, 14).await;
+        let code = u32::from(odd.chars().last().unwrap());
+        assert!(refused(&body).contains(&format!("has the character U+{code:04X}")), "{body}");
+        assert!(!body.to_string().contains(odd), "no API server takes it: {body}");
+        object = now;
+    }
 }
 
 #[tokio::test]
@@ -145,7 +153,9 @@ async fn nothing_is_placed_before_nodes_whose_leases_are_old_have_said_what_they
     let (body, object) = write(&mut rig, &desktop("a", 5, json!({})), 6).await;
     assert_eq!(conditions(&body)["Allocated"].1, "AwaitingNodes");
     let deleted = desktop("gone", 5, json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}));
-    rig.desktop(&deleted);
+    let (body, deleted) = write(&mut rig, &deleted, 6).await;
+    assert_eq!(body["status"]["phase"], "Deleting");
+    assert!(conditions(&body)["Ready"].2.contains("nothing is placed or let go before"), "{body}");
     nothing(&mut rig, &deleted).await;
     rig.lease("node-a", 2_000_000_000, 180);
     rig.drain_woken();

@@ -345,6 +345,7 @@ fn what_a_guest_that_ended_for_good_held_is_taken_back_once_the_node_has_given_i
     let back = |reason| Step::Release { park: true, reason };
     assert_eq!(step(&on(ended("GuestStopped", "Stopped"), json!({}))), back(Reason::GuestStopped));
     assert_eq!(step(&on(ended("GuestCrashed", "Stopped"), json!({}))), back(Reason::GuestCrashed));
+    assert_eq!(step(&on(ended("EndUnseen", "Stopped"), json!({}))), back(Reason::EndUnseen));
     assert_eq!(
         step(&on(ended("GuestCrashed", "GuestCrashed"), json!({}))),
         Step::Hold,
