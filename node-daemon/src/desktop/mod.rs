@@ -45,6 +45,8 @@ mod fault_tests;
 #[cfg(test)]
 mod guard_tests;
 #[cfg(test)]
+mod host_tests;
+#[cfg(test)]
 pub(crate) mod pretended;
 #[cfg(test)]
 mod tests;
