@@ -38,6 +38,11 @@ pub enum Command {
     /// Needs no cluster, no libvirt and no GPU driver; what is missing is named. Run it as root, or some
     /// files may not be read.
     Discover(Discover),
+    /// Print where shares would be on a card, without a cluster and without touching anything.
+    ///
+    /// The whole list is placed at once, beside what is on the card. Exit status: 0 there is a layout, 1 there
+    /// is none, and why is printed, 2 the question is wrong.
+    Layout(Layout),
     /// Print a script that completes this command line in a shell.
     Completion {
         /// The shell.
@@ -237,6 +242,42 @@ pub struct Discover {
     /// Name of the node.
     #[arg(long, env = "NODE_NAME", value_name = "NAME", default_value = "this-host")]
     pub node_name: String,
+}
+
+/// Options of `layout`.
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["mig", "vgpu", "mixed"])))]
+pub struct Layout {
+    /// A host file (`NAME.yaml`), or the root folder or capture of a host, as `discover --capture` writes it.
+    #[arg(value_name = "HOSTFILE|HOST-ROOT")]
+    pub host: PathBuf,
+    /// The card: its number in what `discover` prints, from 0, or its PCI address or UUID.
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub card: String,
+    /// GPU instances by profile, or vGPUs on GPU instances by type, with counts:
+    /// `3g.40gb,1g.10gb*2`, `DC-1-2Q*48`.
+    #[arg(long, value_name = "LIST", conflicts_with_all = ["vgpu", "mixed"])]
+    pub mig: Option<String>,
+    /// Time-sliced vGPUs by type, with counts; the part of the name before the first hyphen may be left out:
+    /// `L40S-8Q*2,16Q`.
+    #[arg(long, value_name = "LIST")]
+    pub vgpu: Option<String>,
+    /// Sizes are mixed: vGPUs have start positions, also where all have one size. Alone it prints every start.
+    #[arg(long)]
+    pub mixed: bool,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: LayoutOutput,
+}
+
+/// How a layout is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LayoutOutput {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
+    Yaml,
 }
 
 /// How guests run.

@@ -22,6 +22,7 @@ pub mod discover;
 pub mod domain;
 pub mod gpu_node;
 pub mod host;
+pub mod layout;
 pub mod lease;
 pub mod metrics;
 pub mod orphans;

@@ -4,14 +4,15 @@ use std::{io::IsTerminal, process::ExitCode};
 
 use clap::{CommandFactory, Parser};
 use gpudesk_node_daemon::{
-    cli::{Cli, Command, LogFormat, told},
+    cli::{self, Cli, Command, LogFormat, told},
     daemon, discover,
+    layout::{self, Outcome},
 };
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     match run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("error: {}", told(&error));
             ExitCode::FAILURE
@@ -19,7 +20,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> anyhow::Result<()> {
+fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Discover(options) => {
             let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(is_terminal());
@@ -29,8 +30,9 @@ fn run() -> anyhow::Result<()> {
                 .worker_threads(2)
                 .enable_all()
                 .build()?
-                .block_on(discover::run(&options))
+                .block_on(discover::run(&options))?;
         }
+        Command::Layout(options) => return Ok(place(&options)),
         Command::Completion { shell } => {
             clap_complete::generate(
                 shell,
@@ -38,7 +40,6 @@ fn run() -> anyhow::Result<()> {
                 "gpudesk-node-daemon",
                 &mut std::io::stdout(),
             );
-            Ok(())
         }
         Command::Run(options) => {
             let options = *options;
@@ -52,7 +53,26 @@ fn run() -> anyhow::Result<()> {
             let result = runtime.block_on(daemon::run(options));
             // A thread that waits for a file system that does not answer is not waited for.
             runtime.shutdown_background();
-            result
+            result?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a layout, or why there is none.
+fn place(options: &cli::Layout) -> ExitCode {
+    match layout::run(options) {
+        Ok(Outcome::Legal(text)) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Ok(Outcome::Refused(why)) => {
+            eprintln!("refused: {why}");
+            ExitCode::from(1)
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
         }
     }
 }

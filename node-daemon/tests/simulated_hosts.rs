@@ -115,10 +115,19 @@ fn four_l40s() {
 #[test]
 fn every_host_file_gives_its_host() {
     let expected = [
+        ("a100-40gb.yaml", 4, "0/32"),
+        ("a100-80gb.yaml", 4, "0/32"),
         ("a16.yaml", 8, "0/128"),
         ("a2.yaml", 2, "0/32"),
+        ("a30.yaml", 4, "0/16"),
+        ("b200-8.yaml", 8, "0/64"),
         ("flex-170.yaml", 2, "0/32"),
+        ("gh200.yaml", 1, "0/8"),
         ("h100-8.yaml", 8, "0/64"),
+        ("h100-80gb.yaml", 4, "0/32"),
+        ("h100-94gb.yaml", 4, "0/32"),
+        ("h100-96gb.yaml", 4, "0/32"),
+        ("h200-8.yaml", 8, "0/64"),
         ("l40s-4.yaml", 4, "0/192"),
         ("laptop.yaml", 1, "0/1"),
         ("mi300x-8.yaml", 8, "0/64"),

@@ -5,8 +5,11 @@
 //! order in which it came to be.
 #![forbid(unsafe_code)]
 
+mod arrange;
 #[cfg(test)]
 mod tests;
+
+pub use arrange::NoLayout;
 
 /// Everything that a card offers, in all its modes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

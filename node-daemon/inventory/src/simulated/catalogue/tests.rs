@@ -48,7 +48,7 @@ fn the_rtx_pro_6000_offers_what_its_driver_prints() {
     let plain = placements.iter().find(|p| p.type_name == "1g.24gb").unwrap();
     assert!(plain.vgpu_types.is_empty(), "only +gfx instances hold vGPUs");
     let eight = placements.iter().find(|p| p.type_name == "DC-8Q").unwrap();
-    assert_eq!((eight.max_count, eight.size), (12, 0));
+    assert_eq!((eight.max_count, eight.size, eight.starts.len()), (12, 8, 12), "mixing costs nothing");
 }
 
 #[test]
