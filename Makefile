@@ -39,6 +39,7 @@ test: build ## Every test, the end-to-end ones included
 	@e2e/guest/build-tiny.sh > /dev/null
 	@e2e/guest/build-image.sh > /dev/null
 	@e2e/gpu-node/build.sh > /dev/null
+	@e2e/node/build-images.sh --base > /dev/null
 	@GPUDESK_BIN_DIR=$(CURDIR)/target/debug cargo test --workspace --all-features --no-fail-fast
 
 SECONDS ?= 30

@@ -30,6 +30,7 @@ packages=(
   "dosfstools mkfs.vfat" "syslinux syslinux" "syslinux-common -" "zstd zstd"
   "xz-utils xz" "cpio cpio" "kmod depmod" "python3 python3" "python3-venv -" "util-linux setpriv"
   "nftables nft" "iproute2 ip"
+  "containerd containerd" "runc runc" "containernetworking-plugins -" "iptables iptables" "socat socat"
 )
 # Where Debian 12 must take the newer one: 7.2 and 9.0 are its own.
 backports=(
@@ -102,11 +103,14 @@ if [[ -n $method ]]; then
       cat "$installed_file"
     else
       # A package that was removed still has a version: its status says so.
-      dpkg-query -W -f '${db:Status-Abbrev} ${Package} ${Version}\n' "${packages[@]%% *}" 2>/dev/null |
+      dpkg-query -W -f '${db:Status-Abbrev} ${Package} ${Version}\n' "${packages[@]%% *}" containerd.io 2>/dev/null |
         sed -n 's/^ii *//p'
     fi
   )
 fi
+
+# Docker's own package is both, and Debian's would take its place.
+if [[ -n ${have[containerd.io]:-} ]]; then have[containerd]=${have[containerd.io]} have[runc]=${have[containerd.io]}; fi
 
 declare -A at_least=()
 if [[ $method == apt+backports ]]; then
@@ -133,6 +137,7 @@ missing_programs() {
   pkg-config --exists libvirt 2>/dev/null || echo "libvirt's header files and libvirt.pc"
   python3 -c 'import ensurepip, venv' 2>/dev/null || echo "Python's venv module"
   printf 'int x;' | gcc -m32 -x c -c -o /dev/null - 2>/dev/null || echo "a gcc that compiles for 32 bits (-m32)"
+  compgen -G '/usr/lib*/cni/bridge' >/dev/null || echo "the CNI plugins (/usr/lib/cni)"
   compgen -G '/usr/share/OVMF/OVMF_CODE*.fd' >/dev/null || compgen -G '/usr/share/edk2/*/OVMF_CODE*.fd' >/dev/null ||
     echo "UEFI firmware for guests (OVMF, edk2)"
 }

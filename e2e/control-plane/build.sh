@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds etcd, kube-apiserver, kube-controller-manager, kubectl and helm from
-# their published Go modules, once, and prints the folder they are in as the
+# Builds etcd, Kubernetes (control plane, kubectl and what runs on nodes) and helm
+# from their published Go modules, once, and prints the folder they are in as the
 # last line of its standard output. Progress goes to standard error.
 #
 # The folder is named by the Kubernetes version and by a hash of everything that
@@ -14,7 +14,7 @@ set -euo pipefail
 kubernetes=1.36.4
 helm=4.1.4
 go_series=1.26 # Go 1.27 builds an API server whose OpenAPI document is broken
-programs=(etcd kube-apiserver kube-controller-manager kubectl helm)
+programs=(etcd kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl helm)
 
 say() { printf 'control plane: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -94,7 +94,7 @@ build() {
 }
 
 stamp=k8s.io/component-base/version
-say "first run: this takes about 5 minutes on 2 cores, later runs reuse it"
+say "first run: this takes about 6 minutes on 2 cores, later runs reuse it"
 build "${modules[1]}" "$part/etcd" go.etcd.io/etcd/server/v3 ""
 build "${modules[2]}" "$part/helm" helm.sh/helm/v4/cmd/helm \
   "-X helm.sh/helm/v4/internal/version.version=v$helm"

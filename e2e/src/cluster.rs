@@ -48,7 +48,15 @@ impl Cluster {
 
     /// Starts a control plane with nothing in it.
     pub async fn bare(state: &Arc<StateDir>, lifetime: Lifetime) -> Result<Self> {
-        let control_plane = ControlPlane::start(state, lifetime).await?;
+        Self::over(ControlPlane::start(state, lifetime).await?, state, lifetime).await
+    }
+
+    /// A control plane that was started, with nothing in it.
+    pub async fn over(
+        control_plane: ControlPlane,
+        state: &Arc<StateDir>,
+        lifetime: Lifetime,
+    ) -> Result<Self> {
         let client = control_plane.client().await?;
         Ok(Self { control_plane, client, lifetime, state: Arc::clone(state) })
     }
@@ -81,13 +89,23 @@ impl Cluster {
 
     /// Installs `charts/gpudesk` as a user does, or upgrades it, with `name=value` settings.
     pub fn helm_install(&self, settings: &[&str]) -> Result<()> {
+        self.helm_install_with(settings, &[])
+    }
+
+    /// As [`Self::helm_install`], with further flags.
+    pub fn helm_install_with(&self, settings: &[&str], flags: &[&str]) -> Result<()> {
         let chart = checkout().join("charts/gpudesk");
-        let mut command = Command::new(self.control_plane.program("helm"));
-        command.args(["upgrade", "--install", "gpudesk"]).arg(chart);
-        command.args(["--namespace", SYSTEM_NAMESPACE, "--create-namespace"]);
-        command.args(settings.iter().flat_map(|setting| ["--set", setting]));
-        self.run(&mut command)?;
+        let chart = chart.to_str().context("the path of the chart is text")?;
+        let settings = settings.iter().flat_map(|setting| ["--set", setting]);
+        let words = ["upgrade", "--install", "gpudesk", chart, "--create-namespace"].into_iter();
+        self.helm(words.chain(flags.iter().copied()).chain(settings))?;
         Ok(())
+    }
+
+    /// Runs `helm` for the namespace of gpudesk, and returns its standard output.
+    pub fn helm<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
+        let mut command = Command::new(self.control_plane.program("helm"));
+        self.run(command.args(arguments).args(["--namespace", SYSTEM_NAMESPACE]))
     }
 
     /// A client with every right.

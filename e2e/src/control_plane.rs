@@ -5,7 +5,8 @@
 //!   data, keys, kubeconfigs, logs: the state folder      ports: free ones on 127.0.0.1
 //! ```
 //! There is no scheduler and no kubelet: pods stay pending, and the controllers that judge nodes
-//! by their kubelet are off.
+//! by their kubelet are off. In the network of a [`node`](crate::node) all of that is on, and a
+//! forwarder leads to the API server from this machine.
 
 use std::ffi::OsString;
 use std::fs;
@@ -30,10 +31,40 @@ use crate::waiting::eventually;
 const ETCD: &str = "etcd";
 const API_SERVER: &str = "kube-apiserver";
 const CONTROLLERS: &str = "kube-controller-manager";
+const SCHEDULER: &str = "kube-scheduler";
+const FORWARDER: &str = "api-forwarder";
 
 /// How long a part may take to stop by itself.
 const GRACE: Duration = Duration::from_secs(20);
 const READY: Duration = Duration::from_mins(1);
+
+/// Where a control plane runs, and with that whom it serves.
+#[derive(Debug, Clone, Default)]
+pub enum Place {
+    /// On a loopback address of this machine: programs beside it, and no pods.
+    #[default]
+    Loopback,
+    /// In the network of the first node: nodes and pods.
+    Node {
+        /// The network namespace, as a file.
+        network: PathBuf,
+        /// The node's address.
+        address: String,
+    },
+}
+
+/// What a program of a node needs to be one to the API server.
+#[derive(Debug, Clone)]
+pub(crate) struct NodeAccess {
+    /// Its kubeconfig.
+    pub(crate) kubeconfig: PathBuf,
+    /// The certificate authority.
+    pub(crate) authority: PathBuf,
+    /// Its certificate, also to serve with.
+    pub(crate) certificate: PathBuf,
+    /// Its key.
+    pub(crate) key: PathBuf,
+}
 
 /// A running control plane.
 ///
@@ -53,7 +84,10 @@ struct Own {
     programs: PathBuf,
     pki: Pki,
     ports: Ports,
+    place: Place,
     // Dropped in this order, which is the order to stop them in.
+    forwarder: Option<Process>,
+    scheduler: Option<Process>,
     controllers: Option<Process>,
     api_server: Option<Process>,
     etcd: Option<Process>,
@@ -84,6 +118,11 @@ impl ControlPlane {
     /// Builds the programs first when they are not in the cache. Data of an earlier run in the
     /// same state folder is kept.
     pub async fn start(state: &Arc<StateDir>, lifetime: Lifetime) -> Result<Self> {
+        Self::start_at(state, lifetime, &Place::Loopback).await
+    }
+
+    /// As [`Self::start`], in a place.
+    pub async fn start_at(state: &Arc<StateDir>, lifetime: Lifetime, place: &Place) -> Result<Self> {
         let programs = build_programs()?;
         if std::env::var_os("GPUDESK_USE_KUBECONFIG").is_some_and(|value| !value.is_empty()) {
             let kubeconfig =
@@ -93,7 +132,7 @@ impl ControlPlane {
         for _ in 0..3 {
             let ports =
                 Ports { etcd: ports::free()?, etcd_peers: ports::free()?, api_server: ports::free()? };
-            let mut own = Own::new(state, lifetime, &programs, ports)?;
+            let mut own = Own::new(state, lifetime, &programs, ports, place)?;
             match own.start().await {
                 Ok(()) => return Ok(Self { kubeconfig: own.kubeconfig("admin"), programs, own: Some(own) }),
                 // Someone else took a port between our choice of it and its use.
@@ -115,7 +154,8 @@ impl ControlPlane {
     pub fn running_in(state: &Arc<StateDir>) -> Result<Option<Self>> {
         let Ok(ports) = fs::read_to_string(state.join("ports.json")) else { return Ok(None) };
         let programs = build_programs()?;
-        let mut own = Own::new(state, Lifetime::Detached, &programs, serde_json::from_str(&ports)?)?;
+        let ports = serde_json::from_str(&ports)?;
+        let mut own = Own::new(state, Lifetime::Detached, &programs, ports, &Place::Loopback)?;
         own.etcd = Process::recorded(state, ETCD);
         own.api_server = Process::recorded(state, API_SERVER);
         own.controllers = Process::recorded(state, CONTROLLERS);
@@ -125,7 +165,7 @@ impl ControlPlane {
 
     /// Stops whatever a detached control plane left running in this state folder.
     pub fn stop_recorded(state: &StateDir) -> Result<()> {
-        for name in [CONTROLLERS, API_SERVER, ETCD] {
+        for name in [FORWARDER, SCHEDULER, CONTROLLERS, API_SERVER, ETCD] {
             if let Some(mut process) = Process::recorded(state, name) {
                 process.stop(GRACE)?;
             }
@@ -141,6 +181,23 @@ impl ControlPlane {
     /// A program of the control plane's folder: `kubectl`, `helm`, ...
     pub fn program(&self, name: &str) -> PathBuf {
         self.programs.join(name)
+    }
+
+    /// What a program of a node needs: a node's name, or `kube-proxy`.
+    pub(crate) fn node_access(&self, user: &str) -> Result<NodeAccess> {
+        let own = self.own.as_ref().context("nodes join a control plane of the harness's own only")?;
+        let Place::Node { address, .. } = &own.place else {
+            bail!("nodes do not reach a control plane on a loopback address")
+        };
+        let access = NodeAccess {
+            kubeconfig: own.kubeconfig(user),
+            authority: own.pki.certificate("ca"),
+            certificate: own.pki.certificate(user),
+            key: own.pki.key(user),
+        };
+        let server = format!("https://{address}:{}", own.ports.api_server);
+        kubeconfig::write(&access.kubeconfig, &server, &access.authority, &access.certificate, &access.key)?;
+        Ok(access)
     }
 
     /// A client with every right.
@@ -222,7 +279,13 @@ impl ControlPlane {
 }
 
 impl Own {
-    fn new(state: &Arc<StateDir>, lifetime: Lifetime, programs: &Path, ports: Ports) -> Result<Self> {
+    fn new(
+        state: &Arc<StateDir>,
+        lifetime: Lifetime,
+        programs: &Path,
+        ports: Ports,
+        place: &Place,
+    ) -> Result<Self> {
         fs::write(state.join("ports.json"), serde_json::to_string(&ports)?)?;
         let pki = Pki::open_or_create(state.join("pki"))?;
         let own = Self {
@@ -231,6 +294,9 @@ impl Own {
             programs: programs.to_owned(),
             pki,
             ports,
+            place: place.clone(),
+            forwarder: None,
+            scheduler: None,
             controllers: None,
             api_server: None,
             etcd: None,
@@ -238,6 +304,7 @@ impl Own {
         for (name, user, port) in [
             ("admin", "admin", ports.api_server),
             ("controllers", "controllers", ports.api_server),
+            ("scheduler", "scheduler", ports.api_server),
             ("etcd", "admin", ports.etcd),
         ] {
             let server = format!("https://127.0.0.1:{port}");
@@ -260,8 +327,14 @@ impl Own {
         self.start_etcd()?;
         // The API server waits for etcd by itself.
         self.start_api_server()?;
+        self.start_forwarder()?;
         self.wait_ready().await?;
         self.start_controllers()?;
+        if let Place::Node { .. } = self.place {
+            let kubeconfig = file("--kubeconfig", self.kubeconfig("scheduler"));
+            let arguments = [kubeconfig, "--secure-port=0".to_owned(), "--leader-elect=false".to_owned()];
+            self.scheduler = Some(self.launch(SCHEDULER, arguments)?);
+        }
         self.wait_for_controllers().await
     }
 
@@ -289,9 +362,6 @@ impl Own {
     fn start_api_server(&mut self) -> Result<()> {
         let arguments = [
             format!("--secure-port={}", self.ports.api_server),
-            "--bind-address=127.0.0.1".to_owned(),
-            "--advertise-address=127.0.0.1".to_owned(),
-            "--endpoint-reconciler-type=none".to_owned(),
             "--authorization-mode=Node,RBAC".to_owned(),
             "--allow-privileged=true".to_owned(),
             "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
@@ -316,7 +386,38 @@ impl Own {
             file("--proxy-client-cert-file", self.pki.certificate("front-proxy")),
             file("--proxy-client-key-file", self.pki.key("front-proxy")),
         ];
-        self.api_server = Some(self.launch(API_SERVER, arguments)?);
+        let here = match &self.place {
+            Place::Loopback => vec![
+                "--bind-address=127.0.0.1".to_owned(),
+                "--advertise-address=127.0.0.1".to_owned(),
+                "--endpoint-reconciler-type=none".to_owned(),
+            ],
+            Place::Node { address, .. } => vec![
+                "--bind-address=0.0.0.0".to_owned(),
+                format!("--advertise-address={address}"),
+                "--enable-admission-plugins=NodeRestriction".to_owned(),
+                file("--kubelet-certificate-authority", self.pki.certificate("ca")),
+                file("--kubelet-client-certificate", self.pki.certificate("kubelet-client")),
+                file("--kubelet-client-key", self.pki.key("kubelet-client")),
+                "--kubelet-preferred-address-types=InternalIP".to_owned(),
+            ],
+        };
+        self.api_server = Some(self.launch(API_SERVER, arguments.into_iter().chain(here))?);
+        Ok(())
+    }
+
+    /// The way from this machine into the network of the node: the same port on 127.0.0.1.
+    fn start_forwarder(&mut self) -> Result<()> {
+        if let Place::Node { network, address } = &self.place
+            && self.forwarder.is_none()
+        {
+            let port = self.ports.api_server;
+            let forwarder = Launch::new(FORWARDER, "socat").args([
+                format!("TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr,nodelay"),
+                format!("EXEC:nsenter --net={} socat STDIO TCP\\:{address}\\:{port}", network.display()),
+            ]);
+            self.forwarder = Some(forwarder.start(&self.state, self.lifetime)?);
+        }
         Ok(())
     }
 
@@ -332,16 +433,28 @@ impl Own {
             "--kube-api-burst=2000".to_owned(),
             file("--root-ca-file", self.pki.certificate("ca")),
             file("--service-account-private-key-file", self.pki.key("service-accounts")),
-            "--controllers=*,-node-lifecycle-controller,-node-ipam-controller,-node-route-controller,\
-             -cloud-node-lifecycle-controller,-taint-eviction-controller,-pod-garbage-collector-controller"
-                .to_owned(),
+            match self.place {
+                Place::Node { .. } => "--controllers=*".to_owned(),
+                Place::Loopback => {
+                    "--controllers=*,-node-lifecycle-controller,-node-ipam-controller,-node-route-controller,\
+                     -cloud-node-lifecycle-controller,-taint-eviction-controller,-pod-garbage-collector-controller"
+                        .to_owned()
+                }
+            },
         ];
         self.controllers = Some(self.launch(CONTROLLERS, arguments)?);
         Ok(())
     }
 
     fn launch(&self, name: &str, arguments: impl IntoIterator<Item = String>) -> Result<Process> {
-        Launch::new(name, self.programs.join(name)).args(arguments).start(&self.state, self.lifetime)
+        let program = self.programs.join(name);
+        let launch = match &self.place {
+            Place::Loopback => Launch::new(name, program),
+            Place::Node { network, .. } => {
+                Launch::new(name, "nsenter").args([file("--net", network).as_ref(), program.as_os_str()])
+            }
+        };
+        launch.args(arguments).start(&self.state, self.lifetime)
     }
 
     async fn wait_ready(&self) -> Result<()> {
@@ -368,7 +481,8 @@ impl Own {
     }
 
     fn check_alive(&self) -> Result<()> {
-        for process in [&self.etcd, &self.api_server, &self.controllers].into_iter().flatten() {
+        let all = [&self.etcd, &self.api_server, &self.controllers, &self.scheduler, &self.forwarder];
+        for process in all.into_iter().flatten() {
             ensure!(process.is_running(), "{} ended; {}", process.name(), process.log_tail());
         }
         Ok(())
@@ -376,7 +490,14 @@ impl Own {
 
     /// With etcd gone first, the API server would hang for a minute and hold its port.
     fn stop(&mut self) -> Result<()> {
-        for process in [&mut self.controllers, &mut self.api_server, &mut self.etcd] {
+        let all = [
+            &mut self.forwarder,
+            &mut self.scheduler,
+            &mut self.controllers,
+            &mut self.api_server,
+            &mut self.etcd,
+        ];
+        for process in all {
             if let Some(mut process) = process.take() {
                 process.stop(GRACE)?;
             }

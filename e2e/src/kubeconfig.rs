@@ -22,7 +22,7 @@ pub(crate) fn write(
 }
 
 /// Writes a kubeconfig for the holder of a token, for the cluster that the kubeconfig `like` names.
-pub(crate) fn write_like(path: &Path, like: &Path, token: &str) -> Result<()> {
+pub fn write_like(path: &Path, like: &Path, token: &str) -> Result<()> {
     let config = Kubeconfig::read_from(like)?;
     let context = config.current_context.as_deref().context("the kubeconfig has no current context")?;
     let cluster_name = config

@@ -5,6 +5,8 @@
 //!   cluster ── helm chart and CRDs on a control plane, operator and daemons with tokens of their own
 //!     control_plane ── etcd, kube-apiserver, kube-controller-manager, built from their modules
 //!     programs ── the operator and daemon binaries, started with service-account kubeconfigs
+//!   pods ── the chart's own pods on nodes of the harness, instead of programs beside a control plane
+//!     node ── kubelet, containerd, kube-proxy and libvirt in private namespaces
 //!   libvirt_host ── a libvirtd in a mount namespace of its own; accelerator: KVM or emulation
 //!   guest_network ── what listens on its host and outside, and what a guest gets to hear of it
 //!   gpu_node ── a GPU host in a VM: IOMMU, SR-IOV, mdevs, vendor-specific VFIO, its own libvirt
@@ -24,8 +26,10 @@ pub mod held_proxy;
 pub mod identity;
 pub mod kubeconfig;
 pub mod libvirt_host;
+pub mod node;
 pub mod objects;
 mod pki;
+pub mod pods;
 pub mod ports;
 pub mod processes;
 pub mod programs;

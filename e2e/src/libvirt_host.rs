@@ -31,14 +31,14 @@ const GRACE: Duration = Duration::from_secs(20);
 /// The first call makes libvirt try out every QEMU it finds: 4 to 8 s, more on a busy machine.
 const READY: Duration = Duration::from_secs(90);
 
-const LIBVIRTD_CONF: &str = r#"auth_unix_ro = "none"
+pub(crate) const LIBVIRTD_CONF: &str = r#"auth_unix_ro = "none"
 auth_unix_rw = "none"
 unix_sock_ro_perms = "0700"
 unix_sock_rw_perms = "0700"
 log_outputs = "2:stderr"
 "#;
 
-const QEMU_CONF: &str = r#"# No virtlogd, no AppArmor, no cgroups: those are the machine's.
+pub(crate) const QEMU_CONF: &str = r#"# No virtlogd, no AppArmor, no cgroups: those are the machine's.
 stdio_handler = "file"
 security_driver = "none"
 cgroup_controllers = []
@@ -151,11 +151,7 @@ impl LibvirtHost {
 
     /// Every process of this host: the holder, libvirtd, guests and their helpers.
     pub fn inhabitants(&self) -> Vec<Identity> {
-        let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-        let Some(own) = namespace(self.holder.pid()) else { return Vec::new() };
-        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        pids.filter(|pid| namespace(*pid).as_ref() == Some(&own)).filter_map(Identity::of).collect()
+        Identity::sharing("mnt", self.holder.pid())
     }
 
     /// Stops libvirtd and starts it again; guests run on.

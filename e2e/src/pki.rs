@@ -1,10 +1,12 @@
 //! Keys and certificates of a control plane of its own.
 //!
 //! ```text
-//! ca ──┬─ apiserver        serves 127.0.0.1
+//! ca ──┬─ apiserver        serves 127.0.0.1, and the first node's address
 //!      ├─ etcd             serves 127.0.0.1, and is its own gateway's client
 //!      ├─ admin            system:masters
-//!      └─ controllers      system:kube-controller-manager
+//!      ├─ controllers, scheduler, kube-proxy    system:kube-controller-manager, ...
+//!      ├─ kubelet-client   what the API server is to kubelets
+//!      └─ node-a, node-b   system:node:node-a, ...; each also serves its kubelet
 //! front-proxy-ca ── front-proxy
 //! service-accounts         the pair that signs and checks tokens
 //! ```
@@ -20,6 +22,11 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
+
+use crate::node;
+
+/// The first address of the range of services: that of the API server for pods.
+const SERVICE_ADDRESS: &str = "10.0.0.1";
 
 /// A folder of keys and certificates.
 #[derive(Debug, Clone)]
@@ -66,7 +73,18 @@ fn create(folder: &Path) -> Result<()> {
     ca.issue("etcd", "etcd", None, &both)?;
     let client = [ExtendedKeyUsagePurpose::ClientAuth];
     ca.issue("admin", "admin", Some("system:masters"), &client)?;
-    ca.issue("controllers", "system:kube-controller-manager", None, &client)?;
+    for (file, user) in [
+        ("controllers", "system:kube-controller-manager"),
+        ("scheduler", "system:kube-scheduler"),
+        ("kube-proxy", "system:kube-proxy"),
+    ] {
+        ca.issue(file, user, None, &client)?;
+    }
+    ca.issue("kubelet-client", "kubelet-client", Some("system:masters"), &client)?;
+    for index in 0..node::MOST {
+        let name = node::name(index);
+        ca.issue(&name, &format!("system:node:{name}"), Some("system:nodes"), &both)?;
+    }
     Authority::create(folder, "front-proxy-ca")?.issue("front-proxy", "front-proxy", None, &client)?;
 
     let tokens = KeyPair::generate()?;
@@ -106,8 +124,9 @@ impl<'a> Authority<'a> {
 }
 
 fn parameters(common_name: &str, organization: Option<&str>) -> Result<CertificateParams> {
-    let names = ["127.0.0.1", "localhost", "kubernetes.default.svc"];
-    let mut parameters = CertificateParams::new(names.map(str::to_owned))?;
+    let names = ["127.0.0.1", "localhost", "kubernetes.default.svc", SERVICE_ADDRESS].map(str::to_owned);
+    let nodes = (0..node::MOST).map(node::address);
+    let mut parameters = CertificateParams::new(names.into_iter().chain(nodes).collect::<Vec<_>>())?;
     parameters.distinguished_name.push(DnType::CommonName, common_name);
     if let Some(organization) = organization {
         parameters.distinguished_name.push(DnType::OrganizationName, organization);

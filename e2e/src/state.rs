@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::node::cgroups;
 use crate::processes::{self, Identity};
 
 /// A folder that holds everything one environment leaves on disk.
@@ -58,6 +59,11 @@ impl StateDir {
     /// The folder itself.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The folder's own name: 8 hex digits, other ones for each folder on the machine.
+    pub fn name(&self) -> Result<&str> {
+        self.path.file_name().and_then(|name| name.to_str()).context("a state folder has a name")
     }
 
     /// A path in the folder.
@@ -162,6 +168,7 @@ fn sweep(base: &Path) {
             .and_then(|text| serde_json::from_str::<Identity>(&text).ok());
         if owner.is_some_and(|owner| !owner.is_running()) {
             processes::kill_recorded(&folder);
+            cgroups::remove_recorded(&folder);
             let _ = fs::remove_dir_all(&folder);
         }
     }

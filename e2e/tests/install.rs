@@ -8,7 +8,8 @@ use gpudesk_e2e::state::checkout;
 const EVERYTHING_BUT_VIRTUALIZATION: &str = "gcc 4:12.2.0-3\ngcc-multilib 4:12.2.0-3\nlibc6-dev 2.36\nmake 4.3\n\
     git 1:2.39\nca-certificates 2023\npkgconf 1.8.1\novmf 2022.11\nmmdebstrap 1.3\ne2fsprogs 1.47\nfdisk 2.38\n\
     mtools 4.0\ndosfstools 4.2\nsyslinux 3:6.04\nsyslinux-common 3:6.04\nzstd 1.5\nxz-utils 5.4\ncpio 2.13\n\
-    kmod 30\nnftables 1.0\niproute2 6.1\npython3 3.11\npython3-venv 3.11\nutil-linux 2.38\n";
+    kmod 30\nnftables 1.0\niproute2 6.1\ncontainerd 1.6\nrunc 1.1\ncontainernetworking-plugins 1.1\n\
+    iptables 1.8\nsocat 1.7\npython3 3.11\npython3-venv 3.11\nutil-linux 2.38\n";
 const VIRTUALIZATION: [&str; 5] =
     ["libvirt-dev", "libvirt-daemon-system", "libvirt-clients", "qemu-system-x86", "qemu-utils"];
 
@@ -80,6 +81,17 @@ fn later_systems_take_everything_from_their_own_packages() {
 }
 
 #[test]
+fn dockers_containerd_is_kept() {
+    let others: String = with_virtualization("11.3.0", "1:10.0.2")
+        .lines()
+        .filter(|line| !line.starts_with("containerd ") && !line.starts_with("runc "))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    assert_eq!(plan(DEBIAN_13, &others)[1], ["containerd", "runc"]);
+    assert_eq!(plan(DEBIAN_13, &(others + "containerd.io 2.1.4-1\n"))[1], Vec::<String>::new());
+}
+
+#[test]
 fn without_root_it_names_what_is_missing_and_fails() {
     let output = install(DEBIAN_13, EVERYTHING_BUT_VIRTUALIZATION, &["--user", "1000"]);
     let words = String::from_utf8(output.stderr).unwrap();
@@ -122,6 +134,25 @@ fn elsewhere_it_names_the_programs_that_are_not_there() {
     }
 }
 
+#[test]
+fn the_node_daemons_image_has_the_packages_of_its_containerfile() {
+    let output =
+        Command::new(checkout().join("e2e/node/build-images.sh")).arg("--packages").output().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let mut printed: Vec<_> = printed.lines().collect();
+    let text = std::fs::read_to_string(checkout().join("node-daemon/Containerfile")).unwrap();
+    let last_stage = text.rsplit_once("\nFROM ").unwrap().1;
+    let install = last_stage.split("apt-get install").nth(1).unwrap().split("&&").next().unwrap();
+    let mut named: Vec<_> = install.split_whitespace().filter(|word| !word.starts_with('-')).collect();
+    printed.sort_unstable();
+    named.sort_unstable();
+    assert_eq!(printed, named);
+    // qemu-img, the test guest of KVM, nft and nsenter: without one of them no desktop starts.
+    for package in ["libvirt0", "qemu-utils", "qemu-system-x86", "nftables", "util-linux"] {
+        assert!(named.contains(&package), "{package}: {named:?}");
+    }
+}
+
 /// Runs `control-plane/build.sh` on a folder with these programs.
 fn given_programs(programs: &[&str]) -> (tempfile::TempDir, Output) {
     let folder = tempfile::tempdir().unwrap();
@@ -135,12 +166,21 @@ fn given_programs(programs: &[&str]) -> (tempfile::TempDir, Output) {
 
 #[test]
 fn a_given_folder_of_control_plane_programs_is_used_when_it_is_complete() {
-    let all = ["etcd", "kube-apiserver", "kube-controller-manager", "kubectl", "helm"];
+    let all = [
+        "etcd",
+        "kube-apiserver",
+        "kube-controller-manager",
+        "kube-scheduler",
+        "kube-proxy",
+        "kubelet",
+        "kubectl",
+        "helm",
+    ];
     let (folder, output) = given_programs(&all);
     assert!(output.status.success());
     assert_eq!(String::from_utf8(output.stdout).unwrap().trim_end(), folder.path().to_str().unwrap());
 
-    let (_folder, output) = given_programs(&all[..4]);
+    let (_folder, output) = given_programs(&all[..7]);
     let words = String::from_utf8(output.stderr).unwrap();
     assert!(
         !output.status.success() && output.stdout.is_empty() && words.contains("no program helm"),

@@ -1,0 +1,153 @@
+//! gpudesk as its users have it: the chart's own pods on real nodes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures::future::try_join_all;
+use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+use tokio::sync::{Mutex, MutexGuard};
+
+use crate::cluster::{Cluster, SYSTEM_NAMESPACE};
+use crate::control_plane::ControlPlane;
+use crate::node::{Node, images};
+use crate::objects::Objects;
+use crate::processes::Lifetime;
+use crate::state::StateDir;
+use crate::waiting::until;
+
+const READY: Duration = Duration::from_mins(2);
+
+/// A cluster of real nodes, on which the chart is not installed yet.
+pub struct Pods {
+    // The control plane is in the network of the first node.
+    cluster: Cluster,
+    nodes: Mutex<Vec<Node>>,
+}
+
+impl Pods {
+    /// Starts `count` nodes, the first of which has the image of the node daemon, a libvirt, and `guests` among its golden images.
+    pub async fn start(
+        state: &Arc<StateDir>,
+        lifetime: Lifetime,
+        count: u8,
+        guests: &[PathBuf],
+    ) -> Result<Self> {
+        let folder = state.join("images");
+        let archives = tokio::task::spawn_blocking(move || images::build(&folder));
+        let mut nodes: Vec<Node> = Vec::new();
+        for index in 0..count {
+            let node = Node::start(state, lifetime, index, nodes.first()).await?;
+            nodes.push(node);
+        }
+        let first = nodes.first().context("at least one node")?;
+        for guest in guests {
+            let name = guest.file_name().with_context(|| format!("{} is no file", guest.display()))?;
+            std::fs::copy(guest, first.outside("/var/lib/gpudesk/images").join(name))?;
+        }
+        let place = first.place();
+        let control_plane = ControlPlane::start_at(state, lifetime, &place);
+        let runtimes = async {
+            try_join_all(nodes.iter_mut().map(Node::start_containerd)).await?;
+            let archives = archives.await??;
+            for node in &nodes {
+                node.import(&archives.pause)?;
+                node.import(&archives.operator)?;
+            }
+            // The larger one, where it is wanted.
+            if let Some(first) = nodes.first() {
+                first.import(&archives.daemon)?;
+            }
+            if let Some(first) = nodes.first_mut() {
+                first.start_libvirt().await?;
+            }
+            anyhow::Ok(())
+        };
+        let (control_plane, ()) = tokio::try_join!(control_plane, runtimes)?;
+        let cluster = Cluster::over(control_plane, state, lifetime).await?;
+        for node in &mut nodes {
+            node.join(cluster.control_plane()).await?;
+        }
+        let objects: Api<NodeObject> = Api::all(cluster.client().clone());
+        for node in &nodes {
+            until(&objects, &node.name(), "it is Ready", READY, |node| {
+                let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+                conditions.into_iter().any(|it| it.type_ == "Ready" && it.status == "True")
+            })
+            .await?;
+        }
+        Ok(Self { cluster, nodes: Mutex::new(nodes) })
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The nodes.
+    pub async fn nodes(&self) -> MutexGuard<'_, Vec<Node>> {
+        self.nodes.lock().await
+    }
+
+    /// A new namespace and what is in it.
+    pub async fn objects(&self, name: &str) -> Result<Objects> {
+        Ok(Objects::new(self.cluster.client(), &self.cluster.namespace(name).await?))
+    }
+
+    /// Gives the first node to gpudesk and installs the chart, or upgrades it, waiting until its pods are ready.
+    pub fn install(&self, settings: &[&str]) -> Result<()> {
+        self.cluster.kubectl(["label", "--overwrite", "node", "node-a", "gpudesk.dev/host=true"])?;
+        self.cluster
+            .helm_install_with(&[&images::SETTINGS[..], settings].concat(), &["--wait", "--timeout=3m"])
+    }
+
+    /// The pods of `operator` or `node-daemon` that are not being deleted.
+    pub async fn of(&self, component: &str) -> Result<Vec<Pod>> {
+        let pods: Api<Pod> = Api::namespaced(self.cluster.client().clone(), SYSTEM_NAMESPACE);
+        let selector = ListParams::default().labels(&format!("app.kubernetes.io/name=gpudesk-{component}"));
+        let listed = pods.list(&selector).await?;
+        Ok(listed.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect())
+    }
+
+    /// A page of a pod's metrics server, through the API server.
+    pub async fn get(&self, pod: &Pod, page: &str) -> Result<String> {
+        let at = format!("/api/v1/namespaces/{SYSTEM_NAMESPACE}/pods/{}:8080/proxy{page}", pod.name_any());
+        Ok(self.cluster.client().request_text(http::Request::get(at).body(Vec::new())?).await?)
+    }
+
+    /// Saves the logs of everything, of pods too, and the objects as they are now, and returns the folder.
+    pub fn save_evidence(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.cluster.save_evidence(name)?;
+        let of_pods =
+            ["logs", "--namespace", SYSTEM_NAMESPACE, "--prefix", "--tail=2000", "--all-containers"];
+        for (file, words) in [
+            ("pods.yaml", vec!["get", "pods,nodes", "--all-namespaces", "--output=yaml"]),
+            (
+                "operator-pods.log",
+                [&of_pods[..], &["--selector=app.kubernetes.io/name=gpudesk-operator"]].concat(),
+            ),
+            (
+                "daemon-pods.log",
+                [&of_pods[..], &["--selector=app.kubernetes.io/name=gpudesk-node-daemon"]].concat(),
+            ),
+        ] {
+            let text = self.cluster.kubectl(words).unwrap_or_else(|error| format!("{error:#}"));
+            std::fs::write(folder.join(file), text)?;
+        }
+        Ok(folder)
+    }
+
+    /// Stops all of it; nothing is left on return.
+    pub async fn stop(self) -> Result<()> {
+        self.cluster.stop_control_plane()?;
+        let mut nodes = self.nodes.into_inner();
+        // The first one has the switch.
+        while let Some(node) = nodes.pop() {
+            node.stop()?;
+        }
+        Ok(())
+    }
+}

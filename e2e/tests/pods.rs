@@ -1,0 +1,403 @@
+//! The chart's own pods on two real nodes, from installation to removal: one desktop runs through all of it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use gpudesk_crds::conditions::ConditionType;
+use gpudesk_e2e::cluster::SYSTEM_NAMESPACE;
+use gpudesk_e2e::identity::who_am_i;
+use gpudesk_e2e::kubeconfig;
+use gpudesk_e2e::node::{Node, Part};
+use gpudesk_e2e::objects::Objects;
+use gpudesk_e2e::pods::Pods;
+use gpudesk_e2e::processes::{Identity, Lifetime, run};
+use gpudesk_e2e::real_host::{TINY, built};
+use gpudesk_e2e::state::StateDir;
+use gpudesk_e2e::trials::{Environment, Suite};
+use gpudesk_e2e::waiting::eventually;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::{Api, ResourceExt};
+use rustix::process::Signal;
+use serde_json::json;
+
+const SOON: Duration = Duration::from_mins(2);
+const FOR: &str = "--timeout=150s";
+
+fn main() -> ExitCode {
+    Suite::<TwoNodes>::new("pods")
+        .trial("a_desktop_runs_from_the_installation_of_the_chart_to_its_removal", story)
+        .run()
+}
+
+struct TwoNodes(Pods);
+
+impl Environment for TwoNodes {
+    async fn start() -> Result<Self> {
+        let state = Arc::new(StateDir::for_test("pods")?);
+        let started = Pods::start(&state, Lifetime::Test, 2, &[built("e2e/guest/build-tiny.sh")?]).await;
+        match started {
+            Ok(pods) => Ok(Self(pods)),
+            Err(error) => {
+                let logs = state.collect_logs("pods-start")?;
+                Err(error.context(format!("logs: {}", logs.display())))
+            }
+        }
+    }
+
+    async fn stop(self) -> Result<()> {
+        self.0.stop().await
+    }
+
+    fn collect_logs(&self, suite: &str) -> Result<Option<PathBuf>> {
+        self.0.save_evidence(suite).map(Some)
+    }
+}
+
+/// The steps in their order: what one leaves, the next one finds.
+async fn story(environment: Arc<TwoNodes>) -> Result<()> {
+    let pods = &environment.0;
+    pods.install(&[]).context("installation")?;
+    spread(pods).await.context("after the installation")?;
+    labelled_only(pods).await?;
+    identity(pods).await.context("the daemon's own token")?;
+    pod_security(pods)?;
+
+    let objects = pods.objects("lab").await?;
+    let qemu = first_desktop(pods, &objects).await.context("the first desktop")?;
+    let story = Story { pods, objects, qemu };
+    story.rollouts().await?;
+    story.restarts().await?;
+    story.drain().await?;
+    story.leaders().await?;
+    story.late_mount().await.context("an image store that is mounted while the pod runs")?;
+    story.metrics().await.context("metrics")?;
+    story.without_privileges().await.context("without privileges")?;
+    story.removal().await
+}
+
+/// Both operators are ready, on different nodes.
+async fn spread(pods: &Pods) -> Result<()> {
+    let found = eventually("two operators are ready", SOON, || async {
+        let found = pods.of("operator").await?;
+        Ok((found.len() == 2 && found.iter().all(ready)).then_some(found))
+    })
+    .await?;
+    let nodes: BTreeSet<_> = found.iter().map(node_of).collect();
+    ensure!(nodes == BTreeSet::from(["node-a", "node-b"]), "the operators are on {nodes:?}");
+    Ok(())
+}
+
+fn ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|it| it.type_ == "Ready" && it.status == "True")
+}
+
+fn node_of(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
+}
+
+/// The daemon's pod, which is ready.
+async fn daemon(pods: &Pods) -> Result<Pod> {
+    eventually("the node daemon is ready", SOON, || async {
+        let found = pods.of("node-daemon").await?;
+        ensure!(found.len() < 2, "{} daemons on one node", found.len());
+        Ok(found.into_iter().find(ready))
+    })
+    .await
+}
+
+async fn labelled_only(pods: &Pods) -> Result<()> {
+    let found = pods.of("node-daemon").await?;
+    let nodes: Vec<_> = found.iter().map(node_of).collect();
+    ensure!(nodes == ["node-a"], "the node daemon is on {nodes:?}, and node-a has the label");
+    Ok(())
+}
+
+/// What the kubelet gives the daemon is bound to its node, and no other node's object is written with it.
+async fn identity(pods: &Pods) -> Result<()> {
+    let pod = daemon(pods).await?;
+    let volumes = format!(
+        "/var/lib/kubelet/pods/{}/volumes/kubernetes.io~projected",
+        pod.uid().context("a pod has a UID")?
+    );
+    let token = {
+        let nodes = pods.nodes().await;
+        let folder = nodes[0].outside(&volumes);
+        let volume = std::fs::read_dir(&folder)?.next().context("the pod has a token")??;
+        std::fs::read_to_string(volume.path().join("token"))?
+    };
+    let cluster = pods.cluster();
+    let path = cluster.state().join("pod.kubeconfig");
+    kubeconfig::write_like(&path, cluster.control_plane().kubeconfig(), &token)?;
+    let user = who_am_i(&path).await?;
+    let node = user.extra.unwrap_or_default().remove("authentication.kubernetes.io/node-name");
+    ensure!(node == Some(vec!["node-a".to_owned()]), "the token is bound to {node:?}");
+    let nodes: Api<gpudesk_crds::GpuNode> = Api::all(kubeconfig::client(&path).await?);
+    let other = gpudesk_crds::GpuNode::new("node-b", serde_json::from_value(json!({}))?);
+    let refused = nodes.create(&PostParams::default(), &other).await.err().context("node-b is written")?;
+    ensure!(format!("{refused}").contains("gpudesk.dev"), "refused by the policy of the chart: {refused}");
+    Ok(())
+}
+
+/// The operator's pods keep to the strictest level; the API server says which pods do not.
+fn pod_security(pods: &Pods) -> Result<()> {
+    let words = ["label", "--dry-run=server", "--overwrite", "namespace", SYSTEM_NAMESPACE];
+    let mut command = std::process::Command::new(pods.cluster().control_plane().program("kubectl"));
+    command.env("KUBECONFIG", pods.cluster().control_plane().kubeconfig()).args(words);
+    let output = command.arg("pod-security.kubernetes.io/enforce=restricted").output()?;
+    let warnings = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success() && warnings.contains("gpudesk-node-daemon"), "{warnings}");
+    ensure!(!warnings.contains("gpudesk-operator"), "{warnings}");
+    Ok(())
+}
+
+const FROM_SECRET: &str = "cloudInit: {secretRef: {name: first-boot}}";
+
+/// From apply to the guest's own word; its cloud-init Secret is read with the node's own token.
+async fn first_desktop(pods: &Pods, objects: &Objects) -> Result<Identity> {
+    let secrets: Api<Secret> = Api::namespaced(pods.cluster().client().clone(), objects.namespace());
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "first-boot"}, "stringData": {"userData": "#cloud-config"}});
+    secrets.create(&PostParams::default(), &serde_json::from_value(secret)?).await?;
+    objects.template("tiny", TINY).await?;
+    objects
+        .template("secret", &TINY.replace("cloudInit: {inline: {userData: '#cloud-config'}}", FROM_SECRET))
+        .await?;
+    objects.desktop("one", "templateRef: {name: secret}").await?;
+    runs(pods, objects, "one").await
+}
+
+/// Waits until a desktop is ready and its guest has said so on its serial port, and returns its process.
+async fn runs(pods: &Pods, objects: &Objects, name: &str) -> Result<Identity> {
+    let desktop = objects.is(name, ConditionType::Ready, true, SOON).await?;
+    let uid = desktop.uid().context("a desktop has a UID")?;
+    let nodes = pods.nodes().await;
+    let log = nodes[0].outside(&format!("/var/lib/gpudesk/desktops/{uid}/serial.log"));
+    eventually("the guest answers", SOON, || async {
+        let said = std::fs::read(&log).unwrap_or_default();
+        Ok(String::from_utf8_lossy(&said).contains("tiny: ready").then_some(()))
+    })
+    .await?;
+    process_of(&nodes[0], &uid)
+}
+
+fn process_of(node: &Node, uid: &str) -> Result<Identity> {
+    let mut found = node.guests().into_iter().filter(|guest| {
+        let line = std::fs::read(format!("/proc/{}/cmdline", guest.pid())).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(uid)
+    });
+    let process = found.next().context("the desktop has a process")?;
+    ensure!(found.next().is_none(), "one process for one desktop");
+    Ok(process)
+}
+
+struct Story<'a> {
+    pods: &'a Pods,
+    objects: Objects,
+    qemu: Identity,
+}
+
+impl Story<'_> {
+    /// The desktop runs on in the same process, and the daemon that is there now says so.
+    async fn goes_on(&self, after: &str) -> Result<()> {
+        let check = async {
+            daemon(self.pods).await?;
+            let now = runs(self.pods, &self.objects, "one").await?;
+            ensure!(
+                now == self.qemu && now.is_running(),
+                "another process runs: {now:?}, not {:?}",
+                self.qemu
+            );
+            Ok(())
+        };
+        check.await.with_context(|| format!("after {after}"))
+    }
+
+    /// A new desktop comes and goes: operator and daemon work, and did not only survive.
+    async fn new_desktop(&self, after: &str) -> Result<()> {
+        let name = "another";
+        let check = async {
+            self.objects.desktop(name, "templateRef: {name: tiny}").await?;
+            runs(self.pods, &self.objects, name).await?;
+            self.objects.delete(name, SOON).await
+        };
+        check.await.with_context(|| format!("a new desktop after {after}"))
+    }
+
+    fn kubectl(&self, words: &str) -> Result<String> {
+        self.pods.cluster().kubectl(words.split_whitespace())
+    }
+
+    async fn rollouts(&self) -> Result<()> {
+        for workload in ["deployment/gpudesk-operator", "daemonset/gpudesk-node-daemon"] {
+            self.kubectl(&format!("-n {SYSTEM_NAMESPACE} rollout restart {workload}"))?;
+        }
+        for workload in ["deployment/gpudesk-operator", "daemonset/gpudesk-node-daemon"] {
+            self.kubectl(&format!("-n {SYSTEM_NAMESPACE} rollout status {FOR} {workload}"))?;
+        }
+        spread(self.pods).await.context("after a rollout")?;
+        self.goes_on("a rollout").await?;
+        self.pods.install(&["log.level=debug", "metrics.service.enabled=true"]).context("upgrade")?;
+        spread(self.pods).await.context("after an upgrade")?;
+        self.goes_on("an upgrade").await?;
+        self.pods.cluster().helm(["rollback", "gpudesk", "1", "--wait", FOR]).context("rollback")?;
+        spread(self.pods).await.context("after a rollback")?;
+        self.goes_on("a rollback").await?;
+        self.new_desktop("a rollback").await
+    }
+
+    async fn restarts(&self) -> Result<()> {
+        let before = daemon(self.pods).await?.uid();
+        for (part, signal) in [
+            (Part::Kubelet, Signal::TERM),
+            (Part::Kubelet, Signal::KILL),
+            (Part::Containerd, Signal::TERM),
+            (Part::Containerd, Signal::KILL),
+            (Part::Libvirt, Signal::TERM),
+        ] {
+            self.pods.nodes().await[0].restart(part, signal).await?;
+            self.goes_on(&format!("a restart of {part:?} by {signal:?}")).await?;
+        }
+        // As when a package makes the folder of libvirt's sockets anew. What libvirt notes down of machines stays.
+        let anew = "cp -a /run/libvirt /run/new && rm -r /run/libvirt && mv /run/new /run/libvirt";
+        self.pods.nodes().await[0].restart_around(Part::Libvirt, Signal::TERM, anew).await?;
+        self.new_desktop("another folder of libvirt's sockets").await?;
+        self.goes_on("another folder of libvirt's sockets").await?;
+        ensure!(daemon(self.pods).await?.uid() == before, "the daemon's pod is the same");
+        self.new_desktop("restarts of the node's programs").await
+    }
+
+    async fn drain(&self) -> Result<()> {
+        self.kubectl(&format!("drain node-a --ignore-daemonsets --delete-emptydir-data {FOR}"))?;
+        self.goes_on("a drain").await?;
+        self.kubectl("uncordon node-a")?;
+        // As an admin does to have them spread again.
+        self.kubectl(&format!("-n {SYSTEM_NAMESPACE} rollout restart deployment/gpudesk-operator"))?;
+        self.kubectl(&format!("-n {SYSTEM_NAMESPACE} rollout status {FOR} deployment/gpudesk-operator"))?;
+        spread(self.pods).await.context("after a drain")
+    }
+
+    /// The name of the leader's pod, once it is another one than `before`.
+    async fn leader(&self, before: Option<&str>) -> Result<String> {
+        let leases: Api<Lease> = Api::namespaced(self.pods.cluster().client().clone(), SYSTEM_NAMESPACE);
+        eventually("an operator leads", SOON, || async {
+            let lease = leases.get_opt("gpudesk-operator").await?;
+            let holder = lease.and_then(|lease| lease.spec?.holder_identity);
+            let pods = self.pods.of("operator").await?;
+            let names = pods.iter().map(ResourceExt::name_any);
+            let holder = holder.unwrap_or_default();
+            Ok(names
+                .into_iter()
+                .find(|name| holder.starts_with(name.as_str()) && before != Some(name.as_str())))
+        })
+        .await
+    }
+
+    async fn leaders(&self) -> Result<()> {
+        let first = self.leader(None).await?;
+        let pods: Api<Pod> = Api::namespaced(self.pods.cluster().client().clone(), SYSTEM_NAMESPACE);
+        pods.delete(&first, &DeleteParams::default()).await?;
+        let second = self.leader(Some(&first)).await.context("after the leader's pod was deleted")?;
+        self.new_desktop("the leader was deleted").await?;
+
+        let on = node_of(&pods.get(&second).await?).to_owned();
+        let nodes = self.pods.nodes().await;
+        let node = nodes.iter().find(|node| node.name() == on).context("the leader's node")?;
+        let name = |process: &Identity| std::fs::read_to_string(format!("/proc/{}/comm", process.pid()));
+        let operator: Vec<_> = node
+            .inhabitants()
+            .into_iter()
+            .filter(|process| name(process).is_ok_and(|name| name.starts_with("gpudesk-operato")))
+            .collect();
+        ensure!(!operator.is_empty(), "the leader has a process on {on}");
+        for process in operator {
+            process.end(Signal::KILL, SOON)?;
+        }
+        drop(nodes);
+        self.new_desktop("the leader was killed").await?;
+        spread(self.pods).await?;
+        self.goes_on("two changes of the leader").await
+    }
+
+    /// A file system that comes after the pod, as an image store on the network may, is seen by the daemon.
+    async fn late_mount(&self) -> Result<()> {
+        let images = "/var/lib/gpudesk/images";
+        {
+            let nodes = self.pods.nodes().await;
+            let script = format!(
+                "mkdir /run/late && mount -t tmpfs tmpfs /run/late && cp {images}/tiny.elf /run/late/late.elf && \
+                 chmod 755 /run/late && mount --bind /run/late {images}"
+            );
+            run(nodes[0].inside("sh").args(["-c", &script]))?;
+        }
+        self.objects.template("late", &TINY.replace("tiny.elf", "late.elf")).await?;
+        self.objects.desktop("late", "templateRef: {name: late}").await?;
+        runs(self.pods, &self.objects, "late").await?;
+        self.objects.delete("late", SOON).await?;
+        run(self.pods.nodes().await[0].inside("umount").arg(images)).map(drop)
+    }
+
+    async fn metrics(&self) -> Result<()> {
+        self.pods.install(&["metrics.service.enabled=true"])?;
+        let slices: Api<EndpointSlice> =
+            Api::namespaced(self.pods.cluster().client().clone(), SYSTEM_NAMESPACE);
+        for component in ["operator", "node-daemon"] {
+            let found = self.pods.of(component).await?;
+            let selector = format!("kubernetes.io/service-name=gpudesk-{component}-metrics");
+            let addresses = eventually("the service names every pod", SOON, || async {
+                let listed = slices.list(&ListParams::default().labels(&selector)).await?;
+                let all: BTreeSet<_> =
+                    listed.into_iter().flat_map(|it| it.endpoints).flat_map(|it| it.addresses).collect();
+                Ok((all.len() == found.len()).then_some(all))
+            })
+            .await?;
+            for pod in &found {
+                let address =
+                    pod.status.as_ref().and_then(|status| status.pod_ip.clone()).unwrap_or_default();
+                ensure!(addresses.contains(&address), "{address} is not among {addresses:?}");
+                let page = self.pods.get(pod, "/metrics").await?;
+                ensure!(page.contains("# TYPE gpudesk_"), "{}: {page}", pod.name_any());
+            }
+        }
+        Ok(())
+    }
+
+    async fn without_privileges(&self) -> Result<()> {
+        self.pods.install(&[
+            "nodeDaemon.privileged=false",
+            "nodeDaemon.hostPID=false",
+            "nodeDaemon.acceleration=emulation",
+            "nodeDaemon.guestNetwork.filter=external",
+        ])?;
+        self.goes_on("an upgrade to no privileges").await?;
+        self.new_desktop("an upgrade to no privileges").await
+    }
+
+    /// Uninstalled with a desktop that runs, installed again, and all taken down in the order that NOTES names.
+    async fn removal(&self) -> Result<()> {
+        self.pods.cluster().helm(["uninstall", "gpudesk", "--wait", FOR]).context("uninstall")?;
+        ensure!(self.pods.of("operator").await?.is_empty(), "no operator is left");
+        ensure!(self.qemu.is_running(), "the desktop runs without gpudesk");
+        self.pods.install(&[]).context("installation after a removal")?;
+        spread(self.pods).await?;
+        self.goes_on("a removal and an installation").await?;
+
+        self.objects.patch("one", json!({"spec": {"powerState": "Stopped"}})).await?;
+        self.objects.is("one", ConditionType::Running, false, SOON).await?;
+        ensure!(!self.qemu.is_running(), "the desktop is off");
+        self.objects.delete("one", SOON).await?;
+        let nodes = self.pods.nodes().await;
+        let folders = std::fs::read_dir(nodes[0].outside("/var/lib/gpudesk/desktops"))?.count();
+        ensure!(folders == 0 && nodes[0].guests().is_empty(), "{folders} desktops are left");
+        ensure!(!Path::new("/dev/termination-log").exists(), "a pod left a file in the host's /dev");
+        self.pods.cluster().helm(["uninstall", "gpudesk", "--wait", FOR]).context("last removal")?;
+        Ok(())
+    }
+}
