@@ -22,9 +22,7 @@ while IFS=: read -r _ controllers _; do
   case $controllers in name=*) options=none,$controllers ;; *) options=$controllers ;; esac
   mount -t cgroup -o "$options" cgroup "$at"
   # Where the machine has cpu,cpuacct in one, each has its own name too.
-  for one in $(echo "$controllers" | tr , ' '); do
-    [ -e "/sys/fs/cgroup/$one" ] || ln -s "$controllers" "/sys/fs/cgroup/$one"
-  done
+  case $controllers in *,*) for one in $(echo "$controllers" | tr , ' '); do ln -s "$controllers" "/sys/fs/cgroup/$one"; done ;; esac
 done </proc/self/cgroup
 
 # What is written below these goes to the node's folder and the machine's own stays as it is.

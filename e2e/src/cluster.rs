@@ -108,6 +108,16 @@ impl Cluster {
         self.run(command.args(arguments).args(["--namespace", SYSTEM_NAMESPACE]))
     }
 
+    /// Runs a command as a person does in the checkout, and returns its standard output; after three minutes it has failed.
+    pub fn shell(&self, command: &str) -> Result<String> {
+        let kubectl = self.control_plane.program("kubectl");
+        let folder = kubectl.parent().context("a program lies in a folder")?;
+        let path = format!("{}:{}", folder.display(), std::env::var("PATH")?);
+        let mut bash = Command::new("timeout");
+        bash.args(["180", "bash", "-euo", "pipefail", "-c", command]).env("PATH", path);
+        self.run(bash.current_dir(checkout())).with_context(|| command.to_owned())
+    }
+
     /// A client with every right.
     pub fn client(&self) -> &Client {
         &self.client

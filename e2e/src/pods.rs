@@ -67,6 +67,7 @@ impl Pods {
             anyhow::Ok(())
         };
         let (control_plane, ()) = tokio::try_join!(control_plane, runtimes)?;
+        tracing::info!("control plane and containerd are there, with the images");
         let cluster = Cluster::over(control_plane, state, lifetime).await?;
         for node in &mut nodes {
             node.join(cluster.control_plane()).await?;
@@ -79,6 +80,7 @@ impl Pods {
             })
             .await?;
         }
+        tracing::info!("the nodes are ready");
         Ok(Self { cluster, nodes: Mutex::new(nodes) })
     }
 

@@ -132,6 +132,15 @@ pub fn checkout() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
 }
 
+/// The blocks of shell commands in a section of the README.
+pub fn readme_commands(heading: &str) -> Result<Vec<String>> {
+    let readme = fs::read_to_string(checkout().join("README.md"))?;
+    let (_, section) = readme.split_once(heading).with_context(|| format!("no section {heading}"))?;
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let blocks = section.split("```sh\n").skip(1);
+    Ok(blocks.filter_map(|block| Some(block.split_once("```")?.0.to_owned())).collect())
+}
+
 /// `GPUDESK_STATE_DIR`, else `/var/tmp/gpudesk` for root and `/var/tmp/gpudesk-<uid>` for others.
 fn base() -> Result<PathBuf> {
     let user = rustix::process::geteuid().as_raw();

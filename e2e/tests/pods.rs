@@ -17,12 +17,14 @@ use gpudesk_e2e::objects::Objects;
 use gpudesk_e2e::pods::Pods;
 use gpudesk_e2e::processes::{Identity, Lifetime, run};
 use gpudesk_e2e::real_host::{TINY, built};
-use gpudesk_e2e::state::StateDir;
+use gpudesk_e2e::state::{StateDir, readme_commands};
 use gpudesk_e2e::trials::{Environment, Suite};
-use gpudesk_e2e::waiting::eventually;
+use gpudesk_e2e::waiting::{eventually, until_gone};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::core::v1::{Pod, Secret, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt};
 use rustix::process::Signal;
@@ -31,20 +33,32 @@ use serde_json::json;
 const SOON: Duration = Duration::from_mins(2);
 const FOR: &str = "--timeout=150s";
 
+#[path = "pods/left.rs"]
+mod left;
+
 fn main() -> ExitCode {
+    if std::env::var_os(left::VICTIM).is_some() {
+        return left::be_killed();
+    }
     Suite::<TwoNodes>::new("pods")
         .trial("a_desktop_runs_from_the_installation_of_the_chart_to_its_removal", story)
+        .trial("nodes_leave_nothing_after_a_failure", |_| left::after_failure())
+        .trial("nodes_leave_nothing_after_a_kill", |_| left::after_kill())
         .run()
 }
 
-struct TwoNodes(Pods);
+struct TwoNodes {
+    pods: Pods,
+    before: BTreeSet<String>,
+}
 
 impl Environment for TwoNodes {
     async fn start() -> Result<Self> {
         let state = Arc::new(StateDir::for_test("pods")?);
+        let before = left::machine(state.path())?;
         let started = Pods::start(&state, Lifetime::Test, 2, &[built("e2e/guest/build-tiny.sh")?]).await;
         match started {
-            Ok(pods) => Ok(Self(pods)),
+            Ok(pods) => Ok(Self { pods, before }),
             Err(error) => {
                 let logs = state.collect_logs("pods-start")?;
                 Err(error.context(format!("logs: {}", logs.display())))
@@ -53,26 +67,29 @@ impl Environment for TwoNodes {
     }
 
     async fn stop(self) -> Result<()> {
-        self.0.stop().await
+        let state = Arc::clone(self.pods.cluster().state());
+        self.pods.stop().await?;
+        left::as_before(&self.before, state.path()).await
     }
 
     fn collect_logs(&self, suite: &str) -> Result<Option<PathBuf>> {
-        self.0.save_evidence(suite).map(Some)
+        self.pods.save_evidence(suite).map(Some)
     }
 }
 
 /// The steps in their order: what one leaves, the next one finds.
 async fn story(environment: Arc<TwoNodes>) -> Result<()> {
-    let pods = &environment.0;
+    let pods = &environment.pods;
     pods.install(&[]).context("installation")?;
     spread(pods).await.context("after the installation")?;
     labelled_only(pods).await?;
     identity(pods).await.context("the daemon's own token")?;
-    pod_security(pods)?;
+    pod_security(pods, "restricted", &["privileged", "host namespaces", "restricted volume types"])?;
 
     let objects = pods.objects("lab").await?;
     let qemu = first_desktop(pods, &objects).await.context("the first desktop")?;
     let story = Story { pods, objects, qemu };
+    story.secrets().await.context("Secrets by the daemon's own token")?;
     story.rollouts().await?;
     story.restarts().await?;
     story.drain().await?;
@@ -121,22 +138,22 @@ async fn labelled_only(pods: &Pods) -> Result<()> {
     Ok(())
 }
 
-/// What the kubelet gives the daemon is bound to its node, and no other node's object is written with it.
-async fn identity(pods: &Pods) -> Result<()> {
+/// A kubeconfig with what the kubelet gave the daemon.
+async fn token_of_daemon(pods: &Pods) -> Result<PathBuf> {
     let pod = daemon(pods).await?;
-    let volumes = format!(
-        "/var/lib/kubelet/pods/{}/volumes/kubernetes.io~projected",
-        pod.uid().context("a pod has a UID")?
-    );
-    let token = {
-        let nodes = pods.nodes().await;
-        let folder = nodes[0].outside(&volumes);
-        let volume = std::fs::read_dir(&folder)?.next().context("the pod has a token")??;
-        std::fs::read_to_string(volume.path().join("token"))?
-    };
+    let volumes =
+        format!("/var/lib/kubelet/pods/{}/volumes/kubernetes.io~projected", pod.uid().context("a pod has a UID")?);
+    // In memory, and mounted in the node alone.
+    let token = run(pods.nodes().await[0].inside("sh").args(["-ec", &format!("cat {volumes}/*/token")]))?;
     let cluster = pods.cluster();
     let path = cluster.state().join("pod.kubeconfig");
     kubeconfig::write_like(&path, cluster.control_plane().kubeconfig(), &token)?;
+    Ok(path)
+}
+
+/// The daemon's token is bound to its node, and no other node's object is written with it.
+async fn identity(pods: &Pods) -> Result<()> {
+    let path = token_of_daemon(pods).await?;
     let user = who_am_i(&path).await?;
     let node = user.extra.unwrap_or_default().remove("authentication.kubernetes.io/node-name");
     ensure!(node == Some(vec!["node-a".to_owned()]), "the token is bound to {node:?}");
@@ -147,14 +164,15 @@ async fn identity(pods: &Pods) -> Result<()> {
     Ok(())
 }
 
-/// The operator's pods keep to the strictest level; the API server says which pods do not.
-fn pod_security(pods: &Pods) -> Result<()> {
+/// Only the node daemon's pods are kept out at this level, and for these causes; the API server says so.
+fn pod_security(pods: &Pods, level: &str, causes: &[&str]) -> Result<()> {
     let words = ["label", "--dry-run=server", "--overwrite", "namespace", SYSTEM_NAMESPACE];
     let mut command = std::process::Command::new(pods.cluster().control_plane().program("kubectl"));
     command.env("KUBECONFIG", pods.cluster().control_plane().kubeconfig()).args(words);
-    let output = command.arg("pod-security.kubernetes.io/enforce=restricted").output()?;
+    let output = command.arg(format!("pod-security.kubernetes.io/enforce={level}")).output()?;
     let warnings = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.success() && warnings.contains("gpudesk-node-daemon"), "{warnings}");
+    ensure!(causes.iter().all(|cause| warnings.contains(cause)), "{level}, not {causes:?}: {warnings}");
     ensure!(!warnings.contains("gpudesk-operator"), "{warnings}");
     Ok(())
 }
@@ -217,7 +235,9 @@ impl Story<'_> {
             );
             Ok(())
         };
-        check.await.with_context(|| format!("after {after}"))
+        check.await.with_context(|| format!("after {after}"))?;
+        tracing::info!("it goes on after {after}");
+        Ok(())
     }
 
     /// A new desktop comes and goes: operator and daemon work, and did not only survive.
@@ -233,6 +253,30 @@ impl Story<'_> {
 
     fn kubectl(&self, words: &str) -> Result<String> {
         self.pods.cluster().kubectl(words.split_whitespace())
+    }
+
+    /// With a token of its node's account the daemon reads what its desktop names, and nothing else of the namespace.
+    async fn secrets(&self) -> Result<()> {
+        let path = token_of_daemon(self.pods).await?;
+        let daemon: Api<ServiceAccount> = Api::namespaced(kubeconfig::client(&path).await?, SYSTEM_NAMESPACE);
+        let token = |account: &'static str| {
+            let bound = json!({"apiVersion": "v1", "kind": "Node", "name": "node-a"});
+            let spec = json!({"audiences": [], "boundObjectRef": bound, "expirationSeconds": 600});
+            let request: TokenRequest = serde_json::from_value(json!({"spec": spec})).unwrap();
+            let daemon = daemon.clone();
+            async move { daemon.create_token_request(account, &PostParams::default(), &request).await }
+        };
+        self.kubectl(&format!("create serviceaccount gpudesk-node-node-b -n {SYSTEM_NAMESPACE}"))?;
+        let refused = token("gpudesk-node-node-b").await.err().context("it is another node, too")?;
+        ensure!(format!("{refused}").contains("may only request tokens"), "{refused}");
+        let token = token("gpudesk-node-node-a").await?.status.context("no token")?.token;
+        kubeconfig::write_like(&path, self.pods.cluster().control_plane().kubeconfig(), &token)?;
+        let secrets: Api<Secret> =
+            Api::namespaced(kubeconfig::client(&path).await?, self.objects.namespace());
+        ensure!(secrets.get("first-boot").await?.data.is_some_and(|data| data.contains_key("userData")));
+        let refused = secrets.get("another").await.err().context("any Secret is read")?;
+        ensure!(matches!(&refused, kube::Error::Api(status) if status.code == 403), "{refused}");
+        Ok(())
     }
 
     async fn rollouts(&self) -> Result<()> {
@@ -262,7 +306,12 @@ impl Story<'_> {
             (Part::Containerd, Signal::KILL),
             (Part::Libvirt, Signal::TERM),
         ] {
+            let before = self.heard().await?;
             self.pods.nodes().await[0].restart(part, signal).await?;
+            eventually("the kubelet is heard", SOON, || async {
+                Ok((self.heard().await? > before).then_some(()))
+            })
+            .await?;
             self.goes_on(&format!("a restart of {part:?} by {signal:?}")).await?;
         }
         // As when a package makes the folder of libvirt's sockets anew. What libvirt notes down of machines stays.
@@ -272,6 +321,12 @@ impl Story<'_> {
         self.goes_on("another folder of libvirt's sockets").await?;
         ensure!(daemon(self.pods).await?.uid() == before, "the daemon's pod is the same");
         self.new_desktop("restarts of the node's programs").await
+    }
+
+    /// When the kubelet of the first node was heard last.
+    async fn heard(&self) -> Result<Option<MicroTime>> {
+        let leases: Api<Lease> = Api::namespaced(self.pods.cluster().client().clone(), "kube-node-lease");
+        Ok(leases.get("node-a").await?.spec.and_then(|spec| spec.renew_time))
     }
 
     async fn drain(&self) -> Result<()> {
@@ -377,27 +432,40 @@ impl Story<'_> {
             "nodeDaemon.guestNetwork.filter=external",
         ])?;
         self.goes_on("an upgrade to no privileges").await?;
+        pod_security(self.pods, "baseline", &["hostPath volumes"])?;
         self.new_desktop("an upgrade to no privileges").await
     }
 
-    /// Uninstalled with a desktop that runs, installed again, and all taken down in the order that NOTES names.
+    /// Uninstalled with desktops that run, installed again, and all taken down with the commands of the README.
     async fn removal(&self) -> Result<()> {
-        self.pods.cluster().helm(["uninstall", "gpudesk", "--wait", FOR]).context("uninstall")?;
-        ensure!(self.pods.of("operator").await?.is_empty(), "no operator is left");
-        ensure!(self.qemu.is_running(), "the desktop runs without gpudesk");
+        self.objects.desktop("late", "templateRef: {name: tiny}").await?;
+        let late = runs(self.pods, &self.objects, "late").await?;
+        self.uninstall()?;
+        for component in ["operator", "node-daemon"] {
+            ensure!(self.pods.of(component).await?.is_empty(), "a pod of the {component} is left");
+        }
+        let delete = format!("delete desktop late --namespace {} --timeout=5s", self.objects.namespace());
+        ensure!(self.kubectl(&delete).is_err(), "a desktop was let go, and its node has not said a word");
+        ensure!(late.is_running() && self.qemu.is_running(), "desktops run on without gpudesk");
         self.pods.install(&[]).context("installation after a removal")?;
         spread(self.pods).await?;
+        until_gone(&self.objects.desktops(), "late", SOON).await?;
+        ensure!(!late.is_running(), "what was deleted meanwhile is off");
         self.goes_on("a removal and an installation").await?;
 
-        self.objects.patch("one", json!({"spec": {"powerState": "Stopped"}})).await?;
-        self.objects.is("one", ConditionType::Running, false, SOON).await?;
+        let blocks = readme_commands("## Remove everything")?;
+        for command in blocks.first().context("no commands")?.lines() {
+            self.pods.cluster().shell(command)?;
+        }
         ensure!(!self.qemu.is_running(), "the desktop is off");
-        self.objects.delete("one", SOON).await?;
         let nodes = self.pods.nodes().await;
         let folders = std::fs::read_dir(nodes[0].outside("/var/lib/gpudesk/desktops"))?.count();
         ensure!(folders == 0 && nodes[0].guests().is_empty(), "{folders} desktops are left");
         ensure!(!Path::new("/dev/termination-log").exists(), "a pod left a file in the host's /dev");
-        self.pods.cluster().helm(["uninstall", "gpudesk", "--wait", FOR]).context("last removal")?;
         Ok(())
+    }
+
+    fn uninstall(&self) -> Result<()> {
+        self.pods.cluster().helm(["uninstall", "gpudesk", "--wait", FOR]).map(drop).context("uninstall")
     }
 }

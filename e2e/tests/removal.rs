@@ -1,7 +1,7 @@
 //! Removing gpudesk ends, in whatever order, with the commands of the README.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use gpudesk_e2e::cluster::Cluster;
 use gpudesk_e2e::objects::Objects;
 use gpudesk_e2e::processes::Lifetime;
 use gpudesk_e2e::programs::Service;
-use gpudesk_e2e::state::{StateDir, checkout};
+use gpudesk_e2e::state::{StateDir, checkout, readme_commands};
 use gpudesk_e2e::trials::Suite;
 use gpudesk_e2e::waiting::eventually;
 
@@ -59,16 +59,8 @@ impl Estate {
         Ok(Self { daemon, operator, cluster, objects })
     }
 
-    /// Runs a command of the README, with the definitions of this checkout.
     fn shell(&self, command: &str) -> Result<String> {
-        let programs = self.cluster.control_plane().program("kubectl");
-        let folder = programs.parent().context("a program lies in a folder")?;
-        let path = format!("{}:{}", folder.display(), std::env::var("PATH")?);
-        let mut bash = Command::new("timeout");
-        bash.args(["180", "bash", "-euo", "pipefail", "-c", command])
-            .env("PATH", path)
-            .current_dir(checkout());
-        self.cluster.run(&mut bash)
+        self.cluster.shell(command)
     }
 
     fn stop(self) -> Result<()> {
@@ -91,13 +83,8 @@ impl Estate {
     }
 }
 
-/// The shell commands of the README's section on removal.
 fn blocks() -> Result<Vec<String>> {
-    let readme = std::fs::read_to_string(checkout().join("README.md"))?;
-    let (_, section) = readme.split_once("## Remove everything").context("no such section")?;
-    let section = section.split("\n## ").next().unwrap_or_default();
-    let blocks = section.split("```sh\n").skip(1);
-    Ok(blocks.filter_map(|block| Some(block.split_once("```")?.0.to_owned())).collect())
+    readme_commands("## Remove everything")
 }
 
 /// The command of the README for what stays when the chart goes.
@@ -110,7 +97,7 @@ fn kept() -> Result<String> {
 async fn in_order() -> Result<()> {
     let estate = Estate::start("removal-order").await?;
     for command in blocks()?[0].lines() {
-        estate.shell(command).with_context(|| command.to_owned())?;
+        estate.shell(command)?;
     }
     estate.is_clean().await?;
     estate.stop()
