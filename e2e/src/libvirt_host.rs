@@ -151,7 +151,9 @@ impl LibvirtHost {
 
     /// Every process of this host: the holder, libvirtd, guests and their helpers.
     pub fn inhabitants(&self) -> Vec<Identity> {
-        Identity::sharing("mnt", self.holder.pid())
+        let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+        let Some(own) = namespace(self.holder.pid()) else { return Vec::new() };
+        Identity::matching(|pid| namespace(*pid).as_ref() == Some(&own))
     }
 
     /// Stops libvirtd and starts it again; guests run on.

@@ -57,22 +57,20 @@ impl Identity {
         Self::of(std::process::id()).context("read /proc/self/stat")
     }
 
-    /// The first child of the process that has this number now.
-    pub(crate) fn child_of(parent: u32) -> Option<Self> {
-        let child = |pid: &u32| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let found =
-                stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
-            found == Some(parent)
-        };
-        Self::of(all().find(child)?)
+    /// Every process whose number this holds for.
+    pub(crate) fn matching(holds: impl FnMut(&u32) -> bool) -> Vec<Self> {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        numbers.filter(holds).filter_map(Self::of).collect()
     }
 
-    /// Every process that is in the same namespace of this kind (`mnt`, `pid`, ...) as the process `pid`.
-    pub(crate) fn sharing(kind: &str, pid: u32) -> Vec<Self> {
-        let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
-        let Some(own) = namespace(pid) else { return Vec::new() };
-        all().filter(|pid| namespace(*pid).as_ref() == Some(&own)).filter_map(Self::of).collect()
+    /// The first child of the process that has this number now.
+    pub(crate) fn child_of(parent: u32) -> Option<Self> {
+        let parent_of = |pid: &u32| -> Option<u32> {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+        };
+        Self::matching(|pid| parent_of(pid) == Some(parent)).into_iter().next()
     }
 
     /// The process id.
@@ -108,12 +106,6 @@ impl Identity {
         // Read after the descriptor was opened: from here on the number cannot change hands.
         (Self::of(self.pid) == Some(self)).then_some(fd)
     }
-}
-
-/// The numbers of all processes.
-fn all() -> impl Iterator<Item = u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 /// A program about to be started.

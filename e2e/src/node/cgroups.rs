@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::processes::Identity;
+
 /// The file in the node's folder that names them, one a line.
 pub(crate) const RECORD: &str = "cgroups";
 /// Shell: moves itself into the cgroups that the file $1 names, then becomes the other arguments.
@@ -36,6 +38,15 @@ impl Cgroups {
             }
         }
         Ok(groups)
+    }
+
+    /// The processes in them and below.
+    pub(crate) fn processes(&self) -> Vec<Identity> {
+        let Some(own) = self.0.first().and_then(|group| group.file_name()?.to_str()) else { return Vec::new() };
+        Identity::matching(|pid| {
+            let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            groups.lines().any(|line| line.split('/').any(|part| part == own))
+        })
     }
 
     /// Removes them with all below; their processes have ended.

@@ -313,9 +313,9 @@ impl Node {
         self.inhabitants().into_iter().filter(qemu).collect()
     }
 
-    /// Every process of the node.
+    /// Every process of the node, in whatever namespaces of a pod.
     pub fn inhabitants(&self) -> Vec<Identity> {
-        Identity::sharing("pid", self.first.pid())
+        self.cgroups.processes()
     }
 
     /// Ends the node whole; no process, mount, device or cgroup of it is left on return.
