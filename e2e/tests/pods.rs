@@ -24,7 +24,6 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{Pod, Secret, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt};
 use rustix::process::Signal;
@@ -93,9 +92,8 @@ async fn story(environment: Arc<TwoNodes>) -> Result<()> {
     story.rollouts().await?;
     story.restarts().await?;
     story.drain().await?;
-    story.leaders().await?;
+    story.leaders().await.context("leaders")?;
     story.late_mount().await.context("an image store that is mounted while the pod runs")?;
-    story.metrics().await.context("metrics")?;
     story.without_privileges().await.context("without privileges")?;
     story.removal().await
 }
@@ -248,7 +246,9 @@ impl Story<'_> {
             runs(self.pods, &self.objects, name).await?;
             self.objects.delete(name, SOON).await
         };
-        check.await.with_context(|| format!("a new desktop after {after}"))
+        check.await.with_context(|| format!("a new desktop after {after}"))?;
+        tracing::info!("a new desktop came and went after {after}");
+        Ok(())
     }
 
     fn kubectl(&self, words: &str) -> Result<String> {
@@ -291,6 +291,7 @@ impl Story<'_> {
         self.pods.install(&["log.level=debug", "metrics.service.enabled=true"]).context("upgrade")?;
         spread(self.pods).await.context("after an upgrade")?;
         self.goes_on("an upgrade").await?;
+        self.metrics().await.context("metrics")?;
         self.pods.cluster().helm(["rollback", "gpudesk", "1", "--wait", FOR]).context("rollback")?;
         spread(self.pods).await.context("after a rollback")?;
         self.goes_on("a rollback").await?;
@@ -302,14 +303,14 @@ impl Story<'_> {
         for (part, signal) in [
             (Part::Kubelet, Signal::TERM),
             (Part::Kubelet, Signal::KILL),
-            (Part::Containerd, Signal::TERM),
             (Part::Containerd, Signal::KILL),
             (Part::Libvirt, Signal::TERM),
         ] {
-            let before = self.heard().await?;
             self.pods.nodes().await[0].restart(part, signal).await?;
-            eventually("the kubelet is heard", SOON, || async {
-                Ok((self.heard().await? > before).then_some(()))
+            // Through kubelet and containerd.
+            let inside = format!("exec -n {SYSTEM_NAMESPACE} daemonset/gpudesk-node-daemon -- gpudesk-node-daemon --version");
+            eventually("a program runs in the daemon's pod", SOON, || async {
+                Ok(self.kubectl(&inside).is_ok().then_some(()))
             })
             .await?;
             self.goes_on(&format!("a restart of {part:?} by {signal:?}")).await?;
@@ -323,20 +324,10 @@ impl Story<'_> {
         self.new_desktop("restarts of the node's programs").await
     }
 
-    /// When the kubelet of the first node was heard last.
-    async fn heard(&self) -> Result<Option<MicroTime>> {
-        let leases: Api<Lease> = Api::namespaced(self.pods.cluster().client().clone(), "kube-node-lease");
-        Ok(leases.get("node-a").await?.spec.and_then(|spec| spec.renew_time))
-    }
-
     async fn drain(&self) -> Result<()> {
         self.kubectl(&format!("drain node-a --ignore-daemonsets --delete-emptydir-data {FOR}"))?;
         self.goes_on("a drain").await?;
-        self.kubectl("uncordon node-a")?;
-        // As an admin does to have them spread again.
-        self.kubectl(&format!("-n {SYSTEM_NAMESPACE} rollout restart deployment/gpudesk-operator"))?;
-        self.kubectl(&format!("-n {SYSTEM_NAMESPACE} rollout status {FOR} deployment/gpudesk-operator"))?;
-        spread(self.pods).await.context("after a drain")
+        self.kubectl("uncordon node-a").map(drop)
     }
 
     /// The name of the leader's pod, once it is another one than `before`.
@@ -360,6 +351,8 @@ impl Story<'_> {
         let pods: Api<Pod> = Api::namespaced(self.pods.cluster().client().clone(), SYSTEM_NAMESPACE);
         pods.delete(&first, &DeleteParams::default()).await?;
         let second = self.leader(Some(&first)).await.context("after the leader's pod was deleted")?;
+        // The drain had put both on one node.
+        spread(self.pods).await.context("after the leader's pod was deleted")?;
         self.new_desktop("the leader was deleted").await?;
 
         let on = node_of(&pods.get(&second).await?).to_owned();
@@ -400,7 +393,6 @@ impl Story<'_> {
     }
 
     async fn metrics(&self) -> Result<()> {
-        self.pods.install(&["metrics.service.enabled=true"])?;
         let slices: Api<EndpointSlice> =
             Api::namespaced(self.pods.cluster().client().clone(), SYSTEM_NAMESPACE);
         for component in ["operator", "node-daemon"] {
@@ -446,6 +438,7 @@ impl Story<'_> {
         }
         let delete = format!("delete desktop late --namespace {} --timeout=5s", self.objects.namespace());
         ensure!(self.kubectl(&delete).is_err(), "a desktop was let go, and its node has not said a word");
+        tracing::info!("uninstalled");
         ensure!(late.is_running() && self.qemu.is_running(), "desktops run on without gpudesk");
         self.pods.install(&[]).context("installation after a removal")?;
         spread(self.pods).await?;
