@@ -42,7 +42,9 @@ impl Cgroups {
 
     /// The processes in them and below.
     pub(crate) fn processes(&self) -> Vec<Identity> {
-        let Some(own) = self.0.first().and_then(|group| group.file_name()?.to_str()) else { return Vec::new() };
+        let Some(own) = self.0.first().and_then(|group| group.file_name()?.to_str()) else {
+            return Vec::new();
+        };
         Identity::matching(|pid| {
             let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
             groups.lines().any(|line| line.split('/').any(|part| part == own))
