@@ -143,7 +143,7 @@ impl Pods {
     }
 
     /// Stops all of it; nothing is left on return.
-    pub async fn stop(self) -> Result<()> {
+    pub fn stop(self) -> Result<()> {
         self.cluster.stop_control_plane()?;
         let mut nodes = self.nodes.into_inner();
         // The first one has the switch.

@@ -67,7 +67,7 @@ impl Environment for TwoNodes {
 
     async fn stop(self) -> Result<()> {
         let state = Arc::clone(self.pods.cluster().state());
-        self.pods.stop().await?;
+        self.pods.stop()?;
         left::as_before(&self.before, state.path()).await
     }
 
