@@ -10,7 +10,7 @@ export KUBECONFIG
 export GPUDESK_USE_KUBECONFIG := 1
 endif
 
-.PHONY: bench-discovery bench-memory bench-placement help setup generate build lint advisories test fuzz demo demo-down
+.PHONY: bench-discovery bench-memory bench-placement help setup generate build lint advisories test fuzz demo demo-down try-node-in-vm
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,8 +71,12 @@ fuzz: ## Hostile input for every parser of discovery, SECONDS=30 each; FUZZ_TARG
 			-rss_limit_mb=2048 -timeout=25 -dict=dictionary.txt -verbosity=0 -print_funcs=0 -print_final_stats=1; \
 	done
 
-demo: build ## A whole gpudesk on this machine, with a desktop that runs
-	@GPUDESK_BIN_DIR=$(CURDIR)/target/debug target/debug/gpudesk-demo up
+demo: build ## A whole gpudesk on this machine, with a desktop that runs; WAY=pods or WAY=processes (default: what works)
+	@e2e/node/build-images.sh --base > /dev/null || true
+	@GPUDESK_BIN_DIR=$(CURDIR)/target/debug target/debug/gpudesk-demo up $(if $(WAY),--$(WAY))
+
+try-node-in-vm: setup ## The node of tests and demo on systemd and cgroup v2, in an emulated Debian; ARGS=--kubelet-alone is quicker
+	@e2e/node/try-in-vm.sh $(ARGS)
 
 demo-down: ## Stop the demo and remove all of it
 	@if [ -x target/debug/gpudesk-demo ]; then target/debug/gpudesk-demo down; else echo "No demo was built here."; fi

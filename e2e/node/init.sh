@@ -9,21 +9,25 @@ folder=$1
 
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
-mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup
-while IFS=: read -r _ controllers _; do
-  at=/sys/fs/cgroup/${controllers:-unified}
-  at=${at##*name=}
-  case $at in /*) ;; *) at=/sys/fs/cgroup/$at ;; esac
-  mkdir "$at"
-  if [ -z "$controllers" ]; then
-    mount -t cgroup2 cgroup2 "$at"
-    continue
-  fi
-  case $controllers in name=*) options=none,$controllers ;; *) options=$controllers ;; esac
-  mount -t cgroup -o "$options" cgroup "$at"
-  # Where the machine has cpu,cpuacct in one, each has its own name too.
-  case $controllers in *,*) for one in $(echo "$controllers" | tr , ' '); do ln -s "$controllers" "/sys/fs/cgroup/$one"; done ;; esac
-done </proc/self/cgroup
+if ! grep -qv '^0::' /proc/self/cgroup; then
+  mount -t cgroup2 cgroup2 /sys/fs/cgroup
+else
+  mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup
+  while IFS=: read -r _ controllers _; do
+    at=/sys/fs/cgroup/${controllers:-unified}
+    at=${at##*name=}
+    case $at in /*) ;; *) at=/sys/fs/cgroup/$at ;; esac
+    mkdir "$at"
+    if [ -z "$controllers" ]; then
+      mount -t cgroup2 cgroup2 "$at"
+      continue
+    fi
+    case $controllers in name=*) options=none,$controllers ;; *) options=$controllers ;; esac
+    mount -t cgroup -o "$options" cgroup "$at"
+    # Where the machine has cpu,cpuacct in one, each has its own name too.
+    case $controllers in *,*) for one in $(echo "$controllers" | tr , ' '); do ln -s "$controllers" "/sys/fs/cgroup/$one"; done ;; esac
+  done </proc/self/cgroup
+fi
 
 # What is written below these goes to the node's folder and the machine's own stays as it is.
 for path in /etc /var/lib /var/log /var/cache; do

@@ -15,13 +15,13 @@ use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::{DeleteParams, ObjectMeta, PostParams};
 use kube::{Api, Client};
 
-use crate::control_plane::ControlPlane;
+use crate::control_plane::{ControlPlane, Place};
 use crate::identity::{kubeconfig_path, service_account_kubeconfig, who_am_i};
 use crate::processes::{Lifetime, run};
 use crate::programs::{DaemonOptions, Service};
 use crate::state::{StateDir, checkout};
 use crate::trials::Environment;
-use crate::waiting::eventually;
+use crate::waiting::{eventually, patient};
 
 /// The namespace that gpudesk is installed in.
 pub const SYSTEM_NAMESPACE: &str = "gpudesk-system";
@@ -63,8 +63,8 @@ impl Cluster {
 
     /// The detached cluster that an earlier run left in this state folder, if all of its control
     /// plane still runs.
-    pub async fn running_in(state: &Arc<StateDir>) -> Result<Option<Self>> {
-        let Some(control_plane) = ControlPlane::running_in(state)? else { return Ok(None) };
+    pub async fn running_in(state: &Arc<StateDir>, place: &Place) -> Result<Option<Self>> {
+        let Some(control_plane) = ControlPlane::running_in(state, place)? else { return Ok(None) };
         let client = control_plane.client().await?;
         Ok(Some(Self { control_plane, client, lifetime: Lifetime::Detached, state: Arc::clone(state) }))
     }
@@ -83,7 +83,8 @@ impl Cluster {
             |before: &[&str]| before.iter().map(OsString::from).chain(files.clone()).collect::<Vec<_>>();
         // Helm holds the definitions too, from the chart's own copy.
         self.kubectl(with(&["apply", "--server-side", "--force-conflicts"]))?;
-        self.kubectl(with(&["wait", "--for=condition=Established", "--timeout=60s"]))?;
+        let limit = format!("--timeout={}s", patient(Duration::from_mins(1)).as_secs());
+        self.kubectl(with(&["wait", "--for=condition=Established", &limit]))?;
         Ok(())
     }
 

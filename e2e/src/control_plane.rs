@@ -136,7 +136,7 @@ impl ControlPlane {
             match own.start().await {
                 Ok(()) => return Ok(Self { kubeconfig: own.kubeconfig("admin"), programs, own: Some(own) }),
                 // Someone else took a port between our choice of it and its use.
-                Err(error) if format!("{error:#}").contains("address already in use") => {
+                Err(error) if format!("{error:#}").to_lowercase().contains("address already in use") => {
                     tracing::warn!("a port was taken, trying others: {error:#}");
                     own.stop()?;
                 }
@@ -151,15 +151,19 @@ impl ControlPlane {
 
     /// The detached control plane that an earlier run left in this state folder; `None` when
     /// not all of it runs any more.
-    pub fn running_in(state: &Arc<StateDir>) -> Result<Option<Self>> {
+    pub fn running_in(state: &Arc<StateDir>, place: &Place) -> Result<Option<Self>> {
         let Ok(ports) = fs::read_to_string(state.join("ports.json")) else { return Ok(None) };
         let programs = build_programs()?;
         let ports = serde_json::from_str(&ports)?;
-        let mut own = Own::new(state, Lifetime::Detached, &programs, ports, &Place::Loopback)?;
+        let mut own = Own::new(state, Lifetime::Detached, &programs, ports, place)?;
         own.etcd = Process::recorded(state, ETCD);
         own.api_server = Process::recorded(state, API_SERVER);
         own.controllers = Process::recorded(state, CONTROLLERS);
+        own.scheduler = Process::recorded(state, SCHEDULER);
+        own.forwarder = Process::recorded(state, FORWARDER);
+        let pods = own.scheduler.is_some() && own.forwarder.is_some();
         let whole = own.etcd.is_some() && own.api_server.is_some() && own.controllers.is_some();
+        let whole = whole && (pods || matches!(place, Place::Loopback));
         Ok(whole.then(|| Self { kubeconfig: own.kubeconfig("admin"), programs, own: Some(own) }))
     }
 
@@ -412,10 +416,7 @@ impl Own {
             && self.forwarder.is_none()
         {
             let port = self.ports.api_server;
-            let forwarder = Launch::new(FORWARDER, "socat").args([
-                format!("TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr,nodelay"),
-                format!("EXEC:nsenter --net={} socat STDIO TCP\\:{address}\\:{port}", network.display()),
-            ]);
+            let forwarder = forwarder(FORWARDER, network, port, &format!("{address}\\:{port}"));
             self.forwarder = Some(forwarder.start(&self.state, self.lifetime)?);
         }
         Ok(())
@@ -514,6 +515,14 @@ impl Drop for Own {
             tracing::warn!("stop the control plane: {error:#}");
         }
     }
+}
+
+/// What leads from a port on 127.0.0.1 to an address (`A.B.C.D\:PORT`) in another network.
+pub(crate) fn forwarder(name: &str, network: &Path, port: u16, to: &str) -> Launch {
+    Launch::new(name, "socat").args([
+        format!("TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr,nodelay"),
+        format!("EXEC:nsenter --net={} socat STDIO TCP\\:{to}", network.display()),
+    ])
 }
 
 /// The folder with etcd, kube-apiserver, kube-controller-manager, kubectl and helm, built if need be.

@@ -13,11 +13,11 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::cluster::{Cluster, SYSTEM_NAMESPACE};
 use crate::control_plane::ControlPlane;
-use crate::node::{Node, images};
+use crate::node::{MOST, Node, images};
 use crate::objects::Objects;
 use crate::processes::Lifetime;
-use crate::state::StateDir;
-use crate::waiting::until;
+use crate::state::{StateDir, copy_whole};
+use crate::waiting::{patient, until};
 
 const READY: Duration = Duration::from_mins(2);
 
@@ -45,8 +45,7 @@ impl Pods {
         }
         let first = nodes.first().context("at least one node")?;
         for guest in guests {
-            let name = guest.file_name().with_context(|| format!("{} is no file", guest.display()))?;
-            std::fs::copy(guest, first.outside("/var/lib/gpudesk/images").join(name))?;
+            copy_whole(guest, &first.outside("/var/lib/gpudesk/images"))?;
         }
         let place = first.place();
         let control_plane = ControlPlane::start_at(state, lifetime, &place);
@@ -84,6 +83,26 @@ impl Pods {
         Ok(Self { cluster, nodes: Mutex::new(nodes) })
     }
 
+    /// The detached ones that an earlier run left in this state folder; `None` when not all of it runs any more.
+    pub async fn running_in(state: &Arc<StateDir>) -> Result<Option<Self>> {
+        let nodes: Vec<_> = (0..MOST).map_while(|index| Node::running_in(state, index)).collect();
+        let Some(first) = nodes.first() else { return Ok(None) };
+        let cluster = Cluster::running_in(state, &first.place()).await?;
+        Ok(cluster.map(|cluster| Self { cluster, nodes: Mutex::new(nodes) }))
+    }
+
+    /// Stops whatever detached ones left in this state folder, however far their start had come.
+    pub fn stop_recorded(state: &StateDir) -> Result<()> {
+        // The API server waits for those who watch it.
+        Node::stop_recorded(state)?;
+        ControlPlane::stop_recorded(state)
+    }
+
+    /// The cluster and its nodes.
+    pub fn into_parts(self) -> (Cluster, Vec<Node>) {
+        (self.cluster, self.nodes.into_inner())
+    }
+
     /// The cluster.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
@@ -101,9 +120,7 @@ impl Pods {
 
     /// Gives the first node to gpudesk and installs the chart, or upgrades it, waiting until its pods are ready.
     pub fn install(&self, settings: &[&str]) -> Result<()> {
-        self.cluster.kubectl(["label", "--overwrite", "node", "node-a", "gpudesk.dev/host=true"])?;
-        self.cluster
-            .helm_install_with(&[&images::SETTINGS[..], settings].concat(), &["--wait", "--timeout=3m"])
+        install(&self.cluster, settings)
     }
 
     /// The pods of `operator` or `node-daemon` that are not being deleted.
@@ -152,4 +169,11 @@ impl Pods {
         }
         Ok(())
     }
+}
+
+/// As [`Pods::install`].
+pub fn install(cluster: &Cluster, settings: &[&str]) -> Result<()> {
+    cluster.kubectl(["label", "--overwrite", "node", "node-a", "gpudesk.dev/host=true"])?;
+    let limit = format!("--timeout={}s", patient(Duration::from_mins(3)).as_secs());
+    cluster.helm_install_with(&[&images::SETTINGS[..], settings].concat(), &["--wait", &limit])
 }

@@ -24,6 +24,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::state::StateDir;
+use crate::waiting::patient;
 
 /// How long a process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +91,7 @@ impl Identity {
 
     /// Signals this very process and waits until it has ended; one that is gone is no error.
     pub fn end(self, signal: Signal, limit: Duration) -> Result<()> {
+        let limit = patient(limit);
         let Some(fd) = self.open() else { return Ok(()) };
         match pidfd_send_signal(&fd, signal) {
             Ok(()) => ensure!(ended(&fd, Some(limit))?, "process {} did not end within {limit:?}", self.pid),
@@ -255,7 +257,7 @@ impl Process {
 
     /// Waits until it has ended, at most `limit`; says whether it has.
     pub fn wait(&mut self, limit: Duration) -> Result<bool> {
-        let gone = ended(&self.fd, Some(limit))?;
+        let gone = ended(&self.fd, Some(patient(limit)))?;
         if gone && let Some(child) = &mut self.child {
             child.wait()?;
         }

@@ -9,6 +9,25 @@ use anyhow::{Context, Result, ensure};
 use tokio::time::{Instant, sleep};
 
 use crate::libvirt_host::LibvirtHost;
+use crate::node::Node;
+
+/// A libvirt that runs guests.
+pub trait Virsh {
+    /// Runs `virsh` with it and returns its standard output.
+    fn virsh(&self, arguments: &[&str]) -> Result<String>;
+}
+
+impl Virsh for LibvirtHost {
+    fn virsh(&self, arguments: &[&str]) -> Result<String> {
+        self.virsh(arguments.iter().copied())
+    }
+}
+
+impl Virsh for Node {
+    fn virsh(&self, arguments: &[&str]) -> Result<String> {
+        self.virsh(arguments.iter().copied())
+    }
+}
 
 /// A screenshot: 8 bits each of red, green and blue per pixel, top row first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,10 +39,10 @@ pub struct Screen {
 
 impl Screen {
     /// Takes a picture of the screen of a domain.
-    pub fn of(host: &LibvirtHost, domain: &str) -> Result<Self> {
+    pub fn of(host: &impl Virsh, domain: &str) -> Result<Self> {
         let file = tempfile::NamedTempFile::new()?;
         let path = file.path().to_str().context("the path of a temporary file is text")?;
-        host.virsh(["screenshot", domain, path])?;
+        host.virsh(&["screenshot", domain, path])?;
         Self::read(&fs::read(path)?)
     }
 
@@ -103,7 +122,7 @@ impl Screen {
 
     /// Waits until something stands on the screen and only a cursor still moves, at most `limit`,
     /// and returns what stands there then.
-    pub async fn settled(host: &LibvirtHost, domain: &str, limit: Duration) -> Result<Self> {
+    pub async fn settled(host: &impl Virsh, domain: &str, limit: Duration) -> Result<Self> {
         const CURSOR: usize = 256;
         let start = Instant::now();
         let mut before = Self::of(host, domain)?;

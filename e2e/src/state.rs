@@ -132,6 +132,18 @@ pub fn checkout() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
 }
 
+/// Copies a file into a folder, for all to read, if it is not there yet: it appears whole or not at all.
+pub(crate) fn copy_whole(file: &Path, folder: &Path) -> Result<()> {
+    let to = folder.join(file.file_name().with_context(|| format!("{} is no file", file.display()))?);
+    if !to.exists() {
+        let partial = to.with_extension("partial");
+        fs::copy(file, &partial).with_context(|| format!("copy {}", file.display()))?;
+        fs::set_permissions(&partial, fs::Permissions::from_mode(0o644))?;
+        fs::rename(&partial, &to)?;
+    }
+    Ok(())
+}
+
 /// The blocks of shell commands in a section of the README.
 pub fn readme_commands(heading: &str) -> Result<Vec<String>> {
     let readme = fs::read_to_string(checkout().join("README.md"))?;

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::pin::pin;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -10,6 +11,15 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout};
+
+/// A time that something may take, on this machine: `GPUDESK_PATIENCE` says how many times as long as elsewhere.
+pub fn patient(limit: Duration) -> Duration {
+    static TIMES: LazyLock<u32> = LazyLock::new(|| {
+        let set = std::env::var("GPUDESK_PATIENCE").ok();
+        set.and_then(|value| value.parse().ok()).map_or(1, |times: u32| times.max(1))
+    });
+    limit * *TIMES
+}
 
 /// Asks until `condition` gives a value.
 ///
@@ -20,7 +30,7 @@ where
     F: FnMut() -> A,
     A: Future<Output = Result<Option<T>>>,
 {
-    let start = Instant::now();
+    let (start, limit) = (Instant::now(), patient(limit));
     let mut pause = Duration::from_millis(5);
     loop {
         if let Some(value) = condition().await? {
@@ -49,6 +59,7 @@ pub async fn until<K>(
 where
     K: kube::Resource + Clone + Debug + DeserializeOwned + serde::Serialize + Send + 'static,
 {
+    let limit = patient(limit);
     let mut last = None;
     let found = timeout(limit, async {
         let mut seen = pin!(objects(api, name));

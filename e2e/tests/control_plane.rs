@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use gpudesk_e2e::control_plane::ControlPlane;
+use gpudesk_e2e::control_plane::{ControlPlane, Place};
 use gpudesk_e2e::identity::{service_account_kubeconfig, who_am_i};
 use gpudesk_e2e::processes::{Identity, Lifetime, run};
 use gpudesk_e2e::state::StateDir;
@@ -181,12 +181,12 @@ async fn detached_in(state: &Arc<StateDir>) -> Result<()> {
     drop(control_plane);
     ensure!(processes.iter().all(|process| process.is_running()), "a detached process ended with its handle");
 
-    let again = ControlPlane::running_in(state)?.context("a later run does not find it")?;
+    let again = ControlPlane::running_in(state, &Place::Loopback)?.context("a later run does not find it")?;
     ensure!(identities(&again) == processes);
     config_maps(&again).await?.get("kube-root-ca.crt").await.ok();
     ControlPlane::stop_recorded(state)?;
     ensure!(processes.iter().all(|process| !process.is_running()), "a process is left");
-    ensure!(ControlPlane::running_in(state)?.is_none());
+    ensure!(ControlPlane::running_in(state, &Place::Loopback)?.is_none());
     Ok(())
 }
 

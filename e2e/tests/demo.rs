@@ -2,41 +2,115 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use gpudesk_e2e::processes::run as output_of;
 use gpudesk_e2e::programs::binaries;
 use gpudesk_e2e::screen::Screen;
 use gpudesk_e2e::trials::Suite;
+use tokio::sync::Mutex;
+
+#[path = "pods/left.rs"]
+#[allow(dead_code)]
+mod left;
+
+/// One demo at a time, on a machine of two cores.
+static ONE: Mutex<()> = Mutex::const_new(());
 
 fn main() -> ExitCode {
-    Suite::<()>::new("demo").trial("up_interrupted_again_and_down_leaves_nothing", |_| demo()).run()
+    Suite::<()>::new("demo")
+        .trial("up_interrupted_again_and_down_leaves_nothing", |_| demo(up_and_down))
+        .trial("as_processes_where_no_node_can_be_made", |_| demo(as_processes))
+        .run()
 }
 
-async fn demo() -> Result<()> {
+async fn demo(steps: fn(&Path) -> Result<()>) -> Result<()> {
+    let _one = ONE.lock().await;
     // Not the folder of a demo that somebody runs from this checkout.
     let state = tempfile::Builder::new().prefix("gpudesk-demo-").rand_bytes(4).tempdir_in("/var/tmp")?;
+    let before = left::machine(state.path())?;
     let outcome = tokio::task::spawn_blocking({
         let state = state.path().to_owned();
         move || {
-            let outcome = up_and_down(&state);
+            let outcome = steps(&state);
+            let own = own(&state);
             // Whatever failed, nothing is left running.
             let down = run(&state, "down");
-            outcome.and(down.map(|_| ()))
+            outcome.and(down.and(own))
         }
     })
     .await?;
-    outcome?;
-    let left = processes_of(state.path())?;
-    ensure!(left.is_empty(), "still running: {left:?}");
+    let own = outcome?;
+    left::as_before(&before, &own).await?;
+    let left = std::fs::read_dir(state.path())?.count();
+    ensure!(left == 0, "{left} files are left");
+    Ok(())
+}
+
+/// The folder in which a demo has everything.
+fn own(state: &Path) -> Result<PathBuf> {
+    let folders = std::fs::read_dir(state)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    folders.into_iter().find(|it| it.join("lock").exists()).context("no folder of a demo")
+}
+
+/// Where no containerd is, and where one is that does not start; it is killed when its nodes are ready.
+fn as_processes(state: &Path) -> Result<()> {
+    let programs = state.join("programs");
+    std::fs::create_dir(&programs)?;
+    for folder in ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"] {
+        for program in std::fs::read_dir(folder)?.flatten().filter(|it| it.file_name() != "containerd") {
+            // The first of a name counts, as in a PATH.
+            let _ = symlink(program.path(), programs.join(program.file_name()));
+        }
+    }
+    let up = || -> Result<Command> {
+        let mut up = command(state, "up")?;
+        up.env("PATH", &programs);
+        Ok(up)
+    };
+    let words =
+        "as processes, this machine lets no Kubernetes node be made: containerd is not installed (package";
+    interrupted(up()?, words, |own| own.join("way").exists())?;
+    run(state, "down")?;
+
+    std::fs::write(programs.join("containerd"), "#!/bin/sh\necho nothing starts here\nexit 1\n")?;
+    std::fs::set_permissions(programs.join("containerd"), std::fs::Permissions::from_mode(0o755))?;
+    let said = interrupted(up()?, "nodes: all of them ready", |_| true)?;
+    for words in [
+        "as pods of the chart, this machine lets a Kubernetes node be made",
+        "as processes, the pods did not come up: containerd-node-a ended",
+        "nothing starts here",
+        "operator: runs with service account gpudesk-operator",
+        "(this machine) runs with a token",
+    ] {
+        ensure!(said.contains(words), "{words:?} is missing in {said}");
+    }
+    let other = command(state, "up")?.arg("--pods").output()?;
+    let said = String::from_utf8_lossy(&other.stderr);
+    ensure!(!other.status.success() && said.contains("runs as processes"), "{said}");
+    std::fs::remove_dir_all(programs)?;
     Ok(())
 }
 
 fn up_and_down(state: &Path) -> Result<()> {
-    interrupted(state)?;
+    let before = left::machine(state)?;
+    // Half of the node is there, and nobody comes back for it.
+    let half = |own: &Path| ["node-a/ready", "processes/etcd.json"].iter().all(|it| own.join(it).exists());
+    interrupted(command(state, "up")?, "Kubernetes node: etcd", half)?;
+    let own = own(state)?;
+    ensure!(left::machine(&own)? != before, "what is left would not be seen");
+    run(state, "down")?;
+    tokio::runtime::Handle::current().block_on(left::as_before(&before, &own))?;
+
+    interrupted(command(state, "up")?, "definitions: crds/ applied", |_| true)?;
     let first = run(state, "up")?;
+    ensure!(first.contains("Kubernetes node: runs already"), "{first}");
     for words in [
+        "gpudesk-operator",
+        "are the chart's own pods",
         "quickstart/hello: ready",
         "sim-rtx-pro-6000",
         "sim-l40s",
@@ -61,7 +135,11 @@ fn up_and_down(state: &Path) -> Result<()> {
     ensure!(picture.painted() > 500, "something stands on the screen");
 
     let second = run(state, "up")?;
-    for words in ["control plane: runs already", "libvirt: runs already", "operator: runs already"] {
+    for words in [
+        "as pods of the chart, as it did before",
+        "Kubernetes node: runs already",
+        "l40s (simulated host) runs already",
+    ] {
         ensure!(second.contains(words), "{words:?} is missing in {second}");
     }
     ensure!(second.contains("quickstart/hello: ready"), "{second}");
@@ -76,6 +154,23 @@ fn up_and_down(state: &Path) -> Result<()> {
         ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8(output.stdout)?)
     };
+    // What runs is the chart's own pods, and what was printed works when nothing of `up` runs any more.
+    let pods_run = || -> Result<()> {
+        let phases = "jsonpath={.items[*].status.phase}";
+        let phases = user("kubectl", &["get", "pods", "-n", "gpudesk-system", "-o", phases])?;
+        ensure!(phases == "Running Running Running", "{phases}");
+        Ok(())
+    };
+    pods_run()?;
+    let again = own.join("again.png");
+    let mut view = Command::new(binaries()?.join("kubectl-desktop"));
+    view.args(["view", "hello", "-n", "quickstart", "--via", "direct", "--screenshot"]).arg(&again);
+    output_of(view.env("KUBECONFIG", kubeconfig))?;
+    ensure!(Screen::read(&std::fs::read(again)?)?.painted() > 500, "nothing is on the screen");
+    let uri = first.lines().find_map(|line| line.split("virsh -c '").nth(1)?.split('\'').next());
+    let listed = output_of(Command::new("virsh").args(["-c", uri.context("no URI")?, "list"]))?;
+    ensure!(listed.contains("quickstart.hello"), "{listed}");
+
     let theirs = r#"{"spec": {"memory": {"sizeMiB": 9000}}}"#;
     user(
         "kubectl",
@@ -83,31 +178,35 @@ fn up_and_down(state: &Path) -> Result<()> {
     )?;
     user("helm", &["uninstall", "gpudesk", "--namespace", "gpudesk-system"])?;
     let third = run(state, "up")?;
-    for words in
-        ["operator: runs with", "sim-l40s (simulated host) runs with", "DesktopTemplate office was changed"]
-    {
+    for words in [
+        "Kubernetes node: runs already",
+        "sim-l40s (simulated host) runs with",
+        "DesktopTemplate office was changed",
+    ] {
         ensure!(third.contains(words), "{words:?} is missing in {third}");
     }
     let size = "jsonpath={.spec.memory.sizeMiB}";
     let kept = user("kubectl", &["get", "desktoptemplate", "office", "-n", "quickstart", "-o", size])?;
     ensure!(kept == "9000", "{kept}");
-    let down = run(state, "down")?;
-    ensure!(down.contains("Nothing of the demo is left"), "{down}");
-    let left = std::fs::read_dir(state)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-    ensure!(left.is_empty(), "{left:?}");
-    Ok(())
+    pods_run()
 }
 
-/// Runs it until it has started some of what it starts, and kills it there.
-fn interrupted(state: &Path) -> Result<()> {
-    let mut child = command(state, "up")?.stdout(Stdio::piped()).spawn()?;
-    let output = BufReader::new(child.stdout.take().context("its output is piped")?);
-    let reached =
-        output.lines().map_while(Result::ok).any(|line| line.contains("chart: charts/gpudesk installed"));
+/// Runs it until it says this and this holds for its folder, and kills it there. Returns what it said.
+fn interrupted(mut up: Command, says: &str, holds: impl Fn(&Path) -> bool) -> Result<String> {
+    let state = up.get_envs().find(|(name, _)| *name == "GPUDESK_STATE_DIR").and_then(|(_, value)| value);
+    let state = PathBuf::from(state.context("it has a folder")?);
+    let mut child = up.stdout(Stdio::piped()).spawn()?;
+    let mut said = String::new();
+    let mut output = BufReader::new(child.stdout.take().context("its output is piped")?);
+    while !said.contains(says) && output.read_line(&mut said)? > 0 {}
+    while child.try_wait()?.is_none() && !own(&state).is_ok_and(|own| holds(&own)) {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let ended = child.try_wait()?;
     child.kill()?;
     child.wait()?;
-    ensure!(reached, "the demo did not come as far as the chart");
-    Ok(())
+    ensure!(ended.is_none() && said.contains(says), "it did not come as far as {says:?}: {said}");
+    Ok(said)
 }
 
 fn command(state: &Path, step: &str) -> Result<Command> {
@@ -130,18 +229,4 @@ fn run(state: &Path, step: &str) -> Result<String> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(text)
-}
-
-/// Processes that name the state folder on their command line.
-fn processes_of(state: &Path) -> Result<Vec<String>> {
-    let name = state.display().to_string();
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let line = std::fs::read(entry?.path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if line.contains(&name) {
-            found.push(line);
-        }
-    }
-    Ok(found)
 }

@@ -1,26 +1,35 @@
 //! `make demo`: a whole gpudesk on this machine, and its end.
 //!
 //! ```text
-//! up    control plane ─▶ libvirt ─▶ definitions, chart ─▶ operator, daemons ─▶ quickstart ─▶ screen
+//! up    ┌ pods       a Kubernetes node ─▶ definitions, chart and its pods ───────────────────┐
+//!       └ processes  control plane ─▶ libvirt ─▶ definitions, chart ─▶ operator, node daemon ┴▶ quickstart ─▶ screen
 //! down  the same backwards; nothing is left running
 //! ```
+//! As pods where the machine lets a node be made ([`way`]), else as processes.
+//!
 //! Each step looks first at what is there: a demo that was interrupted goes on, and one that still
 //! runs is only looked at. The state folder has the records of what was started.
 
+mod pods;
 mod report;
 mod steps;
+mod way;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
 
 use crate::cluster::Cluster;
-use crate::control_plane::ControlPlane;
 use crate::libvirt_host::LibvirtHost;
+use crate::node::Node;
 use crate::processes::Process;
 use crate::programs;
+use crate::screen::Virsh;
 use crate::state::StateDir;
+
+pub use way::Way;
 
 /// Namespace of `examples/quickstart`.
 const NAMESPACE: &str = "quickstart";
@@ -29,6 +38,39 @@ const DESKTOP: &str = "hello";
 /// Simulated hosts: node name and host file below `examples/hosts`.
 const SIMULATED: [(&str, &str); 2] =
     [("sim-rtx-pro-6000", "rtx-pro-6000-8.yaml"), ("sim-l40s", "l40s-4.yaml")];
+
+/// The cluster, and the node in it that is no simulation.
+struct Real {
+    cluster: Cluster,
+    node: String,
+    host: Host,
+    /// Where its desktops have their files.
+    desktops: PathBuf,
+}
+
+/// What runs guests.
+enum Host {
+    Node(Node),
+    Libvirt(LibvirtHost),
+}
+
+impl Host {
+    fn uri(&self) -> String {
+        match self {
+            Self::Node(node) => node.libvirt_uri(),
+            Self::Libvirt(host) => host.uri(),
+        }
+    }
+}
+
+impl Virsh for Host {
+    fn virsh(&self, arguments: &[&str]) -> Result<String> {
+        match self {
+            Self::Node(node) => Virsh::virsh(node, arguments),
+            Self::Libvirt(host) => Virsh::virsh(host, arguments),
+        }
+    }
+}
 
 /// Prints what happens and when.
 #[derive(Clone, Copy, Debug)]
@@ -42,28 +84,53 @@ impl Progress {
     }
 }
 
-/// Brings the demo up, or completes one that is there, and reports.
+/// Brings the demo up, or completes one that is there, and reports. Without a word, what the machine lets be done
+/// decides which way.
 ///
 /// # Errors
 /// The first step that failed, with what it was doing. What was started before runs on: the same
 /// command goes on from there.
-pub async fn up() -> Result<()> {
+pub async fn up(asked: Option<Way>) -> Result<()> {
     let progress = Progress { start: Instant::now() };
     let state = Arc::new(StateDir::named("demo")?);
     let _lock = steps::lock(&state)?;
     progress.say(&format!("state and logs are in {}", state.path().display()));
     let image = steps::golden_image(progress)?;
-    let cluster = steps::cluster(&state, progress).await?;
-    let host = steps::libvirt(&state, progress).await?;
-    steps::install(&cluster, progress)?;
-    let node = steps::programs(&cluster, &host, &image, progress).await?;
+    let choice = way::of(&state, asked)?;
+    let real = match choice.way {
+        Way::Pods => {
+            progress.say(&format!("operator and node daemon: as pods of the chart, {}", choice.because));
+            way::remember(&state, Way::Pods)?;
+            match pods::up(&state, &image, progress).await {
+                Err(error) if choice.free => {
+                    pods::stop(&state)?;
+                    processes(&state, &image, &format!("the pods did not come up: {error:#}"), progress)
+                        .await?
+                }
+                outcome => outcome?,
+            }
+        }
+        Way::Processes => processes(&state, &image, &choice.because, progress).await?,
+    };
+    steps::simulated(&real.cluster, progress).await?;
     // A node that is not ready gets no desktops.
-    steps::wait_for_nodes(&cluster, &node, progress).await?;
-    steps::apply_quickstart(&cluster, progress).await?;
-    steps::wait_for_desktop(&cluster, &node, progress).await?;
-    steps::wait_for_others(&cluster, progress).await?;
-    steps::wait_for_first_boot(&cluster, &host, &node, progress).await?;
-    report::print(&cluster, &host, &node, progress).await
+    steps::wait_for_nodes(&real, progress).await?;
+    steps::apply_quickstart(&real.cluster, progress).await?;
+    steps::wait_for_desktop(&real, progress).await?;
+    steps::wait_for_others(&real.cluster, progress).await?;
+    steps::wait_for_first_boot(&real, progress).await?;
+    report::print(&real, progress).await
+}
+
+async fn processes(
+    state: &Arc<StateDir>,
+    image: &std::path::Path,
+    because: &str,
+    progress: Progress,
+) -> Result<Real> {
+    progress.say(&format!("operator and node daemon: as processes, {because}"));
+    way::remember(state, Way::Processes)?;
+    steps::processes(state, image, progress).await
 }
 
 /// Stops everything that the demo started and removes its folder.
@@ -88,7 +155,7 @@ pub async fn down() -> Result<()> {
     if failures.is_empty() {
         failures.extend(outcome("removing the filter of their network", steps::remove_filter(&state)));
     }
-    failures.extend(outcome("stopping the control plane", ControlPlane::stop_recorded(&state)));
+    failures.extend(outcome("stopping the control plane and the Kubernetes node", pods::stop(&state)));
     // While something runs, its records are needed to stop it.
     if failures.is_empty() {
         failures.extend(outcome("removing the state folder", state.remove_last()));

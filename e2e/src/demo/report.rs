@@ -6,20 +6,15 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use gpudesk_crds::domain_name;
 
-use super::{DESKTOP, NAMESPACE, Progress, foreign_cluster};
+use super::{DESKTOP, Host, NAMESPACE, Progress, Real, foreign_cluster, pods};
 use crate::accelerator::accelerator;
-use crate::cluster::Cluster;
-use crate::libvirt_host::LibvirtHost;
+use crate::cluster::SYSTEM_NAMESPACE;
 use crate::programs::binaries;
 use crate::screen::Screen;
 
 /// Saves the screen and prints the tables and the ways in and out.
-pub(super) async fn print(
-    cluster: &Cluster,
-    host: &LibvirtHost,
-    node: &str,
-    progress: Progress,
-) -> Result<()> {
+pub(super) async fn print(real: &Real, progress: Progress) -> Result<()> {
+    let Real { cluster, node, host, .. } = real;
     let picture = cluster.state().join("hello.png");
     let domain = domain_name(NAMESPACE, DESKTOP);
     Screen::settled(host, &domain, Duration::from_secs(30)).await?;
@@ -36,6 +31,18 @@ pub(super) async fn print(
     for kinds in ["gpunodes", "gpuprofiles", "desktoptemplates,desktops"] {
         println!("$ kubectl get {kinds} -A");
         println!("{}", cluster.kubectl(["get", kinds, "--all-namespaces"])?);
+    }
+    match host {
+        Host::Node(_) => {
+            println!("$ kubectl get pods -n {SYSTEM_NAMESPACE} -o wide\n{}", pods::pods(cluster));
+            println!(
+                "The operator and the node daemon of {node} are the chart's own pods; those of simulated hosts"
+            );
+            println!("are processes of this machine.");
+        }
+        Host::Libvirt(_) => {
+            println!("The operator and the node daemons are processes of this machine, no pods.");
+        }
     }
     println!("{NAMESPACE}/{DESKTOP} is a real QEMU guest on {node}, run with {}.", accelerator());
     println!("sim-rtx-pro-6000 and sim-l40s are simulated: they have no cards and run no guests.");

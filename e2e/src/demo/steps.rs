@@ -1,7 +1,6 @@
 //! The steps of the demo, each of which looks first at what is there already.
 
 use std::fs::{self, File, TryLockError};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -16,14 +15,18 @@ use kube::{Api, ResourceExt};
 use serde::Deserialize;
 use tokio::time::sleep;
 
-use super::{DESKTOP, NAMESPACE, Progress, SIMULATED, current, desktops, foreign_cluster, report, this_node};
+use super::{
+    DESKTOP, Host, NAMESPACE, Progress, Real, SIMULATED, current, desktops, foreign_cluster, report,
+    this_node,
+};
 use crate::accelerator::{Accelerator, accelerator};
 use crate::cluster::{Cluster, SYSTEM_NAMESPACE};
-use crate::control_plane::ControlPlane;
+use crate::control_plane::{ControlPlane, Place};
 use crate::libvirt_host::LibvirtHost;
 use crate::processes::{Lifetime, Process};
 use crate::programs::{self, DaemonOptions};
-use crate::state::{StateDir, checkout, hash};
+use crate::screen::Virsh;
+use crate::state::{StateDir, checkout, copy_whole, hash};
 use crate::waiting::eventually;
 
 /// Whose the fields are that the demo applies.
@@ -66,9 +69,9 @@ pub(super) fn golden_image(progress: Progress) -> Result<PathBuf> {
 }
 
 /// The control plane: the given one, the one of an earlier run, or a new one.
-pub(super) async fn cluster(state: &Arc<StateDir>, progress: Progress) -> Result<Cluster> {
+async fn cluster(state: &Arc<StateDir>, progress: Progress) -> Result<Cluster> {
     if !foreign_cluster() {
-        if let Some(cluster) = Cluster::running_in(state).await? {
+        if let Some(cluster) = Cluster::running_in(state, &Place::Loopback).await? {
             progress.say("control plane: runs already");
             return Ok(cluster);
         }
@@ -91,7 +94,7 @@ fn group(state: &StateDir) -> Result<String> {
 }
 
 /// A libvirt of the demo's own.
-pub(super) async fn libvirt(state: &Arc<StateDir>, progress: Progress) -> Result<LibvirtHost> {
+async fn libvirt(state: &Arc<StateDir>, progress: Progress) -> Result<LibvirtHost> {
     if let Some(host) = LibvirtHost::running_in(state) {
         progress.say("libvirt: runs already");
         return Ok(host);
@@ -105,7 +108,7 @@ pub(super) async fn libvirt(state: &Arc<StateDir>, progress: Progress) -> Result
 }
 
 /// Definitions and chart.
-pub(super) fn install(cluster: &Cluster, progress: Progress) -> Result<()> {
+fn install(cluster: &Cluster, progress: Progress) -> Result<()> {
     cluster.apply_crds()?;
     progress.say("definitions: crds/ applied");
     cluster.helm_install(&[])?;
@@ -113,14 +116,11 @@ pub(super) fn install(cluster: &Cluster, progress: Progress) -> Result<()> {
     Ok(())
 }
 
-/// Operator and daemons, each with the token of its own service account. Returns the real node.
-pub(super) async fn programs(
-    cluster: &Cluster,
-    host: &LibvirtHost,
-    image: &Path,
-    progress: Progress,
-) -> Result<String> {
-    let state = cluster.state();
+/// All of it as processes, each with the token of its own service account.
+pub(super) async fn processes(state: &Arc<StateDir>, image: &Path, progress: Progress) -> Result<Real> {
+    let cluster = cluster(state, progress).await?;
+    let host = libvirt(state, progress).await?;
+    install(&cluster, progress)?;
     let binaries = programs::binaries()?;
     let accepted = cluster.is_accepted(None).await?;
     if is_current(state, "gpudesk-operator", &binaries.join("gpudesk-operator"), accepted)? {
@@ -129,34 +129,47 @@ pub(super) async fn programs(
         cluster.start_operator().await?;
         progress.say("operator: runs with service account gpudesk-operator");
     }
+    let images = host.images()?;
+    // An image that is there stays: the disks of desktops are overlays on it.
+    copy_whole(image, &images)?;
     let node = this_node();
-    let mut wanted = vec![DaemonOptions {
+    let options = DaemonOptions {
         node: node.clone(),
         libvirt_uri: Some(host.uri()),
-        image_roots: vec![place(host, image)?],
+        image_roots: vec![images],
         arguments: vec!["--guest-group".into(), group(state)?.into()],
         ..DaemonOptions::default()
-    }];
+    };
+    daemon(&cluster, &options, progress).await?;
+    let desktops = state.join("daemons").join(&node).join("desktops");
+    Ok(Real { cluster, node, host: Host::Libvirt(host), desktops })
+}
+
+/// The daemons of simulated hosts, which have no Kubernetes node to be pods on.
+pub(super) async fn simulated(cluster: &Cluster, progress: Progress) -> Result<()> {
     for (node, file) in SIMULATED {
-        wanted.push(DaemonOptions {
+        let options = DaemonOptions {
             node: node.to_owned(),
             simulate: Some(checkout().join("examples/hosts").join(file)),
             ..DaemonOptions::default()
-        });
+        };
+        daemon(cluster, &options, progress).await?;
     }
-    for options in wanted {
-        let kind = if options.simulate.is_some() { "simulated host" } else { "this machine" };
-        let name = format!("gpudesk-node-daemon-{}", options.node);
-        let accepted = cluster.is_accepted(Some(&options.node)).await?;
-        if is_current(state, &name, &binaries.join("gpudesk-node-daemon"), accepted)? {
-            progress.say(&format!("node daemon: {} ({kind}) runs already", options.node));
-        } else {
-            cluster.start_daemon(&options).await?;
-            progress
-                .say(&format!("node daemon: {} ({kind}) runs with a token bound to its node", options.node));
-        }
+    Ok(())
+}
+
+async fn daemon(cluster: &Cluster, options: &DaemonOptions, progress: Progress) -> Result<()> {
+    let kind = if options.simulate.is_some() { "simulated host" } else { "this machine" };
+    let name = format!("gpudesk-node-daemon-{}", options.node);
+    let accepted = cluster.is_accepted(Some(&options.node)).await?;
+    let binary = programs::binaries()?.join("gpudesk-node-daemon");
+    if is_current(cluster.state(), &name, &binary, accepted)? {
+        progress.say(&format!("node daemon: {} ({kind}) runs already", options.node));
+    } else {
+        cluster.start_daemon(options).await?;
+        progress.say(&format!("node daemon: {} ({kind}) runs with a token bound to its node", options.node));
     }
-    Ok(node)
+    Ok(())
 }
 
 /// Takes the filter of the demo's guests from this machine, once none runs.
@@ -185,27 +198,12 @@ fn is_current(state: &StateDir, name: &str, binary: &Path, accepted: bool) -> Re
     Ok(false)
 }
 
-/// Puts the image where QEMU's user can read it and returns the folder.
-///
-/// An image that is there stays: the disks of desktops are overlays on it.
-fn place(host: &LibvirtHost, image: &Path) -> Result<PathBuf> {
-    let folder = host.images()?;
-    let to = folder.join(image.file_name().context("the image is a file")?);
-    if !to.exists() {
-        // Under another name first: a copy that was interrupted must not pass for the image.
-        let partial = to.with_extension("partial");
-        fs::copy(image, &partial).with_context(|| format!("copy {}", image.display()))?;
-        fs::set_permissions(&partial, fs::Permissions::from_mode(0o644))?;
-        fs::rename(&partial, &to)?;
-    }
-    Ok(folder)
-}
-
 /// Waits until desktops can be placed on every node.
-pub(super) async fn wait_for_nodes(cluster: &Cluster, node: &str, progress: Progress) -> Result<()> {
+pub(super) async fn wait_for_nodes(real: &Real, progress: Progress) -> Result<()> {
+    let Real { cluster, node, .. } = real;
     let api: Api<GpuNode> = Api::all(cluster.client().clone());
     let start = Instant::now();
-    for name in std::iter::once(node).chain(SIMULATED.map(|(name, _)| name)) {
+    for name in std::iter::once(node.as_str()).chain(SIMULATED.map(|(name, _)| name)) {
         loop {
             let found = api.get_opt(name).await?;
             let status = found.as_ref().and_then(|node| node.status.as_ref());
@@ -247,9 +245,9 @@ fn minutes(time: Duration) -> String {
 }
 
 /// Where the console of the desktop that boots for real is written to.
-async fn guest_log(cluster: &Cluster, node: &str) -> Result<PathBuf> {
-    let uid = desktops(cluster).get(DESKTOP).await?.uid().unwrap_or_default();
-    Ok(cluster.state().join("daemons").join(node).join("desktops").join(uid).join("serial.log"))
+async fn guest_log(real: &Real) -> Result<PathBuf> {
+    let uid = desktops(&real.cluster).get(DESKTOP).await?.uid().unwrap_or_default();
+    Ok(real.desktops.join(uid).join("serial.log"))
 }
 
 /// The manifests that a user would apply. Where he has changed what is in them, his word counts.
@@ -283,7 +281,8 @@ pub(super) async fn apply_quickstart(cluster: &Cluster, progress: Progress) -> R
 }
 
 /// Waits until the desktop that boots for real is ready, and says what it waits for.
-pub(super) async fn wait_for_desktop(cluster: &Cluster, node: &str, progress: Progress) -> Result<()> {
+pub(super) async fn wait_for_desktop(real: &Real, progress: Progress) -> Result<()> {
+    let cluster = &real.cluster;
     let (api, limit) = (desktops(cluster), boot(accelerator()));
     let start = Instant::now();
     let mut said = (String::new(), Instant::now());
@@ -299,7 +298,7 @@ pub(super) async fn wait_for_desktop(cluster: &Cluster, node: &str, progress: Pr
             said = (words.clone(), Instant::now());
         }
         if start.elapsed() > limit {
-            let log = guest_log(cluster, node).await?;
+            let log = guest_log(real).await?;
             bail!(
                 "desktop {NAMESPACE}/{DESKTOP} is not ready after {}: {words}. {}",
                 minutes(limit),
@@ -312,25 +311,20 @@ pub(super) async fn wait_for_desktop(cluster: &Cluster, node: &str, progress: Pr
 
 /// Waits until cloud-init has done in the guest what the quickstart's template says: only then is
 /// there somebody who can log in. The guest agent, which comes earlier, is asked.
-pub(super) async fn wait_for_first_boot(
-    cluster: &Cluster,
-    host: &LibvirtHost,
-    node: &str,
-    progress: Progress,
-) -> Result<()> {
+pub(super) async fn wait_for_first_boot(real: &Real, progress: Progress) -> Result<()> {
     const DONE: &str =
         r#"{"execute":"guest-file-open","arguments":{"path":"/run/gpudesk-cloud-init-was-here"}}"#;
-    let domain = domain_name(NAMESPACE, DESKTOP);
+    let (host, domain) = (&real.host, domain_name(NAMESPACE, DESKTOP));
     progress.say(&format!("desktop {NAMESPACE}/{DESKTOP}: cloud-init sets it up"));
     let opened = eventually("cloud-init has set up the guest", boot(accelerator()), || async {
-        Ok(host.virsh(["qemu-agent-command", &domain, DONE, "--timeout", "5"]).ok())
+        Ok(host.virsh(&["qemu-agent-command", &domain, DONE, "--timeout", "5"]).ok())
     });
-    let log = guest_log(cluster, node).await?;
-    let logs = cluster.state().logs();
+    let log = guest_log(real).await?;
+    let logs = real.cluster.state().logs();
     let opened = opened.await.map_err(|error| anyhow!("{error:#}. {}", what_now(&logs, Some(&log))))?;
     let handle = serde_json::from_str::<serde_json::Value>(&opened)?["return"].take();
     let close = serde_json::json!({"execute": "guest-file-close", "arguments": {"handle": handle}});
-    host.virsh(["qemu-agent-command", &domain, &close.to_string(), "--timeout", "5"])?;
+    host.virsh(&["qemu-agent-command", &domain, &close.to_string(), "--timeout", "5"])?;
     progress.say(&format!("desktop {NAMESPACE}/{DESKTOP}: set up"));
     Ok(())
 }

@@ -26,7 +26,9 @@ pub struct Images {
 
 /// Makes the archives in `folder`.
 pub fn build(folder: &Path) -> Result<Images> {
-    let mut script = Command::new(checkout().join("e2e/node/build-images.sh"));
+    // It ends with this process: whoever then removes the folder is alone with it.
+    let mut script = Command::new("setpriv");
+    script.args(["--pdeathsig", "KILL"]).arg(checkout().join("e2e/node/build-images.sh"));
     run(script.arg(binaries()?).arg(folder))?;
     let archive = |name: &str| folder.join(format!("{name}.tar"));
     Ok(Images {

@@ -20,8 +20,9 @@ mod settings;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,10 +37,25 @@ use cgroups::Cgroups;
 
 /// As many nodes there can be, on one machine.
 pub(crate) const MOST: u8 = 2;
+/// Arguments of `unshare`: all namespaces but that of cgroups.
+const NAMESPACES: [&str; 7] = ["-m", "-p", "-n", "-u", "-i", "--fork", "--kill-child"];
 const GRACE: Duration = Duration::from_secs(20);
 const READY: Duration = Duration::from_secs(90);
-/// Moves what runs it into the node's cgroups, then becomes the program.
-const JOIN: &str = r#"for procs in /sys/fs/cgroup/*/cgroup.procs; do echo $$ >"$procs"; done; exec "$@""#;
+/// Whether this machine lets a node be made: in `$1`, the folder of a try.
+const PROBE: &str = include_str!("../../node/probe.sh");
+/// What a node runs of the machine's programs, and the packages that have them.
+const PROGRAMS: [(&str, &str); 8] = [
+    ("containerd", "containerd"),
+    ("ctr", "containerd"),
+    ("runc", "runc"),
+    ("iptables", "iptables"),
+    ("socat", "socat"),
+    ("ip", "iproute2"),
+    ("unshare", "util-linux"),
+    ("nsenter", "util-linux"),
+];
+/// Where containerd looks for them.
+const PLUGINS: &str = "/usr/lib/cni";
 
 /// A program of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,6 +71,8 @@ pub enum Part {
 }
 
 impl Part {
+    const ALL: [Self; 4] = [Self::Containerd, Self::Kubelet, Self::Proxy, Self::Libvirt];
+
     fn name(self) -> &'static str {
         match self {
             Self::Containerd => "containerd",
@@ -68,9 +86,38 @@ impl Part {
 /// A program inside, and the `nsenter` outside that waits for it.
 #[derive(Debug)]
 struct Running {
-    launch: Launch,
+    /// None where an earlier run started it.
+    launch: Option<Launch>,
     outside: Process,
     inside: Identity,
+}
+
+/// Whether this machine lets a node be made, by trying what one takes.
+///
+/// # Errors
+/// What it does not let be done.
+pub fn possible(state: &StateDir) -> Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "only root makes namespaces and cgroups of a node's own");
+    let path = std::env::var("PATH").unwrap_or_default();
+    for (program, package) in PROGRAMS {
+        let found = path.split(':').any(|folder| Path::new(folder).join(program).is_file());
+        ensure!(found, "{program} is not installed (package {package}; `make setup` installs it)");
+    }
+    let bridge = Path::new(PLUGINS).join("bridge");
+    ensure!(bridge.is_file(), "no {} (package containernetworking-plugins; `make setup`)", bridge.display());
+    let folder = state.join("probe");
+    fs::create_dir_all(&folder)?;
+    let cgroups = Cgroups::create(&folder, &format!("gpudesk-{}-probe", state.name()?))?;
+    let tried = cgroups.hand_down().and_then(|()| {
+        let mut probe = Command::new("unshare");
+        probe.args(NAMESPACES).args(["-C", "--propagation", "private", "sh", "-c", PROBE, "sh"]);
+        let output = probe.arg(&folder).stdin(Stdio::null()).output().context("run unshare")?;
+        let said = [output.stdout, output.stderr].concat();
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&said).trim());
+        Ok(())
+    });
+    tried.and(cgroups.remove())?;
+    fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))
 }
 
 /// One node.
@@ -99,15 +146,23 @@ impl Node {
         ensure!(rustix::process::geteuid().is_root(), "a Kubernetes node of its own needs root");
         let name = name(index);
         let folder = state.join(&name);
+        // Of containers of an earlier run, as after a start of the machine, nothing is of use; desktops stay.
+        for of_containers in ["over", "work", "root/var/lib/containerd", "root/var/lib/kubelet"] {
+            match fs::remove_dir_all(folder.join(of_containers)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
         settings::write(&folder, index)?;
         let _ = fs::remove_file(folder.join("ready"));
         let cache = state.libvirt_cache();
         fs::create_dir_all(&cache)?;
         let cgroups = Cgroups::create(&folder, &format!("gpudesk-{}-{name}", state.name()?))?;
         let holder = Launch::new(name.clone(), "sh")
-            .args(["-c", cgroups::MOVE, "sh"])
-            .args([folder.join(cgroups::RECORD)])
-            .args(["unshare", "-m", "-p", "-n", "-u", "-i", "-C", "--fork", "--kill-child"])
+            .args(["-c", cgroups::BEGIN, "sh"])
+            .args([folder.join(cgroups::RECORD), folder.join(cgroups::ENTRANCES)])
+            .args(["unshare"])
+            .args(NAMESPACES)
             .args(["--propagation", "private", "sh", "-c", include_str!("../../node/init.sh"), "sh"])
             .args([folder.as_os_str(), name.as_ref(), cache.as_os_str()])
             .start(state, lifetime)?;
@@ -116,10 +171,12 @@ impl Node {
             ensure!(holder.is_running(), "node {name} was not made: {}", holder.log_tail());
             Ok(folder.join("ready").exists().then(|| Identity::child_of(pid)).flatten())
         });
-        let first = match made.await {
+        let made = made.await.and_then(|first| cgroups.hand_down().map(|()| first));
+        let first = match made {
             Ok(first) => first,
             Err(error) => {
                 drop(holder);
+                cgroups.end()?;
                 cgroups.remove()?;
                 return Err(error);
             }
@@ -136,6 +193,39 @@ impl Node {
         };
         node.cable(switch)?;
         Ok(node)
+    }
+
+    /// The detached node that an earlier run left in this state folder; `None` when not all of it runs any more.
+    pub fn running_in(state: &Arc<StateDir>, index: u8) -> Option<Self> {
+        let name = name(index);
+        let folder = state.join(&name);
+        let cgroups = Cgroups::recorded(&folder)?;
+        let holder = Process::recorded(state, &name)?;
+        let first = Identity::child_of(holder.pid())?;
+        let parts = Part::ALL.into_iter().map(|part| {
+            let outside = Process::recorded(state, &format!("{}-{name}", part.name()))?;
+            let inside = Identity::child_of(outside.pid())?;
+            Some((part, Running { launch: None, outside, inside }))
+        });
+        let parts = parts.collect::<Option<_>>()?;
+        let (state, lifetime) = (Arc::clone(state), Lifetime::Detached);
+        Some(Self { index, folder, state, lifetime, parts, cgroups, first, holder })
+    }
+
+    /// Ends what detached nodes left in this state folder, however far their start had come.
+    pub fn stop_recorded(state: &StateDir) -> Result<()> {
+        for folder in fs::read_dir(state.path())? {
+            let folder = folder?;
+            let Some(cgroups) = Cgroups::recorded(&folder.path()) else { continue };
+            // It may be on its way into its cgroups.
+            if let Some(mut holder) = folder.file_name().to_str().and_then(|it| Process::recorded(state, it))
+            {
+                holder.kill()?;
+            }
+            cgroups.end()?;
+            cgroups.remove()?;
+        }
+        Ok(())
     }
 
     /// Its name.
@@ -158,7 +248,7 @@ impl Node {
         self.folder.join("root").join(inside.trim_start_matches('/'))
     }
 
-    fn network(&self) -> PathBuf {
+    pub(crate) fn network(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/ns/net", self.first.pid()))
     }
 
@@ -189,19 +279,25 @@ impl Node {
         Ok(())
     }
 
-    /// Words that lead a program into the node; the program and its arguments follow.
-    fn entrance(&self) -> Vec<String> {
+    /// Words that lead a program into the node, by `sh`; the program and its arguments follow.
+    fn entrance(&self) -> Vec<OsString> {
+        let entrances = self.folder.join(cgroups::ENTRANCES);
         let pid = self.first.pid().to_string();
-        let words =
-            ["-t", &pid, "-m", "-p", "-n", "-u", "-i", "-C", "--wdns=/", "--", "sh", "-c", JOIN, "sh"];
-        words.map(str::to_owned).to_vec()
+        let words = ["nsenter", "-t", &pid, "-m", "-p", "-n", "-u", "-i", "-C", "--wdns=/", "--"];
+        let begin = ["-c".into(), cgroups::MOVE.into(), "sh".into(), entrances.into_os_string()];
+        begin.into_iter().chain(words.map(OsString::from)).collect()
     }
 
     /// A command inside the node.
     pub fn inside(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
+        let mut command = Command::new("sh");
         command.args(self.entrance()).arg(program);
         command
+    }
+
+    /// The connection URI of its libvirt for any process on the machine that runs as root.
+    pub fn libvirt_uri(&self) -> String {
+        format!("qemu:///system?socket=/proc/{}/root/run/libvirt/libvirt-sock", self.first.pid())
     }
 
     /// Runs `virsh` with the node's libvirt and returns its standard output.
@@ -254,8 +350,19 @@ impl Node {
         self.spawn(Part::Proxy, control_plane.program("kube-proxy"), proxy).await
     }
 
+    /// Starts the kubelet with no cluster: it runs the pods whose manifests are in the folder that is returned.
+    pub async fn start_kubelet_alone(&mut self, programs: &Path) -> Result<PathBuf> {
+        let manifests = self.folder.join("manifests");
+        fs::create_dir_all(&manifests)?;
+        let config = self.folder.join("settings/kubelet.yaml");
+        fs::write(&config, settings::kubelet_alone(&manifests))?;
+        let arguments = vec![flag("--config", config), flag("--hostname-override", self.name())];
+        self.spawn(Part::Kubelet, programs.join("kubelet"), arguments).await?;
+        Ok(manifests)
+    }
+
     async fn spawn(&mut self, part: Part, program: impl AsRef<Path>, arguments: Vec<OsString>) -> Result<()> {
-        let launch = Launch::new(format!("{}-{}", part.name(), self.name()), "nsenter")
+        let launch = Launch::new(format!("{}-{}", part.name(), self.name()), "sh")
             .args(self.entrance())
             .args([program.as_ref()])
             .args(arguments);
@@ -270,7 +377,7 @@ impl Node {
             Ok(Identity::child_of(outside.pid()))
         })
         .await?;
-        self.parts.insert(part, Running { launch, outside, inside });
+        self.parts.insert(part, Running { launch: Some(launch), outside, inside });
         Ok(())
     }
 
@@ -296,7 +403,7 @@ impl Node {
         running.inside.end(signal, GRACE)?;
         ensure!(running.outside.wait(GRACE)?, "{} does not end", running.outside.name());
         run(self.inside("sh").args(["-ec", script]))?;
-        self.launch(part, running.launch).await?;
+        self.launch(part, running.launch.context("an earlier run started it")?).await?;
         match part {
             Part::Containerd => self.answers(part, || run(self.inside("ctr").arg("version")).map(drop)).await,
             Part::Libvirt => self.answers(part, || self.virsh(["version"]).map(drop)).await,

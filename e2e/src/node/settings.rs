@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::images::PAUSE;
 use super::pods;
@@ -63,13 +63,7 @@ fn network(pods: &str) -> String {
 
 /// The kubelet's configuration file.
 pub(super) fn kubelet(access: &NodeAccess) -> String {
-    json!({
-        "apiVersion": "kubelet.config.k8s.io/v1beta1",
-        "kind": "KubeletConfiguration",
-        "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
-        "failCgroupV1": false,
-        "cgroupDriver": "cgroupfs",
-        "failSwapOn": false,
+    let of_cluster = json!({
         "authentication": {
             "anonymous": { "enabled": false },
             "webhook": { "enabled": true },
@@ -78,9 +72,34 @@ pub(super) fn kubelet(access: &NodeAccess) -> String {
         "authorization": { "mode": "Webhook" },
         "tlsCertFile": access.certificate,
         "tlsPrivateKeyFile": access.key,
+    });
+    kubelet_with(of_cluster)
+}
+
+/// The same of a kubelet that has no cluster, and answers nobody.
+pub(super) fn kubelet_alone(manifests: &Path) -> String {
+    kubelet_with(json!({
+        "authentication": { "webhook": { "enabled": false } },
+        "authorization": { "mode": "AlwaysAllow" },
+        "enableServer": false,
+        "staticPodPath": manifests,
+    }))
+}
+
+fn kubelet_with(mut more: Value) -> String {
+    let mut all = json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+        "failCgroupV1": false,
+        "cgroupDriver": "cgroupfs",
+        "failSwapOn": false,
         // A full disk of the machine is no matter of the node's.
         "evictionHard": { "nodefs.available": "1%", "imagefs.available": "1%" },
         "imageGCHighThresholdPercent": 100,
-    })
-    .to_string()
+    });
+    if let (Some(all), Some(more)) = (all.as_object_mut(), more.as_object_mut()) {
+        all.append(more);
+    }
+    all.to_string()
 }

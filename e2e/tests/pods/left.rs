@@ -44,6 +44,11 @@ pub(crate) fn machine(state: &Path) -> Result<BTreeSet<String>> {
     let mut find = Command::new("find");
     let cgroups = run(find.args(["/sys/fs/cgroup", "-type", "d", "-name", &format!("gpudesk-{name}-*")]))?;
     found.extend(cgroups.lines().map(|line| format!("cgroup {line}")));
+    let handed_down = Path::new("/sys/fs/cgroup/cgroup.subtree_control");
+    if handed_down.exists() {
+        let controllers = fs::read_to_string(handed_down)?;
+        found.extend(controllers.split_whitespace().map(|it| format!("controller {it}")));
+    }
     for folder in ["/etc/cni", "/etc/libvirt", "/run/containerd", "/run/libvirt", "/var/lib/kubelet"] {
         if Path::new(folder).exists() {
             let files = run(Command::new("find").arg(folder).args(["-printf", "%p %U %m\\n"]))?;
