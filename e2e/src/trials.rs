@@ -20,8 +20,15 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::OnceCell;
 use tracing_subscriber::EnvFilter;
 
+/// Whether this is `make soak`: trials take their long forms, the same code with larger numbers.
+pub fn soak() -> bool {
+    std::env::var_os("GPUDESK_SOAK").is_some_and(|value| !value.is_empty())
+}
+
 /// A trial that has not ended after this has failed.
-const LIMIT: Duration = Duration::from_mins(10);
+fn limit() -> Duration {
+    Duration::from_mins(if soak() { 60 } else { 20 })
+}
 
 /// What the trials of one test program share.
 pub trait Environment: Send + Sync + Sized + 'static {
@@ -127,7 +134,8 @@ fn run_trial<E: Environment>(handle: &Handle, shared: &Shared<E>, body: Body<E>)
         });
         let environment = up.await.as_ref().map_err(|words| anyhow!("{words}"))?;
         let trial = body(Arc::clone(environment));
-        tokio::time::timeout(LIMIT, trial).await.with_context(|| format!("not ended after {LIMIT:?}"))?
+        let limit = limit();
+        tokio::time::timeout(limit, trial).await.with_context(|| format!("not ended after {limit:?}"))?
     });
     outcome.map_err(|error| Failed::from(format!("{error:#}")))
 }

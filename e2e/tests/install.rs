@@ -187,3 +187,19 @@ fn a_given_folder_of_control_plane_programs_is_used_when_it_is_complete() {
         "{words}"
     );
 }
+
+#[test]
+fn the_oldest_kubernetes_of_the_chart_is_among_those_that_are_built() {
+    let chart = std::fs::read_to_string(checkout().join("charts/gpudesk/Chart.yaml")).unwrap();
+    let oldest = chart.split_once("kubeVersion: \">=").unwrap().1.split_once(".0-0\"").unwrap().0;
+    let module = checkout().join(format!("e2e/control-plane/kubernetes-{oldest}/go.mod"));
+    let module = std::fs::read_to_string(module).unwrap();
+    assert!(module.contains(&format!("require k8s.io/kubernetes v{oldest}.")), "{module}");
+
+    let mut command = Command::new(checkout().join("e2e/control-plane/build.sh"));
+    let output =
+        command.env_remove("GPUDESK_CONTROL_PLANE").env("GPUDESK_KUBERNETES", "0.9").output().unwrap();
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && words.contains("GPUDESK_KUBERNETES is 0.9; there is"), "{words}");
+    assert!(words.contains(oldest), "{words}");
+}

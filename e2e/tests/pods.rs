@@ -18,13 +18,12 @@ use gpudesk_e2e::pods::Pods;
 use gpudesk_e2e::processes::{Identity, Lifetime, run};
 use gpudesk_e2e::real_host::{TINY, built};
 use gpudesk_e2e::state::{StateDir, readme_commands};
-use gpudesk_e2e::trials::{Environment, Suite};
+use gpudesk_e2e::trials::{Environment, Suite, soak};
 use gpudesk_e2e::waiting::{eventually, until_gone};
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Pod, Secret, ServiceAccount};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::api::{DeleteParams, PostParams};
 use kube::{Api, ResourceExt};
 use rustix::process::Signal;
 use serde_json::json;
@@ -32,8 +31,14 @@ use serde_json::json;
 const SOON: Duration = Duration::from_mins(2);
 const FOR: &str = "--timeout=150s";
 
+#[path = "pods/given.rs"]
+mod given;
 #[path = "pods/left.rs"]
 mod left;
+#[path = "pods/scraped.rs"]
+mod scraped;
+#[path = "pods/tokens.rs"]
+mod tokens;
 
 fn main() -> ExitCode {
     if std::env::var_os(left::VICTIM).is_some() {
@@ -95,6 +100,9 @@ async fn story(environment: Arc<TwoNodes>) -> Result<()> {
     story.leaders().await.context("leaders")?;
     story.late_mount().await.context("an image store that is mounted while the pod runs")?;
     story.without_privileges().await.context("without privileges")?;
+    if soak() {
+        tokens::outlived(&story).await.context("tokens that are no longer good")?;
+    }
     story.removal().await
 }
 
@@ -293,7 +301,7 @@ impl Story<'_> {
         self.pods.install(&["log.level=debug", "metrics.service.enabled=true"]).context("upgrade")?;
         spread(self.pods).await.context("after an upgrade")?;
         self.goes_on("an upgrade").await?;
-        self.metrics().await.context("metrics")?;
+        scraped::by_prometheus(self.pods).await.context("metrics")?;
         self.pods.cluster().helm(["rollback", "gpudesk", "1", "--wait", FOR]).context("rollback")?;
         spread(self.pods).await.context("after a rollback")?;
         self.goes_on("a rollback").await?;
@@ -331,7 +339,31 @@ impl Story<'_> {
     async fn drain(&self) -> Result<()> {
         self.kubectl(&format!("drain node-a --ignore-daemonsets --delete-emptydir-data {FOR}"))?;
         self.goes_on("a drain").await?;
-        self.kubectl("uncordon node-a").map(drop)
+        self.kubectl("uncordon node-a")?;
+        self.all_at_once().await
+    }
+
+    /// Both old operators are on the drained node's neighbour, and stay until both new ones are ready: whoever keeps away
+    /// from the old ones puts both new ones on one node.
+    async fn all_at_once(&self) -> Result<()> {
+        let old = eventually("two operators are ready", SOON, || async {
+            let found = self.pods.of("operator").await?;
+            Ok((found.len() == 2 && found.iter().all(ready)).then_some(found))
+        })
+        .await?;
+        ensure!(old.iter().all(|pod| node_of(pod) == "node-b"), "a pod came to a node that was drained");
+        let deployment = format!("-n {SYSTEM_NAMESPACE} deployment/gpudesk-operator");
+        let surge = |surge: &str, missing: &str| {
+            let strategy =
+                format!(r#"{{"rollingUpdate":{{"maxSurge":{surge},"maxUnavailable":{missing}}}}}"#);
+            self.kubectl(&format!(r#"patch {deployment} -p {{"spec":{{"strategy":{strategy}}}}}"#))
+        };
+        surge("2", "0")?;
+        self.kubectl(&format!("rollout restart {deployment}"))?;
+        self.kubectl(&format!("rollout status {FOR} {deployment}"))?;
+        // As the chart has it, or Helm finds a field that somebody else wants otherwise.
+        surge(r#""25%""#, r#""25%""#)?;
+        spread(self.pods).await.context("after a rollout of all at once")
     }
 
     /// The name of the leader's pod, once it is another one than `before`.
@@ -355,7 +387,6 @@ impl Story<'_> {
         let pods: Api<Pod> = Api::namespaced(self.pods.cluster().client().clone(), SYSTEM_NAMESPACE);
         pods.delete(&first, &DeleteParams::default()).await?;
         let second = self.leader(Some(&first)).await.context("after the leader's pod was deleted")?;
-        // The drain had put both on one node.
         spread(self.pods).await.context("after the leader's pod was deleted")?;
         self.new_desktop("the leader was deleted").await?;
 
@@ -396,40 +427,21 @@ impl Story<'_> {
         run(self.pods.nodes().await[0].inside("umount").arg(images)).map(drop)
     }
 
-    async fn metrics(&self) -> Result<()> {
-        let slices: Api<EndpointSlice> =
-            Api::namespaced(self.pods.cluster().client().clone(), SYSTEM_NAMESPACE);
-        for component in ["operator", "node-daemon"] {
-            let found = self.pods.of(component).await?;
-            let selector = format!("kubernetes.io/service-name=gpudesk-{component}-metrics");
-            let addresses = eventually("the service names every pod", SOON, || async {
-                let listed = slices.list(&ListParams::default().labels(&selector)).await?;
-                let all: BTreeSet<_> =
-                    listed.into_iter().flat_map(|it| it.endpoints).flat_map(|it| it.addresses).collect();
-                Ok((all.len() == found.len()).then_some(all))
-            })
-            .await?;
-            for pod in &found {
-                let address =
-                    pod.status.as_ref().and_then(|status| status.pod_ip.clone()).unwrap_or_default();
-                ensure!(addresses.contains(&address), "{address} is not among {addresses:?}");
-                let page = self.pods.get(pod, "/metrics").await?;
-                ensure!(page.contains("# TYPE gpudesk_"), "{}: {page}", pod.name_any());
-            }
-        }
-        Ok(())
-    }
-
+    /// Also with what hosts have that this node has not: a driver's library, a hook, and a kubelet that keeps CPUs.
     async fn without_privileges(&self) -> Result<()> {
-        self.pods.install(&[
+        let given = given::Given::new(&self.pods.nodes().await[0])?;
+        let settings = [
             "nodeDaemon.privileged=false",
-            "nodeDaemon.hostPID=false",
             "nodeDaemon.acceleration=emulation",
             "nodeDaemon.guestNetwork.filter=external",
-        ])?;
+        ];
+        self.pods.install(&[&settings[..], &given::SETTINGS].concat())?;
         self.goes_on("an upgrade to no privileges").await?;
+        given.is_seen(self.pods).await?;
+        given.replace(&self.pods.nodes().await[0])?;
         pod_security(self.pods, "baseline", &["hostPath volumes"])?;
-        self.new_desktop("an upgrade to no privileges").await
+        self.new_desktop("an upgrade to no privileges").await?;
+        given.replacement_is_seen(self.pods).await
     }
 
     /// Uninstalled with desktops that run, installed again, and all taken down with the commands of the README.

@@ -137,7 +137,6 @@ fn in_words(cluster: &Cluster) -> Result<()> {
         (&["metrics.port=8443"][..], "metrics.port and nodeDaemon.relay.port are both 8443"),
         (&["nodeDaemon.relay.enabled=false", "nodeDaemon.relay.hostPort=true"], "enable the relay"),
         (&["nodeDaemon.privileged=false"], "set filter to external"),
-        (&["nodeDaemon.hostPID=false"], "set filter to external"),
         (
             &["nodeDaemon.privileged=false", r#"nodeDaemon.guestNetwork.filter="external""#],
             "set acceleration to kvm or emulation",
@@ -187,6 +186,9 @@ fn in_words(cluster: &Cluster) -> Result<()> {
     ] {
         template(cluster, &[right])?;
     }
+    // Only where guests are filtered does it see the host's processes.
+    let external = template(cluster, &[r#"nodeDaemon.guestNetwork.filter="external""#])?;
+    ensure!(!external.contains("hostPID") && template(cluster, &[])?.contains("hostPID: true"), "{external}");
     // What a label of a namespace may say is what the selector of namespaces asks for, to which helm adds the default.
     let selector = r#"admission.inlineUserData.denyNamespaces={"matchExpressions": [{"key": "gpudesk.dev/data", "operator": "In", "values": ["no", "never"]}, {"key": "gpudesk.dev/closed", "operator": "Exists"}, {"key": "team", "operator": "In", "values": ["a"]}]}"#;
     let text = template(cluster, &[selector])?;
@@ -211,6 +213,11 @@ pub(crate) async fn variants(cluster: Arc<Cluster>) -> Result<()> {
             "metrics.service.enabled=true",
             r#"metrics.service.annotations={"prometheus.io/scrape": "true"}"#,
             r#"nodeDaemon.allowedRoots=["/srv/vms", "/mnt/nas"]"#,
+            r#"nodeDaemon.discovery.nvml="/run/nvidia/driver/usr/lib/libnvidia-ml.so.1""#,
+            r#"nodeDaemon.discovery.hook="/opt/site/hook""#,
+            r#"nodeDaemon.discovery.kubeletConfig="/var/lib/kubelet/config.yaml""#,
+            r#"nodeDaemon.discovery.kubeletConfigDirs=["/etc/kubernetes/kubelet.conf.d"]"#,
+            r#"nodeDaemon.relay={"hostPort": true, "announce": "$(NODE_NAME).example.org"}"#,
             r#"nodeDaemon.imageRoots=["/var/lib/gpudesk/images", "/mnt/images"]"#,
             r#"nodeDaemon.libvirt.uri="qemu:///system?mode=direct""#,
             r#"nodeDaemon.tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]"#,

@@ -98,7 +98,6 @@ pub(crate) async fn kept_as_applied(cluster: Arc<Cluster>) -> Result<()> {
             r#"nodeDaemon.acceleration="kvm""#,
         ],
         &[
-            "nodeDaemon.hostPID=false",
             r#"nodeDaemon.guestNetwork.filter="external""#,
             "operator.replicas=1",
             "operator.resources={}",

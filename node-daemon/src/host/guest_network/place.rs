@@ -49,7 +49,7 @@ impl Place {
             let error = io::Error::from(error);
             lost(format!(
                 "the network namespace of libvirt's process {pid} cannot be opened ({error}); run the daemon as \
-                 root with the capability SYS_PTRACE, in the chart with nodeDaemon.privileged and hostPID"
+                 root with the capability SYS_PTRACE, in the chart with nodeDaemon.privileged"
             ))
         };
         let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -126,7 +126,7 @@ async fn peer(uri: &str) -> Result<i32, GuestNetworkError> {
                 return pid.filter(|pid| *pid > 0).ok_or_else(|| {
                     lost(format!(
                         "the process behind {} cannot be seen from here; let the daemon see the host's \
-                         processes, in the chart with nodeDaemon.hostPID",
+                         processes, in the chart with nodeDaemon.guestNetwork.filter: enforce",
                         socket.display()
                     ))
                 });
