@@ -64,7 +64,9 @@ pub fn run_probe(accelerator: &str) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (image, log) = (folder.path().join("probe.img"), folder.path().join("log"));
     File::create(&image)?.write_all(PROBE)?;
-    let mut qemu = Command::new("qemu-system-x86_64")
+    // A guest that hangs ends with whoever asks, also when that is killed.
+    let mut qemu = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"])
         .args([
             "-accel",
             accelerator,
