@@ -142,11 +142,7 @@ impl LibvirtHost {
 
     /// The QEMU processes of this host.
     pub fn guests(&self) -> Vec<Identity> {
-        let qemu = |process: &Identity| {
-            let name = fs::read_to_string(format!("/proc/{}/comm", process.pid())).unwrap_or_default();
-            name.starts_with("qemu-system")
-        };
-        self.inhabitants().into_iter().filter(qemu).collect()
+        self.inhabitants().into_iter().filter(Identity::is_qemu).collect()
     }
 
     /// Every process of this host: the holder, libvirtd, guests and their helpers.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
+use kube::Api;
 use kube::api::ListParams;
-use kube::{Api, ResourceExt};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::cluster::{Cluster, SYSTEM_NAMESPACE};
@@ -129,12 +129,6 @@ impl Pods {
         let selector = ListParams::default().labels(&format!("app.kubernetes.io/name=gpudesk-{component}"));
         let listed = pods.list(&selector).await?;
         Ok(listed.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect())
-    }
-
-    /// A page of a pod's metrics server, through the API server.
-    pub async fn get(&self, pod: &Pod, page: &str) -> Result<String> {
-        let at = format!("/api/v1/namespaces/{SYSTEM_NAMESPACE}/pods/{}:8080/proxy{page}", pod.name_any());
-        Ok(self.cluster.client().request_text(http::Request::get(at).body(Vec::new())?).await?)
     }
 
     /// Saves the logs of everything, of pods too, and the objects as they are now, and returns the folder.

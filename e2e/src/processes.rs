@@ -45,6 +45,12 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Whether it is a QEMU, by the name of its program.
+    pub fn is_qemu(&self) -> bool {
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", self.pid())).unwrap_or_default();
+        name.starts_with("qemu-system")
+    }
+
     /// The identity of the process that has this number now; `None` when there is none.
     pub fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

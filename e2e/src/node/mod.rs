@@ -413,11 +413,7 @@ impl Node {
 
     /// The QEMU processes of the node.
     pub fn guests(&self) -> Vec<Identity> {
-        let qemu = |process: &Identity| {
-            let name = fs::read_to_string(format!("/proc/{}/comm", process.pid())).unwrap_or_default();
-            name.starts_with("qemu-system")
-        };
-        self.inhabitants().into_iter().filter(qemu).collect()
+        self.inhabitants().into_iter().filter(Identity::is_qemu).collect()
     }
 
     /// Every process of the node, in whatever namespaces of a pod.
