@@ -168,10 +168,12 @@ impl Pods {
 /// As [`Pods::install`].
 pub fn install(cluster: &Cluster, settings: &[&str]) -> Result<()> {
     cluster.kubectl(["label", "--overwrite", "node", "node-a", "gpudesk.dev/host=true"])?;
+    let limit = format!("--timeout={}s", patient(Duration::from_mins(3)).as_secs());
+    let mut flags = vec!["--wait", &*limit];
     if patient(Duration::from_secs(1)) > Duration::from_secs(1) {
         // helm waits a minute for definitions that are new, whatever its limit is.
         cluster.apply_crds()?;
+        flags.push("--skip-crds");
     }
-    let limit = format!("--timeout={}s", patient(Duration::from_mins(3)).as_secs());
-    cluster.helm_install_with(&[&images::SETTINGS[..], settings].concat(), &["--wait", &limit])
+    cluster.helm_install_with(&[&images::SETTINGS[..], settings].concat(), &flags)
 }
