@@ -24,7 +24,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CARGO = [os.environ.get("CARGO", "cargo"), "test", "--workspace", "--all-features"]
 # Guests without KVM, or many threads. The longest first, for nothing else shortens the end.
-HEAVY = ["gpu_node", "pods", "guest", "gpudesk_placement", "handover", "demo", "desktops", "libvirt_host"]
+HEAVY = ["given_cards", "gpu_node", "pods", "guest", "gpudesk_placement", "handover", "demo", "desktops", "libvirt_host"]
 
 
 def programs():

@@ -2,10 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use gpudesk_crds::{
-    gpu_node_status::{CardUnits, Device, Placement},
+    gpu_node_status::{CardUnits, Device, MediaEngines, Placement},
     types::ShareMode::{self, Mig, Vgpu, VirtualFunctions},
 };
-use gpudesk_geometry::{Misfit, Placed};
+use gpudesk_geometry::{Engines, Misfit, Placed};
 
 fn card(placements: Vec<Placement>) -> Device {
     let units = CardUnits::of(&placements);
@@ -55,6 +55,35 @@ fn a_card_whose_units_nobody_said_gives_no_share_that_needs_them() {
     let slices = Some(CardUnits { mig_memory: 4, ..CardUnits::default() });
     let geometry = Device { units: slices, ..many() }.geometry(true);
     assert_eq!(geometry.check(&[], Placed { kind: 1, start: Some(0) }), Err(Misfit::Slices(0)));
+}
+
+#[test]
+fn engines_of_the_card_are_those_of_the_profile_that_takes_it_whole() {
+    let mut card = many();
+    assert!(card.geometry(true).modes.iter().all(|mode| mode.engines.is_none()));
+    let tell = |card: &mut Device, position: usize, decoders: i32| {
+        card.placements[position].engines = Some(MediaEngines { decoders, ..MediaEngines::default() });
+    };
+    tell(&mut card, 0, 3);
+    let two = [Placed { kind: 1, start: Some(0) }, Placed { kind: 1, start: Some(1) }];
+    let check = |card: &Device| card.geometry(true).check(&two[..1], two[1]);
+    assert_eq!(check(&card), Ok(()), "the whole card tells none");
+    tell(&mut card, 1, 4);
+    assert_eq!(check(&card), Err(Misfit::Engines { which: "decoders", wanted: 3, free: 1 }));
+    tell(&mut card, 1, 6);
+    assert_eq!(check(&card), Ok(()));
+    assert_eq!(card.geometry(true).more(&[], 1), 2);
+    tell(&mut card, 0, -1);
+    tell(&mut card, 1, i32::MAX);
+    let geometry = card.geometry(true);
+    assert_eq!(
+        (geometry.kinds[1].engines, geometry.kinds[2].engines),
+        (Engines([0; 4]), Engines([255, 0, 0, 0]))
+    );
+    // Engines without numbers are none, and no engines are nothing known.
+    let text = serde_yaml::to_string(&card.placements[0]).unwrap();
+    let back: Placement = serde_yaml::from_str(&text).unwrap();
+    assert_eq!(back, card.placements[0]);
 }
 
 #[test]

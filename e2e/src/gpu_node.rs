@@ -24,10 +24,11 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
+use crate::kubeconfig;
 use crate::processes::{Launch, Lifetime, Process, run};
 use crate::real_host::built;
 use crate::state::StateDir;
-use crate::waiting::eventually;
+use crate::waiting::{eventually, patient};
 use control::Control;
 pub use control::Output;
 use machine::Files;
@@ -63,10 +64,19 @@ impl GpuNodeVm {
     /// # Errors
     /// When the guest cannot be built, or did not come up in any of three attempts.
     pub async fn start(state: &Arc<StateDir>) -> Result<Self> {
+        Self::start_with(state, None).await
+    }
+
+    /// The same, and the guest reaches the API server at this port of the loopback interface, and nothing
+    /// else. The kubeconfig for it is [`Self::join`]'s.
+    ///
+    /// # Errors
+    /// As of [`Self::start`].
+    pub async fn start_with(state: &Arc<StateDir>, api: Option<u16>) -> Result<Self> {
         let image = built("e2e/gpu-node/build.sh")?;
         let mut failures = Vec::new();
         for attempt in 1..=ATTEMPTS {
-            match Self::boot(state, &image, attempt).await? {
+            match Self::boot(state, &image, attempt, api).await? {
                 Ok(node) => return Ok(node),
                 Err(Failed(words)) => {
                     tracing::warn!("attempt {attempt} to start the GPU node: {words}");
@@ -78,7 +88,12 @@ impl GpuNodeVm {
     }
 
     /// Only a guest that began to boot is worth another attempt.
-    async fn boot(state: &Arc<StateDir>, image: &Path, attempt: u32) -> Result<Result<Self, Failed>> {
+    async fn boot(
+        state: &Arc<StateDir>,
+        image: &Path,
+        attempt: u32,
+        api: Option<u16>,
+    ) -> Result<Result<Self, Failed>> {
         let begun = Instant::now();
         let folder = state.join(format!("{NAME}-{attempt}"));
         let share = folder.join("host");
@@ -86,7 +101,8 @@ impl GpuNodeVm {
         fs::create_dir_all(&jobs)?;
         let console = state.logs().join(format!("{NAME}-console-{attempt}.log"));
         let files = Files::new(image, &folder, &share, &console)?;
-        let qemu = Launch::new(NAME, machine::QEMU).args(files.arguments()).start(state, Lifetime::Test)?;
+        let qemu =
+            Launch::new(NAME, machine::QEMU).args(files.arguments(api)).start(state, Lifetime::Test)?;
         let qmp = eventually("QEMU answers", Duration::from_secs(20), || async {
             ensure!(qemu.is_running(), "QEMU ended; {}", qemu.log_tail());
             Ok(Qmp::connect(files.qmp()).await.ok())
@@ -94,7 +110,7 @@ impl GpuNodeVm {
         .await?;
         let control = Control::connect(files.control(), jobs).await?;
         tokio::select! {
-            ready = control.ready() => if ready.is_err() {
+            ready = control.ready_after(0) => if ready.is_err() {
                 return Ok(Err(Failed(format!("QEMU ended; {}", qemu.log_tail()))));
             },
             words = silence(&console) => return Ok(Err(Failed(words))),
@@ -148,12 +164,30 @@ impl GpuNodeVm {
         let name = program.file_name().and_then(|name| name.to_str()).context("a program has a name")?;
         let copy = self.share.join(name);
         run(Command::new("strip").args(["--strip-all", "-o"]).arg(&copy).arg(program))?;
-        let inside = format!("/run/{name}");
+        let inside = format!("/usr/local/bin/{name}");
         // In large pieces: each takes a round trip.
         let script =
             format!("dd if='/host/{name}' of='{inside}' bs=500K status=none && chmod 755 '{inside}'");
         self.run(&script).await?;
         fs::remove_file(copy)?;
+        Ok(inside)
+    }
+
+    /// Brings the guest's way to the API server up and gives it a kubeconfig like this one, and returns where
+    /// it is there.
+    pub async fn join(&self, kubeconfig: &Path) -> Result<String> {
+        let inside = "/run/kubeconfig".to_owned();
+        kubeconfig::write_elsewhere(&self.share.join("kubeconfig"), kubeconfig, machine::API)?;
+        self.run(&format!(
+            "set -e
+             interface=$(ls -d /sys/bus/pci/devices/{nic}/virtio*/net/*)
+             ip link set \"${{interface##*/}}\" up
+             ip address add 10.0.2.15/24 dev \"${{interface##*/}}\"
+             install --mode=600 /host/kubeconfig {inside}
+             rm /host/kubeconfig",
+            nic = machine::OWN_NIC,
+        ))
+        .await?;
         Ok(inside)
     }
 
@@ -170,6 +204,22 @@ impl GpuNodeVm {
         qmp.execute("device_del", json!({ "id": id })).await?;
         let gone = qmp.event("DEVICE_DELETED", |data| data["device"] == id);
         timeout(UNPLUG, gone).await.with_context(|| format!("{id} is still there after {UNPLUG:?}"))?
+    }
+
+    /// Resets it, as the button does, and waits until it takes commands again: what is on its disk is there, and nothing
+    /// else.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn reset(&self) -> Result<()> {
+        let boots = self.control.boots();
+        {
+            let mut qmp = self.qmp.lock().await;
+            qmp.execute("set-action", json!({ "reboot": "reset" })).await?;
+            qmp.execute("system_reset", json!({})).await?;
+        }
+        let up = timeout(patient(BOOT), self.control.ready_after(boots)).await;
+        up.with_context(|| format!("the GPU node was not up again within {BOOT:?}"))?
     }
 
     /// Ends it; no process is left on return.

@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::json;
@@ -39,6 +41,22 @@ pub fn write_like(path: &Path, like: &Path, token: &str) -> Result<()> {
         .with_context(|| format!("context {context} names no cluster"))?;
     let credentials = json!({ "token": token });
     save(path, &serde_json::to_value(cluster)?, &credentials)
+}
+
+/// Writes a kubeconfig like another one, for a place where the API server is found at another address and files of
+/// this machine are not.
+pub(crate) fn write_elsewhere(path: &Path, like: &Path, address: &str) -> Result<()> {
+    let mut config = Kubeconfig::read_from(like)?;
+    for cluster in config.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
+        if let Some(file) = cluster.certificate_authority.take() {
+            let pem = fs::read(&file).with_context(|| format!("read {file}"))?;
+            cluster.certificate_authority_data = Some(STANDARD.encode(pem));
+        }
+        cluster.server = Some(format!("https://{address}"));
+        // Its certificate is for where it is here.
+        cluster.tls_server_name = Some("localhost".into());
+    }
+    fs::write(path, serde_json::to_string(&config)?).with_context(|| format!("write {}", path.display()))
 }
 
 fn save(path: &Path, cluster: &serde_json::Value, credentials: &serde_json::Value) -> Result<()> {

@@ -92,9 +92,9 @@ async fn defaults(cluster: Arc<Cluster>) -> Result<()> {
     // As JSON from the server: what the types fill in by themselves must not count.
     let kubectl = |kind: &str, spec: &str| -> Result<Value> {
         let file = cluster.state().join(format!("{kind}-defaults.yaml"));
-        let manifest = format!(
-            "{{apiVersion: gpudesk.dev/v1alpha1, kind: {kind}, metadata: {{name: a}}, spec: {spec}}}"
-        );
+        // Older kubectl takes a file that begins with a brace for JSON.
+        let manifest =
+            format!("apiVersion: gpudesk.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: a}}\nspec: {spec}\n");
         std::fs::write(&file, manifest)?;
         let file = file.display().to_string();
         let made = cluster.kubectl([

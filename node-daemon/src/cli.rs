@@ -38,10 +38,11 @@ pub enum Command {
     /// Needs no cluster, no libvirt and no GPU driver; what is missing is named. Run it as root, or some
     /// files may not be read.
     Discover(Discover),
-    /// Print where shares would be on a card, without a cluster and without touching anything.
+    /// Print where shares would be on a card and how they would be made, without a cluster and without touching anything.
     ///
-    /// The whole list is placed at once, beside what is on the card. Exit status: 0 there is a layout, 1 there
-    /// is none, and why is printed, 2 the question is wrong.
+    /// The whole list is placed at once, beside what is on the card; then come the steps that the daemon would take for
+    /// it. What they assume of a host that does not tell it stands in a note. Exit status: 0 there is a layout, 1 there
+    /// is none or it cannot be made now, and why is printed, 2 the question is wrong.
     Layout(Layout),
     /// Print a script that completes this command line in a shell.
     Completion {

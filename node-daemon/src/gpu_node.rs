@@ -2,10 +2,17 @@
 //! says something new.
 #![expect(clippy::disallowed_methods, reason = "adapter: conditions carry times")]
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::StreamExt;
-use gpudesk_crds::{GpuNode, GpuNodeSpec, GpuNodeStatus, NODE_DAEMON_FIELD_MANAGER, types::ShareMode};
+use gpudesk_crds::{
+    GpuNode, GpuNodeSpec, GpuNodeStatus, NODE_DAEMON_FIELD_MANAGER,
+    types::{PciAddress, ShareMode},
+};
 use gpudesk_inventory::{
     hook::HookView,
     status::{self, Findings, GuestNetworkView, HeldShare, HypervisorView},
@@ -31,13 +38,8 @@ use crate::{
     cluster::Belongs,
     domain::metadata,
     host::{
-        changes::Changes,
-        gpu_driver::GpuInstance,
-        guest_network::GuestNetwork,
-        hardware::HardwareSeen,
-        hook::DiscoveryHook,
-        hypervisor::Hypervisor,
-        source::{HostSource, NOT_YET},
+        changes::Changes, gpu_driver::GpuInstance, guest_network::GuestNetwork, hardware::HardwareSeen,
+        hook::DiscoveryHook, hypervisor::Hypervisor, source::HostSource,
     },
     lease::Restored,
     metrics::Metrics,
@@ -134,6 +136,7 @@ struct Content {
     instances: Result<Vec<HeldShare>, String>,
     driver_versions: (Option<String>, Option<String>),
     unlicensed_vgpus: Option<usize>,
+    withheld: BTreeMap<PciAddress, String>,
 }
 
 /// What lasts from one look to the next.
@@ -171,6 +174,7 @@ impl Publisher {
     /// Shows the host for as long as it is awaited.
     pub async fn run(mut self) {
         let mut stored = self.stored.subscribe();
+        self.source.gpus().wake(Arc::clone(&self.changed));
         let owner = Arc::clone(&self.owner);
         let nodes = Api::all_with(self.client.clone(), &ApiResource::erase::<GpuNode>(&()));
         let name = self.node.clone();
@@ -258,16 +262,26 @@ impl Publisher {
         }
         let source = self.source.clone();
         let held = whole_cards.unwrap_or_default();
-        let content = tokio::task::spawn_blocking(move || Content {
-            facts: source.look(&changes),
-            instances: match unknown {
-                Some(why) => Err(why),
-                None => (source.gpus().instances())
-                    .map(|instances| instances.iter().map(GpuInstance::held).chain(held).collect())
-                    .map_err(|error| error.to_string()),
-            },
-            driver_versions: source.driver_versions(),
-            unlicensed_vgpus: source.unlicensed_vgpus(),
+        // What its owner says is known before anything is changed on a card.
+        let is_owners = now.known && !now.unclear && *self.belongs.borrow() == Belongs::Here;
+        let owner = stored.filter(|_| is_owners).map(|node| node.spec.clone());
+        let content = tokio::task::spawn_blocking(move || {
+            let facts = source.look(&changes);
+            if let Some(spec) = &owner {
+                source.gpus().settle(spec);
+            }
+            Content {
+                instances: match unknown {
+                    Some(why) => Err(why),
+                    None => (source.gpus().instances())
+                        .map(|instances| all_held(&instances, held))
+                        .map_err(|error| error.to_string()),
+                },
+                driver_versions: source.driver_versions(),
+                unlicensed_vgpus: source.unlicensed_vgpus(),
+                withheld: source.gpus().withheld(&facts),
+                facts,
+            }
         });
         let content = content.await?;
         self.seen.set(&content.facts);
@@ -290,7 +304,7 @@ impl Publisher {
             gpu_driver_version,
             vgpu_manager_version,
             unlicensed_vgpus: content.unlicensed_vgpus,
-            withheld: (!self.source.is_simulated()).then_some(NOT_YET),
+            withheld: content.withheld,
             hook: &said.hook,
             instances: content.instances.as_deref().map_err(Clone::clone),
             spec: stored.map_or(&none, |node| &node.spec),
@@ -499,6 +513,17 @@ async fn unseen_guests(hypervisor: &dyn Hypervisor, group: u32) -> Vec<String> {
     }
     unseen.sort();
     unseen
+}
+
+/// What gpudesk made, and the whole cards of domains of ours, which an earlier version gave without noting it.
+fn all_held(instances: &[GpuInstance], whole: Vec<HeldShare>) -> Vec<HeldShare> {
+    let mut held: Vec<HeldShare> = instances.iter().map(GpuInstance::held).collect();
+    for share in whole {
+        if !held.iter().any(|known| known.card == share.card && known.instance.id == share.instance.id) {
+            held.push(share);
+        }
+    }
+    held
 }
 
 /// Cards that domains of ours hold whole; or why it cannot be told.

@@ -9,6 +9,8 @@
 //!   host: the two seams, hypervisor (libvirt) and gpu_driver; files, images, seeds; the simulated host
 //! ```
 //!
+//! `devices` plans and makes shares of real cards, behind `gpu_driver`.
+//!
 //! `topology`, `partition`, `domain`, `inventory` and the files named `decide`, `desired`, `conflict`,
 //! `machine`, `record`, `standing`, `stray`, `status`, `tuning`, `brake`, `upkeep` and `qcow2` are pure; `host` touches the machine.
 
@@ -18,6 +20,7 @@ pub mod cluster;
 pub mod crash_point;
 pub mod daemon;
 pub mod desktop;
+pub mod devices;
 pub mod discover;
 pub mod domain;
 pub mod gpu_node;

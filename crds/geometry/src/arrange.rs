@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use crate::{Geometry, Misfit, Placed};
+use crate::{Geometry, Misfit, Placed, apart, count};
 
 /// How many arrangements are tried before [`NoLayout::TooMany`]. The cards that exist need some hundreds;
 /// the bound is for what a broken driver may list.
@@ -54,25 +54,40 @@ impl Geometry {
     /// Whether one share of a kind may be beside what is placed.
     ///
     /// # Errors
-    /// Why not: the reason at its last start, where it has several.
+    /// Why not: the reason at the start where it came nearest.
     pub fn fits(&self, placed: &[Placed], kind: u16) -> Result<(), Misfit> {
         let of = self.kind(kind).ok_or(Misfit::NotOffered)?;
         let starts: Vec<Option<i32>> = match of.starts.as_slice() {
             [] => vec![None],
             starts => starts.iter().map(|start| Some(*start)).collect(),
         };
-        let mut last = Misfit::Start;
+        let mut nearest = Misfit::NotOffered;
         for start in starts {
             match self.check(placed, Placed { kind, start }) {
                 Ok(()) => return Ok(()),
-                Err(misfit) => last = misfit,
+                Err(misfit) => nearest = nearest.max(misfit),
             }
         }
-        Err(last)
+        Err(nearest)
+    }
+
+    /// What no arrangement can help: of one kind alone not so many fit, or they are longer than the card.
+    fn is_too_much(&self, placed: &[Placed], wanted: &[u16]) -> bool {
+        let mut kinds = wanted.to_vec();
+        kinds.sort_unstable();
+        let with_starts =
+            kinds.iter().filter_map(|kind| self.kind(*kind)).filter(|kind| !kind.starts.is_empty());
+        let units = with_starts.clone().map(|kind| self.mode_of(kind).units).max();
+        let length = with_starts.fold(self.room(placed).units, |sum, kind| sum.saturating_add(kind.size));
+        units.is_some_and(|units| length > units)
+            || kinds.chunk_by(|a, b| a == b).any(|run| count(run.len()) > self.more(placed, run[0]))
     }
 
     /// `None` when there is no layout; an error when too much was tried.
     fn search(&self, placed: &[Placed], wanted: &[u16]) -> Result<Option<Vec<Placed>>, NoLayout> {
+        if self.is_too_much(placed, wanted) {
+            return Ok(None);
+        }
         let mut order: Vec<usize> = (0..wanted.len()).collect();
         // Long ones and those with few starts have least choice. Equal kinds stand together.
         order.sort_by_key(|at| {
@@ -127,10 +142,16 @@ impl Search<'_> {
         if self.failed.contains(&state) {
             return Ok(false);
         }
-        for choice in self.geometry.choices(&self.layout, kind) {
-            if choice.start <= after && after.is_some() {
-                continue;
-            }
+        let mut choices = self.geometry.choices(&self.layout, kind);
+        choices.retain(|choice| after.is_none() || choice.start > after);
+        // Those of its kind that are still to come need places, too.
+        let same = self.kinds[depth..].iter().take_while(|other| **other == kind).count();
+        let size = self.geometry.kind(kind).map_or(1, |kind| kind.size);
+        let starts = choices.iter().filter_map(|choice| choice.start);
+        if choices.iter().any(|choice| choice.start.is_some()) && apart(starts, size) < count(same) {
+            choices.clear();
+        }
+        for choice in choices {
             self.layout.push(choice);
             if self.place(depth + 1)? {
                 return Ok(true);
@@ -161,10 +182,10 @@ impl Search<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Kind, Mode};
+    use crate::{Engines, Kind, Mode};
 
     fn kind(size: i32, slices: i32, starts: &[i32], max_count: i32) -> Kind {
-        Kind { mode: 0, size, slices, starts: starts.to_vec(), max_count }
+        Kind { size, slices, starts: starts.to_vec(), max_count, ..Kind::default() }
     }
 
     /// Seven slices, eight units: 1g, 1g of two units, 2g, 3g, 4g, 7g.
@@ -177,7 +198,7 @@ mod tests {
             kind(4, 4, &[0], 1),
             kind(8, 7, &[0], 1),
         ];
-        Geometry { modes: vec![Mode { units: 8, slices: Some(7) }], kinds }
+        Geometry { modes: vec![Mode { units: 8, slices: Some(7), ..Mode::default() }], kinds }
     }
 
     /// Mixed sizes on 48 GB of an Ada card: 1, 2, 3, 4, 6, 8, 12, 16, 24, 48.
@@ -197,7 +218,7 @@ mod tests {
         ];
         let kinds =
             starts.iter().map(|(size, starts)| kind(*size, 0, starts, i32::try_from(starts.len()).unwrap()));
-        Geometry { modes: vec![Mode { units: 48, slices: None }], kinds: kinds.collect() }
+        Geometry { modes: vec![Mode { units: 48, ..Mode::default() }], kinds: kinds.collect() }
     }
 
     fn starts(found: &[Placed]) -> Vec<i32> {
@@ -279,16 +300,59 @@ mod tests {
         })
     }
 
+    /// RTX PRO 6000: 1g plain, with optical flow, with all engines, with none; 2g plain, all, none; 4g.
+    fn four() -> Geometry {
+        let of = |size: i32, slices: i32, max_count: i32, engines: [u16; 4]| Kind {
+            engines: Engines(engines),
+            ..kind(size, slices, &(0..12 / size).map(|n| n * size).collect::<Vec<_>>(), max_count)
+        };
+        let kinds = vec![
+            of(3, 1, 4, [1, 1, 1, 0]),
+            of(3, 1, 1, [1, 1, 1, 1]),
+            of(3, 1, 1, [4, 4, 4, 1]),
+            of(3, 1, 4, [0; 4]),
+            of(6, 2, 2, [2, 2, 2, 0]),
+            of(6, 2, 1, [4, 4, 4, 1]),
+            of(6, 2, 2, [0; 4]),
+            of(12, 4, 1, [4, 4, 4, 1]),
+        ];
+        Geometry { modes: vec![Mode::spanned_by(kinds.iter())], kinds }
+    }
+
     #[test]
-    fn every_list_of_seven_slices_is_answered_as_by_trying_everything() {
-        let g = seven();
+    fn one_that_has_all_engines_stands_only_beside_those_without() {
+        let (g, [plain, me, all, none]) = (four(), [0, 1, 2, 3]);
+        assert!(g.arrange(&[], &[none, all, none, none]).is_ok());
+        assert!(g.arrange(&[], &[plain, plain, me, plain]).is_ok());
+        assert!(g.arrange(&[], &[all, 6, none]).is_ok());
+        for list in [vec![all, plain], vec![plain, all], vec![all, me], vec![all, 4], vec![5, plain]] {
+            assert_eq!(g.arrange(&[], &list), Err(NoLayout::Together(1)), "{list:?}");
+            let first = g.arrange(&[], &list[..1]).unwrap();
+            assert!(matches!(g.fits(&first, list[1]), Err(Misfit::Engines { .. })), "{list:?}");
+        }
+        assert_eq!(g.arrange(&[], &[none, all, none, plain]), Err(NoLayout::Together(3)));
+    }
+
+    #[test]
+    fn every_list_is_answered_as_by_trying_everything() {
+        assert!(tried_lists(&seven(), 7) > 60);
+        assert!(tried_lists(&four(), 4) > 30);
+    }
+
+    /// How many lists have a layout on an empty card, each answered rightly.
+    fn tried_lists(g: &Geometry, all_slices: i32) -> i32 {
         let last = u16::try_from(g.kinds.len()).unwrap() - 1;
         let (mut lists, mut legal) = (vec![vec![]], 0);
         while let Some(list) = lists.pop() {
             let slices: i32 = list.iter().map(|kind: &u16| g.kind(*kind).unwrap().slices).sum();
             let count = |kind: u16| i32::try_from(list.iter().filter(|one| **one == kind).count()).unwrap();
             let counted = list.iter().all(|kind| count(*kind) <= g.kind(*kind).unwrap().max_count);
-            let expected = slices <= 7 && counted && by_hand(&g, &mut vec![], &list);
+            let engines = (0..4).all(|which| {
+                let sum: u16 = list.iter().map(|kind| g.kind(*kind).unwrap().engines.0[which]).sum();
+                let all = g.modes[0].engines.0[which];
+                all == 0 || sum <= all
+            });
+            let expected = slices <= all_slices && counted && engines && by_hand(g, &mut vec![], &list);
             assert_eq!(g.arrange(&[], &list).is_ok(), expected, "{list:?}");
             legal += i32::from(expected);
             // What is illegal stays so with one more.
@@ -298,12 +362,35 @@ mod tests {
                     .extend((from..=last).map(|kind| list.iter().copied().chain([kind]).collect::<Vec<_>>()));
             }
         }
-        assert!(legal > 60, "{legal}");
+        legal
+    }
+
+    /// 96 GB of a Blackwell card: as many starts as shares of the size, so a list one too long has thousands of arrangements
+    /// that all fail.
+    #[test]
+    fn one_too_many_of_a_size_with_many_starts_is_told_at_once() {
+        let sizes = [48, 24, 16, 12, 8, 6, 4, 3];
+        let of = |size: i32| kind(size, 0, &(0..96 / size).map(|n| n * size).collect::<Vec<_>>(), 96 / size);
+        let g = Geometry {
+            modes: vec![Mode { units: 96, ..Mode::default() }],
+            kinds: sizes.into_iter().map(of).collect(),
+        };
+        for (size, number) in sizes.into_iter().zip(0u16..) {
+            let most = usize::try_from(96 / size).unwrap();
+            assert_eq!(g.arrange(&[], &vec![number; most]).map(|found| found.len()), Ok(most));
+            assert_eq!(g.arrange(&[], &vec![number; most + 1]), Err(NoLayout::Together(most)));
+            let mut more = vec![number; most];
+            more.push(7);
+            assert_eq!(g.arrange(&[], &more), Err(NoLayout::Together(most)), "{size}");
+        }
+        // One that is there takes two of these places.
+        let there = [Placed { kind: 7, start: Some(42) }];
+        assert_eq!(g.arrange(&there, &[6; 24]), Err(NoLayout::Together(22)));
     }
 
     #[test]
     fn shares_without_positions_are_counted() {
-        let mode = Mode { units: 3, slices: None };
+        let mode = Mode { units: 3, ..Mode::default() };
         let g = Geometry { modes: vec![mode], kinds: vec![kind(1, 0, &[], 3)] };
         assert_eq!(g.arrange(&[], &[0, 0, 0]).map(|found| found.len()), Ok(3));
         assert_eq!(g.arrange(&[], &[0; 5]), Err(NoLayout::Together(3)));

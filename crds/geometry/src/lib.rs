@@ -21,17 +21,65 @@ pub struct Geometry {
 }
 
 /// A way to divide a card.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Mode {
     /// Length of the card in units: MIG memory units, vGPU placement units. For shares without a
     /// position how many of the smallest fit; 1 for a card given away whole.
     pub units: i32,
     /// Compute slices, where they limit too.
     pub slices: Option<i32>,
+    /// Media engines, where they limit too.
+    pub engines: Engines,
+}
+
+/// Media engines: decoders, encoders, JPEG and optical flow engines. A number of 0 in a mode limits nothing:
+/// nobody told it, and a card without such engines has no share that takes one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Engines(pub [u16; 4]);
+
+impl Engines {
+    const NAMES: [&str; 4] = ["decoders", "encoders", "JPEG engines", "optical flow engines"];
+
+    /// Whether there are none.
+    pub fn is_none(self) -> bool {
+        self == Self::default()
+    }
+
+    fn and(mut self, other: Self) -> Self {
+        for (sum, other) in self.0.iter_mut().zip(other.0) {
+            *sum = sum.saturating_add(other);
+        }
+        self
+    }
+
+    /// Whether `one` finds room in what `used` leaves of these.
+    pub fn hold(self, used: Self, one: Self) -> bool {
+        self.room_for(used, one).is_ok()
+    }
+
+    /// How often `one` finds room in what `used` leaves of these, at least once.
+    ///
+    /// # Errors
+    /// [`Misfit::Engines`] with the first that are too few.
+    fn room_for(self, used: Self, one: Self) -> Result<i32, Misfit> {
+        let mut most = i32::MAX;
+        for (position, wanted) in one.0.iter().enumerate().filter(|(_, wanted)| **wanted > 0) {
+            let all = self.0[position];
+            let free = all.saturating_sub(used.0[position]);
+            if all > 0 && free < *wanted {
+                let (wanted, free) = (i32::from(*wanted), i32::from(free));
+                return Err(Misfit::Engines { which: Self::NAMES[position], wanted, free });
+            }
+            if all > 0 {
+                most = most.min(i32::from(free / wanted));
+            }
+        }
+        Ok(most)
+    }
 }
 
 /// A share on offer.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Kind {
     /// Position of its mode in [`Geometry::modes`].
     pub mode: u16,
@@ -39,6 +87,8 @@ pub struct Kind {
     pub size: i32,
     /// Compute slices; 0 where they do not matter.
     pub slices: i32,
+    /// Media engines that are its own; none where nobody told them.
+    pub engines: Engines,
     /// Legal starts, ascending; empty when only the number counts.
     pub starts: Vec<i32>,
     /// How many fit on an empty card.
@@ -63,10 +113,13 @@ pub struct Room {
     pub units: i32,
     /// Compute slices in use.
     pub slices: i32,
+    /// Media engines in use.
+    pub engines: Engines,
 }
 
-/// Why a share does not fit. A number is the position of the share that is in the way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why a share does not fit. A number is the position of the share that is in the way. The later, the nearer
+/// it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Misfit {
     /// The card has no such kind.
     NotOffered,
@@ -80,6 +133,15 @@ pub enum Misfit {
     InTheWay(usize),
     /// Only so many compute slices are free.
     Slices(i32),
+    /// Others have the media engines.
+    Engines {
+        /// Which.
+        which: &'static str,
+        /// How many it takes.
+        wanted: i32,
+        /// How many are free.
+        free: i32,
+    },
 }
 
 /// A vGPU on a GPU instance.
@@ -121,14 +183,16 @@ impl OnInstance {
 }
 
 impl Mode {
-    /// Units and slices follow from the shares: the one that takes the whole card ends where the card does.
+    /// Units, slices and engines follow from the shares: the one that takes the whole card ends where the card
+    /// does.
     pub fn spanned_by<'a>(kinds: impl Iterator<Item = &'a Kind>) -> Self {
-        let (mut units, mut slices) = (0, 0);
+        let (mut units, mut slices, mut whole) = (0, 0, (0, 0, Engines::default()));
         for kind in kinds {
             let end = kind.starts.iter().max().map_or(0, |last| last.saturating_add(kind.size));
             (units, slices) = (end.max(units), kind.slices.max(slices));
+            whole = whole.max((kind.slices, kind.size, kind.engines));
         }
-        Self { units, slices: Some(slices) }
+        Self { units, slices: Some(slices), engines: whole.2 }
     }
 }
 
@@ -140,7 +204,7 @@ impl Geometry {
 
     /// The mode of a kind.
     pub fn mode_of(&self, kind: &Kind) -> Mode {
-        self.modes.get(usize::from(kind.mode)).copied().unwrap_or(Mode { units: 0, slices: None })
+        self.modes.get(usize::from(kind.mode)).copied().unwrap_or_default()
     }
 
     /// How many of a kind an empty card holds, by its figures.
@@ -149,16 +213,18 @@ impl Geometry {
         let by_units = mode.units.checked_div(kind.size).unwrap_or(0);
         let by_slices = mode.slices.and_then(|all| all.checked_div(kind.slices)).unwrap_or(i32::MAX);
         let by_starts = if kind.starts.is_empty() { i32::MAX } else { count(kind.starts.len()) };
-        by_units.min(by_slices).min(by_starts).min(kind.max_count).max(0)
+        let by_engines = mode.engines.room_for(Engines::default(), kind.engines).unwrap_or(0);
+        by_units.min(by_slices).min(by_engines).min(by_starts).min(kind.max_count).max(0)
     }
 
     /// What is in use.
     pub fn room(&self, placed: &[Placed]) -> Room {
-        let mut room = Room { mode: None, units: 0, slices: 0 };
+        let mut room = Room { mode: None, units: 0, slices: 0, engines: Engines::default() };
         for kind in placed.iter().filter_map(|share| self.kind(share.kind)) {
             room.mode = Some(kind.mode);
             room.units = room.units.saturating_add(kind.size);
             room.slices = room.slices.saturating_add(kind.slices);
+            room.engines = room.engines.and(kind.engines);
         }
         room
     }
@@ -182,13 +248,13 @@ impl Geometry {
         let of = self.kind(share.kind).ok_or(Misfit::NotOffered)?;
         self.left(placed, share.kind, of)?;
         self.position(placed, of, share.start)?;
-        self.by_slices(placed, of).map(|_| ())
+        self.by_room(placed, of).map(|_| ())
     }
 
     /// Where a kind can go on a card with these shares, lowest start first; nothing when it cannot.
     pub fn choices(&self, placed: &[Placed], kind: u16) -> Vec<Placed> {
         let Some(of) = self.kind(kind) else { return vec![] };
-        if self.left(placed, kind, of).is_err() || self.by_slices(placed, of).is_err() {
+        if self.left(placed, kind, of).is_err() || self.by_room(placed, of).is_err() {
             return vec![];
         }
         if of.starts.is_empty() {
@@ -202,17 +268,11 @@ impl Geometry {
     /// How many more of a kind fit on a card with these shares, one beside the other.
     pub fn more(&self, placed: &[Placed], kind: u16) -> i32 {
         let Some(of) = self.kind(kind) else { return 0 };
-        let (Ok(left), Ok(by_slices)) = (self.left(placed, kind, of), self.by_slices(placed, of)) else {
+        let (Ok(left), Ok(by_room)) = (self.left(placed, kind, of), self.by_room(placed, of)) else {
             return 0;
         };
-        // Of intervals of one length, the one that ends first is never the wrong one to take.
-        let (mut apart, mut end) = (0, i32::MIN);
-        for start in of.starts.iter().filter(|start| self.position(placed, of, Some(**start)).is_ok()) {
-            if *start >= end {
-                (apart, end) = (apart + 1, start.saturating_add(of.size));
-            }
-        }
-        left.min(by_slices).min(if of.starts.is_empty() { i32::MAX } else { apart })
+        let free = of.starts.iter().copied().filter(|start| self.position(placed, of, Some(*start)).is_ok());
+        left.min(by_room).min(if of.starts.is_empty() { i32::MAX } else { apart(free, of.size) })
     }
 
     /// How many more of a kind there may be by number, at least one. Shares without a position take equal
@@ -239,11 +299,20 @@ impl Geometry {
         if left > 0 && of.size > 0 { Ok(left) } else { Err(Misfit::Full) }
     }
 
-    /// How many more of a kind the compute slices allow, at least one.
-    fn by_slices(&self, placed: &[Placed], of: &Kind) -> Result<i32, Misfit> {
-        let Some(all) = self.mode_of(of).slices.filter(|_| of.slices > 0) else { return Ok(i32::MAX) };
-        let free = all.saturating_sub(self.room(placed).slices);
-        if free >= of.slices { Ok(free / of.slices) } else { Err(Misfit::Slices(free)) }
+    /// How many more of a kind the compute slices and media engines allow, at least one.
+    fn by_room(&self, placed: &[Placed], of: &Kind) -> Result<i32, Misfit> {
+        let mode = self.mode_of(of);
+        let slices = mode.slices.filter(|_| of.slices > 0);
+        if slices.is_none() && of.engines.is_none() {
+            return Ok(i32::MAX);
+        }
+        let room = self.room(placed);
+        let free = slices.map_or(i32::MAX, |all| all.saturating_sub(room.slices));
+        if free < of.slices {
+            return Err(Misfit::Slices(free));
+        }
+        let by_slices = if slices.is_some() { free / of.slices } else { i32::MAX };
+        Ok(mode.engines.room_for(room.engines, of.engines)?.min(by_slices))
     }
 
     /// Whether a kind may start there, and nothing is in the way.
@@ -260,6 +329,18 @@ impl Geometry {
             None => Ok(()),
         }
     }
+}
+
+/// How many shares of a length stand side by side at these starts, which ascend. Of intervals of one length, the one that
+/// ends first is never the wrong one to take.
+fn apart(starts: impl Iterator<Item = i32>, size: i32) -> i32 {
+    let (mut apart, mut end) = (0, i32::MIN);
+    for start in starts {
+        if start >= end {
+            (apart, end) = (apart + 1, start.saturating_add(size));
+        }
+    }
+    apart
 }
 
 fn count(number: usize) -> i32 {

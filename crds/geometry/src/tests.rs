@@ -10,17 +10,26 @@ const UNITS: i32 = 6;
 
 /// Shares with a position, and shares of which only the number counts, in modes of their own.
 fn geometry() -> impl Strategy<Value = Geometry> {
-    let kind = (0u16..3, 1..4i32, 0..3i32, 0..5i32, prop::collection::btree_set(0..UNITS, 0..6));
+    let engines = || [0..3u16, 0..2u16].prop_map(|[decoders, jpeg]| Engines([decoders, 0, jpeg, 0]));
+    let starts = prop::collection::btree_set(0..UNITS, 0..6);
+    let kind = (0u16..3, 1..4i32, 0..3i32, engines(), 0..5i32, starts);
     let kinds = prop::collection::vec(kind, 1..5).prop_map(|kinds| {
-        let kind = |(mode, size, slices, max_count, starts): (u16, i32, i32, i32, BTreeSet<i32>)| {
+        let kind = |(mode, size, slices, engines, max_count, starts): (
+            u16,
+            i32,
+            i32,
+            Engines,
+            i32,
+            BTreeSet<i32>,
+        )| {
             let starts = if mode == 2 { vec![] } else { starts.into_iter().collect() };
             let max_count = if mode < 2 && starts.is_empty() { 0 } else { max_count };
-            Kind { mode, size, slices, starts, max_count }
+            Kind { mode, size, slices, engines, starts, max_count }
         };
         kinds.into_iter().map(kind).collect()
     });
-    (kinds, prop::option::of(0..5i32)).prop_map(|(kinds, slices)| {
-        let mode = |slices| Mode { units: UNITS, slices };
+    (kinds, prop::option::of(0..5i32), engines()).prop_map(|(kinds, slices, engines)| {
+        let mode = |slices| Mode { units: UNITS, slices, engines };
         Geometry { modes: vec![mode(slices), mode(None), mode(None)], kinds }
     })
 }
@@ -46,7 +55,11 @@ fn is_legal(geometry: &Geometry, layout: &[Placed]) -> bool {
     let counts = layout.iter().zip(&kinds).filter(|(share, _)| share.start.is_none());
     let most = counts.map(|(_, kind)| kind.max_count * kind.size).min().unwrap_or(0).min(mode.units);
     let slices: i32 = kinds.iter().map(|kind| kind.slices).sum();
-    modes.len() == 1 && counted <= most && mode.slices.is_none_or(|all| slices <= all)
+    let engines = (0..4).all(|which| {
+        let sum: u16 = kinds.iter().map(|kind| kind.engines.0[which]).sum();
+        mode.engines.0[which] == 0 || sum <= mode.engines.0[which]
+    });
+    modes.len() == 1 && counted <= most && mode.slices.is_none_or(|all| slices <= all) && engines
 }
 
 /// Every share of a kind at every start.
@@ -85,7 +98,31 @@ fn asked() -> impl Strategy<Value = Vec<(prop::sample::Index, prop::sample::Inde
     prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..8)
 }
 
+/// Whether shares of these kinds can be beside a layout, by trying each at each start.
+fn can_be_by_trying(geometry: &Geometry, layout: &[Placed], wanted: &[u16]) -> bool {
+    let Some((first, rest)) = wanted.split_first() else { return true };
+    everywhere(geometry, *first).into_iter().any(|share| {
+        let after: Vec<Placed> = layout.iter().copied().chain([share]).collect();
+        is_legal(geometry, &after) && can_be_by_trying(geometry, &after, rest)
+    })
+}
+
 proptest! {
+    #[test]
+    fn a_list_has_a_layout_where_trying_all_finds_one(
+        geometry in geometry(), asked in asked(), wanted in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
+    ) {
+        let layout = filled(&geometry, &asked[..asked.len().min(3)]);
+        let wanted = wanted.iter().map(|kind| u16::try_from(kind.index(geometry.kinds.len())).unwrap());
+        let wanted: Vec<u16> = wanted.collect();
+        let found = geometry.arrange(&layout, &wanted);
+        prop_assert_eq!(found.is_ok(), can_be_by_trying(&geometry, &layout, &wanted), "{:?}", found);
+        if let Ok(found) = found {
+            let all: Vec<Placed> = layout.iter().chain(&found).copied().collect();
+            prop_assert!(is_legal(&geometry, &all), "{:?}", all);
+        }
+    }
+
     #[test]
     fn what_may_join_is_what_leaves_the_layout_legal(geometry in geometry(), asked in asked()) {
         let layout = filled(&geometry, &asked);
@@ -129,14 +166,14 @@ proptest! {
     #[test]
     fn any_numbers_are_survived(
         kinds in prop::collection::vec((any::<[i32; 3]>(), prop::collection::vec(any::<i32>(), 0..3)), 1..4),
-        mode in any::<(i32, Option<i32>)>(),
+        mode in any::<(i32, Option<i32>, [u16; 4])>(),
         placed in prop::collection::vec((0u16..5, any::<Option<i32>>()), 0..4),
     ) {
         let kind = |([size, slices, max_count], starts): ([i32; 3], Vec<i32>)| {
-            Kind { mode: 0, size, slices, starts, max_count }
+            Kind { size, slices, starts, max_count, ..Kind::default() }
         };
         let geometry = Geometry {
-            modes: vec![Mode { units: mode.0, slices: mode.1 }],
+            modes: vec![Mode { units: mode.0, slices: mode.1, engines: Engines(mode.2) }],
             kinds: kinds.into_iter().map(kind).collect(),
         };
         let placed: Vec<Placed> = placed.into_iter().map(|(kind, start)| Placed { kind, start }).collect();
@@ -148,9 +185,9 @@ proptest! {
 
 #[test]
 fn what_nobody_knows_is_in_the_way() {
-    let kind = |starts: &[i32]| Kind { mode: 0, size: 1, slices: 0, starts: starts.to_vec(), max_count: 2 };
+    let kind = |starts: &[i32]| Kind { size: 1, starts: starts.to_vec(), max_count: 2, ..Kind::default() };
     let at = |kind, start| Placed { kind, start };
-    let placed = Geometry { modes: vec![Mode { units: 2, slices: None }], kinds: vec![kind(&[0, 1])] };
+    let placed = Geometry { modes: vec![Mode { units: 2, ..Mode::default() }], kinds: vec![kind(&[0, 1])] };
     let counted = Geometry { kinds: vec![kind(&[])], ..placed.clone() };
     for geometry in [&placed, &counted] {
         assert_eq!(geometry.more(&[], 0), 2);
@@ -160,6 +197,34 @@ fn what_nobody_knows_is_in_the_way() {
     assert_eq!(counted.check(&[at(0, Some(1))], at(0, None)), Err(Misfit::Excluded(0)), "another division");
     assert_eq!(placed.check(&[], at(0, None)), Err(Misfit::Start));
     assert_eq!(counted.check(&[], at(0, Some(0))), Err(Misfit::Start));
+}
+
+#[test]
+fn engines_that_nobody_told_limit_nothing_and_others_do() {
+    let one = |engines: [u16; 4]| Kind {
+        size: 1,
+        starts: vec![0, 1],
+        max_count: 2,
+        engines: Engines(engines),
+        ..Kind::default()
+    };
+    let card = |told: [u16; 4]| Geometry {
+        modes: vec![Mode { units: 2, slices: None, engines: Engines(told) }],
+        kinds: vec![one([4, 0, 1, 1]), one([1, 0, 0, 0]), one([0; 4])],
+    };
+    let all = [Placed { kind: 0, start: Some(0) }];
+    let [known, unknown] = [card([4, 0, 4, 1]), card([0; 4])];
+    assert_eq!(known.fits(&all, 1), Err(Misfit::Engines { which: "decoders", wanted: 1, free: 0 }));
+    let refused = Err(Misfit::Engines { which: "decoders", wanted: 4, free: 3 });
+    assert_eq!(known.fits(&[Placed { kind: 1, start: Some(0) }], 0), refused, "in whatever order");
+    assert_eq!((known.more(&all, 1), known.more(&all, 2), known.most(&known.kinds[0])), (0, 1, 1));
+    assert_eq!(known.choices(&all, 2), [Placed { kind: 2, start: Some(1) }]);
+    assert_eq!((unknown.more(&all, 1), unknown.most(&unknown.kinds[0])), (1, 2));
+    // One more of the same kind is refused where the shares of it are too many; what takes none never is.
+    let full = [Placed { kind: 0, start: Some(0) }, Placed { kind: 0, start: Some(1) }];
+    assert_eq!(known.fits(&full, 2), Err(Misfit::InTheWay(1)));
+    let spanned = Mode::spanned_by(known.kinds.iter());
+    assert_eq!(spanned.engines, Engines([4, 0, 1, 1]));
 }
 
 #[test]

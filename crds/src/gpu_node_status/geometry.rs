@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use gpudesk_geometry::{Geometry, Kind, Mode};
+use gpudesk_geometry::{Engines, Geometry, Kind, Mode};
 
 use super::{
     device::Device,
-    shares::{CardUnits, Placement},
+    shares::{CardUnits, MediaEngines, Placement},
 };
 use crate::types::ShareMode;
 
@@ -27,6 +27,17 @@ impl CardUnits {
     }
 }
 
+impl MediaEngines {
+    /// The most of one kind that is counted with. Cards have eight.
+    pub const MOST: i32 = 255;
+
+    fn counted(self) -> Engines {
+        let Self { decoders, encoders, jpeg, optical_flow } = self;
+        let counted = |number: i32| u16::try_from(number.clamp(0, Self::MOST)).unwrap_or(0);
+        Engines([decoders, encoders, jpeg, optical_flow].map(counted))
+    }
+}
+
 impl Placement {
     /// One without a legal start where there should be one fits nowhere.
     fn kind(&self, mode: u16, positioned: bool) -> Kind {
@@ -37,6 +48,7 @@ impl Placement {
             mode,
             size: if positioned { self.size } else { 1 },
             slices: self.compute_slices,
+            engines: self.engines.map(MediaEngines::counted).unwrap_or_default(),
             max_count: if positioned && starts.is_empty() { 0 } else { self.max_count },
             starts,
         }
@@ -48,8 +60,8 @@ impl Device {
     /// position when their sizes are `mixed`; else vGPUs of one size exclude those of another, and so
     /// does each kind of virtual function.
     pub fn geometry(&self, mixed: bool) -> Geometry {
-        let whole = Kind { mode: 0, size: 1, slices: 0, starts: vec![], max_count: 1 };
-        let mut geometry = Geometry { modes: vec![Mode { units: 1, slices: None }], kinds: vec![whole] };
+        let whole = Kind { size: 1, max_count: 1, ..Kind::default() };
+        let mut geometry = Geometry { modes: vec![Mode { units: 1, ..Mode::default() }], kinds: vec![whole] };
         let units = self.units.unwrap_or_default();
         let mut known = vec![];
         for (placement, position) in self.placements.iter().zip(0..) {
@@ -62,7 +74,7 @@ impl Device {
             let key = (placement.mode, size);
             let number = known.iter().position(|other| *other == key).unwrap_or_else(|| {
                 known.push(key);
-                geometry.modes.push(Mode { units: length.unwrap_or(0), slices });
+                geometry.modes.push(Mode { units: length.unwrap_or(0), slices, ..Mode::default() });
                 known.len() - 1
             });
             let kind = placement.kind(u16::try_from(number + 1).unwrap_or(u16::MAX), length.is_some());
@@ -70,6 +82,12 @@ impl Device {
                 mode.units = mode.units.max(kind.max_count);
             }
             geometry.kinds.push(kind);
+        }
+        // Of all shares of a mode, the one that takes the whole card has all of its engines.
+        for (mode, number) in geometry.modes.iter_mut().zip(0u16..).filter(|(mode, _)| mode.slices.is_some())
+        {
+            let of_mode = geometry.kinds.iter().filter(|kind| kind.mode == number);
+            mode.engines = Mode::spanned_by(of_mode).engines;
         }
         geometry
     }

@@ -36,7 +36,7 @@ pub use leftover::Leftover;
 pub use models::{DeviceModel, VgpuDisplay};
 pub use numa::{CacheDomain, Hugepages, NumaCell};
 pub use pci::{Bar, Companion, GroupMember, IommuGroup, PcieLink, Sriov};
-pub use shares::{CardUnits, Framework, Instance, MigBackedType, ModeSupport, Placement};
+pub use shares::{CardUnits, Framework, Instance, MediaEngines, MigBackedType, ModeSupport, Placement};
 pub use stray::{Stray, StrayStanding};
 pub use virtual_functions::{VirtualFunction, VirtualFunctions};
 

@@ -55,6 +55,28 @@ impl CardUnits {
     pub const MOST_VGPU: i32 = 512;
 }
 
+/// Media engines; those that are not named are none.
+#[derive(KubeSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MediaEngines {
+    /// Decoders (NVDEC).
+    #[serde(default, skip_serializing_if = "super::is_zero")]
+    #[schemars(range(min = 0, max = 255))]
+    pub decoders: i32,
+    /// Encoders (NVENC).
+    #[serde(default, skip_serializing_if = "super::is_zero")]
+    #[schemars(range(min = 0, max = 255))]
+    pub encoders: i32,
+    /// JPEG engines (NVJPG).
+    #[serde(default, skip_serializing_if = "super::is_zero")]
+    #[schemars(range(min = 0, max = 255))]
+    pub jpeg: i32,
+    /// Optical flow engines (OFA).
+    #[serde(default, skip_serializing_if = "super::is_zero")]
+    #[schemars(range(min = 0, max = 255))]
+    pub optical_flow: i32,
+}
+
 /// A share that the driver offers on a card.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -87,6 +109,10 @@ pub struct Placement {
     #[serde(default, skip_serializing_if = "super::is_zero")]
     #[schemars(range(min = 0, max = 256))]
     pub compute_slices: i32,
+    /// Media engines that a MIG profile has for itself; absent when the driver does not tell them. Those of all
+    /// GPU instances together are no more than those of the profile that takes the whole card.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engines: Option<MediaEngines>,
     /// How many of this type fit on an empty card (vGPU types: in equal-size mode).
     #[schemars(range(min = 0, max = 4096))]
     pub max_count: i32,
@@ -129,6 +155,7 @@ impl Placement {
             size: 0,
             starts: vec![],
             compute_slices: 0,
+            engines: None,
             max_count,
             available: None,
             driver_id: None,

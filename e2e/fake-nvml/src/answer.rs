@@ -16,12 +16,15 @@ pub(crate) type Answer<T = ()> = Result<T, c_uint>;
 pub(crate) const UNINITIALIZED: c_uint = 1;
 pub(crate) const INVALID_ARGUMENT: c_uint = 2;
 pub(crate) const NOT_SUPPORTED: c_uint = 3;
+pub(crate) const NO_PERMISSION: c_uint = 4;
 pub(crate) const NOT_FOUND: c_uint = 6;
 pub(crate) const INSUFFICIENT_SIZE: c_uint = 7;
 pub(crate) const DRIVER_NOT_LOADED: c_uint = 9;
 pub(crate) const TIMEOUT: c_uint = 10;
 pub(crate) const FUNCTION_NOT_FOUND: c_uint = 13;
 pub(crate) const GPU_IS_LOST: c_uint = 15;
+pub(crate) const RESET_REQUIRED: c_uint = 16;
+pub(crate) const OPERATING_SYSTEM: c_uint = 17;
 pub(crate) const IN_USE: c_uint = 19;
 pub(crate) const INSUFFICIENT_RESOURCES: c_uint = 23;
 pub(crate) const VERSION_MISMATCH: c_uint = 25;
@@ -31,15 +34,15 @@ const NAMES: [(&str, c_uint); 20] = [
     ("UNINITIALIZED", UNINITIALIZED),
     ("INVALID_ARGUMENT", INVALID_ARGUMENT),
     ("NOT_SUPPORTED", NOT_SUPPORTED),
-    ("NO_PERMISSION", 4),
+    ("NO_PERMISSION", NO_PERMISSION),
     ("NOT_FOUND", NOT_FOUND),
     ("INSUFFICIENT_SIZE", INSUFFICIENT_SIZE),
     ("DRIVER_NOT_LOADED", DRIVER_NOT_LOADED),
     ("TIMEOUT", TIMEOUT),
     ("FUNCTION_NOT_FOUND", FUNCTION_NOT_FOUND),
     ("GPU_IS_LOST", GPU_IS_LOST),
-    ("RESET_REQUIRED", 16),
-    ("OPERATING_SYSTEM", 17),
+    ("RESET_REQUIRED", RESET_REQUIRED),
+    ("OPERATING_SYSTEM", OPERATING_SYSTEM),
     ("LIB_RM_VERSION_MISMATCH", 18),
     ("IN_USE", IN_USE),
     ("MEMORY", 20),
@@ -55,8 +58,14 @@ pub(crate) fn code(name: &str) -> c_uint {
     NAMES.iter().find(|(known, _)| *known == name).map_or(UNKNOWN, |(_, code)| *code)
 }
 
-/// Answers one call. `subject` is the handle that the call is about, where it has one.
-pub(crate) fn answer(function: &str, subject: usize, work: impl FnOnce(&mut State) -> Answer) -> c_uint {
+/// Answers one call. `subject` is the handle that the call is about, where it has one; `changes` says what
+/// the call wants, where it changes something.
+pub(crate) fn answer(
+    function: &str,
+    subject: usize,
+    changes: Option<String>,
+    work: impl FnOnce(&mut State) -> Answer,
+) -> c_uint {
     let mut state = lock();
     state.refresh();
     let Some(world) = &state.world else { return UNKNOWN };
@@ -67,22 +76,43 @@ pub(crate) fn answer(function: &str, subject: usize, work: impl FnOnce(&mut Stat
     if world.missing.contains(function) {
         return FUNCTION_NOT_FOUND;
     }
-    let card = state.object(subject).map(|object| object.address().to_owned());
+    let call = changes.map(|wants| format!("{function} {wants}"));
+    if call.is_some() && !world.privileged {
+        return NO_PERMISSION;
+    }
+    let object = state.object(subject);
+    let card = object.map(|object| object.address().to_owned());
+    let of = object.map(ToString::to_string).unwrap_or_default();
     let fault = world.faults.iter().find(|fault| {
         fault.function.as_deref().is_none_or(|named| named == function)
             && (fault.card.is_none() || fault.card == card)
             && (fault.function.is_some() || card.is_some())
     });
-    if let Some(fault) = fault.cloned() {
+    let (before, after) = match fault.cloned() {
+        Some(fault) if fault.after => (None, Some(fault)),
+        fault => (fault, None),
+    };
+    if let Some(fault) = before {
         // Others go on meanwhile.
         drop(state);
         thread::sleep(Duration::from_millis(fault.delay_ms));
-        if let Some(error) = fault.error {
-            return code(&error);
-        }
         state = lock();
+        if let Some(error) = fault.error {
+            let error = code(&error);
+            if let Some(call) = call {
+                state.record(&call, &of, error);
+            }
+            return error;
+        }
     }
-    work(&mut state).err().unwrap_or(0)
+    let answer = match call {
+        Some(call) => state.change(&call, subject, work),
+        None => work(&mut state).err().unwrap_or(0),
+    };
+    drop(state);
+    let Some(fault) = after else { return answer };
+    thread::sleep(Duration::from_millis(fault.delay_ms));
+    fault.error.map_or(answer, |error| code(&error))
 }
 
 /// Defines functions of the C interface. `of` names the handle that a call is about.
@@ -92,11 +122,24 @@ macro_rules! functions {
         #[unsafe(no_mangle)]
         extern "C" fn $name($($argument: $kind),*) -> std::ffi::c_uint {
             let subject = 0 $(+ $handle.addr())?;
-            $crate::answer::answer(stringify!($name), subject, |$state| $body)
+            $crate::answer::answer(stringify!($name), subject, None, |$state| $body)
         }
     )*};
 }
 pub(crate) use functions;
+
+/// Defines functions that change something; what they want is told to the recorder.
+macro_rules! changes {
+    ($(fn $name:ident($($argument:ident: $kind:ty),* $(,)?) of $handle:ident, $wants:expr, |$state:pat_param| $body:block)*) => {$(
+        // SAFETY: NVML's names, in a library that stands in its place.
+        #[unsafe(no_mangle)]
+        extern "C" fn $name($($argument: $kind),*) -> std::ffi::c_uint {
+            let wants = $wants.to_string();
+            $crate::answer::answer(stringify!($name), $handle.addr(), Some(wants), |$state| $body)
+        }
+    )*};
+}
+pub(crate) use changes;
 
 /// Writes to where a caller points.
 pub(crate) fn put<T>(to: *mut T, value: T) -> Answer {
@@ -174,6 +217,11 @@ pub(crate) fn put_list<T: Copy>(count: *mut c_uint, to: *mut T, entries: &[T]) -
 }
 
 impl State {
+    /// Refuses who may not list instances, or what there is room for.
+    pub(crate) fn privileged(&self) -> Answer {
+        if self.world.as_ref().is_some_and(|world| world.privileged) { Ok(()) } else { Err(NO_PERMISSION) }
+    }
+
     /// The card that a handle stands for.
     pub(crate) fn card(&self, handle: usize) -> Answer<&CardState> {
         let Some(Object::Card(address)) = self.object(handle) else { return Err(INVALID_ARGUMENT) };

@@ -23,7 +23,7 @@ pub(crate) struct Tables {
     all_types: BTreeMap<u32, VgpuType>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct MixedSize {
     #[serde(rename = "framebufferMiB")]
@@ -199,9 +199,22 @@ impl Tables {
     }
 
     /// Where vGPUs of this size can be when sizes are mixed.
-    pub(crate) fn mixed(&self, model: &Model, framebuffer_mib: u64) -> Option<&MixedSize> {
-        let table = self.mixed.get(model.mixed_size_table.as_ref()?)?;
-        table.iter().find(|size| size.framebuffer_mib == framebuffer_mib)
+    pub(crate) fn mixed(&self, model: &Model, framebuffer_mib: u64) -> Option<MixedSize> {
+        let Some(table) = &model.mixed_size_table else {
+            let most = model.types.iter().find(|kind| kind.framebuffer_mib == framebuffer_mib)?.most;
+            let computed = model.mixes_sizes && model.architecture == Architecture::Blackwell;
+            return computed.then(|| equal_parts(model.memory_mib >> 10, framebuffer_mib, most));
+        };
+        self.mixed.get(table)?.iter().find(|size| size.framebuffer_mib == framebuffer_mib).cloned()
+    }
+
+    /// Where vGPUs of this type can be on a GPU instance whose sizes are mixed.
+    pub(crate) fn mixed_on_instance(&self, model: &Model, kind: &VgpuType) -> Option<MixedSize> {
+        let profiles = self.profiles(model);
+        let units = profiles.iter().map(|profile| profile.size).max()?;
+        let profile = profiles.iter().find(|profile| Some(profile.id) == kind.profile)?;
+        let region = (model.memory_mib >> 10) * u64::from(profile.size) / u64::from(units);
+        Some(equal_parts(region, kind.framebuffer_mib, kind.most))
     }
 
     /// The type of this number, on whatever card.
@@ -210,7 +223,24 @@ impl Tables {
     }
 }
 
+/// Blackwell cards divide a region evenly, whatever else is on it (open-gpu-kernel-modules 595.45.04,
+/// `kernel_vgpu_mgr.c`). 2 GB on a card of 96 take the place of 3.
+fn equal_parts(region_gb: u64, framebuffer_mib: u64, most: u32) -> MixedSize {
+    let small = |gb: u64| u32::try_from(gb).unwrap_or(u32::MAX);
+    let size = match (framebuffer_mib >> 10, region_gb) {
+        (2, 96) => 3,
+        (size, _) => size,
+    };
+    let starts = (0..u64::from(most)).map(|part| small(region_gb * part / u64::from(most)));
+    MixedSize { framebuffer_mib, size: small(size), starts: starts.collect() }
+}
+
 impl Model {
+    /// Whether several vGPUs share one GPU instance: cards with the `GB20x` chips alone.
+    pub(crate) fn shares_instances(&self) -> bool {
+        self.mig_types.iter().any(|kind| kind.most > 1)
+    }
+
     fn full_type_name(&self, name: &str) -> String {
         let head = self.name_head.as_deref().unwrap_or(match self.architecture {
             Architecture::Volta | Architecture::Turing => "GRID",

@@ -1,17 +1,26 @@
 //! What there is now: the world of the file, changed by what callers made since.
+#![expect(clippy::disallowed_methods, reason = "adapter: looks at files now and then")]
 
 use std::{
     collections::BTreeMap,
+    ffi::c_uint,
+    fmt,
+    path::{Path, PathBuf},
     sync::{LazyLock, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use crate::{
+    answer::{Answer, OPERATING_SYSTEM},
     cards::{Model, Profile, TABLES, VgpuType},
+    geometry,
+    kernel::{self, Instance, Kept, Made},
+    sysfs::{self, Beside},
     world::{self, World},
 };
 
-/// Numbers of GPU instances, in the order in which they are given: not that of counting.
-const INSTANCE_IDS: [u32; 14] = [3, 4, 2, 5, 1, 6, 9, 8, 7, 10, 13, 12, 11, 14];
+/// How old what is known of files may be, where they are many.
+const MOMENT: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 pub(crate) struct State {
@@ -19,12 +28,35 @@ pub(crate) struct State {
     pub(crate) begun: u32,
     /// The cards that were there when it was first begun, in the order of their index.
     pub(crate) seen: Vec<String>,
+    /// The file of the world, its text, and that of what was made.
+    file: PathBuf,
     text: String,
+    kept: String,
     complaint: String,
+    bound: Vec<Bound>,
+    looked: Option<Instant>,
     pub(crate) world: Option<World>,
     pub(crate) cards: Vec<CardState>,
     objects: Vec<Object>,
     pub(crate) sets: Vec<EventSet>,
+}
+
+/// Whether the driver had a card, and how often it was given to it, when the world was last read.
+struct Bound {
+    sysfs: PathBuf,
+    address: Address,
+    was: (bool, u32),
+}
+
+impl Bound {
+    fn new(sysfs: &Path, address: Address) -> Self {
+        let was = (sysfs::is_bound(sysfs, address), sysfs::bindings(sysfs, address));
+        Self { sysfs: sysfs.into(), address, was }
+    }
+
+    fn is_so(&self) -> bool {
+        Self::new(&self.sysfs, self.address).was == self.was
+    }
 }
 
 /// What a handle stands for.
@@ -47,6 +79,18 @@ impl Object {
     }
 }
 
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Card(address) => f.write_str(address),
+            Self::GpuInstance(address, id) => write!(f, "{address} gi {id}"),
+            Self::ComputeInstance(address, instance, id) | Self::MigDevice(address, instance, id) => {
+                write!(f, "{address} gi {instance} ci {id}")
+            }
+        }
+    }
+}
+
 pub(crate) struct EventSet {
     /// Events of the world that were told, or were past when the set was made.
     pub(crate) told: usize,
@@ -60,27 +104,9 @@ pub(crate) struct CardState {
     pub(crate) model: &'static Model,
     pub(crate) address: Address,
     pub(crate) types: Vec<VgpuType>,
-    pub(crate) mig: bool,
-    pub(crate) mig_pending: bool,
-    pub(crate) mixed_size: bool,
-    pub(crate) instances: Vec<Instance>,
-}
-
-/// A GPU instance.
-#[derive(Clone, Debug)]
-pub(crate) struct Instance {
-    pub(crate) id: u32,
-    pub(crate) profile: u32,
-    pub(crate) start: u32,
-    pub(crate) compute: Vec<Compute>,
-}
-
-/// A compute instance.
-#[derive(Clone, Debug)]
-pub(crate) struct Compute {
-    pub(crate) id: u32,
-    pub(crate) start: u32,
-    pub(crate) slices: u32,
+    pub(crate) made: Made,
+    /// What is on its virtual functions, where they can be seen.
+    pub(crate) beside: Option<Beside>,
 }
 
 /// A PCI address. The function is always 0.
@@ -101,6 +127,12 @@ impl Address {
     }
 }
 
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04x}:{:02x}:{:02x}.0", self.domain, self.bus, self.device)
+    }
+}
+
 static STATE: LazyLock<Mutex<State>> = LazyLock::new(Mutex::default);
 
 pub(crate) fn lock() -> MutexGuard<'static, State> {
@@ -108,25 +140,89 @@ pub(crate) fn lock() -> MutexGuard<'static, State> {
 }
 
 impl State {
-    /// Looks at the file again. A file that cannot be read leaves the world as it is: a writer may be
+    /// Looks at the files again. A file that cannot be read leaves the world as it is: a writer may be
     /// at it.
     pub(crate) fn refresh(&mut self) {
+        // One look at a card is thousands of calls, and each would read many files.
+        let beside = self.world.as_ref().is_some_and(|world| world.sysfs.is_some());
+        if beside && self.looked.is_some_and(|looked| looked.elapsed() < MOMENT) {
+            return;
+        }
+        self.looked = Some(Instant::now());
         let read = world::text().and_then(|(file, text)| {
-            if self.world.is_some() && text == self.text {
+            let kept = kernel::text(&file);
+            let same = text == self.text && kept == self.kept;
+            if same && self.world.is_some() && self.bound.iter().all(Bound::is_so) {
                 return Ok(None);
             }
-            world::parse(file, &text).map(|world| Some((text, world)))
+            let mut world = world::parse(file.clone(), &text)?;
+            self.bound.clear();
+            if let Some(sysfs) = world.sysfs.clone() {
+                let at = |card: &world::Card| Address::parse(&card.address);
+                self.bound = world.cards.iter().filter_map(at).map(|at| Bound::new(&sysfs, at)).collect();
+                world.cards.retain(|card| at(card).is_some_and(|at| sysfs::is_bound(&sysfs, at)));
+                for card in &mut world.cards {
+                    card.resets += Address::parse(&card.address).map_or(0, |at| sysfs::bindings(&sysfs, at));
+                }
+            }
+            Ok(Some((file, text, kept, world)))
         });
         match read {
             Ok(None) => {}
-            Ok(Some((text, world))) => {
-                self.text = text;
-                let before = std::mem::take(&mut self.cards);
-                self.cards = world.cards.iter().filter_map(|card| CardState::new(card, &before)).collect();
+            Ok(Some((file, text, kept, world))) => {
+                let made = kernel::parse(&kept);
+                (self.file, self.text, self.kept) = (file, text, kept);
+                let cards = world.cards.iter();
+                self.cards = cards.filter_map(|card| CardState::new(card, world.loads, &made)).collect();
                 self.cards.sort_by_key(|card| card.address);
                 self.world = Some(world);
             }
             Err(error) => self.complain(&error.to_string()),
+        }
+        if let Some(sysfs) = self.world.as_ref().and_then(|world| world.sysfs.as_ref()) {
+            for card in &mut self.cards {
+                card.beside = Some(sysfs::look(sysfs, card.address, &card.types));
+            }
+        }
+    }
+
+    /// Does what changes something, as one step for every process, and keeps what comes of it.
+    pub(crate) fn change(
+        &mut self,
+        call: &str,
+        subject: usize,
+        work: impl FnOnce(&mut Self) -> Answer,
+    ) -> c_uint {
+        let Ok(_others_wait) = kernel::lock(&self.file) else { return OPERATING_SYSTEM };
+        self.looked = None;
+        self.refresh();
+        let of = self.object(subject).map(ToString::to_string).unwrap_or_default();
+        let answer = work(self).err().unwrap_or(0);
+        // What is known of cards that another driver has by now stays.
+        let mut made = kernel::parse(&self.kept);
+        made.extend(self.cards.iter().map(|card| (card.address.to_string(), card.made.clone())));
+        let Ok(text) = serde_yaml::to_string(&made) else { return OPERATING_SYSTEM };
+        if text != self.kept && kernel::write(&self.file, &text).is_err() {
+            return OPERATING_SYSTEM;
+        }
+        self.kept = text;
+        self.record(call, &of, answer);
+        if let Some(sysfs) = self.world.as_ref().and_then(|world| world.sysfs.as_ref()) {
+            for card in &self.cards {
+                if let Err(error) = sysfs::tell(sysfs, card) {
+                    eprintln!("fake NVML: {}: {error}", card.address);
+                }
+            }
+        }
+        answer
+    }
+
+    pub(crate) fn record(&self, call: &str, of: &str, answer: c_uint) {
+        if let Some(world) = &self.world {
+            let words: Vec<&str> = call.split_whitespace().collect();
+            let (function, rest) = words.split_first().unwrap_or((&"", &[]));
+            let line = [&[*function, of][..], rest].concat().join(" ");
+            kernel::record(&self.file, world, &format!("{line} = {answer}"));
         }
     }
 
@@ -170,30 +266,18 @@ impl State {
 }
 
 impl CardState {
-    fn new(card: &world::Card, before: &[Self]) -> Option<Self> {
+    fn new(card: &world::Card, loads: u32, kept: &Kept) -> Option<Self> {
         let model = TABLES.model(card.model.as_deref(), card.pci_id.as_deref(), card.prefix.as_deref());
         let (Some(model), Some(address)) = (model, Address::parse(&card.address)) else {
             eprintln!("fake NVML: no such card, or no such address: {card:?}");
             return None;
         };
-        let mut state = Self {
-            model,
-            address,
-            types: TABLES.types(model),
-            mig: card.mig,
-            mig_pending: card.mig_pending.unwrap_or(card.mig),
-            mixed_size: card.mixed_size,
-            instances: vec![],
-            world: card.clone(),
-        };
-        // What callers made stays, unless the file says other things of it or counts a reset.
-        let made = |card: &world::Card| {
-            (card.resets, card.mig, card.mig_pending, card.mixed_size, card.gpu_instances.clone())
-        };
-        let same = before.iter().find(|other| other.address == address && made(&other.world) == made(card));
-        if let Some(same) = same {
-            (state.mig, state.mig_pending, state.mixed_size) = (same.mig, same.mig_pending, same.mixed_size);
-            state.instances.clone_from(&same.instances);
+        let made = Made::new(card, loads);
+        let (types, world) = (TABLES.types(model), card.clone());
+        let mut state = Self { model, address, types, made, world, beside: None };
+        // What callers made stays, unless the file says other things of it.
+        if let Some(kept) = kept.get(&address.to_string()).filter(|kept| kept.basis == state.made.basis) {
+            state.made = kept.clone().now(card, loads, model.architecture);
             return Some(state);
         }
         for instance in &card.gpu_instances {
@@ -202,30 +286,54 @@ impl CardState {
                 eprintln!("fake NVML: {} has no profile {}", model.name, instance.profile);
                 continue;
             };
-            let id = instance.id.unwrap_or_else(|| state.free_id());
-            let sizes = instance.compute.clone().unwrap_or_else(|| vec![profile.compute]);
-            let mut made = Instance { id, profile: profile.id, start: instance.start, compute: vec![] };
-            for slices in sizes {
-                made.add_compute(slices);
+            let id = instance.id.unwrap_or_else(|| geometry::number_of(&state, profile, instance.start));
+            let mut made = Instance::new(id, profile.id, instance.start);
+            let mut start = 0;
+            for slices in instance.compute.clone().unwrap_or_else(|| vec![profile.compute]) {
+                made.add_compute(slices, start);
+                start += slices;
             }
-            state.instances.push(made);
+            state.made.instances.push(made);
         }
         Some(state)
+    }
+
+    pub(crate) fn instance(&self, id: u32) -> Option<&Instance> {
+        self.made.instances.iter().find(|instance| instance.id == id)
+    }
+
+    pub(crate) fn instance_mut(&mut self, id: u32) -> Option<&mut Instance> {
+        self.made.instances.iter_mut().find(|instance| instance.id == id)
+    }
+
+    pub(crate) fn type_named(&self, name: &str) -> Option<&VgpuType> {
+        self.types.iter().find(|kind| kind.name == name)
+    }
+
+    /// vGPUs that were made, whether they run or not.
+    pub(crate) fn vgpus(&self) -> &[world::Vgpu] {
+        self.beside.as_ref().map_or(&self.world.vgpus, |beside| &beside.vgpus)
+    }
+
+    /// Those on a GPU instance.
+    pub(crate) fn vgpus_on(&self, instance: u32) -> impl Iterator<Item = &world::Vgpu> {
+        self.vgpus().iter().filter(move |vgpu| vgpu.gpu_instance == Some(instance))
+    }
+
+    /// Whether a process computes on a GPU instance, or on one compute instance of it.
+    pub(crate) fn is_busy(&self, instance: u32, compute: Option<u32>) -> bool {
+        let mut there = self.world.processes.iter().filter(|process| process.gpu_instance == Some(instance));
+        there.any(|process| compute.is_none() || process.compute_instance == compute)
     }
 
     pub(crate) fn profile(&self, id: u32) -> Option<&'static Profile> {
         TABLES.profiles(self.model).iter().find(|profile| profile.id == id)
     }
 
-    pub(crate) fn free_id(&self) -> u32 {
-        let taken = |id: &u32| self.instances.iter().any(|instance| instance.id == *id);
-        INSTANCE_IDS.into_iter().chain(15..64).find(|id| !taken(id)).unwrap_or(0)
-    }
-
     /// MIG devices in the order of their index: largest first, which changes with each that is made.
     pub(crate) fn mig_devices(&self) -> Vec<(u32, u32)> {
         let mut devices: Vec<(u32, u32, u32, u32)> = vec![];
-        for instance in &self.instances {
+        for instance in &self.made.instances {
             for compute in &instance.compute {
                 devices.push((u32::MAX - compute.slices, instance.start, instance.id, compute.id));
             }
@@ -240,19 +348,6 @@ impl CardState {
 
     pub(crate) fn mig_uuid(&self, instance: u32, compute: u32) -> String {
         format!("MIG-{}", made_up(&format!("{}/{}/{instance}/{compute}", self.uuid(), self.world.resets)))
-    }
-}
-
-impl Instance {
-    pub(crate) fn add_compute(&mut self, slices: u32) -> u32 {
-        let start = self.compute.iter().map(|compute| compute.start + compute.slices).max().unwrap_or(0);
-        let id = (0..64).find(|id| self.compute.iter().all(|compute| compute.id != *id)).unwrap_or(0);
-        self.compute.push(Compute { id, start, slices });
-        id
-    }
-
-    pub(crate) fn free_slices(&self, of: u32) -> u32 {
-        of.saturating_sub(self.compute.iter().map(|compute| compute.slices).sum())
     }
 }
 

@@ -9,6 +9,7 @@ use thiserror::Error;
 /// The world, as the file says.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "a driver has many things that are so or not")]
 pub(crate) struct World {
     #[serde(default = "driver_version")]
     pub(crate) driver_version: String,
@@ -31,6 +32,21 @@ pub(crate) struct World {
     /// What cards report; those that are there when somebody begins to listen are past.
     #[serde(default)]
     pub(crate) events: Vec<Event>,
+    /// Counts how often the kernel module was loaded, by hand or with the host.
+    #[serde(default)]
+    pub(crate) loads: u32,
+    /// Whether the caller may change things, and list instances.
+    #[serde(default = "yes")]
+    pub(crate) privileged: bool,
+    /// The cards are given to a virtual machine, and this is inside it.
+    #[serde(default)]
+    pub(crate) guest: bool,
+    /// File to which each call is added that changes something, beside this one unless it is a path.
+    #[serde(default)]
+    pub(crate) recorder: Option<PathBuf>,
+    /// Where the PCI devices of the cards are: `/sys`. `vgpus` are then only those that run.
+    #[serde(default)]
+    pub(crate) sysfs: Option<PathBuf>,
 }
 
 /// Something that goes wrong.
@@ -49,6 +65,9 @@ pub(crate) struct Fault {
     /// How long it takes before.
     #[serde(default)]
     pub(crate) delay_ms: u64,
+    /// The function works, and the delay and the error come after it: what it did is done.
+    #[serde(default)]
+    pub(crate) after: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -73,12 +92,21 @@ pub(crate) struct Card {
     /// It fell off the bus.
     #[serde(default)]
     pub(crate) lost: bool,
-    /// Somebody uses it, so that it cannot be reset.
+    /// Somebody holds it open, a display server or nvidia-drm, so that it cannot be reset.
     #[serde(default)]
     pub(crate) in_use: bool,
-    /// Counts resets: instances do not outlive one.
+    /// Who computes or draws on it.
+    #[serde(default)]
+    pub(crate) processes: Vec<Process>,
+    /// Numbers of GPU instances that somebody holds who is in no list.
+    #[serde(default)]
+    pub(crate) leaked: Vec<u32>,
+    /// Counts resets, and bindings to the driver: instances do not outlive one.
     #[serde(default)]
     pub(crate) resets: u32,
+    /// Least, default and greatest limit of power in milliwatts.
+    #[serde(default = "power")]
+    pub(crate) power: [u32; 3],
     #[serde(default)]
     pub(crate) mig: bool,
     /// MIG after the next reset, where it is another.
@@ -129,7 +157,20 @@ pub(crate) struct GpuInstance {
     pub(crate) compute: Option<Vec<u32>>,
 }
 
+/// A process that uses a card.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    #[serde(default)]
+    pub(crate) graphics: bool,
+    #[serde(default)]
+    pub(crate) gpu_instance: Option<u32>,
+    #[serde(default)]
+    pub(crate) compute_instance: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Vgpu {
     #[serde(rename = "type")]
@@ -196,6 +237,10 @@ fn yes() -> bool {
 
 fn best_effort() -> u32 {
     1
+}
+
+fn power() -> [u32; 3] {
+    [200_000, 450_000, 600_000]
 }
 
 fn warm() -> u32 {

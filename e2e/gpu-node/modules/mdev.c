@@ -51,9 +51,9 @@ static int take(struct mdev_type *type)
 	int ret;
 
 	mutex_lock(&card->lock);
-	ret = card_take(card, type_of(type)->vgpu);
+	ret = region_take(&card->whole, type_of(type)->vgpu, NO_START);
 	mutex_unlock(&card->lock);
-	return ret;
+	return ret < 0 ? ret : 0;
 }
 
 static void release(struct mdev_type *type)
@@ -61,7 +61,7 @@ static void release(struct mdev_type *type)
 	struct card *card = card_of(type);
 
 	mutex_lock(&card->lock);
-	card_release(card);
+	region_release(&card->whole, type_of(type)->vgpu, NO_START);
 	mutex_unlock(&card->lock);
 }
 
@@ -89,7 +89,7 @@ static unsigned int available(struct mdev_type *type)
 	unsigned int room;
 
 	mutex_lock(&card->lock);
-	room = card_room(card, type_of(type)->vgpu);
+	room = region_room(&card->whole, type_of(type)->vgpu);
 	mutex_unlock(&card->lock);
 	return room;
 }

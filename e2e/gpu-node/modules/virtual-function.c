@@ -8,7 +8,6 @@
 
 #include "card.h"
 
-#define NO_POSITION (-1)
 #define PARAMS_LENGTH 1024
 
 struct virtual_function {
@@ -16,7 +15,8 @@ struct virtual_function {
 	struct card *card;
 	/* Under the lock of the card: */
 	const struct vgpu_type *type; /* NULL: free */
-	int position;
+	u32 instance; /* the GPU instance under it */
+	int start;
 	bool open;
 	char params[PARAMS_LENGTH];
 };
@@ -32,11 +32,12 @@ static ssize_t creatable_vgpu_types_show(struct device *dev, struct device_attri
 	struct virtual_function *vf = of(dev);
 	const struct model *model = vf->card->model;
 	ssize_t length = sysfs_emit(buf, "ID    : vGPU Name\n");
+	u32 instance;
 	size_t i;
 
 	mutex_lock(&vf->card->lock);
 	for (i = 0; i < model->count && !vf->type; i++)
-		if (card_room(vf->card, &model->types[i]))
+		if (!card_choose(vf->card, &model->types[i], &instance))
 			length += sysfs_emit_at(buf, length, "%-5u : %s\n", model->types[i].id,
 						model->types[i].name);
 	mutex_unlock(&vf->card->lock);
@@ -65,11 +66,10 @@ static int make(struct virtual_function *vf, long id)
 	for (i = 0; i < model->count; i++) {
 		if (model->types[i].id != id)
 			continue;
-		if (card_take(vf->card, &model->types[i]))
+		if (card_choose(vf->card, &model->types[i], &vf->instance))
 			return -EIO;
-		vf->position = find_first_zero_bit(vf->card->positions, MOST_VGPUS);
-		set_bit(vf->position, vf->card->positions);
 		vf->type = &model->types[i];
+		vf->start = region_take(card_region(vf->card, vf->instance), vf->type, NO_START);
 		return 0;
 	}
 	return -EIO;
@@ -81,10 +81,10 @@ static int unmake(struct virtual_function *vf)
 		return -EPERM;
 	if (vf->open)
 		return -EBUSY;
-	card_release(vf->card);
-	clear_bit(vf->position, vf->card->positions);
+	region_release(card_region(vf->card, vf->instance), vf->type, vf->start);
 	vf->type = NULL;
-	vf->position = NO_POSITION;
+	vf->instance = NO_INSTANCE;
+	vf->start = NO_START;
 	vf->params[0] = '\0';
 	return 0;
 }
@@ -105,26 +105,84 @@ static ssize_t current_vgpu_type_store(struct device *dev, struct device_attribu
 }
 static DEVICE_ATTR_RW(current_vgpu_type);
 
-/* No type here is backed by a GPU instance. */
+/* To another GPU instance or start, before somebody opens it. A move that is refused changes nothing. */
+static int move(struct virtual_function *vf, u32 instance, int start)
+{
+	struct region *from, *to = card_region(vf->card, instance);
+	int found;
+
+	if (!vf->type || !to || vf->open || (instance == NO_INSTANCE) != !vf->type->profile)
+		return -EIO;
+	if (instance != NO_INSTANCE &&
+	    container_of(to, struct instance, region)->profile != vf->type->profile)
+		return -EIO;
+	from = card_region(vf->card, vf->instance);
+	region_release(from, vf->type, vf->start);
+	found = region_take(to, vf->type, start);
+	if (found < 0) {
+		region_take(from, vf->type, vf->start);
+		return -EIO;
+	}
+	vf->instance = instance;
+	vf->start = found;
+	return 0;
+}
+
 static ssize_t gpu_instance_id_show(struct device *dev, struct device_attribute *attr, char *buf)
 {
-	return -ENXIO;
-}
-static DEVICE_ATTR_RO(gpu_instance_id);
+	struct virtual_function *vf = of(dev);
+	u32 instance;
+	bool typed;
 
-/* In units of 1 GiB, the types of a card lying side by side. */
+	mutex_lock(&vf->card->lock);
+	typed = vf->type;
+	instance = vf->instance;
+	mutex_unlock(&vf->card->lock);
+	return typed ? sysfs_emit(buf, "%u\n", instance) : -ENXIO;
+}
+
+static ssize_t gpu_instance_id_store(struct device *dev, struct device_attribute *attr, const char *buf,
+				     size_t count)
+{
+	struct virtual_function *vf = of(dev);
+	u32 instance;
+	int ret = kstrtou32(buf, 10, &instance);
+
+	if (ret)
+		return ret;
+	mutex_lock(&vf->card->lock);
+	ret = instance == vf->instance ? 0 : move(vf, instance, NO_START);
+	mutex_unlock(&vf->card->lock);
+	return ret ? ret : count;
+}
+static DEVICE_ATTR_RW(gpu_instance_id);
+
+/* In units of 1 GiB of the card or of the GPU instance. */
 static ssize_t placement_id_show(struct device *dev, struct device_attribute *attr, char *buf)
 {
 	struct virtual_function *vf = of(dev);
-	int start = NO_POSITION;
+	int start;
 
 	mutex_lock(&vf->card->lock);
-	if (vf->type)
-		start = vf->position * (vf->type->framebuffer / 1024);
+	start = vf->start;
 	mutex_unlock(&vf->card->lock);
-	return start == NO_POSITION ? -ENXIO : sysfs_emit(buf, "%d\n", start);
+	return start == NO_START ? -ENXIO : sysfs_emit(buf, "%d\n", start);
 }
-static DEVICE_ATTR_RO(placement_id);
+
+static ssize_t placement_id_store(struct device *dev, struct device_attribute *attr, const char *buf,
+				  size_t count)
+{
+	struct virtual_function *vf = of(dev);
+	int start, ret = kstrtoint(buf, 10, &start);
+
+	if (ret)
+		return ret;
+	mutex_lock(&vf->card->lock);
+	ret = start < 0 ? -EINVAL : move(vf, vf->instance, start);
+	mutex_unlock(&vf->card->lock);
+	return ret ? ret : count;
+}
+static DEVICE_ATTR_RW(placement_id);
 
 static ssize_t vgpu_params_show(struct device *dev, struct device_attribute *attr, char *buf)
 {
@@ -222,7 +280,8 @@ int virtual_function_probe(struct pci_dev *pdev, struct card *card)
 	if (IS_ERR(vf))
 		return PTR_ERR(vf);
 	vf->card = card;
-	vf->position = NO_POSITION;
+	vf->instance = NO_INSTANCE;
+	vf->start = NO_START;
 	dev_set_drvdata(&pdev->dev, &vf->core);
 	ret = vfio_pci_core_register_device(&vf->core);
 	if (ret)

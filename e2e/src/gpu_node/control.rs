@@ -31,7 +31,8 @@ pub(super) struct Control {
     jobs: PathBuf,
     writer: tokio::sync::Mutex<OwnedWriteHalf>,
     waiting: Arc<Mutex<Senders>>,
-    ready: watch::Receiver<bool>,
+    /// How often the guest began to take commands.
+    ready: watch::Receiver<u32>,
     next: AtomicU32,
 }
 
@@ -43,17 +44,22 @@ impl Control {
             .with_context(|| format!("connect to {}", socket.display()))?
             .into_split();
         let waiting = Arc::<Mutex<Senders>>::default();
-        let (sender, ready) = watch::channel(false);
+        let (sender, ready) = watch::channel(0);
         tokio::spawn(listen(reader, Arc::clone(&waiting), sender));
         Ok(Self { jobs, writer: tokio::sync::Mutex::new(writer), waiting, ready, next: AtomicU32::new(1) })
     }
 
-    /// Waits until the guest takes commands.
+    /// How often the guest began to take commands: once for each boot.
+    pub(super) fn boots(&self) -> u32 {
+        *self.ready.borrow()
+    }
+
+    /// Waits until the guest takes commands after so many boots.
     ///
     /// # Errors
     /// When QEMU ends before.
-    pub(super) async fn ready(&self) -> Result<()> {
-        self.ready.clone().wait_for(|ready| *ready).await.context("the guest is gone")?;
+    pub(super) async fn ready_after(&self, boots: u32) -> Result<()> {
+        self.ready.clone().wait_for(|ready| *ready > boots).await.context("the guest is gone")?;
         Ok(())
     }
 
@@ -79,11 +85,11 @@ impl Control {
 }
 
 /// Hands out what the runner says, until it is gone; then nobody waits any more.
-async fn listen(reader: OwnedReadHalf, waiting: Arc<Mutex<Senders>>, ready: watch::Sender<bool>) {
+async fn listen(reader: OwnedReadHalf, waiting: Arc<Mutex<Senders>>, ready: watch::Sender<u32>) {
     let mut lines = BufReader::new(reader).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         if line == "ready" {
-            ready.send_replace(true);
+            ready.send_modify(|boots| *boots += 1);
         }
         let job = line
             .split_once(' ')

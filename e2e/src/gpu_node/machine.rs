@@ -14,6 +14,7 @@
 //!         0000:80:01.0  ─ 82:00.0  L40S, 8 virtual functions with vendor-specific VFIO
 //!         0000:80:02.0  ─ 83:00.0  NVMe drive, 4 virtual functions
 //!         0000:80:03.0  ─ 84:00.0  NIC, 7 virtual functions
+//!         0000:80:04.0  ─ 85:00.0  RTX PRO 6000, 8 virtual functions with vendor-specific VFIO, also on MIG
 //! ```
 //! 4 CPUs, two threads to a core, a socket and 1 GiB to a cell. QEMU emulates none of these cards:
 //! a display, a test device or a NIC is in the slot, and the kernel is given the ids of the card by
@@ -25,11 +26,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+/// Where the guest finds the API server, when it is given one.
+pub const API: &str = "10.0.2.100:6443";
+
 /// The emulator.
 pub(super) const QEMU: &str = "qemu-system-x86_64";
 
 /// The firmware's display: no NUMA cell is known for it.
 pub const BOOT_DISPLAY: &str = "0000:00:02.0";
+/// The guest's own network card.
+pub(super) const OWN_NIC: &str = "0000:00:04.0";
 /// A card with a companion.
 pub const RTX_6000: &str = "0000:41:00.0";
 /// An accelerator without a driver.
@@ -48,6 +54,8 @@ pub const L40S: &str = "0000:82:00.0";
 pub const NVME: &str = "0000:83:00.0";
 /// A network card with virtual functions.
 pub const NIC: &str = "0000:84:00.0";
+/// A card with MIG, whose virtual functions are switched on while another driver has it.
+pub const RTX_PRO_6000: &str = "0000:85:00.0";
 /// The QEMU bus of the empty slot, for [`super::GpuNodeVm::plug`].
 pub const EMPTY_BUS: &str = "port2";
 /// A QEMU memory backend of 64 MiB, for the region of an `ivshmem-plain` that is too large for the
@@ -60,16 +68,18 @@ pub const PLUGGED: &str = "0000:43:00.0";
 const KERNEL: &str = "console=ttyS0 panic=-1 intel_iommu=on iommu=pt mitigations=off nokaslr tsc=reliable";
 
 /// The ids that functions show: `vendor:device:class[:subvendor:subdevice]`.
-const IDS: [(&str, &str); 6] = [
+const IDS: [(&str, &str); 7] = [
     (RTX_6000, "10de:26b1:030000:10de:16a1"),
     ("0000:41:00.1", "10de:22ba:040300:10de:16a1"),
     (MI300X, "1002:74a1:120000:1002:74a1"),
     (PLUGGED, "8086:56c0:038000:8086:4905"),
     (T4, "10de:1eb8:030200:10de:12a2"),
     (L40S, "10de:26b9:030200:10de:1851"),
+    (RTX_PRO_6000, "10de:2bb5:030200:10de:204e"),
 ];
 /// The ids of the virtual functions of a function.
-const VIRTUAL_IDS: [(&str, &str); 1] = [(L40S, "10de:26b9:030200:10de:1851")];
+const VIRTUAL_IDS: [(&str, &str); 2] =
+    [(L40S, "10de:26b9:030200:10de:1851"), (RTX_PRO_6000, "10de:2bb5:030200:10de:204e")];
 
 /// The files and sockets of one machine.
 #[derive(Debug)]
@@ -108,8 +118,9 @@ impl Files {
         &self.control
     }
 
-    /// QEMU's arguments.
-    pub(super) fn arguments(&self) -> Vec<OsString> {
+    /// QEMU's arguments. With `api` the guest reaches that port of this machine, and no other, at
+    /// [`API`].
+    pub(super) fn arguments(&self, api: Option<u16>) -> Vec<OsString> {
         let file = |name: &str| self.image.join(name);
         let mut line = Line::default();
         line.add("-nodefaults -no-user-config -display none -no-reboot");
@@ -133,7 +144,9 @@ impl Files {
         line.add("-device VGA,bus=pcie.0,addr=2");
         line.paths("-drive", "if=none,id=root,format=qcow2,snapshot=on,file=", &file("root.qcow2"), "");
         line.add("-device virtio-blk-pci,drive=root,bus=pcie.0,addr=3");
-        line.add("-netdev user,id=net0,restrict=on");
+        // A program for each connection: with a character device there could be only one.
+        let api = api.map(|port| format!(",guestfwd=tcp:{API}-cmd:socat STDIO TCP4:127.0.0.1:{port}"));
+        line.pair("-netdev", format!("user,id=net0,restrict=on{}", api.unwrap_or_default()));
         line.add("-device virtio-net-pci,netdev=net0,bus=pcie.0,addr=4,romfile=");
         let to = ",security_model=none,multidevs=remap";
         line.paths("-fsdev", "local,id=share,path=", &self.share, to);
@@ -144,12 +157,12 @@ impl Files {
         line.add("-device virtio-rng-pci,bus=pcie.0,addr=7");
 
         // A root complex to a NUMA cell, a root port to a slot.
-        for (cell, bus) in [(0, 0x40), (1, 0x80)] {
+        for (cell, bus, slots) in [(0, 0x40, 4), (1, 0x80, 5)] {
             let addr = 8 + cell;
             line.add(&format!(
                 "-device pxb-pcie,id=cell{cell},bus=pcie.0,addr={addr},bus_nr={bus},numa_node={cell}"
             ));
-            for slot in 0..4 {
+            for slot in 0..slots {
                 let (port, chassis) = (cell * 4 + slot, 10 + cell * 4 + slot);
                 line.add(&format!(
                     "-device pcie-root-port,id=port{port},bus=cell{cell},chassis={chassis},slot={port},addr={slot}"
@@ -173,6 +186,7 @@ impl Files {
             (1, "virtio-net-pci,bus=conventional,addr=2,mac=52:54:00:00:00:48,romfile="),
             (2, "igb,bus=port5,mac=52:54:00:00:00:82,romfile="),
             (3, "igb,bus=port7,mac=52:54:00:00:00:84,romfile="),
+            (4, "igb,bus=port8,mac=52:54:00:00:00:85,romfile="),
         ] {
             line.add(&format!("-netdev user,id=net{net},restrict=on -device {device},netdev=net{net}"));
         }

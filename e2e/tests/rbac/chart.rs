@@ -186,9 +186,14 @@ fn in_words(cluster: &Cluster) -> Result<()> {
     ] {
         template(cluster, &[right])?;
     }
-    // Only where guests are filtered does it see the host's processes.
-    let external = template(cluster, &[r#"nodeDaemon.guestNetwork.filter="external""#])?;
-    ensure!(!external.contains("hostPID") && template(cluster, &[])?.contains("hostPID: true"), "{external}");
+    // Only where it may do something about them does it see the host's processes.
+    let unable = [
+        "nodeDaemon.privileged=false",
+        r#"nodeDaemon.acceleration="kvm""#,
+        r#"nodeDaemon.guestNetwork.filter="external""#,
+    ];
+    let unable = template(cluster, &unable)?;
+    ensure!(!unable.contains("hostPID") && template(cluster, &[])?.contains("hostPID: true"), "{unable}");
     // What a label of a namespace may say is what the selector of namespaces asks for, to which helm adds the default.
     let selector = r#"admission.inlineUserData.denyNamespaces={"matchExpressions": [{"key": "gpudesk.dev/data", "operator": "In", "values": ["no", "never"]}, {"key": "gpudesk.dev/closed", "operator": "Exists"}, {"key": "team", "operator": "In", "values": ["a"]}]}"#;
     let text = template(cluster, &[selector])?;

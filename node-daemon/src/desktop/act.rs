@@ -2,11 +2,8 @@
 #![expect(clippy::disallowed_methods, reason = "adapter: notes down when it started and stopped machines")]
 
 use gpudesk_crds::{
-    Allocation, DesktopTemplate,
-    desktop_template_devices::CloudInit,
-    domain_name,
-    handover::Standing,
-    types::{PciAddress, ShareMode},
+    Allocation, DesktopTemplate, desktop_template_devices::CloudInit, domain_name, handover::Standing,
+    types::PciAddress,
 };
 use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
@@ -82,12 +79,10 @@ impl Desktops {
             if !same {
                 return Err(GpuError::NoSuchCard(gpu.device).into());
             }
-            if gpu.mode == ShareMode::Passthrough {
-                continue;
-            }
             let wanted = WantedInstance {
                 key: InstanceKey { desktop_uid: round.owner.uid.to_string(), request: gpu.name.clone() },
                 owner: format!("{}/{}", round.owner.namespace, round.owner.name),
+                allocation: round.id(),
                 card: gpu.device,
                 share: conflict::share(gpu),
             };

@@ -276,21 +276,9 @@ fn hostdevs(parts: &Parts<'_>, cells: &[&GuestCell]) -> Result<Vec<Given>, Probl
         let card = parts.cards.iter().find(|card| card.pci_address == gpu.device);
         let guest_cell = cells::of_card(card, cells);
         let mut give = |device| hostdevs.push(Given { device, guest_cell });
-        if gpu.mode == ShareMode::Passthrough {
-            give(function(gpu.device)?);
-            // What is in the card's group, such as its sound, can only be given away with it.
-            let members =
-                card.and_then(|card| card.iommu_group.as_ref()).into_iter().flat_map(|g| &g.members);
-            // A bridge stays with the host.
-            for member in
-                members.filter(|member| member.class.as_ref().is_none_or(|class| !class.starts_with("06")))
-            {
-                give(function(member.pci_address)?);
-            }
-            continue;
-        }
         let instance = parts.instances.iter().find(|instance| instance.key.request == gpu.name);
         let instance = instance
+            .filter(|instance| !instance.pending)
             .ok_or_else(|| Problem::Internal(format!("the share {} of a GPU is not made", gpu.name)))?;
         give(match &instance.handle {
             Handle::Mdev(id) => Hostdev::Mdev {
@@ -298,7 +286,12 @@ fn hostdevs(parts: &Parts<'_>, cells: &[&GuestCell]) -> Result<Vec<Given>, Probl
                 display: MdevDisplay::Off,
             },
             Handle::Function(address) => function(*address)?,
+            Handle::NotYet => return Err(Problem::Internal(format!("the share {} has no device", gpu.name))),
         });
+        // What is in a whole card's group, such as its sound, can only be given away with it.
+        for companion in &instance.companions {
+            give(function(*companion)?);
+        }
     }
     Ok(hostdevs)
 }

@@ -25,7 +25,6 @@ fn xml(spec: &str, compute: &str, gpus: &str, model: &str, kind: Kind) -> Result
     let instances: Vec<GpuInstance> = allocation
         .gpus
         .iter()
-        .filter(|gpu| gpu.mode != ShareMode::Passthrough)
         .map(|gpu| GpuInstance {
             key: InstanceKey { desktop_uid: UID.into(), request: gpu.name.clone() },
             owner: "school/anna".into(),
@@ -36,7 +35,17 @@ fn xml(spec: &str, compute: &str, gpus: &str, model: &str, kind: Kind) -> Result
             start: None,
             mig_uuid: None,
             gpu_instance: None,
-            handle: Handle::Mdev("c0ffee00-0000-4000-8000-000000000001".into()),
+            handle: match gpu.mode {
+                ShareMode::Passthrough => Handle::Function(gpu.device),
+                _ => Handle::Mdev("c0ffee00-0000-4000-8000-000000000001".into()),
+            },
+            companions: match (gpu.mode, &cards[0].iommu_group) {
+                (ShareMode::Passthrough, Some(group)) => {
+                    group.members.iter().map(|member| member.pci_address).collect()
+                }
+                _ => vec![],
+            },
+            pending: false,
         })
         .collect();
     let images = ImageStore::pretended("n", vec![]);

@@ -49,18 +49,21 @@ impl Sight {
     pub(super) fn prepared_gpus(&self, round: &Round<'_>) -> Vec<PreparedGpu> {
         let gpus = round.allocation.map_or(&[][..], |allocation| &allocation.gpus);
         let prepared = gpus.iter().filter_map(|gpu| {
-            if gpu.mode == ShareMode::Passthrough {
-                return self.observed.domain.map(|_| PreparedGpu {
+            let instance = self.instances.iter().find(|instance| instance.key.request == gpu.name);
+            let Some(instance) = instance else {
+                // A version before did not note whole cards down.
+                let whole = self.observed.domain.filter(|_| gpu.mode == ShareMode::Passthrough);
+                return whole.map(|_| PreparedGpu {
                     name: gpu.name.clone(),
                     mdev_uuid: None,
                     pci_address: Some(gpu.device),
                     mig_uuid: None,
                 });
-            }
-            let instance = self.instances.iter().find(|instance| instance.key.request == gpu.name)?;
+            };
             let (mdev_uuid, pci_address) = match &instance.handle {
                 Handle::Mdev(uuid) => (Some(uuid.clone()), None),
                 Handle::Function(address) => (None, Some(*address)),
+                Handle::NotYet => return None,
             };
             Some(PreparedGpu {
                 name: gpu.name.clone(),
@@ -114,8 +117,21 @@ impl Desktops {
             Self::note_disks_anew(round, sight, odd, runs).await;
         }
         sight.observed.record = self.record(round, sight, summary.as_ref(), ours).await;
-        sight.instances = self.instances(uid).await?;
-        sight.observed.instances = !sight.instances.is_empty();
+        let shares = self.instances(uid).await;
+        let told = shares.is_ok();
+        sight.instances = match shares {
+            Ok(shares) => shares,
+            // It was given none.
+            Err(_) if round.allocation.is_some_and(|allocation| allocation.gpus.is_empty()) => vec![],
+            // Its machine is stopped all the same; what it may have is taken back once that can be told.
+            Err(fault) if active && round.wanted != Wanted::Run => {
+                sight.fault(fault);
+                vec![]
+            }
+            Err(fault) => return Err(fault),
+        };
+        sight.observed.instances =
+            !sight.instances.is_empty() || !told && active && round.wanted != Wanted::Run;
         sight.observed.of_another = summary.is_some() && !active && standing == Standing::Older
             || sight.observed.instances && !active && of_another;
         sight.machine = None;
@@ -347,11 +363,11 @@ impl Desktops {
 
     fn is_prepared(&self, round: &Round<'_>, sight: &Sight, materials: &Materials) -> bool {
         let gpus = round.allocation.map_or(&[][..], |allocation| &allocation.gpus);
-        let shares = gpus.iter().filter(|gpu| gpu.mode != ShareMode::Passthrough).all(|gpu| {
-            sight
-                .instances
-                .iter()
-                .any(|instance| instance.key.request == gpu.name && instance.card == gpu.device)
+        let shares = gpus.iter().all(|gpu| {
+            let is_its = |instance: &&GpuInstance| {
+                instance.key.request == gpu.name && instance.card == gpu.device && !instance.pending
+            };
+            sight.instances.iter().any(|instance| is_its(&instance))
         });
         let seed = materials.cloud_init.is_none() || materials.has_seed;
         if self.node.images.is_pretended() {

@@ -390,6 +390,7 @@ impl Problem {
             | Self::Secret(SecretError::Api { .. })
             | Self::Folder(FolderError::Thread(_))
             | Self::GuestNetwork(_)
+            | Self::Gpu(GpuError::Waiting { .. })
             | Self::Internal(_) => true,
             Self::TemplateNotFound { .. }
             | Self::TemplateInvalid { .. }

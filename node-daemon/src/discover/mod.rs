@@ -24,7 +24,7 @@ use crate::{
         hypervisor::Hypervisor,
         kvm_probe::{Kvm, probe},
         libvirt::LibvirtHypervisor,
-        source::{HostSource, NOT_YET},
+        source::HostSource,
         survey::Place,
         uevents,
     },
@@ -154,7 +154,6 @@ fn status_of(
         gpu_driver_version,
         vgpu_manager_version,
         unlicensed_vgpus: source.unlicensed_vgpus(),
-        withheld: (!source.is_simulated()).then_some(NOT_YET),
         hook,
         now: Timestamp::now(),
         ..Findings::of(facts)

@@ -3,16 +3,18 @@
 //!
 //! Calls block; callers run them off the async threads.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use gpudesk_crds::{
+    AllocationId, GpuNodeSpec,
     gpu_node_status::{Framework, Instance},
     types::{PciAddress, ShareMode},
 };
+use gpudesk_inventory::{simulated::uuid, status::HeldShare, topology::HostFacts};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-
-use gpudesk_inventory::status::HeldShare;
+use tokio::sync::Notify;
 
 use crate::partition::{Refusal, Share};
 
@@ -40,6 +42,8 @@ pub struct WantedInstance {
     pub key: InstanceKey,
     /// The desktop, as `namespace/name`.
     pub owner: String,
+    /// The decision that it is made for; decisions of versions without ids have none.
+    pub allocation: Option<AllocationId>,
     /// The card.
     pub card: PciAddress,
     /// What it is.
@@ -74,6 +78,12 @@ pub struct GpuInstance {
     pub gpu_instance: Option<i32>,
     /// What the guest is given.
     pub handle: Handle,
+    /// Other functions that go to the guest with it: those of the card's IOMMU group.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub companions: Vec<PciAddress>,
+    /// It holds its place, and cannot be used: it is being made, put back or unmade.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pending: bool,
 }
 
 /// What a guest is given of a card.
@@ -84,6 +94,8 @@ pub enum Handle {
     Mdev(String),
     /// A PCI function.
     Function(PciAddress),
+    /// Nothing yet.
+    NotYet,
 }
 
 impl GpuInstance {
@@ -104,6 +116,7 @@ impl GpuInstance {
             id: match &self.handle {
                 Handle::Mdev(uuid) => uuid.clone(),
                 Handle::Function(address) => address.to_string(),
+                Handle::NotYet => uuid(&["share", &self.key.desktop_uid, &self.key.request]).to_string(),
             },
             type_name: self.type_name.clone(),
             mode: self.mode,
@@ -111,7 +124,7 @@ impl GpuInstance {
             start: self.start,
             virtual_function: match &self.handle {
                 Handle::Function(address) if *address != self.card => Some(*address),
-                Handle::Function(_) | Handle::Mdev(_) => None,
+                Handle::Function(_) | Handle::Mdev(_) | Handle::NotYet => None,
             },
             gpu_instance: self.gpu_instance,
             owner: Some(self.owner.clone()),
@@ -157,9 +170,45 @@ pub enum GpuError {
         /// The cause.
         source: std::io::Error,
     },
-    /// This version drives no cards of the kind.
-    #[error("this version makes no shares of this card: {0}")]
+    /// Nothing drives the cards here.
+    #[error("nothing makes shares of cards here: {0}")]
     NotDriven(PciAddress),
+    /// The card is not given now, for something of it is in use, foreign, or does not work.
+    #[error("{card}: {source}")]
+    Unfit {
+        /// The card.
+        card: PciAddress,
+        /// Why.
+        source: crate::devices::Refusal,
+    },
+    /// Nothing is changed on the card.
+    #[error("{card}: {why}")]
+    Unable {
+        /// The card.
+        card: PciAddress,
+        /// Why.
+        why: String,
+    },
+    /// The kernel or the driver refused a step.
+    #[error("{step}: {why}")]
+    Step {
+        /// The card.
+        card: PciAddress,
+        /// What was being done.
+        step: String,
+        /// What they said.
+        why: String,
+    },
+    /// The card is worked on, and the kernel or the driver has not come back.
+    #[error("{card} is being waited for: {what}, since {since}")]
+    Waiting {
+        /// The card.
+        card: PciAddress,
+        /// What is being done.
+        what: String,
+        /// Since when.
+        since: Timestamp,
+    },
 }
 
 impl GpuError {
@@ -169,8 +218,11 @@ impl GpuError {
             Self::NoSuchCard(card)
             | Self::Refused { card, .. }
             | Self::NoFunctionLeft(card)
-            | Self::NotDriven(card) => Some(*card),
-            Self::Differs { .. } | Self::State { .. } => None,
+            | Self::NotDriven(card)
+            | Self::Unfit { card, .. }
+            | Self::Unable { card, .. }
+            | Self::Step { card, .. } => Some(*card),
+            Self::Differs { .. } | Self::State { .. } | Self::Waiting { .. } => None,
         }
     }
 }
@@ -198,9 +250,23 @@ pub trait GpuDriver: Send + Sync {
     /// # Errors
     /// [`GpuError::State`]; the share then still exists.
     fn destroy(&self, key: &InstanceKey) -> Result<(), GpuError>;
+
+    /// Fills in what cards do not tell while desktops have them, and remembers what was seen.
+    fn complete(&self, _facts: &mut HostFacts) {}
+
+    /// Why cards are given to nobody now, in one sentence each.
+    fn withheld(&self, _facts: &HostFacts) -> BTreeMap<PciAddress, String> {
+        BTreeMap::new()
+    }
+
+    /// Begins what is to be done without being asked, within what the owner of the host says. Returns at once.
+    fn settle(&self, _spec: &GpuNodeSpec) {}
+
+    /// Has somebody told when what it says changes by itself.
+    fn wake(&self, _changed: Arc<Notify>) {}
 }
 
-/// For a host whose cards this version only shows.
+/// For a host whose cards are only shown.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoDriver;
 

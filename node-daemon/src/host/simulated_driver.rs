@@ -105,6 +105,11 @@ impl SimulatedDriver {
             mig_uuid,
             gpu_instance,
             handle,
+            companions: match wanted.share.mode {
+                ShareMode::Passthrough => companions(card),
+                ShareMode::Vgpu | ShareMode::Mig | ShareMode::VirtualFunctions => vec![],
+            },
+            pending: false,
         })
     }
 }
@@ -122,6 +127,14 @@ fn under(card: &Device, here: &[&GpuInstance], wanted: &Share) -> (Option<String
     let of_card = card.uuid.as_deref().unwrap_or(&address);
     let uuid = uuid(&["mig", of_card, &wanted.type_name, &start]);
     (Some(format!("MIG-{uuid}")), number)
+}
+
+/// What is in a card's group, such as its sound, which can only be given away with it. A bridge stays with the host.
+fn companions(card: &Device) -> Vec<PciAddress> {
+    let members = card.iommu_group.iter().flat_map(|group| &group.members);
+    let endpoints =
+        members.filter(|member| member.class.as_ref().is_none_or(|class| !class.starts_with("06")));
+    endpoints.map(|member| member.pci_address).collect()
 }
 
 /// The lowest virtual function of `card` that nobody has. The first is function 4, as on real cards.
@@ -201,6 +214,7 @@ mod tests {
             WantedInstance {
                 key: InstanceKey { desktop_uid: uid.into(), request: "screen".into() },
                 owner: format!("school/{uid}"),
+                allocation: None,
                 card: self.host.facts.cards[0].pci_address,
                 share: Share { mode, type_name: type_name.into(), vgpu_type: None, start },
             }

@@ -17,12 +17,12 @@ use thiserror::Error;
 
 use super::{
     gpu_driver::{GpuDriver, NoDriver},
+    kernel::HostKernel,
+    nvml_control::NvmlControl,
     simulated_driver::{SimulatedDriver, list_file},
     survey::{Place, Survey},
 };
-
-/// Said of every real card, until shares of real cards are made.
-pub const NOT_YET: &str = "this version of gpudesk shows real cards and does not give them to desktops yet";
+use crate::devices::Devices;
 
 /// Why there is no host.
 #[derive(Debug, Error)]
@@ -62,13 +62,24 @@ enum Facts {
 }
 
 impl HostSource {
-    /// A machine; with `recording` what is read of it is remembered.
+    /// A machine; with `recording` what is read of it is remembered. Its cards are given to desktops where there is a
+    /// state folder to note that down, and else only shown.
     ///
     /// # Errors
     /// [`SourceError::Root`], naming the folder.
     pub fn machine(place: Place, recording: bool) -> Result<Self, SourceError> {
+        let root = place.root.clone().unwrap_or_else(|| "/".into());
+        let state_dir = place.state_dir.clone();
         let survey = Survey::new(place, recording)?;
-        Ok(Self { facts: Facts::Machine(Arc::new(Mutex::new(survey))), gpus: Arc::new(NoDriver) })
+        let gpus: Arc<dyn GpuDriver> = match state_dir {
+            Some(folder) => {
+                let kernel = Arc::new(HostKernel::new(&root));
+                let control = Arc::new(NvmlControl::new(survey.shared_nvml()));
+                Arc::new(Devices::open(kernel, control, &folder))
+            }
+            None => Arc::new(NoDriver),
+        };
+        Ok(Self { facts: Facts::Machine(Arc::new(Mutex::new(survey))), gpus })
     }
 
     /// The host that `file` describes. Its shares are kept in a list below `state_dir`.
@@ -107,7 +118,11 @@ impl HostSource {
     /// for `changes`. Blocks.
     pub fn look(&self, changes: &BTreeSet<Change>) -> HostFacts {
         match &self.facts {
-            Facts::Machine(_) => self.survey().map(|mut survey| survey.look(changes)).unwrap_or_default(),
+            Facts::Machine(_) => {
+                let mut facts = self.survey().map(|mut survey| survey.look(changes)).unwrap_or_default();
+                self.gpus.complete(&mut facts);
+                facts
+            }
             Facts::Simulated(host) => host.facts.clone(),
         }
     }

@@ -19,7 +19,7 @@ use gpudesk_inventory::{
 };
 
 use super::{
-    nvml::{Nvml, NvmlError},
+    nvml::{Nvml, NvmlError, SharedNvml},
     type_names,
 };
 
@@ -45,7 +45,7 @@ pub struct Survey {
     scanner: Scanner,
     /// What sysfs says; absent before the first look.
     found: Option<HostFacts>,
-    nvml: Option<Arc<Nvml>>,
+    nvml: SharedNvml,
     readings: Option<DriverReadings>,
     /// Why the last reading of the driver failed.
     driver_problem: Option<String>,
@@ -68,7 +68,7 @@ impl Survey {
             place,
             scanner,
             found: None,
-            nvml: None,
+            nvml: SharedNvml::default(),
             readings: None,
             driver_problem: None,
             events: vec![],
@@ -88,6 +88,11 @@ impl Survey {
 
     /// NVML, once it is open.
     pub fn nvml(&self) -> Option<Arc<Nvml>> {
+        self.nvml.get()
+    }
+
+    /// The same, for those who do not wait for a look at the host.
+    pub fn shared_nvml(&self) -> SharedNvml {
         self.nvml.clone()
     }
 
@@ -143,7 +148,7 @@ impl Survey {
             }
         }
         self.found = Some(facts);
-        let Some(nvml) = self.nvml.clone() else { return };
+        let Some(nvml) = self.nvml.get() else { return };
         for address in cards {
             match (nvml.read_card(address), &mut self.readings) {
                 (Ok(Some(card)), Some(readings)) => readings.put_card(card),
@@ -166,13 +171,13 @@ impl Survey {
         }
         let is_nvidia = |card: &Device| card.vendor_id == NVIDIA;
         let has_nvidia = self.found.as_ref().is_some_and(|facts| facts.cards.iter().any(is_nvidia));
-        if self.nvml.is_none() && (has_nvidia || self.place.nvml.is_some()) {
+        if self.nvml.get().is_none() && (has_nvidia || self.place.nvml.is_some()) {
             match Nvml::open(self.place.nvml.as_deref()) {
-                Ok(nvml) => self.nvml = nvml.map(Arc::new),
+                Ok(nvml) => self.nvml.set(nvml),
                 Err(error) => return self.driver_failed(&error),
             }
         }
-        match self.nvml.clone().map(|nvml| (nvml.read(), nvml)) {
+        match self.nvml.get().map(|nvml| (nvml.read(), nvml)) {
             Some((Ok(mut readings), nvml)) => {
                 self.driver_problem = None;
                 let unread = self.cards_of_nvidia(&readings);

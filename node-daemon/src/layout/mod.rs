@@ -1,6 +1,8 @@
-//! `layout`: where shares would be on a card, without a cluster and without touching anything.
+//! `layout`: where shares would be on a card, and what the daemon would do to make them, without a cluster and without
+//! touching anything.
 
 mod print;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod wanted;
@@ -20,8 +22,9 @@ use thiserror::Error;
 use crate::{
     cli::{Layout, LayoutOutput},
     host::{source::HostSource, survey::Place},
+    partition::Share,
 };
-use wanted::{Asked, BadList};
+use wanted::{Asked, AskedShare, BadList};
 
 /// What came of it.
 #[derive(Debug)]
@@ -101,6 +104,9 @@ pub struct Plan {
     pub units: Option<i32>,
     /// What is on it then, in order of starts.
     pub shares: Vec<Line>,
+    /// What the daemon would do to make them, in this order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<String>,
     /// What is worth knowing beside it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -111,9 +117,9 @@ pub struct Plan {
 /// # Errors
 /// What in the question is wrong. That there is no layout is an [`Outcome`].
 pub fn run(options: &Layout) -> Result<Outcome, BadInput> {
-    let cards = cards(&options.host).map_err(BadInput::Host)?;
+    let (cards, described) = cards(&options.host).map_err(BadInput::Host)?;
     let card = find(&cards, &options.card)?;
-    Ok(match plan(card, options)? {
+    Ok(match plan(card, options, described)? {
         Ok(plan) => Outcome::Legal(match options.output {
             LayoutOutput::Table => print::table(&plan),
             LayoutOutput::Yaml => print::yaml(&plan).map_err(BadInput::Host)?,
@@ -122,8 +128,8 @@ pub fn run(options: &Layout) -> Result<Outcome, BadInput> {
     })
 }
 
-/// The cards of a host file, or of a folder or capture of a host.
-fn cards(host: &Path) -> anyhow::Result<Vec<Device>> {
+/// The cards of a host file, or of a folder or capture of a host; and whether the host is only described.
+fn cards(host: &Path) -> anyhow::Result<(Vec<Device>, bool)> {
     let name = host.to_string_lossy();
     let is_file = [".yaml", ".yml", ".json"].iter().any(|ending| name.ends_with(ending));
     let source = if is_file {
@@ -132,7 +138,7 @@ fn cards(host: &Path) -> anyhow::Result<Vec<Device>> {
         let place = Place { root: Some(host.into()), ..Place::default() };
         HostSource::machine(place, false).with_context(|| format!("{name}: no host file (.yaml), and"))?
     };
-    Ok(source.look(&BTreeSet::from([Change::Whole])).cards)
+    Ok((source.look(&BTreeSet::from([Change::Whole])).cards, is_file))
 }
 
 /// The card by its number in the order of `discover`, from 0, or by its address or UUID.
@@ -187,6 +193,7 @@ fn starts(card: &Device) -> Result<Plan, String> {
         mixed_size: true,
         units: card.units.map(|units| units.vgpu_region),
         shares,
+        steps: vec![],
         notes: vec!["each line is a legal start, not a vGPU beside the others: --vgpu gives a layout".into()],
     })
 }
@@ -204,14 +211,14 @@ fn there(card: &Device) -> Vec<&Instance> {
 }
 
 /// The layout of the card, or why there is none.
-fn plan(card: &Device, options: &Layout) -> Result<Result<Plan, String>, BadList> {
+fn plan(card: &Device, options: &Layout, described: bool) -> Result<Result<Plan, String>, BadList> {
     let mode = if options.mig.is_some() { ShareMode::Mig } else { ShareMode::Vgpu };
     if card.placements.iter().all(|placement| placement.mode != mode) {
         let support = card.supports.iter().find(|support| support.mode == mode);
         let why = support.and_then(|support| support.reason.clone());
         return Ok(Err(why.unwrap_or_else(|| format!("the card offers no {mode} types"))));
     }
-    let asked = match (&options.mig, &options.vgpu) {
+    let mut asked = match (&options.mig, &options.vgpu) {
         (Some(list), _) => wanted::mig(card, list)?,
         (None, Some(list)) => wanted::vgpu(card, list, options.mixed)?,
         (None, None) => return Ok(starts(card)),
@@ -234,6 +241,11 @@ fn plan(card: &Device, options: &Layout) -> Result<Result<Plan, String>, BadList
         Ok(found) => found,
         Err(why) => return Ok(Err(refusal(&geometry, &asked, &before, &placed, &kinds, why))),
     };
+    let steps = match steps::steps(card, &given(&asked, &found), asked.mode, described) {
+        Ok(steps) => steps,
+        Err(why) => return Ok(Err(format!("there is room for all, and they cannot be made now: {why}"))),
+    };
+    asked.notes.push(steps::assumed(card, asked.mode, described));
     let size = |share: &Placed| share.start.and_then(|_| Some(geometry.kind(share.kind)?.size));
     let old = before.iter().zip(&placed).map(|(instance, place)| Line {
         type_name: instance.type_name.clone(),
@@ -260,8 +272,28 @@ fn plan(card: &Device, options: &Layout) -> Result<Result<Plan, String>, BadList
         mixed_size: asked.mixed,
         units,
         shares,
+        steps,
         notes: asked.notes,
     }))
+}
+
+/// The shares with their starts, one for each vGPU, in the order of starts.
+fn given(asked: &Asked, found: &[Placed]) -> Vec<Share> {
+    let mut all: Vec<(&AskedShare, Option<i32>)> =
+        asked.shares.iter().zip(found.iter().map(|place| place.start)).collect();
+    all.sort_by_key(|(_, start)| *start);
+    let mut given = vec![];
+    for (share, start) in all {
+        let (mode, type_name) = (asked.mode, &share.type_name);
+        let one = |vgpu_type| Share { mode, type_name: type_name.clone(), vgpu_type, start };
+        if share.vgpus.is_empty() {
+            given.push(one(None));
+        }
+        for OnInstance { type_name, count } in &share.vgpus {
+            given.extend((0..*count).map(|_| one(Some(type_name.clone()))));
+        }
+    }
+    given
 }
 
 /// Why there is no layout, in words.
@@ -294,6 +326,11 @@ fn refusal(
                 "{name} takes {} compute slices and {free} are free",
                 kind.map_or(0, |kind| kind.slices)
             ),
+            Misfit::Engines { which, wanted, free } => {
+                format!(
+                    "{name} takes media engines that others have: {wanted} {which}, of which {free} are free"
+                )
+            }
         }
     };
     match why {

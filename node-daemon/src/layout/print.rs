@@ -39,6 +39,12 @@ pub(super) fn table(plan: &Plan) -> String {
     for line in table.lines() {
         text.extend([line.trim_end(), "\n"]);
     }
+    if !plan.steps.is_empty() {
+        text += "\nSteps:\n";
+    }
+    for (number, step) in (1..).zip(&plan.steps) {
+        let _ = writeln!(text, "{number:>3}. {step}");
+    }
     if !plan.notes.is_empty() {
         text += "\n";
     }

@@ -11,19 +11,23 @@ use gpudesk_crds::{
     types::ShareMode,
 };
 use gpudesk_geometry::{Misfit, NoJoin, OnInstance, Placed};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// A share on a card, existing or wanted. Shares of mode `Mig` with equal type and start are vGPUs on
 /// one GPU instance.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Share {
     /// Mode.
     pub mode: ShareMode,
     /// Type as in the card's placements; `Passthrough` for the whole card.
     pub type_name: String,
     /// The vGPU type on the GPU instance, in mode `Mig`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vgpu_type: Option<String>,
     /// Start position.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<i32>,
 }
 
@@ -98,6 +102,18 @@ pub enum Refusal {
         /// Slices it takes.
         wanted: i32,
         /// Slices free.
+        free: i32,
+    },
+    /// Others have the media engines.
+    #[error("{type_name} takes media engines that others have: {wanted} {which}, of which {free} are free")]
+    MediaEngines {
+        /// Type asked for.
+        type_name: String,
+        /// Which.
+        which: &'static str,
+        /// How many it takes.
+        wanted: i32,
+        /// How many are free.
         free: i32,
     },
     /// The card holds another size in equal-size mode.
@@ -235,6 +251,9 @@ pub fn admit(card: &Device, existing: &[Share], wanted: &Share) -> Result<(), Re
             other_start: beside[other].start.unwrap_or(0),
         },
         Misfit::Slices(free) => Refusal::ComputeSlices { type_name: type_name(), wanted: kind.slices, free },
+        Misfit::Engines { which, wanted, free } => {
+            Refusal::MediaEngines { type_name: type_name(), which, wanted, free }
+        }
     })
 }
 

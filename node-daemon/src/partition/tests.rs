@@ -104,6 +104,41 @@ fn gpu_instances_count_and_not_the_vgpus_on_them() {
 }
 
 #[test]
+fn media_engines_are_given_once() {
+    let mut card = rtx_pro_6000();
+    let on =
+        card.placements.iter().find(|place| place.type_name == "1g.24gb+gfx").unwrap().vgpu_types.clone();
+    for place in card.placements.iter_mut().filter(|place| place.type_name.starts_with("1g.24gb")) {
+        place.vgpu_types.clone_from(&on);
+    }
+    let all = [mig("1g.24gb+me.all", "DC-1-24Q", 0)];
+    assert_eq!(admit(&card, &all, &mig("1g.24gb-me", "DC-1-24Q", 3)), Ok(()));
+    let refusal = admit(&card, &all, &small("DC-1-24Q", 3)).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "1g.24gb+gfx takes media engines that others have: 1 decoders, of which 0 are free"
+    );
+    let refusal = admit(&card, &[small("DC-1-24Q", 3)], &all[0]);
+    assert!(matches!(refusal, Err(Refusal::MediaEngines { wanted: 4, free: 3, .. })), "{refusal:?}");
+    // Of +me there is one on any card; on an H100 the plain ones beside it have engines of their own.
+    let card = self::card("H100 80GB");
+    let me = |start| mig("1g.10gb+me", "H100-1-10CME", start);
+    assert_eq!(admit(&card, &[me(0)], &mig("1g.10gb", "H100-1-10C", 1)), Ok(()));
+    let refusal = admit(&card, &[me(0)], &me(1));
+    assert!(matches!(refusal, Err(Refusal::Full { max: 1, .. })), "{refusal:?}");
+    // The one optical flow engine binds them, whatever the count says.
+    let mut card = card;
+    card.placements.iter_mut().for_each(|place| place.max_count = 7);
+    let refusal = admit(&card, &[me(0)], &me(1));
+    assert!(
+        matches!(refusal, Err(Refusal::MediaEngines { which: "optical flow engines", .. })),
+        "{refusal:?}"
+    );
+    card.placements.iter_mut().for_each(|place| place.engines = None);
+    assert_eq!(admit(&card, &[me(0)], &me(1)), Ok(()), "nobody told them");
+}
+
+#[test]
 fn a_type_that_holds_fewer_beside_others_of_its_size_limits_the_instance() {
     let mut card = rtx_pro_6000();
     let place = card.placements.iter_mut().find(|place| place.type_name == "1g.24gb+gfx").unwrap();

@@ -30,11 +30,11 @@ fn errors_are_told_once_with_the_slice_they_name() {
     let nvml = fake.nvml();
     let mut events = nvml.events().unwrap();
     fake.world(&format!(
-        "events: [{old}, {{card: '0000:41:00.0', xid: 94, gpuInstance: 3, computeInstance: 0}}, {{card: '0000:42:00.0', xid: 48}}]\ncards: {CARDS}"
+        "events: [{old}, {{card: '0000:41:00.0', xid: 94, gpuInstance: 1, computeInstance: 0}}, {{card: '0000:42:00.0', xid: 48}}]\ncards: {CARDS}"
     ));
     let (first, second) = (next(&mut events).unwrap(), next(&mut events).unwrap());
     assert_eq!((first.card.to_string().as_str(), first.kind), ("0000:41:00.0", EventKind::Xid(94)));
-    assert_eq!((first.gpu_instance, first.compute_instance), (Some(3), Some(0)));
+    assert_eq!((first.gpu_instance, first.compute_instance), (Some(1), Some(0)));
     assert_eq!((second.card.to_string().as_str(), second.kind), ("0000:42:00.0", EventKind::Xid(48)));
     assert_eq!((second.gpu_instance, second.compute_instance), (None, None), "the whole card");
     std::thread::sleep(Duration::from_millis(200));
@@ -46,7 +46,7 @@ fn errors_are_told_once_with_the_slice_they_name() {
     let cards = devices(&readings);
     assert_eq!(
         (cards[0].health.state, cards[0].health.xids[0].gpu_instance),
-        (HealthState::Healthy, Some(3))
+        (HealthState::Healthy, Some(1))
     );
     assert_eq!((cards[1].health.state, cards[1].health.xids[0].code), (HealthState::Failed, 48));
 }

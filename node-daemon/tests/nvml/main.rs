@@ -6,6 +6,7 @@
     reason = "a test: writes the world of the stand-in, waits, and fails by panicking"
 )]
 
+mod answers;
 mod cards;
 mod changes;
 mod events;

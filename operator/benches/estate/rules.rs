@@ -24,7 +24,7 @@ impl Rules {
             let mode = modes.iter().position(|mode| *mode == kind.mode).unwrap_or_else(|| {
                 modes.push(&kind.mode);
                 let (units, slices) = card.modes.get(&kind.mode).copied().unwrap_or((kind.most, None));
-                rules.geometry.modes.push(Mode { units, slices });
+                rules.geometry.modes.push(Mode { units, slices, ..Mode::default() });
                 modes.len() - 1
             });
             rules.kinds.insert(wish.clone(), u16::try_from(rules.geometry.kinds.len())?);
@@ -34,6 +34,7 @@ impl Rules {
                 slices: kind.slices,
                 starts: kind.starts.clone(),
                 max_count: kind.most,
+                ..Kind::default()
             });
         }
         Ok(rules)

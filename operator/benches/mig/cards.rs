@@ -25,13 +25,13 @@ pub(crate) struct Mix {
 }
 
 fn card(size: i32, slices: i32, max_count: i32, starts: &[i32]) -> Kind {
-    Kind { mode: 0, size, slices, starts: starts.to_vec(), max_count }
+    Kind { size, slices, starts: starts.to_vec(), max_count, ..Kind::default() }
 }
 
 /// A100, H100, H200, B200 and their like.
 fn seven_slices() -> Card {
     let geometry = Geometry {
-        modes: vec![Mode { units: 8, slices: Some(7) }],
+        modes: vec![Mode { units: 8, slices: Some(7), ..Mode::default() }],
         kinds: vec![
             card(1, 1, 7, &[0, 1, 2, 3, 4, 5, 6]),
             card(2, 1, 4, &[0, 2, 4, 6]),
@@ -48,7 +48,7 @@ fn seven_slices() -> Card {
 /// RTX PRO 6000 Blackwell. An A30 is the same with other units.
 fn four_slices() -> Card {
     let geometry = Geometry {
-        modes: vec![Mode { units: 12, slices: Some(4) }],
+        modes: vec![Mode { units: 12, slices: Some(4), ..Mode::default() }],
         kinds: vec![card(3, 1, 4, &[0, 3, 6, 9]), card(6, 2, 2, &[0, 6]), card(12, 4, 1, &[0])],
     };
     let fits = |cards: i64, counts: &[i64]| match counts {

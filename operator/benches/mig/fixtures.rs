@@ -34,15 +34,18 @@ fn geometry(value: &Value) -> Result<Geometry> {
     let kind = |kind: &Value| {
         let starts = list(&kind["starts"], "starts")?.iter().map(|start| number(start, "start"));
         Ok(Kind {
-            mode: 0,
             size: number(&kind["size"], "size")?,
             slices: number(&kind["slices"], "slices")?,
             starts: starts.collect::<Result<_>>()?,
             max_count: number(&kind["max"], "max")?,
+            ..Kind::default()
         })
     };
     let kinds = list(&value["kinds"], "kinds")?.iter().map(kind).collect::<Result<_>>()?;
-    Ok(Geometry { modes: vec![Mode { units: number(&value["units"], "units")?, slices }], kinds })
+    Ok(Geometry {
+        modes: vec![Mode { units: number(&value["units"], "units")?, slices, ..Mode::default() }],
+        kinds,
+    })
 }
 
 fn used(value: &Value) -> Result<(Vec<Placed>, u32)> {

@@ -280,7 +280,7 @@ const MOST_STARTS: usize = 1 << 12;
 /// A geometry whose figures can be counted with. What would lie beyond the units that a card may have is not offered.
 fn counted(mut geometry: Geometry) -> Geometry {
     let Geometry { modes, kinds } = &mut geometry;
-    for (number, gpudesk_geometry::Mode { units, slices }) in (0u16..).zip(modes) {
+    for (number, gpudesk_geometry::Mode { units, slices, engines: _ }) in (0u16..).zip(modes) {
         let of_mode = || kinds.iter().filter(|kind| kind.mode == number);
         let most = match slices {
             Some(_) => CardUnits::MOST_MIG,
@@ -291,7 +291,7 @@ fn counted(mut geometry: Geometry) -> Geometry {
         *slices = slices.map(|slices| facts::units(slices).min(CardUnits::MOST_MIG));
         let mut left = MOST_STARTS;
         for kind in kinds.iter_mut().filter(|kind| kind.mode == number) {
-            let gpudesk_geometry::Kind { mode: _, size, slices, starts, max_count } = kind;
+            let gpudesk_geometry::Kind { mode: _, size, slices, engines: _, starts, max_count } = kind;
             (*size, *slices, *max_count) =
                 (facts::units(*size), facts::units(*slices), facts::units(*max_count));
             starts.retain(|start| (0..most).contains(start));

@@ -80,7 +80,7 @@ extern "C" fn nvmlEventSetWait_v2(
 ) -> c_uint {
     let until = Instant::now() + Duration::from_millis(timeout_ms.into());
     loop {
-        let told = answer("nvmlEventSetWait_v2", 0, |state| {
+        let told = answer("nvmlEventSetWait_v2", 0, None, |state| {
             let Some(event) = next(state, of.addr())? else { return Err(TIMEOUT) };
             // The card may be lost by now; its handle is as good as before.
             let device = state.handle(Object::Card(event.card.clone()));

@@ -33,6 +33,8 @@ fn degrees(card: &CardState) -> [u32; 4] {
 fn value(card: &CardState, id: c_uint) -> Option<(c_uint, c_ulonglong)> {
     let signed = |value: c_int| (5, c_ulonglong::from(value.cast_unsigned()));
     match id {
+        // MIG is turned on without a reset.
+        184 => Some((1, u64::from(card.model.architecture >= Architecture::Hopper))),
         193 if has_margins(card) => Some(signed(-7)),
         194 if has_margins(card) => Some(signed(-2)),
         196 if has_margins(card) => Some(signed(0)),

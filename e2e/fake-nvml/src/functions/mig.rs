@@ -4,8 +4,9 @@ use std::{ffi::c_uint, ptr};
 
 use nvml_wrapper_sys::bindings::{
     nvmlComputeInstance_t, nvmlComputeInstanceInfo_t, nvmlComputeInstancePlacement_st,
-    nvmlComputeInstanceProfileInfo_v2_st, nvmlDevice_t, nvmlGpuInstance_t, nvmlGpuInstanceInfo_t,
-    nvmlGpuInstancePlacement_st, nvmlGpuInstanceProfileInfo_st, nvmlGpuInstanceProfileInfo_v2_st,
+    nvmlComputeInstanceProfileInfo_st, nvmlComputeInstanceProfileInfo_v2_st, nvmlDevice_t, nvmlGpuInstance_t,
+    nvmlGpuInstanceInfo_t, nvmlGpuInstancePlacement_st, nvmlGpuInstanceProfileInfo_st,
+    nvmlGpuInstanceProfileInfo_v2_st,
 };
 
 use crate::{
@@ -15,7 +16,8 @@ use crate::{
     },
     cards::{Profile, TABLES},
     geometry,
-    state::{CardState, Instance, Object, State},
+    kernel::{Compute, Instance},
+    state::{CardState, Object, State},
 };
 
 /// The numbers by which profiles are asked for end before this one.
@@ -35,7 +37,7 @@ fn profile_at(card: &CardState, index: c_uint) -> Answer<&'static Profile> {
 
 /// A card that is in MIG mode.
 fn divided(state: &State, device: nvmlDevice_t) -> Answer<&CardState> {
-    state.card(device.addr()).and_then(|card| if card.mig { Ok(card) } else { Err(NOT_SUPPORTED) })
+    state.card(device.addr()).and_then(|card| if card.made.mig { Ok(card) } else { Err(NOT_SUPPORTED) })
 }
 
 /// The card and the GPU instance of a handle; an instance that is gone has no valid handle.
@@ -44,8 +46,41 @@ pub(super) fn instance(state: &State, handle: nvmlGpuInstance_t) -> Answer<(&Car
         return Err(INVALID_ARGUMENT);
     };
     let card = state.card_at(address).ok_or(INVALID_ARGUMENT)?;
-    let instance = card.instances.iter().find(|instance| instance.id == *id).ok_or(INVALID_ARGUMENT)?;
-    Ok((card, instance))
+    Ok((card, card.instance(*id).ok_or(INVALID_ARGUMENT)?))
+}
+
+/// The numbers of the GPU instance and of the compute instance that a handle stands for.
+pub(super) fn compute(state: &State, handle: nvmlComputeInstance_t) -> Answer<(&CardState, u32, &Compute)> {
+    let Some(Object::ComputeInstance(address, on, id)) = state.object(handle.addr()) else {
+        return Err(INVALID_ARGUMENT);
+    };
+    let card = state.card_at(address).ok_or(INVALID_ARGUMENT)?;
+    let instance = card.instance(*on).ok_or(INVALID_ARGUMENT)?;
+    let compute = instance.compute.iter().find(|compute| compute.id == *id).ok_or(INVALID_ARGUMENT)?;
+    Ok((card, *on, compute))
+}
+
+/// Slices of a compute profile by its number, where a GPU instance has it, and where it can start.
+pub(super) fn compute_profile(card: &CardState, on: &Instance, profile: c_uint) -> Answer<(u32, Vec<u32>)> {
+    let slices = COMPUTE_SLICES.get(profile as usize).copied().ok_or(INVALID_ARGUMENT)?;
+    let all = card.profile(on.profile).map_or(0, |profile| profile.compute);
+    if slices > all || profile == 7 {
+        return Err(NOT_SUPPORTED);
+    }
+    // As `nvidia-smi mig -lcipp` has them: {0,2,4} for two of seven, {0,4} for three of seven.
+    let starts = (0..all).step_by(slices.next_power_of_two() as usize);
+    Ok((slices, starts.filter(|start| start + slices <= all).collect()))
+}
+
+/// A list of which the number is the answer where there is no room for it.
+fn put_placements<T: Copy>(to: *mut T, count: *mut c_uint, entries: &[T]) -> Answer {
+    let room = get(count)?;
+    let there = c_uint::try_from(entries.len()).unwrap_or(0);
+    put(count, there)?;
+    if to.is_null() {
+        return Ok(());
+    }
+    if room < there { Err(INSUFFICIENT_SIZE) } else { put_entries(to, entries) }
 }
 
 fn mig_device(state: &State, handle: nvmlDevice_t) -> Answer<(u32, u32)> {
@@ -63,8 +98,8 @@ functions! {
         if TABLES.profiles(card.model).is_empty() {
             return Err(NOT_SUPPORTED);
         }
-        put(current, card.mig.into())?;
-        put(pending, card.mig_pending.into())
+        put(current, card.made.mig.into())?;
+        put(pending, card.made.mig_pending.into())
     }
 
     fn nvmlDeviceGetGpuInstanceProfileInfoV(
@@ -126,22 +161,14 @@ functions! {
         placements: *mut nvmlGpuInstancePlacement_st,
         count: *mut c_uint,
     ) of device |state| {
+        state.privileged()?;
         let profile = state.card(device.addr())?.profile(profile).ok_or(INVALID_ARGUMENT)?;
-        let there = c_uint::try_from(profile.starts.len()).unwrap_or(0);
-        let room = get(count)?;
-        put(count, there)?;
-        if placements.is_null() {
-            // Without a buffer, the number is the answer.
-            return Ok(());
-        }
-        if room < there {
-            return Err(INSUFFICIENT_SIZE);
-        }
         let entry = |start: &u32| nvmlGpuInstancePlacement_st { start: *start, size: profile.size };
-        put_entries(placements, &profile.starts.iter().map(entry).collect::<Vec<_>>())
+        put_placements(placements, count, &profile.starts.iter().map(entry).collect::<Vec<_>>())
     }
 
     fn nvmlDeviceGetGpuInstanceRemainingCapacity(device: nvmlDevice_t, profile: c_uint, count: *mut c_uint) of device |state| {
+        state.privileged()?;
         let card = divided(state, device)?;
         let profile = card.profile(profile).ok_or(INVALID_ARGUMENT)?;
         put(count, geometry::remaining(card, profile))
@@ -153,11 +180,12 @@ functions! {
         instances: *mut nvmlGpuInstance_t,
         count: *mut c_uint,
     ) of device |state| {
+        state.privileged()?;
         let card = divided(state, device)?;
         card.profile(profile).ok_or(INVALID_ARGUMENT)?;
         let address = card.world.address.clone();
         let ids: Vec<u32> =
-            card.instances.iter().filter(|instance| instance.profile == profile).map(|instance| instance.id).collect();
+            card.made.instances.iter().filter(|instance| instance.profile == profile).map(|instance| instance.id).collect();
         let handles: Vec<nvmlGpuInstance_t> = ids
             .into_iter()
             .map(|id| ptr::without_provenance_mut(state.handle(Object::GpuInstance(address.clone(), id))))
@@ -168,10 +196,9 @@ functions! {
     }
 
     fn nvmlDeviceGetGpuInstanceById(device: nvmlDevice_t, id: c_uint, found: *mut nvmlGpuInstance_t) of device |state| {
+        state.privileged()?;
         let card = divided(state, device)?;
-        if !card.instances.iter().any(|instance| instance.id == id) {
-            return Err(NOT_FOUND);
-        }
+        card.instance(id).ok_or(NOT_FOUND)?;
         let object = Object::GpuInstance(card.world.address.clone(), id);
         let handle = state.handle(object);
         put(found, ptr::without_provenance_mut(handle))
@@ -197,11 +224,11 @@ functions! {
         info: *mut nvmlComputeInstanceProfileInfo_v2_st,
     ) of of |state| {
         let (card, instance) = instance(state, of)?;
-        let slices = COMPUTE_SLICES.get(index as usize).copied().filter(|_| engines == 0).ok_or(INVALID_ARGUMENT)?;
-        let profile = card.profile(instance.profile).ok_or(INVALID_ARGUMENT)?;
-        if slices > profile.compute || index == 7 {
-            return Err(NOT_SUPPORTED);
+        if engines != 0 {
+            return Err(INVALID_ARGUMENT);
         }
+        let (slices, starts) = compute_profile(card, instance, index)?;
+        let profile = card.profile(instance.profile).ok_or(INVALID_ARGUMENT)?;
         let name = if slices == profile.compute {
             format!("MIG {}", profile.name)
         } else {
@@ -213,11 +240,76 @@ functions! {
             }
             info.id = index;
             info.sliceCount = slices;
-            info.instanceCount = profile.compute / slices;
+            info.instanceCount = c_uint::try_from(starts.len()).unwrap_or(0);
             info.multiprocessorCount = slices * 14;
             info.name = field(&name);
             Ok(())
         })
+    }
+
+    fn nvmlGpuInstanceGetComputeInstanceProfileInfo(
+        of: nvmlGpuInstance_t,
+        index: c_uint,
+        engines: c_uint,
+        info: *mut nvmlComputeInstanceProfileInfo_st,
+    ) of of |state| {
+        let (card, instance) = instance(state, of)?;
+        if engines != 0 {
+            return Err(INVALID_ARGUMENT);
+        }
+        let (slices, starts) = compute_profile(card, instance, index)?;
+        change(info, |info| {
+            info.id = index;
+            info.sliceCount = slices;
+            info.instanceCount = c_uint::try_from(starts.len()).unwrap_or(0);
+            info.multiprocessorCount = slices * 14;
+            Ok(())
+        })
+    }
+
+    fn nvmlGpuInstanceGetComputeInstanceRemainingCapacity(
+        of: nvmlGpuInstance_t,
+        profile: c_uint,
+        count: *mut c_uint,
+    ) of of |state| {
+        state.privileged()?;
+        let (card, instance) = instance(state, of)?;
+        let (slices, starts) = compute_profile(card, instance, profile)?;
+        let free = starts.iter().filter(|start| instance.is_free(**start, slices)).count();
+        put(count, c_uint::try_from(free).unwrap_or(0))
+    }
+
+    fn nvmlGpuInstanceGetComputeInstancePossiblePlacements(
+        of: nvmlGpuInstance_t,
+        profile: c_uint,
+        placements: *mut nvmlComputeInstancePlacement_st,
+        count: *mut c_uint,
+    ) of of |state| {
+        state.privileged()?;
+        let (card, instance) = instance(state, of)?;
+        let (slices, starts) = compute_profile(card, instance, profile)?;
+        let entry = |start: u32| nvmlComputeInstancePlacement_st { start, size: slices };
+        put_placements(placements, count, &starts.into_iter().map(entry).collect::<Vec<_>>())
+    }
+
+    fn nvmlGpuInstanceGetComputeInstances(
+        of: nvmlGpuInstance_t,
+        profile: c_uint,
+        instances: *mut nvmlComputeInstance_t,
+        count: *mut c_uint,
+    ) of of |state| {
+        state.privileged()?;
+        let (card, instance) = instance(state, of)?;
+        let (slices, _) = compute_profile(card, instance, profile)?;
+        let (address, on) = (card.world.address.clone(), instance.id);
+        let ids: Vec<u32> =
+            instance.compute.iter().filter(|compute| compute.slices == slices).map(|compute| compute.id).collect();
+        let handles: Vec<nvmlComputeInstance_t> = ids
+            .into_iter()
+            .map(|id| ptr::without_provenance_mut(state.handle(Object::ComputeInstance(address.clone(), on, id))))
+            .collect();
+        put(count, c_uint::try_from(handles.len()).unwrap_or(0))?;
+        put_entries(instances, &handles)
     }
 
     fn nvmlGpuInstanceGetComputeInstanceById(
@@ -225,6 +317,7 @@ functions! {
         id: c_uint,
         found: *mut nvmlComputeInstance_t,
     ) of of |state| {
+        state.privileged()?;
         let (card, instance) = instance(state, of)?;
         if !instance.compute.iter().any(|compute| compute.id == id) {
             return Err(NOT_FOUND);
@@ -235,19 +328,16 @@ functions! {
     }
 
     fn nvmlComputeInstanceGetInfo_v2(of: nvmlComputeInstance_t, info: *mut nvmlComputeInstanceInfo_t) of of |state| {
-        let Some(Object::ComputeInstance(address, instance, id)) = state.object(of.addr()).cloned() else {
-            return Err(INVALID_ARGUMENT);
-        };
-        let card = state.card_at(&address).ok_or(INVALID_ARGUMENT)?;
-        let on = card.instances.iter().find(|on| on.id == instance).ok_or(INVALID_ARGUMENT)?;
-        let compute = on.compute.iter().find(|compute| compute.id == id).cloned().ok_or(INVALID_ARGUMENT)?;
-        let device = state.handle(Object::Card(address.clone()));
+        let (card, instance, compute) = compute(state, of)?;
+        let (address, compute) = (card.world.address.clone(), compute.clone());
+        // The handle of the MIG device, which alone tells its UUID (k8s-dra-driver-gpu, `nvlib.go`).
+        let device = state.handle(Object::MigDevice(address.clone(), instance, compute.id));
         let of_instance = state.handle(Object::GpuInstance(address, instance));
         let profile = COMPUTE_SLICES.iter().position(|slices| *slices == compute.slices).unwrap_or(0);
         put(info, nvmlComputeInstanceInfo_t {
             device: ptr::without_provenance_mut(device),
             gpuInstance: ptr::without_provenance_mut(of_instance),
-            id,
+            id: compute.id,
             profileId: c_uint::try_from(profile).unwrap_or(0),
             placement: nvmlComputeInstancePlacement_st { start: compute.start, size: compute.slices },
         })

@@ -1,46 +1,85 @@
-//! MIG: making and unmaking.
+//! MIG: making and unmaking. Which error is said when: `nvml.h`, at each function.
 
 use std::{ffi::c_uint, ptr};
 
 use gpudesk_geometry::Misfit;
 use nvml_wrapper_sys::bindings::{
-    nvmlComputeInstance_t, nvmlDevice_t, nvmlGpuInstance_t, nvmlGpuInstancePlacement_t,
+    nvmlComputeInstance_t, nvmlComputeInstancePlacement_t, nvmlDevice_t, nvmlGpuInstance_t,
+    nvmlGpuInstancePlacement_t,
 };
 
-use super::mig::{COMPUTE_SLICES, instance};
+use super::mig::{compute, compute_profile, instance};
 use crate::{
-    answer::{Answer, IN_USE, INSUFFICIENT_RESOURCES, INVALID_ARGUMENT, NOT_SUPPORTED, functions, get, put},
+    answer::{
+        Answer, IN_USE, INSUFFICIENT_RESOURCES, INVALID_ARGUMENT, NOT_SUPPORTED, RESET_REQUIRED, changes,
+        get, put,
+    },
     cards::{Architecture, TABLES},
     geometry,
-    state::{Instance, Object, State},
+    kernel::Instance,
+    state::{Object, State},
 };
 
-fn make(state: &mut State, device: nvmlDevice_t, profile: c_uint, at: Option<u32>) -> Answer<usize> {
+/// A placement for the recorder.
+fn place<T: Copy>(placement: *const T, start: impl FnOnce(T) -> u32) -> String {
+    get(placement).map_or_else(|_| "nowhere".into(), |placement| start(placement).to_string())
+}
+
+fn make(
+    state: &mut State,
+    device: nvmlDevice_t,
+    profile: c_uint,
+    at: Option<nvmlGpuInstancePlacement_t>,
+) -> Answer<usize> {
+    let guest = state.world.as_ref().is_some_and(|world| world.guest && world.vgpu_host);
     let card = state.card_mut(device.addr())?;
-    if !card.mig {
+    if !card.made.mig || guest {
         return Err(NOT_SUPPORTED);
     }
     let profile = card.profile(profile).ok_or(INVALID_ARGUMENT)?;
+    if at.is_some_and(|at| at.size != profile.size || !profile.starts.contains(&at.start)) {
+        return Err(INVALID_ARGUMENT);
+    }
     if geometry::remaining(card, profile) == 0 {
         return Err(INSUFFICIENT_RESOURCES);
     }
     let start = match at {
-        Some(start) => match geometry::check(card, profile, start) {
-            Ok(()) => start,
+        Some(at) => match geometry::check(card, profile, at.start) {
+            Ok(()) => at.start,
             Err(Misfit::Start) => return Err(INVALID_ARGUMENT),
+            // Also where the very same instance is there already: nothing says that it exists.
             Err(_) => return Err(INSUFFICIENT_RESOURCES),
         },
-        // Without a wish the driver begins at the far end, which can be in the way of larger ones.
-        None => geometry::free_starts(card, profile).last().copied().ok_or(INSUFFICIENT_RESOURCES)?,
+        None => geometry::chosen_start(card, profile).ok_or(INSUFFICIENT_RESOURCES)?,
     };
-    let id = card.free_id();
-    card.instances.push(Instance { id, profile: profile.id, start, compute: vec![] });
+    let id = geometry::number_of(card, profile, start);
+    card.made.instances.push(Instance::new(id, profile.id, start));
     let object = Object::GpuInstance(card.world.address.clone(), id);
     Ok(state.handle(object))
 }
 
-functions! {
-    fn nvmlDeviceSetMigMode(device: nvmlDevice_t, mode: c_uint, status: *mut c_uint) of device |state| {
+fn make_compute(
+    state: &mut State,
+    of: nvmlGpuInstance_t,
+    profile: c_uint,
+    at: Option<nvmlComputeInstancePlacement_t>,
+) -> Answer<usize> {
+    let (card, on) = instance(state, of)?;
+    let (slices, starts) = compute_profile(card, on, profile)?;
+    if at.is_some_and(|at| at.size != slices || !starts.contains(&at.start)) {
+        return Err(INVALID_ARGUMENT);
+    }
+    let free = |start: &&u32| on.is_free(**start, slices) && at.is_none_or(|at| at.start == **start);
+    let start = starts.iter().find(free).copied().ok_or(INSUFFICIENT_RESOURCES)?;
+    let (address, on) = (card.world.address.clone(), on.id);
+    let card = state.card_at_mut(&address).ok_or(INVALID_ARGUMENT)?;
+    let made = card.instance_mut(on).ok_or(INVALID_ARGUMENT)?.add_compute(slices, start);
+    Ok(state.handle(Object::ComputeInstance(address, on, made)))
+}
+
+changes! {
+    fn nvmlDeviceSetMigMode(device: nvmlDevice_t, mode: c_uint, status: *mut c_uint) of device, mode, |state| {
+        let guest = state.world.as_ref().is_some_and(|world| world.guest);
         let card = state.card_mut(device.addr())?;
         if TABLES.profiles(card.model).is_empty() {
             return Err(NOT_SUPPORTED);
@@ -50,19 +89,34 @@ functions! {
             1 => true,
             _ => return Err(INVALID_ARGUMENT),
         };
-        if !on && !card.instances.is_empty() || !card.world.vgpus.is_empty() {
-            return Err(IN_USE);
+        // Who is in the way is no failure of the call: the mode waits, and the status says for what.
+        card.made.mig_pending = on;
+        if card.made.mig == on {
+            return put(status, 0);
         }
-        card.mig_pending = on;
-        // The Ampere cards need a reset, which somebody who uses the card is in the way of.
-        if card.model.architecture == Architecture::Ampere && card.world.in_use && card.mig != on {
+        let ampere = card.model.architecture == Architecture::Ampere;
+        // Virtual functions keep it on: the order down is vGPUs, instances, functions, mode.
+        let functions = !on && card.beside.as_ref().is_some_and(|beside| beside.functions > 0);
+        let used = !card.vgpus().is_empty() || !card.world.processes.is_empty();
+        let busy = functions || used || !card.made.instances.is_empty();
+        // The Ampere cards alone need a reset, for which nobody may even hold them open.
+        if busy || ampere && card.world.in_use {
             return put(status, IN_USE);
         }
-        card.mig = on;
+        if ampere && guest {
+            return put(status, RESET_REQUIRED);
+        }
+        card.made.mig = on;
+        // Who asks for MIG gives up what the card was divided into before.
+        card.made.mixed_size = false;
         put(status, 0)
     }
 
-    fn nvmlDeviceCreateGpuInstance(device: nvmlDevice_t, profile: c_uint, made: *mut nvmlGpuInstance_t) of device |state| {
+    fn nvmlDeviceCreateGpuInstance(
+        device: nvmlDevice_t,
+        profile: c_uint,
+        made: *mut nvmlGpuInstance_t,
+    ) of device, format!("profile {profile}"), |state| {
         let handle = make(state, device, profile, None)?;
         put(made, ptr::without_provenance_mut(handle))
     }
@@ -72,21 +126,23 @@ functions! {
         profile: c_uint,
         placement: *const nvmlGpuInstancePlacement_t,
         made: *mut nvmlGpuInstance_t,
-    ) of device |state| {
-        let start = get(placement)?.start;
-        let handle = make(state, device, profile, Some(start))?;
+    ) of device, format!("profile {profile} at {}", place(placement, |at| at.start)), |state| {
+        let handle = make(state, device, profile, Some(get(placement)?))?;
         put(made, ptr::without_provenance_mut(handle))
     }
 
-    fn nvmlGpuInstanceDestroy(of: nvmlGpuInstance_t) of of |state| {
+    fn nvmlGpuInstanceDestroy(of: nvmlGpuInstance_t) of of, "", |state| {
         let (card, gone) = instance(state, of)?;
-        let held = card.world.vgpus.iter().any(|vgpu| vgpu.gpu_instance == Some(gone.id));
+        let held = card.vgpus_on(gone.id).next().is_some()
+            || card.is_busy(gone.id, None)
+            // Who leaked a handle is in no list of processes (DCGM issue 276).
+            || card.world.leaked.contains(&gone.id);
         if !gone.compute.is_empty() || held {
             return Err(IN_USE);
         }
         let (address, id) = (card.world.address.clone(), gone.id);
         let card = state.card_at_mut(&address).ok_or(INVALID_ARGUMENT)?;
-        card.instances.retain(|instance| instance.id != id);
+        card.made.instances.retain(|instance| instance.id != id);
         Ok(())
     }
 
@@ -94,29 +150,31 @@ functions! {
         of: nvmlGpuInstance_t,
         profile: c_uint,
         made: *mut nvmlComputeInstance_t,
-    ) of of |state| {
-        let (card, on) = instance(state, of)?;
-        let slices = COMPUTE_SLICES.get(profile as usize).copied().ok_or(INVALID_ARGUMENT)?;
-        let all = card.profile(on.profile).map_or(0, |profile| profile.compute);
-        if on.free_slices(all) < slices {
-            return Err(INSUFFICIENT_RESOURCES);
-        }
-        let (address, id) = (card.world.address.clone(), on.id);
-        let card = state.card_at_mut(&address).ok_or(INVALID_ARGUMENT)?;
-        let on = card.instances.iter_mut().find(|instance| instance.id == id).ok_or(INVALID_ARGUMENT)?;
-        let compute = on.add_compute(slices);
-        let handle = state.handle(Object::ComputeInstance(address, id, compute));
+    ) of of, format!("profile {profile}"), |state| {
+        let handle = make_compute(state, of, profile, None)?;
         put(made, ptr::without_provenance_mut(handle))
     }
 
-    fn nvmlComputeInstanceDestroy(of: nvmlComputeInstance_t) of of |state| {
-        let Some(Object::ComputeInstance(address, instance, id)) = state.object(of.addr()).cloned() else {
-            return Err(INVALID_ARGUMENT);
-        };
+    fn nvmlGpuInstanceCreateComputeInstanceWithPlacement(
+        of: nvmlGpuInstance_t,
+        profile: c_uint,
+        placement: *const nvmlComputeInstancePlacement_t,
+        made: *mut nvmlComputeInstance_t,
+    ) of of, format!("profile {profile} at {}", place(placement, |at| at.start)), |state| {
+        let handle = make_compute(state, of, profile, Some(get(placement)?))?;
+        put(made, ptr::without_provenance_mut(handle))
+    }
+
+    fn nvmlComputeInstanceDestroy(of: nvmlComputeInstance_t) of of, "", |state| {
+        let (card, on, gone) = compute(state, of)?;
+        // A vGPU runs on the compute instance of its GPU instance.
+        if card.is_busy(on, Some(gone.id)) || card.vgpus_on(on).next().is_some() {
+            return Err(IN_USE);
+        }
+        let (address, id) = (card.world.address.clone(), gone.id);
         let card = state.card_at_mut(&address).ok_or(INVALID_ARGUMENT)?;
-        let on = card.instances.iter_mut().find(|on| on.id == instance).ok_or(INVALID_ARGUMENT)?;
-        let before = on.compute.len();
+        let on = card.instance_mut(on).ok_or(INVALID_ARGUMENT)?;
         on.compute.retain(|compute| compute.id != id);
-        if on.compute.len() == before { Err(INVALID_ARGUMENT) } else { Ok(()) }
+        Ok(())
     }
 }

@@ -5,13 +5,12 @@ use std::ffi::{c_char, c_uint};
 use nvml_wrapper_sys::bindings::{
     nvmlDevice_t, nvmlVgpuHeterogeneousMode_v1_t, nvmlVgpuLicenseExpiry_st, nvmlVgpuLicenseInfo_st,
     nvmlVgpuPlacementId_v1_t, nvmlVgpuPlacementList_v1_t, nvmlVgpuPlacementList_v2_t,
-    nvmlVgpuSchedulerCapabilities_st, nvmlVgpuSchedulerGetState_st,
 };
 
 use crate::{
     answer::{
         Answer, IN_USE, INSUFFICIENT_SIZE, INVALID_ARGUMENT, NOT_FOUND, NOT_SUPPORTED, VERSION_MISMATCH,
-        change, functions, get, put, put_entries, put_list, put_text,
+        change, changes, functions, get, put, put_entries, put_list, put_text,
     },
     cards::{Architecture, TABLES, VgpuType},
     geometry,
@@ -20,7 +19,7 @@ use crate::{
 };
 
 /// Version words of the structures (`NVML_STRUCT_VERSION`).
-const MODE_V1: c_uint = 0x0100_0008;
+pub(super) const MODE_V1: c_uint = 0x0100_0008;
 const PLACEMENT_V1: c_uint = 0x0100_0008;
 const LIST_V1: c_uint = 0x0100_0018;
 const LIST_V2: c_uint = 0x0200_0020;
@@ -29,18 +28,18 @@ const NO_PLACEMENT: c_uint = 0xffff;
 const NONE: c_uint = 0xffff_ffff;
 
 /// A card that takes vGPUs under a driver that makes them.
-fn host(state: &State, device: nvmlDevice_t) -> Answer<&CardState> {
+pub(super) fn host(state: &State, device: nvmlDevice_t) -> Answer<&CardState> {
     let card = state.card(device.addr())?;
     let makes = state.world.as_ref().is_some_and(|world| world.vgpu_host);
     if makes && !card.types.is_empty() { Ok(card) } else { Err(NOT_SUPPORTED) }
 }
 
-fn type_on(card: &CardState, id: c_uint) -> Answer<&VgpuType> {
+pub(super) fn type_on(card: &CardState, id: c_uint) -> Answer<&VgpuType> {
     card.types.iter().find(|kind| kind.id == id).ok_or(INVALID_ARGUMENT)
 }
 
 /// The handle of the vGPU at a place of a card: numbers, and no small ones.
-fn handle(card: &CardState, place: usize) -> c_uint {
+pub(super) fn handle(card: &CardState, place: usize) -> c_uint {
     3_251_000_000 + card.address.bus * 1000 + c_uint::try_from(place).unwrap_or(999)
 }
 
@@ -56,14 +55,54 @@ fn vgpu(state: &State, wanted: c_uint) -> Answer<(&CardState, &Vgpu)> {
     found.next().map(|(card, _, vgpu)| (card, vgpu)).ok_or(NOT_FOUND)
 }
 
+/// A mode for the recorder.
+pub(super) fn mode(wanted: *const nvmlVgpuHeterogeneousMode_v1_t) -> String {
+    get(wanted).map_or_else(|_| "nothing".into(), |wanted| wanted.mode.to_string())
+}
+
+/// Whether sizes are to be mixed.
+pub(super) fn wanted_mode(wanted: *const nvmlVgpuHeterogeneousMode_v1_t) -> Answer<bool> {
+    let wanted = get(wanted)?;
+    match (wanted.version, wanted.mode) {
+        (MODE_V1, mode @ 0..=1) => Ok(mode == 1),
+        (MODE_V1, _) => Err(INVALID_ARGUMENT),
+        _ => Err(VERSION_MISMATCH),
+    }
+}
+
+/// What a card's vGPUs can do (`nvmlDeviceVgpuCapability_t`).
+fn capability(card: &CardState, capability: c_uint) -> Option<bool> {
+    let capable = match capability {
+        // Series beside each other; every card's driver can.
+        1 => true,
+        2 => card.model.mixes_sizes,
+        // Positions also where sizes are equal.
+        9 => card.model.architecture >= Architecture::Ada,
+        // Several vGPUs on one GPU instance: possible, and reported.
+        10 => card.model.shares_instances(),
+        11 => card.made.capabilities.get(&11).copied().unwrap_or(card.model.shares_instances()),
+        6 | 7 => card.made.capabilities.get(&capability).copied().unwrap_or(false),
+        0 | 3..=5 | 8 => false,
+        _ => return None,
+    };
+    Some(capable)
+}
+
 /// Fills in positions in the form that the caller knows: the older one has no room to check.
-fn put_placements(state: &State, to: *mut nvmlVgpuPlacementList_v2_t, size: u32, starts: &[u32]) -> Answer {
+fn put_placements(
+    state: &State,
+    to: *mut nvmlVgpuPlacementList_v2_t,
+    size: u32,
+    starts: &[u32],
+    equal: bool,
+) -> Answer {
     let older: *mut nvmlVgpuPlacementList_v1_t = to.cast();
     let there = c_uint::try_from(starts.len()).unwrap_or(0);
     let version = get(older)?.version;
     if version == LIST_V2 && state.knows("VgpuPlacementList", 2) {
         return change(to, |list| {
-            if list.mode != 0 {
+            // Those of equal sizes are known of Blackwell cards alone, where they are the same.
+            if list.mode != 0 && !equal {
                 return Err(NOT_SUPPORTED);
             }
             let room = list.count;
@@ -124,7 +163,8 @@ functions! {
             return Err(NOT_SUPPORTED);
         }
         let mixed = TABLES.mixed(card.model, kind.framebuffer_mib).ok_or(NOT_SUPPORTED)?;
-        put_placements(state, list, mixed.size, &mixed.starts)
+        let equal = card.model.architecture == Architecture::Blackwell;
+        put_placements(state, list, mixed.size, &mixed.starts, equal)
     }
 
     fn nvmlDeviceGetVgpuTypeCreatablePlacements(
@@ -134,74 +174,27 @@ functions! {
     ) of device |state| {
         let card = host(state, device)?;
         let kind = type_on(card, id)?;
-        let mixed = TABLES.mixed(card.model, kind.framebuffer_mib).filter(|_| kind.profile.is_none()).ok_or(NOT_SUPPORTED)?;
-        put_placements(state, list, mixed.size, &geometry::creatable_starts(card, kind))
+        let mixed = TABLES.mixed(card.model, kind.framebuffer_mib).filter(|_| kind.profile.is_none() && !card.made.mig);
+        let mixed = mixed.ok_or(NOT_SUPPORTED)?;
+        put_placements(state, list, mixed.size, &geometry::creatable_starts(card, kind), false)
     }
 
-    fn nvmlDeviceGetVgpuCapabilities(device: nvmlDevice_t, capability: c_uint, found: *mut c_uint) of device |state| {
+    fn nvmlDeviceGetVgpuCapabilities(device: nvmlDevice_t, wanted: c_uint, found: *mut c_uint) of device |state| {
         let card = host(state, device)?;
-        match capability {
-            2 => put(found, card.model.mixes_sizes.into()),
-            0..=11 => put(found, 0),
-            _ => Err(INVALID_ARGUMENT),
-        }
+        put(found, capability(card, wanted).ok_or(INVALID_ARGUMENT)?.into())
     }
 
     fn nvmlDeviceGetVgpuHeterogeneousMode(device: nvmlDevice_t, mode: *mut nvmlVgpuHeterogeneousMode_v1_t) of device |state| {
         let card = host(state, device)?;
-        if !card.model.mixes_sizes {
+        if !card.model.mixes_sizes || card.made.mig {
             return Err(NOT_SUPPORTED);
         }
         change(mode, |mode| {
             if mode.version != MODE_V1 {
                 return Err(VERSION_MISMATCH);
             }
-            mode.mode = card.mixed_size.into();
+            mode.mode = card.made.mixed_size.into();
             Ok(())
-        })
-    }
-
-    fn nvmlDeviceSetVgpuHeterogeneousMode(device: nvmlDevice_t, mode: *const nvmlVgpuHeterogeneousMode_v1_t) of device |state| {
-        host(state, device)?;
-        let wanted = get(mode)?;
-        let card = state.card_mut(device.addr())?;
-        if wanted.version != MODE_V1 {
-            return Err(VERSION_MISMATCH);
-        }
-        if !card.model.mixes_sizes || wanted.mode > 1 {
-            return Err(NOT_SUPPORTED);
-        }
-        if !card.world.vgpus.is_empty() {
-            return Err(IN_USE);
-        }
-        card.mixed_size = wanted.mode == 1;
-        Ok(())
-    }
-
-    fn nvmlDeviceGetVgpuSchedulerState(device: nvmlDevice_t, found: *mut nvmlVgpuSchedulerGetState_st) of device |state| {
-        let policy = host(state, device)?.world.scheduler;
-        change(found, |found| {
-            found.schedulerPolicy = policy;
-            found.arrMode = 0;
-            Ok(())
-        })
-    }
-
-    fn nvmlDeviceGetVgpuSchedulerCapabilities(
-        device: nvmlDevice_t,
-        found: *mut nvmlVgpuSchedulerCapabilities_st,
-    ) of device |state| {
-        let card = host(state, device)?;
-        put(found, nvmlVgpuSchedulerCapabilities_st {
-            // Fixed shares need equal sizes.
-            supportedSchedulers: if card.mixed_size { [2, 1, 0] } else { [3, 2, 1] },
-            maxTimeslice: 30_000_000,
-            minTimeslice: 1_000_000,
-            isArrModeSupported: 1,
-            maxFrequencyForARR: 960,
-            minFrequencyForARR: 63,
-            maxAvgFactorForARR: 60,
-            minAvgFactorForARR: 1,
         })
     }
 
@@ -264,5 +257,47 @@ functions! {
 
     fn nvmlVgpuInstanceGetGpuInstanceId(id: c_uint, found: *mut c_uint) |state| {
         put(found, vgpu(state, id)?.1.gpu_instance.unwrap_or(NONE))
+    }
+}
+
+changes! {
+    fn nvmlDeviceSetVgpuHeterogeneousMode(
+        device: nvmlDevice_t,
+        wanted: *const nvmlVgpuHeterogeneousMode_v1_t,
+    ) of device, mode(wanted), |state| {
+        host(state, device)?;
+        let wanted = wanted_mode(wanted)?;
+        let card = state.card_mut(device.addr())?;
+        if !card.model.mixes_sizes || card.made.mig {
+            return Err(NOT_SUPPORTED);
+        }
+        if !card.vgpus().is_empty() {
+            return Err(IN_USE);
+        }
+        card.made.mixed_size = wanted;
+        Ok(())
+    }
+
+    fn nvmlDeviceSetVgpuCapabilities(
+        device: nvmlDevice_t,
+        wanted: c_uint,
+        on: c_uint,
+    ) of device, format!("{wanted} {on}"), |state| {
+        let card = host(state, device)?;
+        let shares = card.model.shares_instances();
+        let known = capability(card, wanted).is_some();
+        if !known || on > 1 {
+            return Err(INVALID_ARGUMENT);
+        }
+        let settable = match wanted {
+            6 | 7 => !TABLES.profiles(card.model).is_empty(),
+            11 => shares,
+            _ => false,
+        };
+        if !settable {
+            return Err(NOT_SUPPORTED);
+        }
+        state.card_mut(device.addr())?.made.capabilities.insert(wanted, on == 1);
+        Ok(())
     }
 }

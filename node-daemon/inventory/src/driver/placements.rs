@@ -1,7 +1,7 @@
 //! The shares that a driver offers on a card: MIG profiles, vGPU types.
 
 use gpudesk_crds::{
-    gpu_node_status::{CardUnits, Device, MigBackedType, Placement},
+    gpu_node_status::{CardUnits, Device, MediaEngines, MigBackedType, Placement},
     types::{ShareMode, VgpuSeries},
 };
 
@@ -96,6 +96,7 @@ fn mig_placements(found: &CardReadings, all: &DriverReadings) -> Vec<Placement> 
             size,
             starts,
             compute_slices: within(profile.compute_slices, 256),
+            engines: profile.engines.map(engines),
             max_count: within(profile.max_instances, LARGEST),
             available: profile.remaining.filter(|_| mig.current).map(|left| within(left, LARGEST)),
             driver_id: Some(profile.id.to_string()),
@@ -105,6 +106,13 @@ fn mig_placements(found: &CardReadings, all: &DriverReadings) -> Vec<Placement> 
         })
     };
     sorted.into_iter().filter_map(placement).collect()
+}
+
+fn engines(told: MediaEngines) -> MediaEngines {
+    let MediaEngines { decoders, encoders, jpeg, optical_flow } = told;
+    let [decoders, encoders, jpeg, optical_flow] =
+        [decoders, encoders, jpeg, optical_flow].map(|number| within(number, MediaEngines::MOST));
+    MediaEngines { decoders, encoders, jpeg, optical_flow }
 }
 
 /// Length and starts of a profile. Where the driver does not tell them of this card, those of an equal
@@ -229,6 +237,7 @@ fn vgpu_placements(found: &CardReadings) -> Vec<Placement> {
             size,
             starts,
             compute_slices: 0,
+            engines: None,
             max_count: within(kind.max_instances.unwrap_or(0), LARGEST),
             available: available(vgpu, kind),
             driver_id: Some(kind.id.to_string()),

@@ -111,8 +111,8 @@ pub struct Findings<'a> {
     pub vgpu_manager_version: Option<String>,
     /// vGPUs that run without a licence, as the driver counts them; absent when it was not asked.
     pub unlicensed_vgpus: Option<usize>,
-    /// Why no card of this host is given to desktops, in one sentence, where none is.
-    pub withheld: Option<&'a str>,
+    /// Why single cards are given to nobody now, in one sentence each.
+    pub withheld: BTreeMap<PciAddress, String>,
     /// How the discovery hook fared.
     pub hook: &'a HookView,
     /// Shares that gpudesk made; or why it could not be told.
@@ -141,7 +141,7 @@ impl<'a> Findings<'a> {
             gpu_driver_version: None,
             vgpu_manager_version: None,
             unlicensed_vgpus: None,
-            withheld: None,
+            withheld: BTreeMap::new(),
             hook: &HookView::NotConfigured,
             instances: Ok(&[]),
             spec: &SPEC,
@@ -188,10 +188,10 @@ pub fn status(findings: &Findings<'_>) -> GpuNodeStatus {
         conditions::conditions(findings, &managed, &refused)
     };
     rules_that_keep(findings.spec, &mut devices);
-    if let Some(why) = findings.withheld {
-        // After the conditions: what a machine could do is judged whoever may use it.
-        for card in &mut devices {
-            card.unavailable.get_or_insert_with(|| why.into());
+    // After the conditions: what a machine could do is judged whoever may use it.
+    for card in &mut devices {
+        if let Some(why) = findings.withheld.get(&card.pci_address) {
+            card.unavailable.get_or_insert_with(|| why.chars().take(SENTENCE).collect());
         }
     }
     // What is no GPU is shown, and nobody's capacity.

@@ -58,7 +58,8 @@ fn findings<'a>(
 fn cards_that_are_withheld_are_judged_and_given_to_nobody() {
     let facts = facts();
     let open = status(&findings(&facts, Ok(&[]), None));
-    let withheld = status(&Findings { withheld: Some("not yet"), ..findings(&facts, Ok(&[]), None) });
+    let why = [(facts.cards[0].pci_address, "not yet".to_owned())].into();
+    let withheld = status(&Findings { withheld: why, ..findings(&facts, Ok(&[]), None) });
     assert_eq!(withheld.devices[0].unavailable.as_deref(), Some("not yet"));
     assert_eq!((withheld.capacity.len(), withheld.summary.as_ref().unwrap().free_gpus), (0, 0));
     assert_eq!(withheld.conditions, open.conditions, "the machine is the same");

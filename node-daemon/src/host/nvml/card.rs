@@ -25,7 +25,11 @@ pub(super) struct Reader<'a> {
     fault: RefCell<Option<CardFault>>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    pub(super) fn new(nvml: &'a NvmlLib, device: nvmlDevice_t) -> Self {
+        Self { nvml, device, failed: RefCell::default(), fault: RefCell::default() }
+    }
+
     /// The answer, when there is one. Once the card is known to be lost nothing is asked any more.
     pub(super) fn ask<T>(&self, question: impl FnOnce() -> Result<T, CallError>) -> Option<T> {
         if self.fault.borrow().is_some() {
@@ -80,7 +84,7 @@ pub(super) fn read(nvml: &NvmlLib, address: PciAddress) -> Option<CardReadings> 
             return Some(found);
         }
     };
-    let reader = Reader { nvml, device, failed: RefCell::default(), fault: RefCell::default() };
+    let reader = Reader::new(nvml, device);
     identity(&reader, &mut found);
     health(&reader, &mut found);
     found.mig = mig::read(&reader);
@@ -245,7 +249,7 @@ fn temperature(reader: &Reader<'_>) -> Option<TemperatureReadings> {
 }
 
 /// Values that NVML keeps under numbers. The function succeeds as a whole; each value says for itself.
-fn fields<const N: usize>(reader: &Reader<'_>, ids: [u32; N]) -> [Option<i64>; N] {
+pub(super) fn fields<const N: usize>(reader: &Reader<'_>, ids: [u32; N]) -> [Option<i64>; N] {
     let Reader { nvml, device, .. } = *reader;
     let mut values = ids.map(|id| nvmlFieldValue_st {
         fieldId: id,

@@ -55,6 +55,11 @@ pub(super) fn listen(shared: &Arc<Shared>) -> Result<Receiver<DriverEvent>, Nvml
             }
         };
         while !events.is_closed() {
+            if shared.gate.is_closed() {
+                drop(listening.take());
+                shared.gate.wait_open();
+                continue;
+            }
             if listening.as_ref().is_some_and(|listening| !listening.is_current(&shared)) {
                 // NVML looks for cards when nobody uses it, so no reading may go on meanwhile.
                 let _no_reading = lock(&shared.reading);
@@ -97,7 +102,7 @@ struct Listening {
 impl Listening {
     fn begin(shared: &Shared) -> Result<Self, NvmlError> {
         let rescans = shared.rescans.load(Ordering::Relaxed);
-        let session = Session::begin(Arc::clone(&shared.library))?;
+        let session = Session::begin(Arc::clone(&shared.library), &shared.gate)?;
         let nvml = session.functions();
         let needed = |error: CallError| NvmlError::Call(error.to_string());
         let mut set = ptr::null_mut();

@@ -10,7 +10,10 @@ use std::{
 use nvml_wrapper_sys::bindings::{NvmlLib, nvmlReturn_t};
 use thiserror::Error;
 
-use super::NvmlError;
+use super::{
+    NvmlError,
+    gate::{Gate, Use},
+};
 
 /// Where the library is, when no path is given: the loader's own search, then the places of
 /// distributions that the loader of a container does not know.
@@ -34,6 +37,8 @@ pub(super) mod code {
     pub(crate) const FUNCTION_NOT_FOUND: u32 = 13;
     pub(crate) const GPU_IS_LOST: u32 = 15;
     pub(crate) const RESET_REQUIRED: u32 = 16;
+    pub(crate) const IN_USE: u32 = 19;
+    pub(crate) const INSUFFICIENT_RESOURCES: u32 = 23;
     pub(crate) const LIB_RM_VERSION_MISMATCH: u32 = 18;
     pub(crate) const VERSION_MISMATCH: u32 = 25;
 }
@@ -70,7 +75,7 @@ impl CallError {
 }
 
 /// A return code in words.
-fn meaning(code: u32) -> String {
+pub(super) fn meaning(code: u32) -> String {
     let words = match code {
         1 => "the library is not initialised",
         2 => "an argument is not valid",
@@ -120,6 +125,16 @@ macro_rules! call {
 }
 pub(super) use call;
 
+/// A function that the bindings do not know yet, by its name with a 0 at its end.
+///
+/// # Safety
+/// `F` must be the type that `nvml.h` gives the function.
+pub(super) unsafe fn newer<F: Copy>(lib: &NvmlLib, name: &'static std::ffi::CStr) -> Result<F, CallError> {
+    // SAFETY: by the caller's promise.
+    let found = unsafe { lib.__library.get::<F>(name.to_bytes_with_nul()) };
+    found.map(|found| *found).map_err(|_| CallError::Missing(name.to_str().unwrap_or_default()))
+}
+
 /// A return code as a result.
 pub(super) fn checked(function: &'static str, code: nvmlReturn_t) -> Result<(), CallError> {
     if code == 0 { Ok(()) } else { Err(CallError::Code { function, code }) }
@@ -161,23 +176,26 @@ impl Library {
 /// Cards that were plugged in after the first session of several began are not seen before all ended.
 pub(super) struct Session {
     library: Arc<Library>,
+    /// Ends after it.
+    _use: Use,
 }
 
 impl Session {
-    pub(super) fn begin(library: Arc<Library>) -> Result<Self, NvmlError> {
+    pub(super) fn begin(library: Arc<Library>, gate: &Gate) -> Result<Self, NvmlError> {
+        let begun = gate.enter()?;
         let functions = &library.functions;
         // 1: a machine without cards is no error.
-        let begun = match call!(functions, nvmlInitWithFlags, 1) {
+        let answer = match call!(functions, nvmlInitWithFlags, 1) {
             Err(error) if error.code() == code::FUNCTION_NOT_FOUND => call!(functions, nvmlInit_v2),
             answer => answer,
         };
-        begun.map_err(|error| match error.code() {
+        answer.map_err(|error| match error.code() {
             code::DRIVER_NOT_LOADED => NvmlError::DriverNotLoaded,
             code::LIB_RM_VERSION_MISMATCH => NvmlError::VersionMismatch,
             code::NO_PERMISSION => NvmlError::NoPermission,
             _ => NvmlError::Call(error.to_string()),
         })?;
-        Ok(Self { library })
+        Ok(Self { library, _use: begun })
     }
 
     pub(super) fn functions(&self) -> &NvmlLib {

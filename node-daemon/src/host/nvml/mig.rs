@@ -3,12 +3,14 @@
 
 use std::ptr;
 
+use gpudesk_crds::gpu_node_status::MediaEngines;
 use gpudesk_inventory::driver::{
     ComputeInstanceReading, GpuInstanceReading, MigPlacement, MigProfile, MigReadings,
 };
 use nvml_wrapper_sys::bindings::{
-    nvmlComputeInstanceInfo_st, nvmlComputeInstancePlacement_st, nvmlGpuInstance_t, nvmlGpuInstanceInfo_st,
-    nvmlGpuInstancePlacement_st, nvmlGpuInstanceProfileInfo_st, nvmlGpuInstanceProfileInfo_v2_st,
+    NvmlLib, nvmlComputeInstance_t, nvmlComputeInstanceInfo_st, nvmlComputeInstancePlacement_st,
+    nvmlDevice_t, nvmlGpuInstance_t, nvmlGpuInstanceInfo_st, nvmlGpuInstancePlacement_st,
+    nvmlGpuInstanceProfileInfo_st, nvmlGpuInstanceProfileInfo_v2_st,
 };
 
 use super::{
@@ -17,7 +19,7 @@ use super::{
 };
 
 /// Profiles are asked for by numbers that grow with each release; this is beyond the last one known.
-const PROFILES: u32 = 0x20;
+pub(super) const PROFILES: u32 = 0x20;
 /// Room for the instances of one profile. NVML fills in as many as there are, whatever the room.
 const ROOM: u32 = 256;
 
@@ -39,7 +41,7 @@ pub(super) fn read(reader: &Reader<'_>) -> Option<MigReadings> {
         }
     }
     for profile in &mut found.profiles {
-        profile.placements = reader.ask(|| placements(reader, profile.id));
+        profile.placements = reader.ask(|| placements(nvml, device, profile.id));
         if current {
             profile.remaining = reader
                 .number(|count| {
@@ -55,71 +57,107 @@ pub(super) fn read(reader: &Reader<'_>) -> Option<MigReadings> {
 }
 
 fn profile(reader: &Reader<'_>, index: u32) -> Result<MigProfile, CallError> {
-    let Reader { nvml, device, .. } = *reader;
-    let mut info = nvmlGpuInstanceProfileInfo_v2_st {
-        version: version_of::<nvmlGpuInstanceProfileInfo_v2_st>(2),
-        id: 0,
-        isP2pSupported: 0,
-        sliceCount: 0,
-        instanceCount: 0,
-        multiprocessorCount: 0,
-        copyEngineCount: 0,
-        decoderCount: 0,
-        encoderCount: 0,
-        jpegCount: 0,
-        ofaCount: 0,
-        memorySizeMB: 0,
-        name: [0; 96],
-    };
-    let answer = call!(nvml, nvmlDeviceGetGpuInstanceProfileInfoV, device, index, &raw mut info);
-    if !matches!(answer, Err(error) if error.code() == code::FUNCTION_NOT_FOUND) {
-        answer?;
-        let name = from_chars(&info.name);
-        return Ok(MigProfile {
-            id: info.id,
-            index,
-            name: (!name.is_empty()).then_some(name),
-            compute_slices: small(info.sliceCount),
-            max_instances: small(info.instanceCount),
-            memory_mib: i64::try_from(info.memorySizeMB).unwrap_or(i64::MAX),
-            placements: None,
-            remaining: None,
-        });
-    }
-    // Drivers of the first MIG cards: the same without a name.
-    let mut info = nvmlGpuInstanceProfileInfo_st {
-        id: 0,
-        isP2pSupported: 0,
-        sliceCount: 0,
-        instanceCount: 0,
-        multiprocessorCount: 0,
-        copyEngineCount: 0,
-        decoderCount: 0,
-        encoderCount: 0,
-        jpegCount: 0,
-        ofaCount: 0,
-        memorySizeMB: 0,
-    };
-    call!(nvml, nvmlDeviceGetGpuInstanceProfileInfo, device, index, &raw mut info)?;
+    let info = profile_info(reader.nvml, reader.device, index)?;
+    let name = from_chars(&info.name);
     Ok(MigProfile {
         id: info.id,
         index,
-        name: None,
+        name: (!name.is_empty()).then_some(name),
         compute_slices: small(info.sliceCount),
         max_instances: small(info.instanceCount),
         memory_mib: i64::try_from(info.memorySizeMB).unwrap_or(i64::MAX),
+        engines: Some(MediaEngines {
+            decoders: small(info.decoderCount),
+            encoders: small(info.encoderCount),
+            jpeg: small(info.jpegCount),
+            optical_flow: small(info.ofaCount),
+        }),
         placements: None,
         remaining: None,
     })
 }
 
-fn placements(reader: &Reader<'_>, profile_id: u32) -> Result<Vec<MigPlacement>, CallError> {
-    let Reader { nvml, device, .. } = *reader;
+/// What the driver says of a profile. Those of the first MIG cards say it without a name.
+pub(super) fn profile_info(
+    nvml: &NvmlLib,
+    device: nvmlDevice_t,
+    index: u32,
+) -> Result<nvmlGpuInstanceProfileInfo_v2_st, CallError> {
+    // SAFETY: the structure is numbers only; zeros are valid for it.
+    let mut info: nvmlGpuInstanceProfileInfo_v2_st = unsafe { std::mem::zeroed() };
+    info.version = version_of::<nvmlGpuInstanceProfileInfo_v2_st>(2);
+    let answer = call!(nvml, nvmlDeviceGetGpuInstanceProfileInfoV, device, index, &raw mut info);
+    if !matches!(answer, Err(error) if error.code() == code::FUNCTION_NOT_FOUND) {
+        return answer.map(|()| info);
+    }
+    // SAFETY: the structure is numbers only; zeros are valid for it.
+    let mut older: nvmlGpuInstanceProfileInfo_st = unsafe { std::mem::zeroed() };
+    call!(nvml, nvmlDeviceGetGpuInstanceProfileInfo, device, index, &raw mut older)?;
+    Ok(nvmlGpuInstanceProfileInfo_v2_st {
+        id: older.id,
+        sliceCount: older.sliceCount,
+        instanceCount: older.instanceCount,
+        multiprocessorCount: older.multiprocessorCount,
+        copyEngineCount: older.copyEngineCount,
+        decoderCount: older.decoderCount,
+        encoderCount: older.encoderCount,
+        jpegCount: older.jpegCount,
+        ofaCount: older.ofaCount,
+        memorySizeMB: older.memorySizeMB,
+        ..info
+    })
+}
+
+pub(super) fn placements(
+    nvml: &NvmlLib,
+    device: nvmlDevice_t,
+    profile_id: u32,
+) -> Result<Vec<MigPlacement>, CallError> {
     let none = nvmlGpuInstancePlacement_st { start: 0, size: 0 };
     let found = list(none, |count, placements| {
         call!(nvml, nvmlDeviceGetGpuInstancePossiblePlacements_v2, device, profile_id, placements, count)
     })?;
     Ok(found.into_iter().map(placement).collect())
+}
+
+/// The GPU instances of a profile.
+pub(super) fn handles(
+    nvml: &NvmlLib,
+    device: nvmlDevice_t,
+    profile_id: u32,
+) -> Result<Vec<nvmlGpuInstance_t>, CallError> {
+    listed(ptr::null_mut(), ROOM, |count, handles| {
+        call!(nvml, nvmlDeviceGetGpuInstances, device, profile_id, handles, count)
+    })
+}
+
+pub(super) fn instance_info(
+    nvml: &NvmlLib,
+    handle: nvmlGpuInstance_t,
+) -> Result<nvmlGpuInstanceInfo_st, CallError> {
+    let mut info = nvmlGpuInstanceInfo_st {
+        device: ptr::null_mut(),
+        id: 0,
+        profileId: 0,
+        placement: nvmlGpuInstancePlacement_st { start: 0, size: 0 },
+    };
+    call!(nvml, nvmlGpuInstanceGetInfo, handle, &raw mut info)?;
+    Ok(info)
+}
+
+pub(super) fn compute_info(
+    nvml: &NvmlLib,
+    handle: nvmlComputeInstance_t,
+) -> Result<nvmlComputeInstanceInfo_st, CallError> {
+    let mut info = nvmlComputeInstanceInfo_st {
+        device: ptr::null_mut(),
+        gpuInstance: ptr::null_mut(),
+        id: 0,
+        profileId: 0,
+        placement: nvmlComputeInstancePlacement_st { start: 0, size: 0 },
+    };
+    call!(nvml, nvmlComputeInstanceGetInfo_v2, handle, &raw mut info)?;
+    Ok(info)
 }
 
 fn placement(found: nvmlGpuInstancePlacement_st) -> MigPlacement {
@@ -131,22 +169,8 @@ fn instances(reader: &Reader<'_>, profiles: &[MigProfile]) -> Vec<GpuInstanceRea
     let devices = mig_devices(reader);
     let mut found = vec![];
     for profile in profiles {
-        let handles = reader.ask(|| {
-            listed(ptr::null_mut(), ROOM, |count, handles| {
-                call!(nvml, nvmlDeviceGetGpuInstances, device, profile.id, handles, count)
-            })
-        });
-        for handle in handles.unwrap_or_default() {
-            let info = reader.ask(|| {
-                let mut info = nvmlGpuInstanceInfo_st {
-                    device: ptr::null_mut(),
-                    id: 0,
-                    profileId: 0,
-                    placement: nvmlGpuInstancePlacement_st { start: 0, size: 0 },
-                };
-                call!(nvml, nvmlGpuInstanceGetInfo, handle, &raw mut info)?;
-                Ok(info)
-            });
+        for handle in reader.ask(|| handles(nvml, device, profile.id)).unwrap_or_default() {
+            let info = reader.ask(|| instance_info(nvml, handle));
             let Some(info) = info else { continue };
             let inside = devices.iter().filter(|mig| mig.gpu_instance == info.id);
             found.push(GpuInstanceReading {
@@ -161,14 +185,14 @@ fn instances(reader: &Reader<'_>, profiles: &[MigProfile]) -> Vec<GpuInstanceRea
 }
 
 /// A GPU instance and a compute instance in it make a MIG device.
-struct MigDevice {
-    gpu_instance: u32,
-    compute_instance: u32,
-    uuid: Option<String>,
+pub(super) struct MigDevice {
+    pub(super) gpu_instance: u32,
+    pub(super) compute_instance: u32,
+    pub(super) uuid: Option<String>,
 }
 
 /// Their index says nothing: it changes with each instance that is made.
-fn mig_devices(reader: &Reader<'_>) -> Vec<MigDevice> {
+pub(super) fn mig_devices(reader: &Reader<'_>) -> Vec<MigDevice> {
     let Reader { nvml, device, .. } = *reader;
     let most = reader.number(|count| call!(nvml, nvmlDeviceGetMaxMigDeviceCount, device, count)).unwrap_or(0);
     let mut found = vec![];
@@ -199,15 +223,7 @@ fn compute_instance(reader: &Reader<'_>, of: nvmlGpuInstance_t, mig: &MigDevice)
     let info = reader.ask(|| {
         let mut handle = ptr::null_mut();
         call!(nvml, nvmlGpuInstanceGetComputeInstanceById, of, mig.compute_instance, &raw mut handle)?;
-        let mut info = nvmlComputeInstanceInfo_st {
-            device: ptr::null_mut(),
-            gpuInstance: ptr::null_mut(),
-            id: 0,
-            profileId: 0,
-            placement: nvmlComputeInstancePlacement_st { start: 0, size: 0 },
-        };
-        call!(nvml, nvmlComputeInstanceGetInfo_v2, handle, &raw mut info)?;
-        Ok(info)
+        compute_info(nvml, handle)
     });
     ComputeInstanceReading {
         id: mig.compute_instance,

@@ -13,13 +13,17 @@
 //! end theirs when their receiver is dropped. Do that before a card is given to another driver.
 
 mod card;
+pub mod control;
 mod events;
 mod find;
+mod gate;
 mod library;
 mod link;
 mod mig;
 mod vgpu;
 mod watchdog;
+
+pub use gate::Paused;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,6 +38,7 @@ use thiserror::Error;
 
 use self::{
     find::{Head, find},
+    gate::Gate,
     library::{CallError, Library, Session},
     watchdog::{Busy, Deadline, Job},
 };
@@ -72,6 +77,12 @@ pub enum NvmlError {
     /// The driver still has not answered an earlier question.
     #[error("NVIDIA's driver has not answered for {0} s: look for errors of NVRM in the kernel's log")]
     StillBusy(u64),
+    /// Nobody may use it now.
+    #[error("NVIDIA's driver is left alone while it gives a card away")]
+    Paused,
+    /// It is in use, and stays so.
+    #[error("the node daemon's own use of NVIDIA's driver did not end in {0} s")]
+    InUse(u64),
     /// No thread could be started.
     #[error("no thread can be started to ask NVIDIA's driver: {0}")]
     Thread(String),
@@ -83,12 +94,30 @@ pub struct Nvml {
     shared: Arc<Shared>,
 }
 
+/// NVML once it is open. Clones share it.
+#[derive(Clone, Default)]
+pub struct SharedNvml(Arc<Mutex<Option<Arc<Nvml>>>>);
+
+impl SharedNvml {
+    /// It; `None` where there is none, or nobody has looked yet.
+    pub fn get(&self) -> Option<Arc<Nvml>> {
+        lock(&self.0).clone()
+    }
+
+    /// It was looked for.
+    pub fn set(&self, nvml: Option<Nvml>) {
+        *lock(&self.0) = nvml.map(Arc::new);
+    }
+}
+
 struct Shared {
     library: Arc<Library>,
     patience: Duration,
     /// One reading at a time: who is busy when another begins, hangs.
     reading: Mutex<()>,
     busy: Busy,
+    /// Who uses the library, and so holds every card open.
+    gate: Gate,
     /// What was last read of each card without a fault.
     last_good: Mutex<BTreeMap<PciAddress, CardReadings>>,
     /// Grows when the cards should be looked for anew.
@@ -116,6 +145,7 @@ impl Nvml {
             patience,
             reading: Mutex::default(),
             busy: Busy::default(),
+            gate: Gate::default(),
             last_good: Mutex::default(),
             rescans: AtomicU64::new(0),
         };
@@ -154,7 +184,9 @@ impl Nvml {
         let _reading = lock(&self.shared.reading);
         let deadline = Deadline::after(self.shared.patience);
         let library = Arc::clone(&self.shared.library);
-        let session = self.job(Job::Head, deadline, move || Session::begin(library).map(Arc::new))??;
+        let gate = self.shared.gate.clone();
+        let session =
+            self.job(Job::Head, deadline, move || Session::begin(library, &gate).map(Arc::new))??;
         Ok(self.read_cards(&session, &BTreeSet::from([address]), deadline).pop().flatten())
     }
 
@@ -165,6 +197,28 @@ impl Nvml {
     /// When listening cannot begin.
     pub fn events(&self) -> Result<tokio::sync::mpsc::Receiver<DriverEvent>, NvmlError> {
         events::listen(&self.shared)
+    }
+
+    /// One card, to be changed; `log` hears of each change. Blocks. A card that came to the driver while
+    /// somebody used the library is found after [`Nvml::rescan`].
+    ///
+    /// # Errors
+    /// When the driver does not answer, or has no such card.
+    pub fn control(
+        &self,
+        card: PciAddress,
+        log: Arc<dyn control::ChangeLog>,
+    ) -> Result<control::Control, control::NvmlFault> {
+        control::Control::open(Arc::clone(&self.shared.library), &self.shared.gate, card, log)
+    }
+
+    /// Ends every use of the library by this process, until what is returned is dropped: it holds all cards open. Blocks
+    /// for some seconds at most.
+    ///
+    /// # Errors
+    /// [`NvmlError::InUse`] when one does not end, as when a thread hangs in the driver; then all goes on.
+    pub fn pause(&self) -> Result<Paused, NvmlError> {
+        self.shared.gate.pause()
     }
 
     /// Looks for cards anew: NVML sees those that were there when its use began. Call it when the
@@ -190,8 +244,9 @@ impl Nvml {
 
     fn head(&self, deadline: Deadline) -> Result<(Arc<Session>, Head), NvmlError> {
         let library = Arc::clone(&self.shared.library);
+        let gate = self.shared.gate.clone();
         self.job(Job::Head, deadline, move || {
-            let session = Arc::new(Session::begin(library)?);
+            let session = Arc::new(Session::begin(library, &gate)?);
             let head = find(&session)?;
             Ok((session, head))
         })?

@@ -166,7 +166,7 @@ fn creatable_starts(reader: &Reader<'_>, id: u32) -> Option<Vec<i32>> {
 }
 
 /// Asks with the newer structure, then with the older one, which is its beginning.
-fn placements(
+pub(super) fn placements(
     ask: impl Fn(*mut nvmlVgpuPlacementList_v2_t) -> Result<(), CallError>,
 ) -> Result<(i32, Vec<i32>), CallError> {
     let mut ids = vec![0_u32; ROOM as usize];

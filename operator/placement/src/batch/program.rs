@@ -127,10 +127,15 @@ fn price(classes: &[Class<'_>], rest: &Rest, prices: &[f64], pool: &mut Vec<Colu
         for (shape, _) in &layout.adds {
             counts[*shape] += 1;
         }
-        let adds = layout.adds.into_iter().filter(|(shape, _)| {
-            // Where a limit was left out of the search, what is too many goes.
-            let keep = counts[*shape] <= rest.want[*shape];
-            if !keep {
+        let mut placed = class.placed.to_vec();
+        let adds = layout.adds.into_iter().filter(|(shape, share)| {
+            // Where a limit was left out of the search, what is too many goes; so do engines, which it does not see.
+            let engines = class.geometry.kind(share.kind).is_some_and(|kind| !kind.engines.is_none());
+            let keep = counts[*shape] <= rest.want[*shape]
+                && (!engines || class.geometry.check(&placed, *share).is_ok());
+            if keep {
+                placed.push(*share);
+            } else {
                 counts[*shape] -= 1;
             }
             keep

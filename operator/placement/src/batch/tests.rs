@@ -4,13 +4,13 @@ use super::*;
 use crate::lookahead::{Kind, Mode};
 
 fn kind(size: i32, slices: i32, max_count: i32, starts: &[i32]) -> Kind {
-    Kind { mode: 0, size, slices, starts: starts.to_vec(), max_count }
+    Kind { size, slices, starts: starts.to_vec(), max_count, ..Kind::default() }
 }
 
 /// H100: 1g, 1g with double memory, 2g, 3g, 4g, 7g.
 fn seven_slices() -> Geometry {
     Geometry {
-        modes: vec![Mode { units: 8, slices: Some(7) }],
+        modes: vec![Mode { units: 8, slices: Some(7), ..Mode::default() }],
         kinds: vec![
             kind(1, 1, 7, &[0, 1, 2, 3, 4, 5, 6]),
             kind(2, 1, 4, &[0, 2, 4, 6]),
@@ -25,7 +25,7 @@ fn seven_slices() -> Geometry {
 /// 48 GB, Ada: 6Q, 8Q, 12Q, 16Q, 24Q.
 fn mixed_sizes() -> Geometry {
     Geometry {
-        modes: vec![Mode { units: 48, slices: None }],
+        modes: vec![Mode { units: 48, ..Mode::default() }],
         kinds: vec![
             kind(6, 0, 8, &[0, 6, 12, 18, 24, 30, 36, 42]),
             kind(8, 0, 4, &[0, 16, 24, 40]),
@@ -131,8 +131,8 @@ fn when_not_all_fit_the_most_worth_is_placed() {
 #[test]
 fn shares_without_a_position_are_counted() {
     let geometry = Geometry {
-        modes: vec![Mode { units: 12, slices: None }, Mode { units: 6, slices: None }],
-        kinds: vec![kind(1, 0, 12, &[]), Kind { mode: 1, size: 1, slices: 0, starts: vec![], max_count: 6 }],
+        modes: vec![Mode { units: 12, ..Mode::default() }, Mode { units: 6, ..Mode::default() }],
+        kinds: vec![kind(1, 0, 12, &[]), Kind { mode: 1, size: 1, max_count: 6, ..Kind::default() }],
     };
     let on = [Placed { kind: 0, start: None }; 5];
     let serves = [Some(0), Some(1)];
@@ -197,10 +197,10 @@ proptest! {
 #[test]
 fn a_request_costs_what_it_takes_from_others_and_nothing_where_there_is_room() {
     let geometry = Geometry {
-        modes: vec![Mode { units: 4, slices: None }],
+        modes: vec![Mode { units: 4, ..Mode::default() }],
         kinds: vec![
-            Kind { mode: 0, size: 1, slices: 0, starts: vec![0, 1, 2, 3], max_count: 4 },
-            Kind { mode: 0, size: 4, slices: 0, starts: vec![0], max_count: 1 },
+            Kind { size: 1, starts: vec![0, 1, 2, 3], max_count: 4, ..Kind::default() },
+            Kind { size: 4, starts: vec![0], max_count: 1, ..Kind::default() },
         ],
     };
     let serves = [Some(0), Some(1)];

@@ -176,7 +176,9 @@ impl Values {
         let Some(kind) = self.geometry.kinds.get(position) else { return };
         let room = self.geometry.room(placed);
         let own = placed.iter().filter(|share| usize::from(share.kind) == position).count();
-        let full = self.geometry.mode_of(kind).slices.is_some_and(|all| room.slices + kind.slices > all)
+        let mode = self.geometry.mode_of(kind);
+        let full = mode.slices.is_some_and(|all| room.slices + kind.slices > all)
+            || !mode.engines.hold(room.engines, kind.engines)
             || i32::try_from(own).is_ok_and(|own| own >= kind.max_count);
         for start in &kind.starts {
             // Free, and yet beyond what the card may hold: one of the others has to go first.

@@ -3,13 +3,13 @@ use proptest::prelude::*;
 use super::*;
 
 fn kind(mode: u16, size: i32, slices: i32, max_count: i32, starts: &[i32]) -> Kind {
-    Kind { mode, size, slices, starts: starts.to_vec(), max_count }
+    Kind { mode, size, slices, starts: starts.to_vec(), max_count, ..Kind::default() }
 }
 
 /// H100: 1g, 1g with double memory, 2g, 3g, 4g, 7g.
 pub(crate) fn seven_slices() -> Geometry {
     Geometry {
-        modes: vec![Mode { units: 8, slices: Some(7) }],
+        modes: vec![Mode { units: 8, slices: Some(7), ..Mode::default() }],
         kinds: vec![
             kind(0, 1, 1, 7, &[0, 1, 2, 3, 4, 5, 6]),
             kind(0, 2, 1, 4, &[0, 2, 4, 6]),
@@ -25,10 +25,10 @@ pub(crate) fn seven_slices() -> Geometry {
 fn many_modes() -> Geometry {
     Geometry {
         modes: vec![
-            Mode { units: 12, slices: None },
-            Mode { units: 6, slices: None },
-            Mode { units: 48, slices: None },
-            Mode { units: 1, slices: None },
+            Mode { units: 12, ..Mode::default() },
+            Mode { units: 6, ..Mode::default() },
+            Mode { units: 48, ..Mode::default() },
+            Mode { units: 1, ..Mode::default() },
         ],
         kinds: vec![
             kind(0, 1, 0, 12, &[]),
@@ -149,11 +149,11 @@ fn fill_by_trying(geometry: &Geometry, placed: &[Placed], asked: &[Asked]) -> i6
 /// A30 and a card that divides in two ways: few enough shares to try all.
 fn few_shares() -> [Geometry; 2] {
     let a30 = Geometry {
-        modes: vec![Mode { units: 4, slices: Some(4) }],
+        modes: vec![Mode { units: 4, slices: Some(4), ..Mode::default() }],
         kinds: vec![kind(0, 1, 1, 4, &[0, 1, 2, 3]), kind(0, 2, 2, 2, &[0, 2]), kind(0, 4, 4, 1, &[0])],
     };
     let two_ways = Geometry {
-        modes: vec![Mode { units: 3, slices: None }, Mode { units: 6, slices: None }],
+        modes: vec![Mode { units: 3, ..Mode::default() }, Mode { units: 6, ..Mode::default() }],
         kinds: vec![kind(0, 1, 0, 3, &[]), kind(1, 2, 0, 2, &[0, 4]), kind(1, 3, 0, 2, &[0, 3])],
     };
     [a30, two_ways]
@@ -220,7 +220,7 @@ proptest! {
         sizes in prop::collection::vec((-1i32..50, -1i32..9, -1i32..9), 0..6),
     ) {
         let kinds = sizes.iter().map(|(size, slices, max)| kind(0, *size, *slices, *max, &[0, 3])).collect();
-        let geometry = Geometry { modes: vec![Mode { units: 48, slices: Some(7) }], kinds };
+        let geometry = Geometry { modes: vec![Mode { units: 48, slices: Some(7), ..Mode::default() }], kinds };
         let values = Values::new(geometry, &wanted, total, whole >> 24);
         let _ = values.value(&[at(0, 0), at(1, 3)]);
         let asked = vec![Asked { price: 1, limit: u32::MAX }; 7];

@@ -164,6 +164,34 @@ fn one_media_extension_per_card() {
 }
 
 #[test]
+fn one_that_has_all_media_engines_stands_only_beside_those_without() {
+    let mut device = rtx_pro_6000(1, 0);
+    let engines = [[1, 1, 1, 0], [0; 4], [4, 4, 4, 1], [4, 4, 4, 1]];
+    for (placement, [decoders, encoders, jpeg, optical_flow]) in
+        device["placements"].as_array_mut().unwrap().iter_mut().zip(engines)
+    {
+        placement["engines"] =
+            json!({"decoders": decoders, "encoders": encoders, "jpeg": jpeg, "opticalFlow": optical_flow});
+    }
+    let plain = mig("1g.24gb+gfx", VgpuSeries::Q);
+    let none = mig("1g.24gb", VgpuSeries::Q);
+    let all = mig("2g.48gb+gfx", VgpuSeries::Q);
+    let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[device.clone()]));
+    card.put(&all, 0);
+    assert_eq!(card.starts(&plain), Err(NoShare::NoFreePlacement));
+    assert_eq!(card.starts(&all), Err(NoShare::NoFreePlacement));
+    assert_eq!(card.starts(&none), Ok(vec![6, 9]));
+    let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[device.clone()]));
+    card.put(&plain, 0);
+    assert_eq!(card.starts(&all), Err(NoShare::NoFreePlacement), "in whatever order");
+    // Where the profile of the whole card tells none, nothing is known.
+    device["placements"][3]["engines"] = json!(null);
+    let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[device]));
+    card.put(&all, 0);
+    assert_eq!(card.starts(&plain), Ok(vec![6, 9]));
+}
+
+#[test]
 fn equal_size_means_that_the_first_vgpu_decides() {
     let mut card = Card::of(&node("n", &[cell(0, 8, 65536, 0)], &[l40s(1, 0)]));
     assert_eq!(card.first(&vgpu(8)), Ok(None));

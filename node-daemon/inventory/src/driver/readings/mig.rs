@@ -1,5 +1,6 @@
 //! What a driver answers about MIG.
 
+use gpudesk_crds::gpu_node_status::MediaEngines;
 use serde::{Deserialize, Serialize};
 
 /// MIG of a card.
@@ -36,6 +37,9 @@ pub struct MigProfile {
     /// Memory in MiB that programs on it can use.
     #[serde(rename = "memoryMiB")]
     pub memory_mib: i64,
+    /// Media engines of its own; absent from captures that do not tell them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engines: Option<MediaEngines>,
     /// Where it can be, in the order of the driver; absent when it could not be asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placements: Option<Vec<MigPlacement>>,

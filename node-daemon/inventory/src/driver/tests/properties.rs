@@ -1,5 +1,7 @@
 use proptest::prelude::*;
 
+use gpudesk_crds::gpu_node_status::MediaEngines;
+
 use super::*;
 
 fn any_int() -> impl Strategy<Value = i32> {
@@ -24,12 +26,14 @@ prop_compose! {
     fn any_profile()(
         id in any_id(), index in any_id(), name in proptest::option::of(any_text()), compute_slices in any_int(),
         max_instances in any_int(), memory_mib in any::<i64>(), remaining in proptest::option::of(any_int()),
+        engines in proptest::option::of((any_int(), any_int())),
         placements in proptest::option::of(proptest::collection::vec((any_int(), any_int()), 0..6)),
     ) -> MigProfile {
         let placements = placements.map(|all| {
             all.into_iter().map(|(start, size)| MigPlacement { start, size }).collect()
         });
-        MigProfile { id, index, name, compute_slices, max_instances, memory_mib, placements, remaining }
+        let engines = engines.map(|(decoders, jpeg)| MediaEngines { decoders, jpeg, ..MediaEngines::default() });
+        MigProfile { id, index, name, compute_slices, max_instances, memory_mib, engines, placements, remaining }
     }
 }
 

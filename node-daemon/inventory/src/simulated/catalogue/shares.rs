@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use gpudesk_crds::{
-    gpu_node_status::{Framework, MigBackedType, Placement},
+    gpu_node_status::{Framework, MediaEngines, MigBackedType, Placement},
     types::ShareMode,
 };
 use serde::Deserialize;
@@ -51,6 +51,14 @@ pub(super) enum Mig {
 pub(super) struct SevenSlices {
     #[serde(rename = "sizesGiB")]
     sizes_gib: [i64; 4],
+    media: Media,
+}
+
+/// How media engines are spread over seven slices.
+#[derive(Clone, Copy, Debug, Deserialize)]
+enum Media {
+    A100,
+    H100,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -64,6 +72,8 @@ pub(super) struct MigProfile {
     max: i32,
     #[serde(rename = "framebufferMiB")]
     framebuffer_mib: i64,
+    /// Decoders, encoders, JPEG and optical flow engines.
+    engines: [i32; 4],
     #[serde(default)]
     vgpu_suffix: String,
     #[serde(default)]
@@ -89,17 +99,19 @@ struct Seven {
     max: i32,
     /// Which of the card's four sizes.
     which: usize,
+    /// Decoders of an A100; the others follow from slices and suffix.
+    decoders: i32,
 }
 
 const ANYWHERE: &[i32] = &[0, 1, 2, 3, 4, 5, 6];
 const SEVEN: [Seven; 7] = [
-    Seven { id: 19, suffix: "", compute: 1, size: 1, starts: ANYWHERE, max: 7, which: 0 },
-    Seven { id: 20, suffix: "+me", compute: 1, size: 1, starts: ANYWHERE, max: 1, which: 0 },
-    Seven { id: 15, suffix: "", compute: 1, size: 2, starts: &[0, 2, 4, 6], max: 4, which: 1 },
-    Seven { id: 14, suffix: "", compute: 2, size: 2, starts: &[0, 2, 4], max: 3, which: 1 },
-    Seven { id: 9, suffix: "", compute: 3, size: 4, starts: &[0, 4], max: 2, which: 2 },
-    Seven { id: 5, suffix: "", compute: 4, size: 4, starts: &[0], max: 1, which: 2 },
-    Seven { id: 0, suffix: "", compute: 7, size: 8, starts: &[0], max: 1, which: 3 },
+    Seven { id: 19, suffix: "", compute: 1, size: 1, starts: ANYWHERE, max: 7, which: 0, decoders: 0 },
+    Seven { id: 20, suffix: "+me", compute: 1, size: 1, starts: ANYWHERE, max: 1, which: 0, decoders: 1 },
+    Seven { id: 15, suffix: "", compute: 1, size: 2, starts: &[0, 2, 4, 6], max: 4, which: 1, decoders: 1 },
+    Seven { id: 14, suffix: "", compute: 2, size: 2, starts: &[0, 2, 4], max: 3, which: 1, decoders: 1 },
+    Seven { id: 9, suffix: "", compute: 3, size: 4, starts: &[0, 4], max: 2, which: 2, decoders: 2 },
+    Seven { id: 5, suffix: "", compute: 4, size: 4, starts: &[0], max: 1, which: 2, decoders: 2 },
+    Seven { id: 0, suffix: "", compute: 7, size: 8, starts: &[0], max: 1, which: 3, decoders: 5 },
 ];
 
 impl Mig {
@@ -118,8 +130,13 @@ impl Mig {
 
 impl SevenSlices {
     fn profiles(&self, vgpu: Option<&Vgpu>) -> Vec<MigProfile> {
-        let profile = |&Seven { id, suffix, compute, size, starts, max, which }: &Seven| {
+        let profile = |&Seven { id, suffix, compute, size, starts, max, which, decoders }: &Seven| {
             let gib = self.sizes_gib[which];
+            let one = i32::from(compute == 7 || !suffix.is_empty());
+            let engines = match self.media {
+                Media::A100 => [decoders, 0, one, one],
+                Media::H100 => [compute, 0, compute, one],
+            };
             MigProfile {
                 name: format!("{compute}g.{gib}gb{suffix}"),
                 id,
@@ -128,6 +145,7 @@ impl SevenSlices {
                 starts: starts.into(),
                 max,
                 framebuffer_mib: vgpu.map_or(gib * 1024, |vgpu| vgpu.mib(gib)),
+                engines,
                 vgpu_suffix: if suffix.is_empty() { String::new() } else { "ME".into() },
                 vgpu_types: [(SeriesName::C, [(gib, 1)].into())].into(),
             }
@@ -151,10 +169,12 @@ impl MigProfile {
                 })
             })
         });
+        let [decoders, encoders, jpeg, optical_flow] = self.engines;
         Placement {
             size: self.size,
             starts: self.starts.clone(),
             compute_slices: self.compute,
+            engines: Some(MediaEngines { decoders, encoders, jpeg, optical_flow }),
             driver_id: Some(self.id.to_string()),
             vgpu_types: types.collect(),
             ..Placement::new(self.name.clone(), ShareMode::Mig, self.framebuffer_mib, self.max)

@@ -44,7 +44,7 @@ impl World {
             gpu_driver_version: self.gpu_driver_version.clone(),
             vgpu_manager_version: self.vgpu_manager_version.clone(),
             unlicensed_vgpus: self.unlicensed_vgpus,
-            withheld: None,
+            withheld: std::collections::BTreeMap::new(),
             hook: &self.hook,
             instances: self.instances.as_deref().map_err(Clone::clone),
             spec: &self.spec,

@@ -1,6 +1,8 @@
 //! `gpudesk-node-daemon discover` with a library that stands in NVML's place.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
+mod control;
+
 use std::{
     fs,
     io::{BufRead, BufReader},
@@ -96,7 +98,7 @@ fn cards_are_shown_with_all_that_their_driver_says() {
     let small = cards[0].placements.iter().find(|placement| placement.type_name == "1g.10gb").unwrap();
     assert_eq!((small.starts.len(), small.available, small.driver_id.as_deref()), (7, Some(4), Some("19")));
     let slice = &cards[0].instances[0];
-    assert_eq!((slice.type_name.as_str(), slice.start, slice.gpu_instance), ("3g.40gb", Some(4), Some(3)));
+    assert_eq!((slice.type_name.as_str(), slice.start, slice.gpu_instance), ("3g.40gb", Some(4), Some(2)));
     let large = cards[1].placements.iter().find(|placement| placement.type_name == "L40S-16Q").unwrap();
     assert_eq!((large.starts.as_slice(), large.available), (&[0, 32][..], Some(1)));
     assert_eq!(cards[1].instances[0].start, Some(32));
@@ -180,7 +182,7 @@ fn an_error_of_a_slice_is_shown_while_the_machine_is_watched() {
     watch.until("two cards", |cards| cards.len() == 2 && cards[0].uuid.is_some());
     // Listening begins a while after the first look.
     for round in 1.. {
-        let event = "{card: '0000:41:00.0', xid: 94, gpuInstance: 3, computeInstance: 0}";
+        let event = "{card: '0000:41:00.0', xid: 94, gpuInstance: 2, computeInstance: 0}";
         host.world(&format!("{SLICED}\nevents: [{}]", vec![event; round].join(", ")));
         let node = watch.nodes.recv_timeout(Duration::from_secs(5));
         let Ok(node) = node else {
@@ -189,7 +191,7 @@ fn an_error_of_a_slice_is_shown_while_the_machine_is_watched() {
         };
         let health = &node.status.unwrap().devices[0].health;
         if let Some(xid) = health.xids.first() {
-            assert_eq!((xid.code, xid.gpu_instance, xid.compute_instance), (94, Some(3), Some(0)));
+            assert_eq!((xid.code, xid.gpu_instance, xid.compute_instance), (94, Some(2), Some(0)));
             break;
         }
     }

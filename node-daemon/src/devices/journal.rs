@@ -1,0 +1,470 @@
+//! What gpudesk made on the cards of this machine, what it is making, and what it changed with the value before. Pure;
+//! `store` keeps it.
+
+use std::collections::BTreeMap;
+
+use gpudesk_crds::{
+    gpu_node_status::Device,
+    types::{PciAddress, ShareMode},
+};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    live::LiveCard,
+    step::{Setting, Step},
+};
+use crate::{
+    host::gpu_driver::{GpuInstance, Handle, InstanceKey, WantedInstance},
+    partition::Share,
+};
+
+/// The form of the file.
+pub const VERSION: u32 = 1;
+
+/// Everything.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Journal {
+    /// The form of the file.
+    pub version: u32,
+    /// The boot of the host in which it was written.
+    pub boot: String,
+    /// The cards of which something is or was changed.
+    #[serde(default)]
+    pub cards: BTreeMap<PciAddress, Card>,
+    /// The shares.
+    #[serde(default)]
+    pub shares: Vec<Entry>,
+}
+
+/// A card.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Card {
+    /// Vendor and device id: `10de:26b9`.
+    pub ids: String,
+    /// UUID, as its driver told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// Serial number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// Memory in MiB: a driver that gives it to guests tells none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<i64>,
+    /// What was changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
+    /// GPU instances made by gpudesk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpu_instances: Vec<OurInstance>,
+    /// The last reset between users.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_reset: Option<Reset>,
+    /// Functions whose reset failed after their last user: nobody gets the card before one succeeds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unclean: Vec<PciAddress>,
+    /// Why nobody gets it before it is seen healthy again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<String>,
+}
+
+/// A setting that gpudesk changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Change {
+    /// What.
+    pub setting: Setting,
+    /// The value before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+    /// The share that needed it; the whole card without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<InstanceKey>,
+}
+
+/// A GPU instance that gpudesk made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OurInstance {
+    /// Number of its profile.
+    pub profile: u32,
+    /// Its start.
+    pub start: i32,
+}
+
+/// A reset between users. It promises no more than what was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Reset {
+    /// The first of the kernel's methods.
+    pub method: String,
+    /// When.
+    pub at: Timestamp,
+    /// Why the card is not back; absent when it told its ids afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+}
+
+/// A share.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Entry {
+    /// Its identity.
+    pub key: InstanceKey,
+    /// The decision that it was made for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocation: Option<String>,
+    /// The desktop, as `namespace/name`.
+    pub owner: String,
+    /// The card.
+    pub card: PciAddress,
+    /// What it is.
+    pub share: Share,
+    /// Number of the MIG profile under it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<u32>,
+    /// How far it is.
+    pub state: State,
+    /// The device that carries it, from before that is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<Claim>,
+    /// The function that carried it before a reboot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefer: Option<PciAddress>,
+    /// The step under way, from before it is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub underway: Option<Underway>,
+    /// Other functions that go to the guest with the card.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub companions: Vec<PciAddress>,
+    /// The GPU instance under it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_instance: Option<i32>,
+    /// UUID of its MIG device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mig_uuid: Option<String>,
+    /// Its functions that were reset after their last user.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cleaned: Vec<PciAddress>,
+}
+
+/// How far a share is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    /// It is to be there.
+    Wanted,
+    /// It is there.
+    Made,
+    /// It is to be gone.
+    Undoing,
+}
+
+/// The device that carries a share: what is compared before it is unmade.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Claim {
+    /// The card itself.
+    Card,
+    /// A virtual function.
+    Function(PciAddress),
+    /// A vGPU of this type on a virtual function.
+    Vgpu {
+        /// The function.
+        function: PciAddress,
+        /// Number of the type.
+        id: u32,
+    },
+    /// A mediated device.
+    Mdev {
+        /// Its UUID.
+        uuid: String,
+        /// The function that carries it.
+        parent: PciAddress,
+        /// The driver's name of its type.
+        type_id: String,
+    },
+}
+
+impl Claim {
+    /// The virtual function that it is or stands on.
+    pub fn function(&self) -> Option<PciAddress> {
+        match self {
+            Self::Card => None,
+            Self::Function(function) | Self::Vgpu { function, .. } => Some(*function),
+            Self::Mdev { parent, .. } => Some(*parent),
+        }
+    }
+
+    /// What a step makes, when it makes the device of a share of mode `entry`.
+    fn of(step: &Step, entry: &Entry) -> Option<Self> {
+        match step {
+            Step::VgpuType { function, id } => Some(Self::Vgpu { function: *function, id: *id }),
+            Step::MdevCreate { parent, type_id, uuid } => {
+                Some(Self::Mdev { uuid: uuid.clone(), parent: *parent, type_id: type_id.clone() })
+            }
+            Step::Override { function, .. } if entry.share.mode == ShareMode::VirtualFunctions => {
+                Some(Self::Function(*function))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A step that was begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Underway {
+    /// The step.
+    pub what: Step,
+    /// What was there before it.
+    pub before: String,
+}
+
+impl Entry {
+    /// One that was just asked for.
+    pub fn new(wanted: &WantedInstance, profile: Option<u32>) -> Self {
+        Self {
+            key: wanted.key.clone(),
+            allocation: wanted.allocation.map(|id| id.to_string()),
+            owner: wanted.owner.clone(),
+            card: wanted.card,
+            share: wanted.share.clone(),
+            profile,
+            state: State::Wanted,
+            claim: (wanted.share.mode == ShareMode::Passthrough).then_some(Claim::Card),
+            prefer: None,
+            underway: None,
+            companions: vec![],
+            gpu_instance: None,
+            mig_uuid: None,
+            cleaned: vec![],
+        }
+    }
+
+    /// As the rest of the daemon knows it.
+    pub fn instance(&self) -> GpuInstance {
+        GpuInstance {
+            key: self.key.clone(),
+            owner: self.owner.clone(),
+            card: self.card,
+            mode: self.share.mode,
+            type_name: self.share.type_name.clone(),
+            vgpu_type: self.share.vgpu_type.clone(),
+            start: self.share.start,
+            mig_uuid: self.mig_uuid.clone(),
+            gpu_instance: self.gpu_instance,
+            handle: match &self.claim {
+                None => Handle::NotYet,
+                Some(Claim::Card) => Handle::Function(self.card),
+                Some(Claim::Function(function) | Claim::Vgpu { function, .. }) => Handle::Function(*function),
+                Some(Claim::Mdev { uuid, .. }) => Handle::Mdev(uuid.clone()),
+            },
+            companions: self.companions.clone(),
+            pending: self.state != State::Made,
+        }
+    }
+}
+
+impl Journal {
+    /// An empty one.
+    pub fn new(boot: &str) -> Self {
+        Self { version: VERSION, boot: boot.into(), cards: BTreeMap::new(), shares: vec![] }
+    }
+
+    /// After a reboot nothing of what was made is there, nor is any setting but MIG mode, which some cards keep: shares
+    /// are to be made anew, and what was being unmade is gone.
+    #[must_use]
+    pub fn after_reboot(mut self, boot: &str) -> Self {
+        if self.boot == boot {
+            return self;
+        }
+        self.boot = boot.into();
+        self.shares.retain(|entry| entry.state != State::Undoing);
+        for entry in &mut self.shares {
+            entry.state = State::Wanted;
+            entry.prefer = entry.claim.take().and_then(|claim| claim.function()).or(entry.prefer);
+            entry.claim = Entry::whole(entry).then_some(Claim::Card);
+            (entry.underway, entry.cleaned) = (None, vec![]);
+            (entry.gpu_instance, entry.mig_uuid) = (None, None);
+        }
+        for card in self.cards.values_mut() {
+            card.changes.retain(|change| change.setting == Setting::MigMode);
+            card.gpu_instances.clear();
+            card.unclean.clear();
+        }
+        self.tidy();
+        self
+    }
+
+    /// The share of this identity.
+    pub fn entry(&self, key: &InstanceKey) -> Option<&Entry> {
+        self.shares.iter().find(|entry| entry.key == *key)
+    }
+
+    /// The same, to be changed.
+    pub fn entry_mut(&mut self, key: &InstanceKey) -> Option<&mut Entry> {
+        self.shares.iter_mut().find(|entry| entry.key == *key)
+    }
+
+    /// The shares of a card.
+    pub fn on(&self, card: PciAddress) -> impl Iterator<Item = &Entry> {
+        self.shares.iter().filter(move |entry| entry.card == card)
+    }
+
+    /// The changes of a card that are those of `of`.
+    pub fn changes(&self, card: PciAddress, of: Option<&InstanceKey>) -> Vec<&Change> {
+        let changes = self.cards.get(&card).into_iter().flat_map(|card| &card.changes);
+        changes.filter(|change| change.of.as_ref() == of).collect()
+    }
+
+    /// Whether gpudesk changed it.
+    pub fn has_changed(&self, card: PciAddress, setting: Setting) -> bool {
+        let card = self.cards.get(&card);
+        card.is_some_and(|card| card.changes.iter().any(|change| change.setting == setting))
+    }
+
+    /// Remembers which card stands at an address.
+    pub fn know(&mut self, seen: &Device) {
+        let card = self.cards.entry(seen.pci_address).or_default();
+        card.ids = format!("{}:{}", seen.vendor_id, seen.device_id);
+        card.uuid = seen.uuid.clone().or(card.uuid.take());
+        card.serial = seen.serial.clone().or(card.serial.take());
+        card.memory_mib = seen.memory_mib.or(card.memory_mib);
+    }
+
+    /// Notes a step before it is done; on the way to a share also what it claims and changes.
+    pub fn begin(
+        &mut self,
+        card: PciAddress,
+        key: Option<&InstanceKey>,
+        step: &Step,
+        live: &LiveCard,
+        making: bool,
+    ) {
+        // Who shares a card changes its functions for all.
+        let alone = [ShareMode::Passthrough, ShareMode::VirtualFunctions];
+        let of =
+            key.filter(|key| self.entry(key).is_some_and(|entry| alone.contains(&entry.share.mode))).cloned();
+        let noted = self.cards.entry(card).or_default();
+        if noted.ids.is_empty() {
+            noted.ids = format!("{}:{}", live.function.vendor, live.function.device);
+        }
+        if making {
+            if let Some((setting, before)) = step.changes(live)
+                && !noted.changes.iter().any(|change| change.setting == setting)
+            {
+                noted.changes.push(Change {
+                    setting,
+                    before,
+                    of: of.filter(|_| setting.function().is_some()),
+                });
+            }
+            if let Step::GpuInstance { profile, start, .. } = step {
+                let ours = OurInstance { profile: *profile, start: *start };
+                if !noted.gpu_instances.contains(&ours) {
+                    noted.gpu_instances.push(ours);
+                }
+            }
+        }
+        if let Some(entry) = key.and_then(|key| self.entry_mut(key)) {
+            if making && let Some(claim) = Claim::of(step, entry) {
+                entry.claim = Some(claim);
+            }
+            entry.underway = Some(Underway { what: step.clone(), before: step.before(live) });
+        }
+    }
+
+    /// Forgets a share that is gone, with what was changed for it; of a card that is gone itself, everything.
+    pub fn forget(&mut self, key: &InstanceKey, live: Option<&LiveCard>) {
+        let Some(card) = self.entry(key).map(|entry| entry.card) else { return };
+        self.shares.retain(|entry| entry.key != *key);
+        if let Some(card) = self.cards.get_mut(&card) {
+            card.changes.retain(|change| live.is_some() && change.of.as_ref() != Some(key));
+            card.keep_instances(live);
+        }
+        self.tidy();
+    }
+
+    /// Leaves what was changed for a share to the card: it is put back once the card is seen healthy.
+    pub fn strand(&mut self, key: &InstanceKey, why: String) {
+        let Some(card) = self.entry(key).map(|entry| entry.card) else { return };
+        self.shares.retain(|entry| entry.key != *key);
+        let card = self.cards.entry(card).or_default();
+        for change in card.changes.iter_mut().filter(|change| change.of.as_ref() == Some(key)) {
+            change.of = None;
+        }
+        card.quarantine = Some(why);
+    }
+
+    /// The card is as it was found, but for what somebody else came to use.
+    pub fn settle(&mut self, card: PciAddress, live: &LiveCard) {
+        if let Some(card) = self.cards.get_mut(&card) {
+            let switched =
+                card.changes.iter().any(|change| is_still(change, live) && change.setting == Setting::NumVfs);
+            let own = live.function.address;
+            // Whoever switches virtual functions back takes the card from its driver once more.
+            let goes_along = |change: &Change| switched && change.setting.function() == Some(own);
+            card.changes.retain(|change| change.of.is_some() || is_still(change, live) || goes_along(change));
+            card.keep_instances(Some(live));
+            if card.unclean.is_empty() {
+                card.quarantine = None;
+            }
+        }
+        self.tidy();
+    }
+
+    /// Cards of which nothing is left but a good reset are not kept.
+    fn tidy(&mut self) {
+        let used: Vec<PciAddress> = self.shares.iter().map(|entry| entry.card).collect();
+        self.cards.retain(|address, card| {
+            used.contains(address)
+                || !card.changes.is_empty()
+                || !card.gpu_instances.is_empty()
+                || card.quarantine.is_some()
+                || card.last_reset.is_some()
+        });
+    }
+}
+
+impl Card {
+    /// Forgets GPU instances that are not there any more.
+    fn keep_instances(&mut self, live: Option<&LiveCard>) {
+        if live.is_some_and(|live| live.control_fault.is_some()) {
+            return;
+        }
+        let there = live.map_or(&[][..], |live| &live.control.gpu_instances);
+        let place = |ours: &OurInstance| (ours.profile, ours.start);
+        self.gpu_instances.retain(|ours| there.iter().any(|seen| (seen.profile, seen.start) == place(ours)));
+    }
+}
+
+impl Entry {
+    fn whole(entry: &Self) -> bool {
+        entry.share.mode == gpudesk_crds::types::ShareMode::Passthrough
+    }
+}
+
+/// Whether a setting of the whole card could not be put back, for somebody else uses it.
+fn is_still(change: &Change, live: &LiveCard) -> bool {
+    let now = match change.setting {
+        Setting::NumVfs => live.sriov.map(|sriov| sriov.on.to_string()),
+        // What cannot be told is not as before.
+        Setting::MigMode | Setting::MixedSize if live.control_fault.is_some() => return true,
+        // A mode that waits comes with the next reset.
+        Setting::MigMode => live.control.mig.map(|mode| (mode.current || mode.pending).to_string()),
+        Setting::MixedSize => live.control.mixed_size.map(|on| on.to_string()),
+        // Taken from one driver and not yet given to the other.
+        Setting::Driver(function) => {
+            return live.find(function).is_some_and(|function| function.driver.is_none())
+                && change.before.is_some();
+        }
+        Setting::Autoprobe
+        | Setting::Persistence
+        | Setting::Override(_)
+        | Setting::D3cold(_)
+        | Setting::Power(_) => return false,
+    };
+    now.is_some() && now != change.before
+}

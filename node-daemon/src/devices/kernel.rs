@@ -1,0 +1,88 @@
+//! The kernel's files, as far as devices need them. The adapter is `host/kernel.rs`.
+
+use std::{collections::BTreeMap, io};
+
+use gpudesk_crds::types::PciAddress;
+use gpudesk_inventory::topology::kernel_text;
+
+/// Files below one root. Calls may block as long as the kernel does.
+pub trait Kernel: Send + Sync {
+    /// A file of sysfs or procfs.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    fn read(&self, path: &str) -> io::Result<Vec<u8>>;
+
+    /// Writes to a file that is there, in one call, and notes that it did.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    fn write(&self, path: &str, value: &str) -> io::Result<()>;
+
+    /// Where a link points, as it is written there.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    fn link(&self, path: &str) -> io::Result<String>;
+
+    /// The names in a folder.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    fn list(&self, path: &str) -> io::Result<Vec<String>>;
+
+    /// Character devices that some process has open, `major:minor`, each with one of the processes.
+    ///
+    /// # Errors
+    /// When that cannot be told: what is not seen is not free.
+    fn open_devices(&self) -> io::Result<BTreeMap<String, u32>>;
+
+    /// Why nothing can be changed here, with the remedy.
+    fn unable(&self) -> Option<String>;
+}
+
+/// The folder of a PCI function.
+pub fn function(address: PciAddress) -> String {
+    format!("sys/bus/pci/devices/{address}")
+}
+
+/// What is not there is `None`; what cannot be told is an error.
+pub(super) fn maybe<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        // Below a file there is nothing either.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The text of a file; `None` when there is none.
+pub(super) fn text(kernel: &dyn Kernel, path: &str) -> io::Result<Option<String>> {
+    Ok(maybe(kernel.read(path))?.map(|bytes| kernel_text::text(&String::from_utf8_lossy(&bytes)).to_owned()))
+}
+
+/// The one line of a file; `None` when there is none or it is empty.
+pub(super) fn line(kernel: &dyn Kernel, path: &str) -> io::Result<Option<String>> {
+    let text = text(kernel, path)?;
+    Ok(text.map(|text| kernel_text::line(&text).to_owned()).filter(|line| !line.is_empty()))
+}
+
+/// The number in a file; `None` when there is none.
+pub(super) fn number<T: std::str::FromStr>(kernel: &dyn Kernel, path: &str) -> io::Result<Option<T>> {
+    Ok(line(kernel, path)?.and_then(|line| line.parse().ok()))
+}
+
+/// The last part of where a link points; `None` when there is none.
+pub(super) fn link_name(kernel: &dyn Kernel, path: &str) -> io::Result<Option<String>> {
+    let target = maybe(kernel.link(path))?;
+    Ok(target.and_then(|target| Some(target.rsplit('/').next()?.to_owned())).filter(|name| !name.is_empty()))
+}
+
+/// The names in a folder; none when there is no such folder.
+pub(super) fn names(kernel: &dyn Kernel, path: &str) -> io::Result<Vec<String>> {
+    let mut names = maybe(kernel.list(path))?.unwrap_or_default();
+    names.sort();
+    Ok(names)
+}

@@ -1,0 +1,183 @@
+//! What is there now of one card. Pure data.
+
+use std::collections::BTreeMap;
+
+use gpudesk_crds::{gpu_node_status::MigMode, types::PciAddress};
+
+use super::{VFIO, control::GpuInstanceSeen};
+
+/// A PCI function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// Where it is.
+    pub address: PciAddress,
+    /// Class and subclass, four hexadecimal digits.
+    pub class: String,
+    /// Vendor id, four hexadecimal digits.
+    pub vendor: String,
+    /// Device id, four hexadecimal digits.
+    pub device: String,
+    /// The driver bound.
+    pub driver: Option<String>,
+    /// The only driver that may be bound.
+    pub driver_override: Option<String>,
+    /// Whether it may lose its power altogether.
+    pub d3cold: Option<bool>,
+    /// `on` or `auto`.
+    pub power: Option<String>,
+    /// Its reset methods, in the kernel's order.
+    pub reset_methods: Vec<String>,
+    /// A process that has one of its device nodes open.
+    pub held_by: Option<u32>,
+    /// NVIDIA's driver keeps it from being opened, until it is unbound.
+    pub locked: bool,
+}
+
+impl Function {
+    /// Whether the driver that gives functions to guests has it, or a variant of it.
+    pub fn is_vfio(&self) -> bool {
+        self.driver.as_deref().is_some_and(|driver| driver.contains("vfio"))
+    }
+
+    /// Whether `vfio-pci` itself has it.
+    pub fn is_given(&self) -> bool {
+        self.driver.as_deref() == Some(VFIO)
+    }
+}
+
+/// A type of mediated device that a function offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MdevType {
+    /// Name of its folder: `nvidia-222`.
+    pub id: String,
+    /// Its name, as placements have it.
+    pub name: String,
+    /// How many more of it can be made.
+    pub available: i32,
+}
+
+/// A mediated device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mdev {
+    /// Its UUID.
+    pub uuid: String,
+    /// The function that carries it.
+    pub parent: PciAddress,
+    /// The driver's name of its type.
+    pub type_id: Option<String>,
+    /// What it was asked for, where it can be asked.
+    pub params: Option<String>,
+    /// A process that has it open.
+    pub held_by: Option<u32>,
+}
+
+/// What a virtual function says of the vGPU on it, by vendor-specific VFIO.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VendorVgpu {
+    /// Number of its type; 0 when free, `None` when it cannot be told.
+    pub current: Option<u32>,
+    /// Types that can be made on it now, by number.
+    pub creatable: BTreeMap<u32, String>,
+    /// Its start.
+    pub placement: Option<i32>,
+    /// The GPU instance under it.
+    pub gpu_instance: Option<i32>,
+}
+
+/// A virtual function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtualFunction {
+    /// The function.
+    pub function: Function,
+    /// Whether it has an IOMMU group for itself.
+    pub alone: bool,
+    /// Its vGPU, by vendor-specific VFIO.
+    pub vgpu: Option<VendorVgpu>,
+    /// The mediated devices that it offers.
+    pub mdev_types: Vec<MdevType>,
+}
+
+/// Virtual functions of a card.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sriov {
+    /// That can be on.
+    pub total: u32,
+    /// That are on.
+    pub on: u32,
+    /// Whether new ones are given to drivers.
+    pub autoprobe: Option<bool>,
+}
+
+/// What the driver's library says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    /// MIG mode; `None` without MIG.
+    pub mig: Option<MigMode>,
+    /// Its GPU instances.
+    pub gpu_instances: Vec<GpuInstanceSeen>,
+    /// Whether sizes may stand side by side; `None` where they never can.
+    pub mixed_size: Option<bool>,
+    /// Persistence mode.
+    pub persistence: Option<bool>,
+}
+
+/// One card and its IOMMU group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "a card has many things that are so or not")]
+pub struct LiveCard {
+    /// The card itself.
+    pub function: Function,
+    /// Whether the configuration of the card tells what it is: one that is lost answers with ones alone.
+    pub answers: bool,
+    /// Whether the firmware shows the host's own screen on it.
+    pub boot_vga: bool,
+    /// Number of its IOMMU group.
+    pub group: Option<i32>,
+    /// The other functions in its group but bridges.
+    pub members: Vec<Function>,
+    /// Its virtual functions in numbers; `None` when it can have none.
+    pub sriov: Option<Sriov>,
+    /// Its virtual functions.
+    pub virtual_functions: Vec<VirtualFunction>,
+    /// The mediated devices that the card itself offers.
+    pub mdev_types: Vec<MdevType>,
+    /// Mediated devices on it and on its virtual functions.
+    pub mdevs: Vec<Mdev>,
+    /// What the driver's library says; nothing while it does not answer.
+    pub control: Control,
+    /// Why it does not answer.
+    pub control_fault: Option<String>,
+    /// UUID, where its driver tells it.
+    pub uuid: Option<String>,
+    /// Another card of its group that carries something for somebody, with what.
+    pub along_in_use: Option<(PciAddress, String)>,
+    /// Whether `vfio-pci` is loaded.
+    pub has_vfio: bool,
+    /// Whether `pci-pf-stub` is loaded.
+    pub has_stub: bool,
+}
+
+impl LiveCard {
+    /// The card and the others of its group.
+    pub fn all(&self) -> impl Iterator<Item = &Function> {
+        std::iter::once(&self.function).chain(&self.members)
+    }
+
+    /// A function of the card, of its group or of its virtual ones.
+    pub fn find(&self, address: PciAddress) -> Option<&Function> {
+        let virtual_ones = self.virtual_functions.iter().map(|vf| &vf.function);
+        self.all().chain(virtual_ones).find(|function| function.address == address)
+    }
+
+    /// A virtual function.
+    pub fn virtual_function(&self, address: PciAddress) -> Option<&VirtualFunction> {
+        self.virtual_functions.iter().find(|vf| vf.function.address == address)
+    }
+
+    /// Whether a vGPU is there, whoever made it.
+    pub fn vgpu(&self) -> Option<String> {
+        let typed = |vf: &&VirtualFunction| vf.vgpu.as_ref().is_some_and(|vgpu| vgpu.current != Some(0));
+        let typed = self.virtual_functions.iter().find(typed).map(|vf| vf.function.address.to_string());
+        typed.or_else(|| self.mdevs.first().map(|mdev| mdev.uuid.clone()))
+    }
+}

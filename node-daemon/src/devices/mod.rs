@@ -1,0 +1,43 @@
+//! Cards of this machine given to desktops: made, proven and unmade, whatever fails in between.
+//!
+//! ```text
+//!   what desktops have (journal) ─┐
+//!   what is there now (observe) ──┼─▶ plan ─▶ first step ─▶ note it ─▶ do it ─▶ again, until nothing is left
+//!   what is asked for (engine) ───┘
+//! ```
+//!
+//! Nothing is remembered between two steps but in the journal and in the kernel: a daemon that is killed after any of
+//! them looks, plans, and goes on. What the journal does not know is somebody else's: it is counted as taken and never
+//! touched. `live`, `journal`, `step`, `refusal`, `rehearse` and `plan` are pure; `observe` and `perform` reach the machine through
+//! `kernel` and `control` alone.
+
+pub mod control;
+mod engine;
+pub mod journal;
+pub mod kernel;
+pub mod live;
+mod observe;
+mod perform;
+pub mod plan;
+pub mod refusal;
+pub mod rehearse;
+mod slots;
+pub mod step;
+mod store;
+mod upkeep;
+
+#[cfg(test)]
+mod fake_kernel;
+#[cfg(test)]
+mod kill_tests;
+#[cfg(test)]
+mod plan_tests;
+#[cfg(test)]
+mod refusal_tests;
+#[cfg(test)]
+mod tests;
+
+pub use self::{control::DriverControl, engine::Devices, kernel::Kernel, refusal::Refusal};
+
+/// The driver that gives functions to guests.
+pub const VFIO: &str = "vfio-pci";

@@ -1,0 +1,395 @@
+//! The steps by which shares are made and unmade. Each may be done again, and each can be undone.
+
+use std::fmt;
+
+use gpudesk_crds::types::PciAddress;
+use serde::{Deserialize, Serialize};
+
+use super::live::LiveCard;
+
+/// What a step changes beside making a share, and what is put back when nobody needs it any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Setting {
+    /// The driver of a function.
+    Driver(PciAddress),
+    /// The only driver that it may have.
+    Override(PciAddress),
+    /// Whether it may lose its power.
+    D3cold(PciAddress),
+    /// Whether it may sleep.
+    Power(PciAddress),
+    /// How many virtual functions are on.
+    NumVfs,
+    /// Whether they are given to drivers.
+    Autoprobe,
+    /// Persistence mode.
+    Persistence,
+    /// MIG mode.
+    MigMode,
+    /// Whether sizes of vGPUs stand side by side.
+    MixedSize,
+}
+
+impl Setting {
+    /// The function that has it, where it is of one.
+    pub fn function(self) -> Option<PciAddress> {
+        match self {
+            Self::Driver(function)
+            | Self::Override(function)
+            | Self::D3cold(function)
+            | Self::Power(function) => Some(function),
+            Self::NumVfs | Self::Autoprobe | Self::Persistence | Self::MigMode | Self::MixedSize => None,
+        }
+    }
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "step")]
+pub enum Step {
+    /// Sets the only driver that a function may have, or lifts that.
+    Override {
+        /// The function.
+        function: PciAddress,
+        /// The driver.
+        driver: Option<String>,
+    },
+    /// Takes a function from its driver.
+    Unbind {
+        /// The function.
+        function: PciAddress,
+        /// The driver.
+        driver: String,
+    },
+    /// Lets a function be opened again that was about to be unbound.
+    Unlock {
+        /// The function.
+        function: PciAddress,
+    },
+    /// Has the kernel find the driver, and sees that it is this one.
+    Probe {
+        /// The function.
+        function: PciAddress,
+        /// The driver; any that does not give it to guests, without it.
+        driver: Option<String>,
+    },
+    /// Sets whether a function may lose its power.
+    D3cold {
+        /// The function.
+        function: PciAddress,
+        /// Whether.
+        allowed: bool,
+    },
+    /// Sets whether a function may sleep: `on`, `auto`.
+    Power {
+        /// The function.
+        function: PciAddress,
+        /// The word.
+        control: String,
+    },
+    /// Resets a function, sees that it is back, and records it.
+    Reset {
+        /// The function.
+        function: PciAddress,
+    },
+    /// Switches virtual functions on, or off.
+    NumVfs {
+        /// The card.
+        card: PciAddress,
+        /// How many.
+        count: u32,
+    },
+    /// Sets whether new virtual functions are given to drivers.
+    Autoprobe {
+        /// The card.
+        card: PciAddress,
+        /// Whether.
+        on: bool,
+    },
+    /// Makes a mediated device.
+    MdevCreate {
+        /// The function that carries it.
+        parent: PciAddress,
+        /// The driver's name of its type.
+        type_id: String,
+        /// Its UUID.
+        uuid: String,
+    },
+    /// Asks for the start of a mediated device.
+    MdevStart {
+        /// Its UUID.
+        uuid: String,
+        /// The start.
+        start: i32,
+    },
+    /// Unmakes a mediated device.
+    MdevRemove {
+        /// Its UUID.
+        uuid: String,
+    },
+    /// Makes a vGPU on a virtual function.
+    VgpuType {
+        /// The function.
+        function: PciAddress,
+        /// Number of its type.
+        id: u32,
+    },
+    /// Moves the vGPU of a virtual function to its start.
+    VgpuStart {
+        /// The function.
+        function: PciAddress,
+        /// The start.
+        start: i32,
+    },
+    /// Moves the vGPU of a virtual function to its GPU instance.
+    VgpuInstance {
+        /// The function.
+        function: PciAddress,
+        /// The GPU instance.
+        gpu_instance: u32,
+    },
+    /// Unmakes the vGPU of a virtual function.
+    VgpuClear {
+        /// The function.
+        function: PciAddress,
+    },
+    /// Switches MIG on or off.
+    MigMode {
+        /// The card.
+        card: PciAddress,
+        /// On.
+        on: bool,
+    },
+    /// Makes a GPU instance.
+    GpuInstance {
+        /// The card.
+        card: PciAddress,
+        /// Number of its profile.
+        profile: u32,
+        /// Its start.
+        start: i32,
+    },
+    /// Makes the compute instance of a GPU instance.
+    ComputeInstance {
+        /// The card.
+        card: PciAddress,
+        /// The GPU instance.
+        gpu_instance: u32,
+    },
+    /// Unmakes a GPU instance with its compute instances.
+    GpuInstanceDestroy {
+        /// The card.
+        card: PciAddress,
+        /// The GPU instance.
+        gpu_instance: u32,
+    },
+    /// Sets whether sizes of vGPUs stand side by side.
+    MixedSize {
+        /// The card.
+        card: PciAddress,
+        /// Whether.
+        on: bool,
+    },
+    /// Sets persistence mode.
+    Persistence {
+        /// The card.
+        card: PciAddress,
+        /// On.
+        on: bool,
+    },
+}
+
+fn on_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Override { function, driver: Some(driver) } => {
+                write!(f, "reserving {function} for the driver {driver}")
+            }
+            Self::Override { function, driver: None } => write!(f, "reserving {function} for no driver"),
+            Self::Unbind { function, driver } => write!(f, "taking {function} from the driver {driver}"),
+            Self::Unlock { function } => write!(f, "letting {function} be opened again"),
+            Self::Probe { function, driver: Some(driver) } => {
+                write!(f, "giving {function} to the driver {driver}")
+            }
+            Self::Probe { function, driver: None } => write!(f, "giving {function} to a driver of the host"),
+            Self::D3cold { function, allowed } => {
+                write!(f, "switching loss of power of {function} {}", on_off(*allowed))
+            }
+            Self::Power { function, control } => {
+                write!(f, "setting the power control of {function} to {control}")
+            }
+            Self::Reset { function } => write!(f, "resetting {function}"),
+            Self::NumVfs { card, count } => write!(f, "switching virtual functions of {card} to {count}"),
+            Self::Autoprobe { card, on } => {
+                write!(f, "switching drivers for new virtual functions of {card} {}", on_off(*on))
+            }
+            Self::MdevCreate { parent, type_id, uuid } => {
+                write!(f, "making the mediated device {uuid} of type {type_id} on {parent}")
+            }
+            Self::MdevStart { uuid, start } => {
+                write!(f, "asking for start {start} of the mediated device {uuid}")
+            }
+            Self::MdevRemove { uuid } => write!(f, "unmaking the mediated device {uuid}"),
+            Self::VgpuType { function, id } => write!(f, "making a vGPU of type {id} on {function}"),
+            Self::VgpuStart { function, start } => {
+                write!(f, "moving the vGPU of {function} to start {start}")
+            }
+            Self::VgpuInstance { function, gpu_instance } => {
+                write!(f, "moving the vGPU of {function} to GPU instance {gpu_instance}")
+            }
+            Self::VgpuClear { function } => write!(f, "unmaking the vGPU of {function}"),
+            Self::MigMode { card, on } => write!(f, "switching MIG of {card} {}", on_off(*on)),
+            Self::GpuInstance { card, profile, start } => {
+                write!(f, "making a GPU instance of profile {profile} at {start} on {card}")
+            }
+            Self::ComputeInstance { card, gpu_instance } => {
+                write!(f, "making the compute instance of GPU instance {gpu_instance} on {card}")
+            }
+            Self::GpuInstanceDestroy { card, gpu_instance } => {
+                write!(f, "unmaking GPU instance {gpu_instance} of {card}")
+            }
+            Self::MixedSize { card, on } => {
+                write!(f, "switching vGPUs of several sizes on {card} {}", on_off(*on))
+            }
+            Self::Persistence { card, on } => {
+                write!(f, "switching persistence mode of {card} {}", on_off(*on))
+            }
+        }
+    }
+}
+
+impl Step {
+    /// The function that it is done on, where it is one.
+    pub fn function(&self) -> Option<PciAddress> {
+        match self {
+            Self::Override { function, .. }
+            | Self::Unbind { function, .. }
+            | Self::Unlock { function }
+            | Self::Probe { function, .. }
+            | Self::D3cold { function, .. }
+            | Self::Power { function, .. }
+            | Self::Reset { function }
+            | Self::VgpuType { function, .. }
+            | Self::VgpuStart { function, .. }
+            | Self::VgpuInstance { function, .. }
+            | Self::VgpuClear { function } => Some(*function),
+            _ => None,
+        }
+    }
+
+    /// Whether the kernel may wait in it until somebody closes the device.
+    pub fn may_wait(&self) -> bool {
+        matches!(
+            self,
+            Self::Unbind { .. }
+                | Self::Reset { .. }
+                | Self::MdevRemove { .. }
+                | Self::NumVfs { .. }
+                | Self::VgpuClear { .. }
+                | Self::MigMode { .. }
+                | Self::GpuInstanceDestroy { .. }
+        )
+    }
+
+    /// The setting that it changes, with the value of now.
+    pub fn changes(&self, live: &LiveCard) -> Option<(Setting, Option<String>)> {
+        let of = |function: &PciAddress| live.find(*function);
+        let flag = |on: bool| Some(on.to_string());
+        Some(match self {
+            Self::Override { function, .. } => {
+                (Setting::Override(*function), of(function)?.driver_override.clone())
+            }
+            Self::Unbind { function, .. } | Self::Probe { function, .. } => {
+                (Setting::Driver(*function), of(function)?.driver.clone())
+            }
+            Self::D3cold { function, .. } => {
+                (Setting::D3cold(*function), of(function)?.d3cold.and_then(flag))
+            }
+            Self::Power { function, .. } => (Setting::Power(*function), of(function)?.power.clone()),
+            Self::NumVfs { .. } => (Setting::NumVfs, live.sriov.map(|sriov| sriov.on.to_string())),
+            Self::Autoprobe { .. } => (Setting::Autoprobe, live.sriov?.autoprobe.and_then(flag)),
+            Self::MigMode { .. } => (Setting::MigMode, flag(live.control.mig?.current)),
+            Self::MixedSize { .. } => (Setting::MixedSize, live.control.mixed_size.and_then(flag)),
+            Self::Persistence { .. } => (Setting::Persistence, live.control.persistence.and_then(flag)),
+            Self::Reset { .. }
+            | Self::Unlock { .. }
+            | Self::MdevCreate { .. }
+            | Self::MdevStart { .. }
+            | Self::MdevRemove { .. }
+            | Self::VgpuType { .. }
+            | Self::VgpuStart { .. }
+            | Self::VgpuInstance { .. }
+            | Self::VgpuClear { .. }
+            | Self::GpuInstance { .. }
+            | Self::ComputeInstance { .. }
+            | Self::GpuInstanceDestroy { .. } => return None,
+        })
+    }
+
+    /// What was there before it, in words for the journal.
+    pub fn before(&self, live: &LiveCard) -> String {
+        if let Some((_, before)) = self.changes(live) {
+            return before.unwrap_or_else(|| "none".into());
+        }
+        match self {
+            Self::VgpuType { function, .. }
+            | Self::VgpuStart { function, .. }
+            | Self::VgpuInstance { function, .. }
+            | Self::VgpuClear { function } => {
+                let vgpu = live.virtual_function(*function).and_then(|vf| vf.vgpu.as_ref());
+                vgpu.map_or_else(|| "not known".into(), |vgpu| format!("type {:?}", vgpu.current))
+            }
+            Self::MdevCreate { uuid, .. } | Self::MdevStart { uuid, .. } | Self::MdevRemove { uuid } => {
+                let there = live.mdevs.iter().any(|mdev| mdev.uuid == *uuid);
+                if there { "there".into() } else { "none".into() }
+            }
+            _ => String::new(),
+        }
+    }
+
+    /// What takes it back, on a card that was as `live` before it. A reset has nothing to take back, and what unmakes
+    /// a share is taken back by making it.
+    pub fn undo(&self, live: &LiveCard) -> Option<Self> {
+        let function = |function: &PciAddress| live.find(*function);
+        Some(match self {
+            Self::Override { function: at, .. } => {
+                Self::Override { function: *at, driver: function(at)?.driver_override.clone() }
+            }
+            Self::Unbind { function, driver } => {
+                Self::Probe { function: *function, driver: Some(driver.clone()) }
+            }
+            Self::Probe { function, driver } => Self::Unbind { function: *function, driver: driver.clone()? },
+            Self::D3cold { function: at, .. } => {
+                Self::D3cold { function: *at, allowed: function(at)?.d3cold? }
+            }
+            Self::Power { function: at, .. } => {
+                Self::Power { function: *at, control: function(at)?.power.clone()? }
+            }
+            Self::NumVfs { card, .. } => Self::NumVfs { card: *card, count: live.sriov?.on },
+            Self::Autoprobe { card, .. } => Self::Autoprobe { card: *card, on: live.sriov?.autoprobe? },
+            Self::MdevCreate { uuid, .. } | Self::MdevStart { uuid, .. } => {
+                Self::MdevRemove { uuid: uuid.clone() }
+            }
+            Self::VgpuType { function, .. }
+            | Self::VgpuStart { function, .. }
+            | Self::VgpuInstance { function, .. } => Self::VgpuClear { function: *function },
+            Self::MigMode { card, on } => Self::MigMode { card: *card, on: !on },
+            Self::MixedSize { card, on } => Self::MixedSize { card: *card, on: !on },
+            Self::Persistence { card, on } => Self::Persistence { card: *card, on: !on },
+            Self::ComputeInstance { card, gpu_instance } => {
+                Self::GpuInstanceDestroy { card: *card, gpu_instance: *gpu_instance }
+            }
+            Self::GpuInstance { .. }
+            | Self::Unlock { .. }
+            | Self::Reset { .. }
+            | Self::MdevRemove { .. }
+            | Self::VgpuClear { .. }
+            | Self::GpuInstanceDestroy { .. } => return None,
+        })
+    }
+}
