@@ -354,12 +354,9 @@ impl ChangeLog for Dies {
 }
 
 /// A daemon that dies: makes a half of a card and takes a quarter away.
-#[test]
-#[ignore = "a part of the test below, which starts it in a process of its own"]
-fn a_daemon_that_dies() {
-    let (library, at) = (std::env::var("DYING_LIBRARY").unwrap(), std::env::var("DYING_AT").unwrap());
-    let log = Dies { at: at.parse().unwrap(), seen: AtomicUsize::new(0) };
-    let card = control(Path::new(&library), CARD, Arc::new(log)).unwrap();
+fn die(library: &Path, at: usize) {
+    let log = Dies { at, seen: AtomicUsize::new(0) };
+    let card = control(library, CARD, Arc::new(log)).unwrap();
     make(&card, "3g.40gb", 4).unwrap();
     let profiles = card.gpu_instance_profiles().unwrap();
     remove(&card, place(&profiles, "2g.20gb", 0));
@@ -367,6 +364,10 @@ fn a_daemon_that_dies() {
 
 #[test]
 fn a_daemon_killed_at_any_change_finds_what_it_had_made() {
+    // The daemon is this test once more, in a process of its own.
+    if let (Ok(library), Ok(at)) = (std::env::var("DYING_LIBRARY"), std::env::var("DYING_AT")) {
+        return die(Path::new(&library), at.parse().unwrap());
+    }
     let world = format!("{{recorder: calls, cards: [{{{H100}}}]}}");
     for at in 0.. {
         let host = Host::new(&world);
@@ -375,7 +376,7 @@ fn a_daemon_killed_at_any_change_finds_what_it_had_made() {
         make(&card, "1g.10gb", 3).unwrap();
         let (before, neighbour) = (host.calls().len(), card.gpu_instances().unwrap()[1].clone());
         let mut dying = Command::new(std::env::current_exe().unwrap());
-        dying.args(["--exact", "control::a_daemon_that_dies", "--ignored", "--quiet"]);
+        dying.args(["--exact", "control::a_daemon_killed_at_any_change_finds_what_it_had_made", "--quiet"]);
         dying.env("DYING_LIBRARY", host.path()).env("DYING_AT", at.to_string());
         let ended = dying.output().unwrap();
         // Made again by who knows nothing but what is wanted, and what there is.

@@ -6,7 +6,8 @@ use gpudesk_crds::GpuNodeSpec;
 
 use super::{
     engine::Devices,
-    tests::{Scenario, scenarios, settle, shares, start},
+    scenarios::{Scenario, scenarios},
+    tests::{settle, shares, start},
 };
 use crate::host::gpu_driver::{GpuDriver, GpuError};
 

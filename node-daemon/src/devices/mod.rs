@@ -27,6 +27,8 @@ mod store;
 mod upkeep;
 
 #[cfg(test)]
+mod fake_control;
+#[cfg(test)]
 mod fake_kernel;
 #[cfg(test)]
 mod kill_tests;
@@ -34,6 +36,8 @@ mod kill_tests;
 mod plan_tests;
 #[cfg(test)]
 mod refusal_tests;
+#[cfg(test)]
+mod scenarios;
 #[cfg(test)]
 mod tests;
 

@@ -198,7 +198,8 @@ fn sriov(kernel: &dyn Kernel, folder: &str) -> io::Result<Option<Sriov>> {
     };
     Ok(Some(Sriov {
         total,
-        on: number(kernel, &format!("{folder}/sriov_numvfs"))?.unwrap_or(0),
+        on: number(kernel, &format!("{folder}/sriov_numvfs"))?
+            .ok_or_else(|| io::Error::other(format!("{folder}/sriov_numvfs tells no number")))?,
         autoprobe: line(kernel, &format!("{folder}/sriov_drivers_autoprobe"))?.map(|line| line == "1"),
     }))
 }

@@ -11,8 +11,8 @@ use super::{
     live::{Control, Function, LiveCard, Mdev, MdevType, Sriov, VendorVgpu, VirtualFunction},
     plan::{Wanted, plan},
     rehearse,
+    scenarios::share,
     step::{Setting, Step},
-    tests::share,
 };
 
 const CARD: &str = "0000:41:00.0";

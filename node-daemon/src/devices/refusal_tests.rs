@@ -6,7 +6,8 @@ use gpudesk_crds::types::ShareMode;
 
 use super::{
     fake_kernel::{FakeKernel, Fun, World, at},
-    tests::{CARD, kernel, scenarios, share, shares, start},
+    scenarios::{CARD, kernel, scenarios, share},
+    tests::{shares, start},
 };
 use crate::host::gpu_driver::{GpuDriver, WantedInstance};
 

@@ -19,7 +19,7 @@ use gpudesk_inventory::topology::HostFacts;
 use super::{
     VFIO,
     engine::{Engine, Goal, Stop, lock},
-    journal::{Claim, Entry, Journal, State},
+    journal::{Card, Claim, Entry, Journal, State},
     kernel::{function, link_name, maybe, number},
     observe::Opened,
     slots::Slot,
@@ -73,7 +73,7 @@ impl Engine {
         let entries = journal.on(card).any(|entry| entry.state != State::Made || !self.is_there(entry));
         let none = journal.on(card).next().is_none();
         let known = journal.cards.get(&card);
-        let left = known.is_some_and(|known| known.quarantine.is_some() || !known.changes.is_empty());
+        let left = known.is_some_and(is_left);
         let bound = host && none && {
             let seen = lock(&self.seen);
             let device = seen.cards.iter().find(|device| device.pci_address == card);
@@ -162,7 +162,7 @@ impl Engine {
             return Ok(());
         }
         if let Some(known) = journal.cards.get(&card)
-            && (known.quarantine.is_some() || !known.changes.is_empty())
+            && is_left(known)
         {
             self.bring_home(card, known.quarantine.is_some(), slot)?;
         }
@@ -280,4 +280,9 @@ fn is_off_the_host(card: &Device) -> bool {
         driver.is_some_and(|driver| driver.contains("vfio") || driver == "pci-stub")
     };
     stubbed(card.driver.as_ref()) || card.companions.iter().any(|one| stubbed(one.driver.as_ref()))
+}
+
+/// Whether something of a card without shares is still to be put back.
+fn is_left(known: &Card) -> bool {
+    known.quarantine.is_some() || !known.changes.is_empty() || !known.gpu_instances.is_empty()
 }

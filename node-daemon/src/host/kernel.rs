@@ -84,7 +84,7 @@ impl Kernel for HostKernel {
                     Err(error) if is_gone(&error) => break,
                     Err(error) => return Err(error),
                 };
-                if let Some(number) = device(&file) {
+                if let Some(number) = device(&file)? {
                     opened.entry(number).or_insert(pid);
                 }
             }
@@ -114,17 +114,25 @@ impl Kernel for HostKernel {
 }
 
 /// The number of an open character device. What is said of it is what the kernel has already: a file system that is gone,
-/// or that answers its user alone, is not asked, and is no device.
-fn device(open: &Path) -> Option<String> {
-    let target = fs::read_link(open).ok()?;
+/// or that answers its user alone, is not asked, and has no devices. One below `/dev` that tells nothing may be any.
+fn device(open: &Path) -> io::Result<Option<String>> {
+    let target = match fs::read_link(open) {
+        Ok(target) => target,
+        Err(error) if is_gone(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
     // Sockets, pipes and the like have no path.
     if !target.is_absolute() {
-        return None;
+        return Ok(None);
     }
     // Through the link, for a container has other names for the same device.
-    let seen = statx(CWD, open, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE).ok()?;
+    let seen = match statx(CWD, open, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE) {
+        Ok(seen) => seen,
+        Err(error) if target.starts_with("/dev") && !is_gone(&error.into()) => return Err(error.into()),
+        Err(_) => return Ok(None),
+    };
     let is_device = FileType::from_raw_mode(seen.stx_mode.into()) == FileType::CharacterDevice;
-    is_device.then(|| format!("{}:{}", seen.stx_rdev_major, seen.stx_rdev_minor))
+    Ok(is_device.then(|| format!("{}:{}", seen.stx_rdev_major, seen.stx_rdev_minor)))
 }
 
 /// Whether a process ended while it was looked at.

@@ -3,7 +3,7 @@
 use super::sriov;
 use crate::devices::{
     VFIO,
-    journal::{Change, Journal},
+    journal::{Change, Entry, Journal},
     live::{Function, LiveCard},
     refusal::Refusal,
     step::{Setting, Step},
@@ -93,6 +93,13 @@ pub(super) fn card(live: &LiveCard, journal: &Journal) -> Result<Vec<Step>, Refu
         || sriov::foreign_instance(live, journal).is_some();
     let mut steps = vec![];
     let by_stub = sriov::is_of_nvidia(live);
+    // Of gpudesk, and of no share any more: what could not be unmade while the driver did not answer.
+    let place = |entry: &Entry| Some((entry.profile?, entry.share.start?));
+    let left = live.control.gpu_instances.iter().filter(|seen| {
+        sriov::is_ours(journal, card, seen)
+            && journal.on(card).all(|entry| place(entry) != Some((seen.profile, seen.start)))
+    });
+    steps.extend(left.map(|seen| Step::GpuInstanceDestroy { card, gpu_instance: seen.id }));
     if !foreign && by_stub {
         steps.extend(sriov::back(live, journal)?);
     }

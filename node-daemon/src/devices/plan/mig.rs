@@ -1,5 +1,6 @@
 //! The GPU instance under a MIG-backed vGPU.
 
+use super::sriov;
 use crate::devices::{
     control::GpuInstanceSeen,
     journal::{Entry, Journal},
@@ -41,12 +42,8 @@ pub(super) fn under<'a>(
         |what: &str| Refusal::Unknown(format!("{what} of {} on {card} is not known", entry.share.type_name));
     let profile = entry.profile.ok_or_else(|| unknown("the number of the profile"))?;
     let start = entry.share.start.ok_or_else(|| unknown("the start"))?;
-    let ours = journal.cards.get(&card).map_or(&[][..], |card| &card.gpu_instances);
-    let is_ours = |seen: &GpuInstanceSeen| {
-        ours.iter().any(|ours| (ours.profile, ours.start) == (seen.profile, seen.start))
-    };
     match live.control.gpu_instances.iter().find(|seen| (seen.profile, seen.start) == (profile, start)) {
-        Some(seen) if !is_ours(seen) => {
+        Some(seen) if !sriov::is_ours(journal, card, seen) => {
             let device = format!("GPU instance {} of {card}", seen.id);
             Err(Refusal::Foreign { device, what: "made on the host".into() })
         }
@@ -81,13 +78,12 @@ pub(super) fn gone(live: &LiveCard, journal: &Journal, entry: &Entry) -> Vec<Ste
     let place = |entry: &Entry| Some((entry.profile?, entry.share.start?));
     let Some((profile, start)) = place(entry) else { return vec![] };
     let shared = journal.on(card).any(|other| other.key != entry.key && place(other) == place(entry));
-    let ours = journal.cards.get(&card).map_or(&[][..], |card| &card.gpu_instances);
-    if shared || !ours.iter().any(|ours| (ours.profile, ours.start) == (profile, start)) {
+    if shared {
         return vec![];
     }
     let there = live.control.gpu_instances.iter().find(|seen| (seen.profile, seen.start) == (profile, start));
     let destroy = |seen: &GpuInstanceSeen| Step::GpuInstanceDestroy { card, gpu_instance: seen.id };
-    there.map(destroy).into_iter().collect()
+    there.filter(|seen| sriov::is_ours(journal, card, seen)).map(destroy).into_iter().collect()
 }
 
 /// Whether vGPUs of several sizes may be made side by side on the card; the step that makes it so.

@@ -2,6 +2,8 @@
 //! card, and go to the driver one by one once it has the card again. The order is that of NVIDIA's `sriov-manage`; the card
 //! is reserved by its address, for an id that another driver is told of takes the virtual functions as well.
 
+use gpudesk_crds::types::PciAddress;
+
 use crate::devices::{
     control::GpuInstanceSeen,
     journal::{Entry, Journal},
@@ -75,13 +77,16 @@ pub(super) fn is_underway(live: &LiveCard, journal: &Journal) -> bool {
     away && journal.changes(own.address, None).iter().any(is_ours)
 }
 
+/// Whether gpudesk made a GPU instance.
+pub(super) fn is_ours(journal: &Journal, card: PciAddress, seen: &GpuInstanceSeen) -> bool {
+    let ours = journal.cards.get(&card).map_or(&[][..], |card| &card.gpu_instances);
+    ours.iter().any(|ours| (ours.profile, ours.start) == (seen.profile, seen.start))
+}
+
 /// A GPU instance that gpudesk did not make.
 pub(super) fn foreign_instance(live: &LiveCard, journal: &Journal) -> Option<u32> {
-    let ours = journal.cards.get(&live.function.address).map_or(&[][..], |card| &card.gpu_instances);
-    let is_ours = |seen: &&GpuInstanceSeen| {
-        ours.iter().any(|ours| (ours.profile, ours.start) == (seen.profile, seen.start))
-    };
-    live.control.gpu_instances.iter().find(|seen| !is_ours(seen)).map(|seen| seen.id)
+    let mut all = live.control.gpu_instances.iter();
+    all.find(|seen| !is_ours(journal, live.function.address, seen)).map(|seen| seen.id)
 }
 
 /// The steps that are left until so many are on, and the card and all of them have NVIDIA's driver.
