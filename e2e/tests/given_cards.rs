@@ -48,6 +48,7 @@ lifecycle: {shutdownGraceSeconds: 5, restartPolicy: Always}
 
 fn main() -> ExitCode {
     Suite::<Node>::new("given_cards")
+        .trial("a_whole_card_and_its_companion_are_given_and_come_back", whole)
         .trial("a_mediated_device_is_made_given_and_unmade", mediated)
         .trial("vgpus_on_gpu_instances_are_made_given_and_unmade", on_instances)
         .trial("a_vgpu_by_vendor_vfio_is_given_again_after_a_reboot_and_unmade", vendor_vfio)
@@ -238,6 +239,30 @@ async fn arguments(cluster: &Cluster) -> Result<String> {
             .replace("$(HOST_IP)", "10.0.2.15")
     };
     Ok(arguments.map(known).collect::<Vec<_>>().join(" "))
+}
+
+/// The guest sees the functions that QEMU emulates in the slot, for vfio-pci shows the ids of the hardware.
+async fn whole(node: Arc<Node>) -> Result<()> {
+    let _changing = node.one_by_one.lock().await;
+    let objects = node.objects("whole").await?;
+    let sound = RTX_6000.replace(".0", ".1");
+    let (driver, of_sound) = (node.driver(RTX_6000).await?, node.driver(&sound).await?);
+    let profile = "{alternatives: [{passthrough: {}}], devices: {products: ['*RTX 6000*']}}";
+    let step = format!("taking {RTX_6000} from the driver");
+    let desktop = node.given(&objects, "whole", profile, &step).await?;
+    for function in [RTX_6000, &sound] {
+        ensure!(node.driver(function).await? == "vfio-pci", "{function}");
+    }
+    let said = node.said(&desktop).await?;
+    ensure!(said.contains("1b36:0010") && said.contains("8086:293e"), "{said}");
+    let step = format!("taking {sound} from the driver vfio-pci");
+    node.taken_back(&objects, "whole", &step).await?;
+    ensure!(node.driver(RTX_6000).await? == driver && node.driver(&sound).await? == of_sound);
+    for function in [RTX_6000, &sound] {
+        let reserved = node.vm.read(&format!("/sys/bus/pci/devices/{function}/driver_override")).await?;
+        ensure!(reserved == "(null)", "{function}: {reserved}");
+    }
+    Ok(())
 }
 
 async fn mediated(node: Arc<Node>) -> Result<()> {

@@ -17,7 +17,7 @@
 //!         0000:80:04.0  ─ 85:00.0  RTX PRO 6000, 8 virtual functions with vendor-specific VFIO, also on MIG
 //! ```
 //! 4 CPUs, two threads to a core, a socket and 1 GiB to a cell. QEMU emulates none of these cards:
-//! a display, a test device or a NIC is in the slot, and the kernel is given the ids of the card by
+//! a drive, a display, a test device or a NIC is in the slot, and the kernel is given the ids of the card by
 //! `gpu-node/modules/sim-ids.c`. Configuration space and resources are those of what is emulated.
 
 use std::ffi::OsString;
@@ -169,7 +169,8 @@ impl Files {
                 ));
             }
         }
-        line.add("-device bochs-display,bus=port0,addr=0.0,multifunction=on");
+        // A function that can be reset beside another.
+        line.add("-device nvme,serial=card,bus=port0,addr=0.0,multifunction=on");
         line.add("-device ich9-intel-hda,bus=port0,addr=0.1");
         line.add("-device edu,bus=port1");
         line.add("-device x3130-upstream,id=switch,bus=port3");

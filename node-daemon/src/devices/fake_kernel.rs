@@ -611,7 +611,7 @@ impl Kernel for FakeKernel {
         if let Some((address, rest)) = function_of(path) {
             let Some(fun) = state.world.functions.get(&address) else { return fail(Errno::NOENT) };
             return match rest {
-                "" => Ok(vec!["vendor".into()]),
+                "" => Ok((0..fun.vfs.len()).map(|index| format!("virtfn{index}")).collect()),
                 "drm"
                     if matches!(fun.driver.as_deref(), Some("nvidia" | "amdgpu" | "xe"))
                         && fun.vgpu.is_none() =>

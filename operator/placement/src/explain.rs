@@ -185,19 +185,19 @@ impl Snapshot {
     }
 
     /// How many desktops would have to move, and why the node rejects the request today; remembered
-    /// until something is freed.
+    /// until anything changes.
     fn nearest(&mut self, request: &Request, most_moves: usize) -> Option<(usize, Rejection)> {
         let position = self.ranking_for(&request.demand);
-        let freed = self.freed;
+        let revision = self.revision;
         let known = self.rankings.get(position).and_then(|ranking| ranking.nearest);
         let nearest = match known {
-            Some((version, nearest)) if version == freed && request.home.is_none() => nearest,
+            Some((version, nearest)) if version == revision && request.home.is_none() => nearest,
             _ if most_moves == 0 => None,
             _ => {
                 let moves = self.fits_after_moving(request, most_moves);
                 let nearest = moves.map(|(node, moves)| (moves.len(), node));
                 if let Some(ranking) = self.rankings.get_mut(position) {
-                    ranking.nearest = request.home.is_none().then_some((freed, nearest));
+                    ranking.nearest = request.home.is_none().then_some((revision, nearest));
                 }
                 nearest
             }

@@ -80,6 +80,7 @@ impl Snapshot {
         if before == self.reserved {
             return Change::default();
         }
+        self.revision += 1;
         if let Some(before) = &before {
             self.estate.hold(&before.node, &nobody, None);
         }

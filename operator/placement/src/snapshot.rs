@@ -31,7 +31,8 @@ pub struct Snapshot {
     pub(crate) neighbours: Neighbours,
     pub(crate) left_behind: BTreeMap<String, BTreeSet<NodeId>>,
     pub(crate) decisions: u64,
-    pub(crate) freed: u64,
+    /// Counts changes of what is offered, taken and asked for.
+    pub(crate) revision: u64,
     desktops: BTreeMap<DesktopKey, Known>,
     demands: HashMap<Arc<Demand>, usize>,
     census: Census,
@@ -192,7 +193,7 @@ impl Snapshot {
         for owner in after {
             self.left_behind.entry(owner).or_default().insert(id);
         }
-        self.freed += u64::from(freed);
+        self.revision += 1;
         Change { freed, any: true }
     }
 
@@ -214,7 +215,7 @@ impl Snapshot {
         }
         let before = self.estate.set_silent(silent);
         let freed = !before.is_subset(self.estate.silent());
-        self.freed += u64::from(freed);
+        self.revision += u64::from(any);
         Change { freed, any }
     }
 
@@ -226,7 +227,7 @@ impl Snapshot {
         }
         let before = self.estate.set_unclear(unclear);
         let freed = !before.is_subset(self.estate.unclear());
-        self.freed += u64::from(freed);
+        self.revision += u64::from(any);
         Change { freed, any }
     }
 
@@ -395,6 +396,7 @@ impl Snapshot {
     }
 
     fn replace(&mut self, key: &DesktopKey, known: Option<Known>) -> Change {
+        self.revision += 1;
         let after = known.as_ref().and_then(Known::counts).cloned();
         let manners = known.as_ref().map(Known::manners).unwrap_or_default();
         let waits = known.as_ref().and_then(Known::waits).cloned();
@@ -430,7 +432,6 @@ impl Snapshot {
             self.estate.hold(&after.node, key, Some(after));
             self.neighbours.come(key, &Arc::from(after.node.as_str()), &manners);
         }
-        self.freed += u64::from(before.is_some());
         Change { freed: before.is_some(), any: true }
     }
 
@@ -500,6 +501,7 @@ impl Snapshot {
     /// Judges by another list from now on.
     pub fn use_prices(&mut self, list: &Arc<PriceList>) {
         if !list.judges_like(self.estate.tables.list()) {
+            self.revision += 1;
             self.estate.use_list(list);
             self.tell(Event::Judge(list.clone()));
         }

@@ -214,7 +214,6 @@ impl Scanner {
         let link = self.tree.link(&folder).unwrap_or_else(|| folder.clone());
         let total_vfs =
             dir.line("sriov_totalvfs").and_then(|line| line.parse().ok()).filter(|total| *total > 0);
-        let num_vfs = || dir.line("sriov_numvfs").and_then(|line| line.parse().ok()).unwrap_or(0);
         let link_file = |file: &str| dir.text(file);
         Some(Function {
             class,
@@ -239,7 +238,7 @@ impl Scanner {
             },
             sriov: total_vfs.map(|total_vfs: i32| Sriov {
                 total_vfs: total_vfs.clamp(0, 65_535),
-                num_vfs: i32::clamp(num_vfs(), 0, 65_535),
+                num_vfs: i32::from(self.functions_on(&folder)),
             }),
             dir,
         })

@@ -6,11 +6,24 @@ use super::{Scanner, functions::Function};
 use crate::topology::{iommu, pci};
 
 impl Scanner {
-    /// The virtual functions of a function, in their order. Where there are none this is one read.
+    /// How many virtual functions of a function are switched on: as many as it has links to. The kernel takes the lock of
+    /// the device to read the number, and whoever changes that or the driver has it for as long as a user is waited for.
+    pub(super) fn functions_on(&self, folder: &str) -> u16 {
+        if self.tree.exists(&format!("{folder}/sriov_totalvfs")) {
+            let links = self.tree.names(folder, |name| name == "subsystem" || name.starts_with("virtfn"));
+            if links.iter().any(|name| name == "subsystem") {
+                return u16::try_from(links.len() - 1).unwrap_or(u16::MAX);
+            }
+        }
+        // A copy without links.
+        self.tree.line(&format!("{folder}/sriov_numvfs")).and_then(|line| line.parse().ok()).unwrap_or(0)
+    }
+
+    /// The virtual functions of a function, in their order.
     pub(super) fn virtual_addresses(&self, folder: &str) -> Vec<PciAddress> {
         let number =
             |file: &str| self.tree.line(&format!("{folder}/{file}")).and_then(|line| line.parse().ok());
-        let count = number("sriov_numvfs").unwrap_or(0).min(256);
+        let count = u32::from(self.functions_on(folder).min(256));
         let address = |index: u32| self.tree.link_name(&format!("{folder}/virtfn{index}"))?.parse().ok();
         let found: Vec<PciAddress> = (0..count).filter_map(address).collect();
         if count == 0 || !found.is_empty() {
@@ -34,8 +47,7 @@ impl Scanner {
         folder: &str,
         all: &[PciAddress],
     ) -> Vec<PciAddress> {
-        let count = self.tree.line(&format!("{folder}/sriov_numvfs")).and_then(|line| line.parse().ok());
-        let count: usize = count.filter(|count| *count <= 256).unwrap_or(0);
+        let count = Some(self.functions_on(folder)).filter(|count| *count <= 256).map_or(0, usize::from);
         if count == 0 {
             return vec![];
         }

@@ -359,6 +359,9 @@ fn the_nearest_fit_is_named_and_the_moves_can_be_asked_for() {
     assert_eq!(moves.len(), 1);
     assert_ne!(moves[0].from, moves[0].to.node);
     assert_eq!(snapshot, before, "a thought changes nothing");
+    // What was found once is not said when its room is gone, to another or with its node.
+    snapshot.node_gone("b");
+    assert_eq!(why(&mut snapshot, &large), "0/1 nodes: 1 no free placement for 4g.96gb+gfx");
 }
 
 #[test]
