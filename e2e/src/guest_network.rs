@@ -175,7 +175,7 @@ pub async fn heard(
     addresses: impl IntoIterator<Item = String>,
 ) -> Result<BTreeMap<String, String>> {
     let agent = |command: Value| -> Result<Value> {
-        let answer = host.virsh(["qemu-agent-command", domain, &command.to_string(), "--timeout", "10"])?;
+        let answer = host.virsh(["qemu-agent-command", domain, &command.to_string(), "--timeout", "60"])?;
         Ok(serde_json::from_str::<Value>(&answer)?["return"].take())
     };
     let arguments: Vec<String> = ["-c".to_owned(), TRY.to_owned()].into_iter().chain(addresses).collect();

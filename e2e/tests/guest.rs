@@ -25,8 +25,8 @@ use kube::{Api, ResourceExt};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-const BOOT: Duration = Duration::from_mins(5);
-const SOON: Duration = Duration::from_secs(90);
+const BOOT: Duration = Duration::from_mins(10);
+const SOON: Duration = Duration::from_mins(4);
 
 const TEMPLATE: &str = "
 cpu: {cores: 2}
@@ -93,7 +93,7 @@ async fn guest(environment: Arc<DebianHost>) -> Result<()> {
         read_file(host, &domain, "/etc/hostname")?.trim() == "one",
         "the host name is the desktop's name"
     );
-    let screen = Screen::settled(host.libvirt(), &domain, Duration::from_secs(30)).await?;
+    let screen = Screen::settled(host.libvirt(), &domain, Duration::from_mins(2)).await?;
     ensure!(screen.painted() > 500, "something stands on the screen");
     reaches_out_and_never_the_host(host, &domain).await?;
 
@@ -161,9 +161,13 @@ async fn reaches_out_and_never_the_host(host: &RealHost, domain: &str) -> Result
     let rules = run(libvirt.inside("nft").args(["list", "ruleset"]))?;
     host.daemon().await.process().signal(Signal::STOP)?;
     run(libvirt.inside("nft").args(["flush", "ruleset"]))?;
-    let open = heard(libvirt, domain, ["10.0.2.2 7777".to_owned(), "fec0::2 7777".to_owned()]).await;
+    let open = eventually("the listeners can be heard at all", SOON, || async {
+        let heard = heard(libvirt, domain, ["10.0.2.2 7777".to_owned(), "fec0::2 7777".to_owned()]).await?;
+        Ok(heard.values().all(|protocols| protocols == "tcp udp").then_some(()))
+    })
+    .await;
     host.daemon().await.process().signal(Signal::CONT)?;
-    ensure!(open?.values().all(|protocols| protocols == "tcp udp"), "the listeners can be heard at all");
+    open?;
     // And somebody who flushes the rules of the host under a running guest does not open it for long.
     eventually("the rules are put back", SOON, || async {
         Ok((run(libvirt.inside("nft").args(["list", "ruleset"]))? == rules).then_some(()))
@@ -235,7 +239,7 @@ async fn forged_header(environment: Arc<DebianHost>) -> Result<()> {
 /// What the guest's agent answers.
 fn agent(host: &RealHost, domain: &str, command: &Value) -> Result<Value> {
     let answer =
-        host.libvirt().virsh(["qemu-agent-command", domain, &command.to_string(), "--timeout", "10"])?;
+        host.libvirt().virsh(["qemu-agent-command", domain, &command.to_string(), "--timeout", "60"])?;
     Ok(serde_json::from_str::<Value>(&answer)?["return"].take())
 }
 

@@ -69,7 +69,7 @@ const KERNEL: &str = "console=ttyS0 panic=-1 intel_iommu=on iommu=pt mitigations
 
 /// The ids that functions show: `vendor:device:class[:subvendor:subdevice]`.
 const IDS: [(&str, &str); 7] = [
-    (RTX_6000, "10de:26b1:030000:10de:16a1"),
+    (RTX_6000, "10de:26b1:030200:10de:16a1"),
     ("0000:41:00.1", "10de:22ba:040300:10de:16a1"),
     (MI300X, "1002:74a1:120000:1002:74a1"),
     (PLUGGED, "8086:56c0:038000:8086:4905"),
