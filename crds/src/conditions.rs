@@ -82,8 +82,14 @@ names! {
         SpecKept,
         /// GpuNode: what its daemon keeps of desktops on the host can be read and written.
         StateKept,
-        /// GpuNode: its daemon renews its lease. Said by the operator; all others there by the daemon.
+        /// GpuNode: what its admin hands over of what was made by hand is gpudesk's.
+        DevicesAdopted,
+        /// GpuNode: no device plugin of its kubelet offers managed cards to pods.
+        DevicePluginsAbsent,
+        /// GpuNode: its daemon renews its lease. Said by the operator, as is the next; all others there by the daemon.
         DaemonHeard,
+        /// GpuNode: nothing in the cluster offers managed cards to pods, by `ResourceSlices` or the Node's resources.
+        CardsUnpublished,
         /// GpuProfile, DesktopTemplate: the object says something that can be.
         Valid,
         /// GpuProfile: at least one more fits now.
@@ -232,6 +238,8 @@ names! {
         Cordoned,
         /// Machines run that no allocation here accounts for.
         StraysRunning,
+        /// Pods can be given managed cards, too; the message names by whom, which, and what keeps them away.
+        OfferedToPods,
         /// So many desktops are not in the API that nothing of them is touched.
         RemovalHeld,
         /// Disks that are being erased cannot be; the message says why.
@@ -240,6 +248,9 @@ names! {
         SpecNotKept,
         /// What a node's daemon keeps on its host cannot be read or written; the message names file, cause and remedy.
         StateNotKept,
+        /// What the annotation gpudesk.dev/adopt names is not there, in use or not gpudesk's to take; the message says
+        /// which entry, why, and what would be right.
+        NotAdopted,
         /// The host belongs to another cluster; the message says how it is taken over.
         ForeignCluster,
     }

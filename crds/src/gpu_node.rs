@@ -191,8 +191,9 @@ pub struct DevicePolicy {
     #[schemars(schema_with = "crate::schema::optional::<VgpuPlacement>")]
     pub vgpu_placement: Option<VgpuPlacement>,
 
-    /// How the card's time is divided between vGPUs. Not yet supported: reported as such in the
-    /// condition `LayoutApplied`, and a card of vGPUs is not used while its driver does it otherwise.
+    /// How the card's time is divided between time-sliced vGPUs. Set through NVML before the first of them is made and
+    /// put back after the last one: the driver changes it only on a card without vGPUs. A card whose driver does not
+    /// offer it goes to no desktop (`devices[].vgpu.schedulers` of the status).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::schema::optional::<VgpuScheduler>")]
     pub vgpu_scheduler: Option<VgpuScheduler>,
@@ -203,6 +204,37 @@ pub struct DevicePolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 30, max = 120))]
     pub max_temperature_celsius: Option<i32>,
+
+    /// Persistence mode of an NVIDIA card while desktops have vGPUs of it. Set for the first and put back after the
+    /// last; a card that is given whole is its guest's to set. Needs `nodeDaemon.discovery.nvml`. Default: as the
+    /// host has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistence_mode: Option<bool>,
+
+    /// Watts that an NVIDIA card may draw while desktops have vGPUs of it. Set and put back like `persistenceMode`; a
+    /// value outside of what the card takes makes no share of it, and says what it takes. 1 to 2000. Default: as the
+    /// host has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2000))]
+    pub power_limit_watts: Option<i32>,
+
+    /// Clocks of an NVIDIA card while desktops have vGPUs of it, in MHz. Set like `persistenceMode`; after the last
+    /// share clocks are locked no more, for the driver does not tell how they were. Default: as the host has them.
+    #[serde(rename = "lockClocksMHz", default, skip_serializing_if = "Option::is_none")]
+    pub lock_clocks_mhz: Option<ClockRange>,
+}
+
+/// Clocks between which a card stays.
+#[derive(KubeSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.min <= self.max").message("lockClocksMHz.min must not be above lockClocksMHz.max"))]
+pub struct ClockRange {
+    /// The lowest, in MHz. 1 to 10000.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub min: i32,
+    /// The highest, in MHz. 1 to 10000.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max: i32,
 }
 
 /// Selects a card. Exactly one of the three; prefer the UUID, for PCI addresses change when a card

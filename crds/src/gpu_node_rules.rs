@@ -62,14 +62,33 @@ impl DevicePolicy {
                 self.name
             ));
         }
+        let settings = [
+            ("persistenceMode", self.persistence_mode.is_some()),
+            ("powerLimitWatts", self.power_limit_watts.is_some()),
+            ("lockClocksMHz", self.lock_clocks_mhz.is_some()),
+        ];
+        if let Some((field, _)) = settings.iter().find(|(_, is_set)| *is_set)
+            && card.vendor_id != "10de"
+        {
+            return Some(format!(
+                "devices[{}].{field} takes NVIDIA's driver, and this card is of the vendor {}: remove the field; until \
+                 then no desktop gets the card",
+                self.name, card.vendor_id
+            ));
+        }
         let scheduler = self.vgpu_scheduler.filter(|_| mode.allows(ShareMode::Vgpu))?;
-        let is = card.vgpu.as_ref().and_then(|vgpu| vgpu.scheduler.as_deref());
-        (is != Some(&*format!("{scheduler:?}")) && card.offers(ShareMode::Vgpu)).then(|| {
+        let name = format!("{scheduler:?}");
+        let offered = card.vgpu.as_ref().map_or(&[][..], |vgpu| &vgpu.schedulers);
+        (card.offers(ShareMode::Vgpu) && !offered.contains(&name)).then(|| {
+            let offered = if offered.is_empty() {
+                "its driver tells of none (NVML tells: nodeDaemon.discovery.nvml)".to_owned()
+            } else {
+                format!("this card offers {}", offered.join(", "))
+            };
             format!(
-                "devices[{}].vgpuScheduler {scheduler:?} is not set by gpudesk yet, and the driver's own is {}: set it in \
-                 the driver, or remove the field; until then no desktop gets the card",
-                self.name,
-                is.unwrap_or("not known")
+                "devices[{}].vgpuScheduler {name} is not to be had: {offered}; until one of these is written, or the field \
+                 removed, no desktop gets the card",
+                self.name
             )
         })
     }
@@ -154,6 +173,9 @@ fn together(mut all: Vec<&DevicePolicy>) -> CardRule {
     policy.layout = one("layout", all.iter().map(|p| p.layout.clone()), &mut differ);
     policy.vgpu_placement = one("vgpuPlacement", all.iter().map(|p| p.vgpu_placement), &mut differ);
     policy.vgpu_scheduler = one("vgpuScheduler", all.iter().map(|p| p.vgpu_scheduler), &mut differ);
+    policy.persistence_mode = one("persistenceMode", all.iter().map(|p| p.persistence_mode), &mut differ);
+    policy.power_limit_watts = one("powerLimitWatts", all.iter().map(|p| p.power_limit_watts), &mut differ);
+    policy.lock_clocks_mhz = one("lockClocksMHz", all.iter().map(|p| p.lock_clocks_mhz), &mut differ);
     let note = if differ.is_empty() {
         format!("{names} name the same card and agree: all of them hold")
     } else {
@@ -206,6 +228,9 @@ mod tests {
             vgpu_placement: None,
             vgpu_scheduler: None,
             max_temperature_celsius: None,
+            persistence_mode: None,
+            power_limit_watts: None,
+            lock_clocks_mhz: None,
         }
     }
 
@@ -299,12 +324,16 @@ mod tests {
         let fixed = |rule: &mut DevicePolicy| rule.vgpu_scheduler = Some(VgpuScheduler::FixedShare);
         one.vgpu = Some(VgpuState { scheduler: Some("BestEffort".into()), ..VgpuState::default() });
         let said = unmet(&fixed, &one);
-        assert!(
-            said[0].contains("devices[a].vgpuScheduler FixedShare") && said[0].contains("own is BestEffort")
-        );
+        assert!(said[0].contains("devices[a].vgpuScheduler FixedShare") && said[0].contains("tells of none"));
         one.vgpu = None;
-        assert!(unmet(&fixed, &one)[0].contains("not known"), "what is not seen is not as wanted");
-        one.vgpu = Some(VgpuState { scheduler: Some("FixedShare".into()), ..VgpuState::default() });
+        assert!(unmet(&fixed, &one)[0].contains("tells of none"), "what is not seen is not to be had");
+        let offers = |names: &[&str]| {
+            let schedulers = names.iter().map(|name| (*name).to_owned()).collect();
+            Some(VgpuState { scheduler: Some("BestEffort".into()), schedulers, ..VgpuState::default() })
+        };
+        one.vgpu = offers(&["BestEffort", "EqualShare"]);
+        assert!(unmet(&fixed, &one)[0].contains("this card offers BestEffort, EqualShare;"));
+        one.vgpu = offers(&["BestEffort", "FixedShare"]);
         assert_eq!(unmet(&fixed, &one), Vec::<String>::new());
         let whole = |rule: &mut DevicePolicy| {
             (rule.mode, rule.vgpu_scheduler) =
@@ -328,5 +357,21 @@ mod tests {
         assert!(rule([keep.clone(), shared], std::slice::from_ref(&silent)).unwrap().keeps());
         let of_amd = Device { vendor_id: "1002".into(), ..silent };
         assert_eq!(rule([keep, other], &[of_amd]), None, "no card of NVIDIA's");
+    }
+
+    #[test]
+    fn settings_of_nvidias_driver_keep_a_card_of_another_vendor() {
+        let address = "0000:41:00.0";
+        let mut policy = by_address("a", address);
+        policy.power_limit_watts = Some(250);
+        let spec = GpuNodeSpec { devices: vec![policy], ..GpuNodeSpec::default() };
+        for (vendor, unmet) in [("10de", 0), ("1002", 1)] {
+            let card = Device::new(address.parse().unwrap(), vendor, "26b9");
+            let said = spec.unmet(&card, [&card].into_iter());
+            assert_eq!(said.len(), unmet, "{said:?}");
+            assert!(
+                said.iter().all(|said| said.starts_with("devices[a].powerLimitWatts takes NVIDIA's driver"))
+            );
+        }
     }
 }

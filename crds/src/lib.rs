@@ -32,6 +32,7 @@ pub mod gpu_node_words;
 pub mod gpu_profile;
 pub mod handover;
 mod lenient;
+pub mod pods;
 pub mod relay;
 pub mod schema;
 pub mod text;
@@ -81,6 +82,9 @@ pub fn restart_problem(value: &str) -> Option<String> {
 /// Annotation by which a user gives up what a desktop has on a node that is away (its machine and its disks
 /// there), or on disks that have vanished. Its value is the id of the allocation that is given up, and no other.
 pub const ABANDON_DISKS_ANNOTATION: &str = "gpudesk.dev/abandon-disks";
+/// Annotation of a `GpuNode` by which an admin hands over what was made by hand on its cards: names as in
+/// `status.devices[].foreign[].device`, separated by commas.
+pub const ADOPT_ANNOTATION: &str = "gpudesk.dev/adopt";
 /// Server-side-apply field manager of the operator.
 pub const OPERATOR_FIELD_MANAGER: &str = "gpudesk-operator";
 /// Server-side-apply field manager of the node daemons.

@@ -58,7 +58,7 @@ fn without_defaults_in_items(schema: &mut JSONSchemaProps, in_item: bool) {
 /// A list of conditions, keyed by `type` so that two writers do not overwrite each other's.
 pub fn conditions(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = generator.subschema_for::<Vec<Condition>>();
-    schema.insert("maxItems".into(), 32.into());
+    schema.insert("maxItems".into(), 48.into());
     map_list(schema, "type")
 }
 

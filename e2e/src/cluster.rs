@@ -227,7 +227,9 @@ impl Cluster {
     /// Starts one more operator under another log name, without waiting: only the leader works.
     pub async fn spawn_operator(&self, name: &str) -> Result<Service> {
         let kubeconfig = self.operator_kubeconfig().await?;
-        Service::operator(name, &self.state, self.lifetime, &kubeconfig, SYSTEM_NAMESPACE, &[])
+        // As the chart has it by default.
+        let settings = ["--device-taint-rules"];
+        Service::operator(name, &self.state, self.lifetime, &kubeconfig, SYSTEM_NAMESPACE, &settings)
     }
 
     /// Starts the node daemon of one node and waits until it is ready.

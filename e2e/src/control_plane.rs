@@ -406,7 +406,8 @@ impl Own {
                 "--kubelet-preferred-address-types=InternalIP".to_owned(),
             ],
         };
-        self.api_server = Some(self.launch(API_SERVER, arguments.into_iter().chain(here))?);
+        let taints = taint_rules(&self.programs.join(API_SERVER))?.iter().map(|flag| (*flag).to_owned());
+        self.api_server = Some(self.launch(API_SERVER, arguments.into_iter().chain(here).chain(taints))?);
         Ok(())
     }
 
@@ -515,6 +516,17 @@ impl Drop for Own {
             tracing::warn!("stop the control plane: {error:#}");
         }
     }
+}
+
+/// Flags with which an API server serves `DeviceTaintRules`: none where it does so by itself, as Kubernetes 1.37, nor where it
+/// has none that operators are to write yet.
+fn taint_rules(api_server: &Path) -> Result<&'static [&'static str]> {
+    let version = run(Command::new(api_server).arg("--version"))?;
+    Ok(if version.starts_with("Kubernetes v1.36.") {
+        &["--runtime-config=resource.k8s.io/v1beta2=true", "--feature-gates=DRADeviceTaintRules=true"]
+    } else {
+        &[]
+    })
 }
 
 /// What leads from a port on 127.0.0.1 to an address (`A.B.C.D\:PORT`) in another network.

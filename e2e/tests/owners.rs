@@ -1,6 +1,8 @@
-//! The operator's status is what it says, whoever else owns parts of it by `metadata.managedFields`.
+//! The operator's status is what it says, whoever else owns parts of it by `metadata.managedFields`; and cards of gpudesk that
+//! others own, too, by what they publish to pods.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +16,10 @@ use gpudesk_e2e::processes::Lifetime;
 use gpudesk_e2e::programs::Service;
 use gpudesk_e2e::state::{StateDir, checkout};
 use gpudesk_e2e::trials::{Environment, Suite};
-use gpudesk_e2e::waiting::until;
-use kube::api::{DeleteParams, Patch, PatchParams};
-use kube::{Api, ResourceExt};
+use gpudesk_e2e::waiting::{eventually, until};
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt, discovery};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
@@ -29,6 +32,8 @@ fn main() -> ExitCode {
     Suite::<Owners>::new("owners")
         .trial("what_others_own_of_a_status_is_taken_back_all_the_same", taken_back)
         .trial("a_desktop_of_a_lost_node_runs_again", lost)
+        .trial("cards_that_pods_could_be_given_are_named_and_tainted", published)
+        .trial("cards_that_a_device_plugin_counts_are_named", plugged)
         .run()
 }
 
@@ -168,4 +173,125 @@ async fn lost(environment: Arc<Owners>) -> Result<()> {
     objects.patch("a", json!({"spec": {"powerState": "Running"}})).await?;
     objects.is("a", ConditionType::Ready, true, SOON).await?;
     Ok(())
+}
+
+/// A node of which a DRA driver publishes two cards that gpudesk manages and a network card, and then a device plugin offers
+/// all of them.
+async fn published(environment: Arc<Owners>) -> Result<()> {
+    const NODE: &str = "owned-2";
+    let cluster = &environment.cluster;
+    let daemon = cluster.start_simulated(NODE, &checkout().join("examples/hosts/l40s-4.yaml")).await?;
+    let client = cluster.client().clone();
+    let nodes: Api<GpuNode> = Api::all(client.clone());
+    let node = is_unpublished(&nodes, NODE, "True", Reason::AsExpected).await?;
+    let cards: Vec<_> =
+        node.status.iter().flat_map(|status| &status.devices).map(|card| card.pci_address).collect();
+    let [first, second, ..] = cards[..] else { anyhow::bail!("too few cards: {cards:?}") };
+
+    // Clusters without such rules have their own tests, at the operator.
+    let Ok(group) = discovery::group(&client, "resource.k8s.io").await else {
+        daemon.stop()?;
+        return Ok(());
+    };
+    let kinds = group.resources_by_stability();
+    let of = |kind: &str| kinds.iter().map(|(api, _)| api).find(|api| api.kind == kind);
+    let (Some(slices), Some(rules)) = (of("ResourceSlice"), of("DeviceTaintRule")) else {
+        daemon.stop()?;
+        return Ok(());
+    };
+    let (slices_api, rules_api): (Api<DynamicObject>, Api<DynamicObject>) =
+        (Api::all_with(client.clone(), slices), Api::all_with(client.clone(), rules));
+    let attribute = |address: &str| json!({"resource.kubernetes.io/pciBusID": {"string": address}});
+    let device = |name: &str, address: &str| json!({"name": name, "attributes": attribute(address)});
+    let slice = DynamicObject::new("owned-2-gpu.nvidia.com-1", slices).data(json!({"spec": {
+        "driver": "gpu.nvidia.com", "nodeName": NODE,
+        "pool": {"name": NODE, "generation": 1, "resourceSliceCount": 1},
+        "devices": [
+            device("gpu-0", &first.to_string()), device("gpu-1", &second.to_string()), device("nic-0", "0000:fe:00.0"),
+        ],
+    }}));
+    slices_api.create(&PostParams::default(), &slice).await?;
+    let named = is_unpublished(&nodes, NODE, "False", Reason::OfferedToPods).await?;
+    let said = unpublished(&named).context("it is said")?.message.clone();
+    ensure!(said.contains("gpu.nvidia.com") && said.contains(&first.to_string()), "{said}");
+    tainted(&rules_api, &["gpu-0", "gpu-1"]).await?;
+    let rule = rules_api.list(&ListParams::default()).await?.items.pop().context("a rule")?;
+    let taint = &rule.data["spec"]["taint"];
+    ensure!(taint["key"] == "gpudesk.dev/managed" && taint["effect"] == "NoSchedule", "{taint}");
+
+    // Who takes a taint away gets it back; who gives the card to others does not.
+    rules_api.delete(&rule.name_any(), &DeleteParams::default()).await?;
+    tainted(&rules_api, &["gpu-0", "gpu-1"]).await?;
+    let left = json!({"spec": {"devices": [
+        {"name": "theirs", "selector": {"pciAddress": first}, "management": "Unmanaged"},
+    ]}});
+    nodes.patch(NODE, &PatchParams::default(), &Patch::Merge(left)).await?;
+    tainted(&rules_api, &["gpu-1"]).await?;
+    slices_api.delete(&slice.name_any(), &DeleteParams::default()).await?;
+    tainted(&rules_api, &[]).await?;
+    is_unpublished(&nodes, NODE, "True", Reason::AsExpected).await?;
+
+    // What its daemon says stands beside it.
+    let spec = json!({"spec": {"devices": null}});
+    nodes.patch(NODE, &PatchParams::default(), &Patch::Merge(spec)).await?;
+    slices_api.create(&PostParams::default(), &slice).await?;
+    let node = is_unpublished(&nodes, NODE, "False", Reason::OfferedToPods).await?;
+    let said = node.status.iter().flat_map(|status| &status.conditions).map(|said| said.type_.as_str());
+    let said: BTreeSet<&str> = said.collect();
+    ensure!(said.is_superset(&["DaemonHeard", "DevicePluginsAbsent", "Ready"].into()), "{said:?}");
+    tainted(&rules_api, &["gpu-0", "gpu-1"]).await?;
+
+    // With the node its taints go.
+    daemon.stop()?;
+    nodes.delete(NODE, &DeleteParams::default()).await?;
+    tainted(&rules_api, &[]).await?;
+    slices_api.delete(&slice.name_any(), &DeleteParams::default()).await?;
+    Ok(())
+}
+
+/// A node whose Node has the resources of a device plugin.
+async fn plugged(environment: Arc<Owners>) -> Result<()> {
+    const NODE: &str = "owned-3";
+    let cluster = &environment.cluster;
+    // With its token the Node is made.
+    cluster.daemon_kubeconfig(NODE).await?;
+    let kubernetes: Api<Node> = Api::all(cluster.client().clone());
+    let offers =
+        json!({"status": {"allocatable": {"nvidia.com/gpu": "4"}, "capacity": {"nvidia.com/gpu": "4"}}});
+    kubernetes.patch_status(NODE, &PatchParams::default(), &Patch::Merge(offers)).await?;
+    let daemon = cluster.start_simulated(NODE, &checkout().join("examples/hosts/l40s-4.yaml")).await?;
+    let nodes: Api<GpuNode> = Api::all(cluster.client().clone());
+    let node = is_unpublished(&nodes, NODE, "False", Reason::OfferedToPods).await?;
+    let said = &unpublished(&node).context("it is said")?.message;
+    ensure!(
+        said.contains("nvidia.com/gpu: 4") && said.contains("nvidia.com/gpu.deploy.device-plugin=false"),
+        "{said}"
+    );
+    daemon.stop()?;
+    nodes.delete(NODE, &DeleteParams::default()).await?;
+    Ok(())
+}
+
+fn unpublished(node: &GpuNode) -> Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
+    gpudesk_crds::conditions::find(&node.status.as_ref()?.conditions, ConditionType::CardsUnpublished)
+}
+
+async fn is_unpublished(nodes: &Api<GpuNode>, name: &str, status: &str, reason: Reason) -> Result<GpuNode> {
+    let says = |node: &GpuNode| {
+        unpublished(node).is_some_and(|said| said.status == status && said.reason == reason.as_str())
+    };
+    until(nodes, name, &format!("CardsUnpublished is {status} ({reason})"), SOON, says).await
+}
+
+/// Waits until just these devices are tainted.
+async fn tainted(rules: &Api<DynamicObject>, devices: &[&str]) -> Result<()> {
+    let expected: BTreeSet<String> = devices.iter().map(|device| (*device).to_owned()).collect();
+    eventually(&format!("{devices:?} are tainted"), SOON, || async {
+        let there = rules.list(&ListParams::default()).await?.items;
+        let device =
+            |rule: &DynamicObject| rule.data["spec"]["deviceSelector"]["device"].as_str().map(str::to_owned);
+        let there: BTreeSet<String> = there.iter().filter_map(device).collect();
+        Ok((there == expected).then_some(()))
+    })
+    .await
 }

@@ -423,11 +423,13 @@ async fn comes_back(estate: Arc<Estate>) -> Result<()> {
     const NODE: &str = "sim-closed";
     let mut daemon = estate.simulated(NODE).await?;
     let nodes = estate.nodes();
+    // The operator's.
+    let (heard, unpublished) = (ConditionType::DaemonHeard, ConditionType::CardsUnpublished);
     let seen = |node: &GpuNode| {
         let said = node.status.iter().flat_map(|status| &status.conditions);
         said.clone().any(|said| said.type_ == ConditionType::SpecKept.as_str())
             && said
-                .filter(|said| said.type_ != ConditionType::DaemonHeard.as_str())
+                .filter(|said| ![heard.as_str(), unpublished.as_str()].contains(&said.type_.as_str()))
                 .all(|said| said.observed_generation == node.metadata.generation)
     };
     let first = until(&nodes, NODE, "its daemon has seen its spec", SOON, seen).await?;

@@ -10,12 +10,12 @@ use std::{
 
 use futures::StreamExt;
 use gpudesk_crds::{
-    GpuNode, GpuNodeSpec, GpuNodeStatus, NODE_DAEMON_FIELD_MANAGER,
+    ADOPT_ANNOTATION, GpuNode, GpuNodeSpec, GpuNodeStatus, NODE_DAEMON_FIELD_MANAGER,
     types::{PciAddress, ShareMode},
 };
 use gpudesk_inventory::{
     hook::HookView,
-    status::{self, Findings, GuestNetworkView, HeldShare, HypervisorView},
+    status::{self, CardState, Findings, GuestNetworkView, HeldShare, HypervisorView},
     topology::{HostFacts, uevent::Change},
 };
 use jiff::Timestamp;
@@ -37,12 +37,14 @@ use tokio::{
 use crate::{
     cluster::Belongs,
     domain::metadata,
+    foreign_domains::foreign_domains,
     host::{
         changes::Changes, gpu_driver::GpuInstance, guest_network::GuestNetwork, hardware::HardwareSeen,
         hook::DiscoveryHook, hypervisor::Hypervisor, source::HostSource,
     },
     lease::Restored,
     metrics::Metrics,
+    node_events,
     owner_spec::{self, OwnerSpec},
     upkeep::{Additions, Seen},
 };
@@ -137,6 +139,9 @@ struct Content {
     driver_versions: (Option<String>, Option<String>),
     unlicensed_vgpus: Option<usize>,
     withheld: BTreeMap<PciAddress, String>,
+    states: BTreeMap<PciAddress, CardState>,
+    /// What of the annotation of the admin is not so.
+    not_adopted: Option<Vec<String>>,
 }
 
 /// What lasts from one look to the next.
@@ -251,7 +256,6 @@ impl Publisher {
         }
         let (view, hypervisor) = self.hypervisor.borrow_and_update().clone();
         let whole_cards = whole_cards(hypervisor.as_deref(), &self.metrics).await;
-        let unknown = whole_cards.as_ref().err().cloned();
         let mut changes = self.changes.take();
         if said.whole.is_none_or(|whole| whole.elapsed() >= SLOWLY) {
             changes = BTreeSet::from([Change::Whole]);
@@ -260,30 +264,11 @@ impl Publisher {
             said.whole = Some(Instant::now());
             self.ask_hook(stored, said).await;
         }
-        let source = self.source.clone();
-        let held = whole_cards.unwrap_or_default();
         // What its owner says is known before anything is changed on a card.
         let is_owners = now.known && !now.unclear && *self.belongs.borrow() == Belongs::Here;
-        let owner = stored.filter(|_| is_owners).map(|node| node.spec.clone());
-        let content = tokio::task::spawn_blocking(move || {
-            let facts = source.look(&changes);
-            if let Some(spec) = &owner {
-                source.gpus().settle(spec);
-            }
-            Content {
-                instances: match unknown {
-                    Some(why) => Err(why),
-                    None => (source.gpus().instances())
-                        .map(|instances| all_held(&instances, held))
-                        .map_err(|error| error.to_string()),
-                },
-                driver_versions: source.driver_versions(),
-                unlicensed_vgpus: source.unlicensed_vgpus(),
-                withheld: source.gpus().withheld(&facts),
-                facts,
-            }
-        });
-        let content = content.await?;
+        let owned = stored.filter(|_| is_owners);
+        let domains = foreign_domains(hypervisor.as_deref()).await;
+        let content = self.content(changes, owned, domains, whole_cards).await?;
         self.seen.set(&content.facts);
         let before = said.status.as_ref().or_else(|| stored.and_then(|node| node.status.as_ref()));
         let none = GpuNodeSpec::default();
@@ -305,6 +290,7 @@ impl Publisher {
             vgpu_manager_version,
             unlicensed_vgpus: content.unlicensed_vgpus,
             withheld: content.withheld,
+            states: content.states,
             hook: &said.hook,
             instances: content.instances.as_deref().map_err(Clone::clone),
             spec: stored.map_or(&none, |node| &node.spec),
@@ -319,9 +305,11 @@ impl Publisher {
             spec: stored.map_or(&none, |node| &node.spec),
             generation,
             kept: self.owner.condition(),
+            not_adopted: content.not_adopted,
             now,
         };
         additions.add_to(&mut status);
+        self.tell_of_cards(owned).await?;
         if before.is_some_and(|before| !status::differs(before, &status)) && !said.is_lost(stored) {
             return Ok(());
         }
@@ -331,6 +319,51 @@ impl Publisher {
         said.kept = Some(Kept { over, status: written.status });
         said.status = Some(status);
         Ok(())
+    }
+
+    /// Looks at the host, and has done on its cards what is to be done without being asked, where `owner` says what may be.
+    async fn content(
+        &self,
+        changes: BTreeSet<Change>,
+        owner: Option<&GpuNode>,
+        domains: BTreeMap<String, String>,
+        whole_cards: Result<Vec<HeldShare>, String>,
+    ) -> Result<Content, ShowError> {
+        let source = self.source.clone();
+        let adopt = owner.and_then(|node| node.metadata.annotations.as_ref()?.get(ADOPT_ANNOTATION).cloned());
+        let owner = owner.map(|node| node.spec.clone());
+        let content = tokio::task::spawn_blocking(move || {
+            let facts = source.look(&changes);
+            let mut not_adopted = None;
+            if let Some(spec) = &owner {
+                source.gpus().settle(spec);
+                not_adopted = Some(source.gpus().adopt(adopt.as_deref(), &facts, &domains));
+            }
+            let instances = whole_cards.and_then(|held| {
+                let instances = source.gpus().instances().map_err(|error| error.to_string())?;
+                Ok(all_held(&instances, held))
+            });
+            Content {
+                states: source.gpus().states(&facts, &domains),
+                not_adopted,
+                instances,
+                driver_versions: source.driver_versions(),
+                unlicensed_vgpus: source.unlicensed_vgpus(),
+                withheld: source.gpus().withheld(&facts),
+                facts,
+            }
+        });
+        Ok(content.await?)
+    }
+
+    /// Counts what happened to cards, and tells it as Events about the `GpuNode`.
+    async fn tell_of_cards(&self, node: Option<&GpuNode>) -> Result<(), ShowError> {
+        let gpus = Arc::clone(self.source.gpus());
+        self.metrics.set_cards(&gpus.figures());
+        let notices = gpus.notices();
+        let (Some(node), false) = (node, notices.is_empty()) else { return Ok(()) };
+        let told = node_events::tell(&self.client, node, notices).await;
+        Ok(tokio::task::spawn_blocking(move || gpus.told(&told)).await?)
     }
 
     /// Asks the hook; where it fails, its last answer stands.

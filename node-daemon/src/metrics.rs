@@ -22,6 +22,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use crate::host::gpu_driver::CardFigures;
+
 /// What is written is `OpenMetrics`, and Prometheus reads it as such only when that is said.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -38,6 +40,8 @@ pub struct Metrics {
     leftover_bytes: Gauge<i64, AtomicI64>,
     leftovers_erased: Counter,
     renewals_failed: Family<CodeLabels, Counter>,
+    card_resets: Family<ResetLabels, Counter>,
+    cards_quarantined: Gauge<i64, AtomicI64>,
     hypervisor: Arc<AtomicBool>,
     watching: Arc<AtomicBool>,
 }
@@ -79,6 +83,12 @@ impl Stray {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct CodeLabels {
     code: u16,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ResetLabels {
+    method: String,
+    result: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -128,6 +138,18 @@ impl Default for Metrics {
             "Renewals of this node's lease that failed, by the HTTP status of the answer; 0 without answer, 401 for a token that is not valid any more",
             renewals_failed.clone(),
         );
+        let card_resets = Family::default();
+        registry.register(
+            "card_resets",
+            "Resets of cards and of their functions between users, by the kernel's method and the result: succeeded or failed",
+            card_resets.clone(),
+        );
+        let cards_quarantined = Gauge::default();
+        registry.register(
+            "cards_quarantined",
+            "Cards that did not come back from a reset and are given to nobody before they do",
+            cards_quarantined.clone(),
+        );
         Self {
             registry: Arc::new(registry),
             desktops,
@@ -139,6 +161,8 @@ impl Default for Metrics {
             leftover_bytes,
             leftovers_erased,
             renewals_failed,
+            card_resets,
+            cards_quarantined,
             hypervisor: Arc::default(),
             watching: Arc::default(),
         }
@@ -184,6 +208,17 @@ impl Metrics {
     /// A renewal of the lease failed with this HTTP status, or 0 without answer.
     pub fn lease_not_renewed(&self, code: u16) {
         self.renewals_failed.get_or_create(&CodeLabels { code }).inc();
+    }
+
+    /// What is counted of cards since the daemon began.
+    pub fn set_cards(&self, figures: &CardFigures) {
+        for ((method, succeeded), count) in &figures.resets {
+            let result = if *succeeded { "succeeded" } else { "failed" };
+            let counter =
+                self.card_resets.get_or_create_owned(&ResetLabels { method: method.clone(), result });
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
+        self.cards_quarantined.set(i64::try_from(figures.quarantined).unwrap_or(i64::MAX));
     }
 
     /// Desktops that hold memory and devices.
@@ -248,6 +283,11 @@ mod tests {
         metrics.set_strays(&HashMap::from([(Stray::Elsewhere, 2)]));
         metrics.set_leftovers(3, 4096);
         metrics.leftover_erased();
+        let resets = [(("flr".to_owned(), true), 3), (("bus".to_owned(), false), 1)];
+        for count in [2, 3] {
+            let resets = resets.iter().map(|(key, most)| (key.clone(), count.min(*most))).collect();
+            metrics.set_cards(&CardFigures { resets, quarantined: 1 });
+        }
         let answer = metrics.text().into_response();
         assert_eq!(answer.headers()[CONTENT_TYPE], OPEN_METRICS);
         let text = to_bytes(answer.into_body(), 1 << 20).await.unwrap();
@@ -258,6 +298,9 @@ mod tests {
             "gpudesk_node_leftovers 3",
             "gpudesk_node_leftovers_bytes 4096",
             "gpudesk_node_leftovers_erased_total 1",
+            "gpudesk_node_card_resets_total{method=\"flr\",result=\"succeeded\"} 3",
+            "gpudesk_node_card_resets_total{method=\"bus\",result=\"failed\"} 1",
+            "gpudesk_node_cards_quarantined 1",
             "# EOF",
         ] {
             assert!(text.lines().any(|it| it == line), "{line} in {text}");

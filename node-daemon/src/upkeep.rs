@@ -2,7 +2,7 @@
 //! answered to its admin's words. Pure.
 
 use gpudesk_crds::{
-    GpuNodeSpec, GpuNodeStatus,
+    ADOPT_ANNOTATION, GpuNodeSpec, GpuNodeStatus,
     conditions::{self, ConditionType, Reason},
     gpu_node_status::{Leftover, Stray, StrayStanding},
 };
@@ -70,6 +70,8 @@ pub struct Additions<'a> {
     pub generation: Option<i64>,
     /// Whether they are all there, and kept on the host.
     pub kept: (bool, Reason, String),
+    /// What of the annotation `gpudesk.dev/adopt` is not so, a sentence each; `None` while nobody looked.
+    pub not_adopted: Option<Vec<String>>,
     /// Now.
     pub now: Timestamp,
 }
@@ -108,6 +110,10 @@ impl Additions<'_> {
             }
         }
         self.say(status, ConditionType::SpecKept, self.kept.clone());
+        match before.and_then(|before| conditions::find(&before.conditions, ConditionType::DevicesAdopted)) {
+            Some(before) if self.not_adopted.is_none() => status.conditions.push(before.clone()),
+            _ => self.say(status, ConditionType::DevicesAdopted, self.devices_adopted()),
+        }
         if let Some(why) = self.not_ready() {
             self.say(status, ConditionType::Ready, why);
         } else if let Some(said) = &self.spec.adopt_from_cluster {
@@ -211,6 +217,19 @@ impl Additions<'_> {
             words.push(format!("and {} more, which the log of the daemon names", count - words.len()));
         }
         Some((false, Reason::StateNotKept, words.join(" | ")))
+    }
+
+    fn devices_adopted(&self) -> (bool, Reason, String) {
+        let Some(not_adopted) = &self.not_adopted else {
+            let words = format!("what the annotation {ADOPT_ANNOTATION} hands over was not looked at yet");
+            return (false, Reason::Unknown, words);
+        };
+        let count = not_adopted.len();
+        if count == 0 {
+            return (true, Reason::AsExpected, String::new());
+        }
+        let words = named(not_adopted.iter().cloned(), count);
+        (false, Reason::NotAdopted, format!("the annotation {ADOPT_ANNOTATION}: {words}"))
     }
 
     fn removal_allowed(&self) -> Option<(bool, Reason, String)> {
@@ -360,7 +379,9 @@ mod tests {
             &at(second),
         );
         let kept = (true, Reason::AsExpected, String::new());
-        Additions { seen, belongs, before, spec: &spec, generation: Some(1), kept, now }.add_to(&mut status);
+        let not_adopted = Some(vec![]);
+        Additions { seen, belongs, before, spec: &spec, generation: Some(1), kept, not_adopted, now }
+            .add_to(&mut status);
         status
     }
 
@@ -498,6 +519,33 @@ mod tests {
             assert_eq!((status.as_str(), reason.as_str()), ("False", "StateNotKept"));
             assert!(message.contains("make room"), "{message}");
         }
+    }
+
+    #[test]
+    fn what_is_handed_over_and_is_not_so_is_told_and_kept_until_somebody_looks() {
+        let spec = GpuNodeSpec::default();
+        let say = |not_adopted: Option<Vec<String>>, before: Option<&GpuNodeStatus>| {
+            let seen = Seen { strays: Some(vec![]), ..Seen::default() };
+            let (kept, now) = ((true, Reason::AsExpected, String::new()), Timestamp::UNIX_EPOCH);
+            let belongs = &Belongs::Here;
+            let mut status = GpuNodeStatus::default();
+            Additions { seen: &seen, belongs, before, spec: &spec, generation: None, kept, not_adopted, now }
+                .add_to(&mut status);
+            status
+        };
+        let said = |status: &GpuNodeStatus| condition(status, ConditionType::DevicesAdopted);
+        assert_eq!(said(&say(None, None)).1, "Unknown");
+        assert_eq!(said(&say(Some(vec![]), None)).0, "True");
+        let refused = say(Some((0..30).map(|n| format!("0000:41:00.{n}: it is in use")).collect()), None);
+        let (status, reason, message) = said(&refused);
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "NotAdopted"));
+        assert!(
+            message.starts_with("the annotation gpudesk.dev/adopt: 0000:41:00.0: it is in use, "),
+            "{message}"
+        );
+        assert!(message.ends_with("and 10 more"), "{message}");
+        assert_eq!(said(&say(None, Some(&refused))), said(&refused));
+        assert_eq!(said(&say(Some(vec![]), Some(&refused))).0, "True");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Everything that decides is pure: the crate `gpudesk-placement`, `thinker`, `index`, `queue`, `node_liveness`, and the files
-//! named `admit`, `validate`, `decide`, `made_of`, `status` and `summary`. `world` holds them behind one lock; `watch`
+//! named `admit`, `judge`, `slices`, `validate`, `decide`, `made_of`, `status` and `summary`. `world` holds them behind one lock; `watch`
 //! fills it, with what `understood` makes of an object that this version does not understand whole; `writer`, `secret_access` and the files named `apply` write; `run` puts it together.
 #![forbid(unsafe_code)]
 
@@ -26,6 +26,7 @@ pub mod invalid;
 pub mod leader;
 pub mod metrics;
 pub mod node_liveness;
+pub mod other_owners;
 pub mod queue;
 pub mod refusals;
 pub mod run;

@@ -33,6 +33,7 @@ use crate::{
     health::Readiness,
     leader::{Candidate, Leadership, Lost},
     metrics::Metrics,
+    other_owners::{self, OtherOwners},
     placement::compute::Limits,
     secret_access::{self, AccessError, SecretAccess},
     stores::Stores,
@@ -58,6 +59,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Room is kept for a desktop that has waited so long; never without.
     pub keep_room_after: Option<Duration>,
+    /// Whether devices are tainted that others publish to pods and that are cards of gpudesk.
+    pub device_taint_rules: bool,
 }
 
 /// Why the operator ended without being asked to.
@@ -210,6 +213,11 @@ async fn work(
     let wake_node = move |node: ObjectRef<GpuNode>| waker.wake_node(&node.name);
     let granted = secret_access::watch_all(&secrets, &client, &metrics, &mut tasks, wake_node);
 
+    let owners = Arc::new(OtherOwners::new(settings.device_taint_rules));
+    let waker = world.clone();
+    let wake_node = move |node: &str| waker.wake_node(node);
+    other_owners::watch_all(&owners, &client, &metrics, world.stores.nodes.clone(), &mut tasks, wake_node);
+
     // Nothing is decided before everything is known.
     let stores = &world.stores;
     let known = async {
@@ -243,7 +251,7 @@ async fn work(
     let access_events = access_events.take_until(stop.clone().cancelled_owned());
     let tending = secret_access::tend(secrets.clone(), world.clone(), access_events);
     tokio::select! {
-        _ = async { tokio::join!(loops(&world, refs, &writer, &secrets, &settings, &stop), tending) } => {
+        _ = async { tokio::join!(loops(&world, refs, &writer, (&secrets, &owners), &settings, &stop), tending) } => {
             if stop.is_cancelled() { Ok(End::Whole) } else { Err(Error::Ended("loop over objects")) }
         }
         () = async { stop.cancelled().await; tokio::time::sleep(GRACE).await } => {
@@ -350,7 +358,7 @@ async fn loops(
     world: &Arc<World>,
     refs: Refs,
     writer: &Writer,
-    secrets: &Arc<SecretAccess>,
+    (secrets, owners): (&Arc<SecretAccess>, &Arc<OtherOwners>),
     settings: &Settings,
     stop: &CancellationToken,
 ) {
@@ -386,10 +394,12 @@ async fn loops(
         async move { Failure::of(gpu_profile::reconcile(&object, &world, &writer).await) }
     });
     let (node_world, node_writer, node_secrets) = (world.clone(), writer.clone(), secrets.clone());
+    let node_owners = owners.clone();
     let nodes = rounds(stores.nodes.clone(), refs.nodes, 4, stop, metrics, move |object| {
         let (world, writer, secrets) = (node_world.clone(), node_writer.clone(), node_secrets.clone());
+        let owners = node_owners.clone();
         async move {
-            match gpu_node::reconcile(&object, &world, &writer, &secrets).await {
+            match gpu_node::reconcile(&object, &world, &writer, &secrets, &owners).await {
                 Err(AccessError::Write(error)) => Failure::of(Err(error)),
                 result => result.map_err(|error| Failure { name: error.name(), message: error.to_string() }),
             }

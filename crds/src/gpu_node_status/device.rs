@@ -6,6 +6,7 @@ use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    card_state::{CardReset, CardWait, ForeignDevice, Restoring},
     fabric::CardFabric,
     health::{Health, TemperatureThresholds},
     pci::{Bar, Companion, IommuGroup, PcieLink, Sriov},
@@ -56,11 +57,31 @@ pub struct Device {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub serial: Option<String>,
-    /// Why no desktop gets a share of this card now, in one sentence: somebody else's virtual machine
-    /// holds it, or gpudesk cannot use such a card yet. Absent when desktops can.
+    /// Why no desktop gets a share of this card now, in one sentence: a rule of the spec keeps it or asks for what
+    /// it cannot do, somebody bound it by hand or gave it to a virtual machine that is not of gpudesk, the discovery
+    /// hook said so, the node daemon may not change it or waits for the kernel, it did not come back from its last
+    /// reset, what desktops had on it is being put back, or the host does not show it any more. It counts nowhere in
+    /// `capacity` then. Absent when desktops can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub unavailable: Option<String>,
+    /// What is on the card that gpudesk did not make, keyed by `device`: it counts as taken and stays as it is. The
+    /// annotation `gpudesk.dev/adopt` of the `GpuNode` hands it over: a list of `device`, separated by commas; the
+    /// condition `DevicesAdopted` says what became of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["device".into()]))]
+    pub foreign: Vec<ForeignDevice>,
+    /// The last reset between two users; absent when there was none yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_reset: Option<CardReset>,
+    /// What a step on the card waits for; absent when nothing is waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_for: Option<CardWait>,
+    /// How far what desktops had on the card before the daemon or the host started anew is put back. Until that
+    /// is done, and this is absent again, the card is `unavailable`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restoring: Option<Restoring>,
     /// NUMA cell; absent when the firmware does not say, or names one that the host does not have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub numa_cell: Option<i32>,
@@ -254,6 +275,10 @@ impl Device {
             uuid: None,
             serial: None,
             unavailable: None,
+            foreign: vec![],
+            last_reset: None,
+            waiting_for: None,
+            restoring: None,
             numa_cell: None,
             absent_numa_cell: None,
             iommu_group: None,

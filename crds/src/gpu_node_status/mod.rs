@@ -7,6 +7,7 @@
 // fields; what is expected does not reach there.
 #![allow(dead_code)]
 
+mod card_state;
 mod counts;
 mod device;
 mod fabric;
@@ -26,6 +27,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use card_state::{CardReset, CardWait, ForeignDevice, Restoring};
 pub use counts::{NodeSummary, TypeCount};
 pub use device::{Device, DeviceKind, MigMode, VgpuState};
 pub use fabric::{CardFabric, Fabric, FabricPartition};
@@ -40,8 +42,8 @@ pub use shares::{CardUnits, Framework, Instance, MediaEngines, MigBackedType, Mo
 pub use stray::{Stray, StrayStanding};
 pub use virtual_functions::{VirtualFunction, VirtualFunctions};
 
-/// What the node daemon found. Written by the daemon of this node when it changes; the condition
-/// `DaemonHeard` alone is the operator's.
+/// What the node daemon found. Written by the daemon of this node when it changes; the conditions
+/// `DaemonHeard` and `CardsUnpublished` alone are the operator's.
 ///
 /// In memory each card says all; what several have in common is written once (`deviceModels`), and given back
 /// to each as it is read.
@@ -130,11 +132,14 @@ pub struct GpuNodeStatus {
 
     /// `Ready`, `HypervisorReady`, `KvmUsable`, `GuestNetworkFiltered`, `TopologyComplete`, `DevicesHealthy`,
     /// `LayoutApplied`, `IommuEnabled`, `IommuIsolating`, `VfioReady`, `BarsAssigned`, `SriovEnabled`,
-    /// `HugepagesReserved`, `VgpuHostReady`, `FabricReady`, `AccessGranted`, `DiscoveryHookReady`, and of the
-    /// running daemon `StraysCleared`, `LeftoversHandled`, `RemovalAllowed`, `SpecKept`, `StateKept`.
+    /// `HugepagesReserved`, `VgpuHostReady`, `FabricReady`, `AccessGranted`, `DiscoveryHookReady`,
+    /// `DevicePluginsAbsent`, and of the running daemon `StraysCleared`, `LeftoversHandled`, `RemovalAllowed`, `SpecKept`,
+    /// `StateKept`, `DevicesAdopted`.
     /// Each False says the cause and the fix in one sentence; what does not apply to this machine is
     /// True with the reason `NotNeeded`. The operator adds `DaemonHeard`: False when the daemon does not
-    /// renew its lease, and then the others are what it said last.
+    /// renew its lease, and then the others are what it said last; and `CardsUnpublished`: False when
+    /// something else in the cluster offers managed cards to pods. Of the two about pods Unknown says that
+    /// nobody could look.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,

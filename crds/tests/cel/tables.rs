@@ -196,6 +196,11 @@ pub(crate) const NODES: &[Case] = &[
         None,
     ),
     ("{spec: {devices: [{name: a, selector: {uuid: u}, vgpuScheduler: FixedShare}]}}", None),
+    ("{spec: {devices: [{name: a, selector: {uuid: u}, lockClocksMHz: {min: 600, max: 600}}]}}", None),
+    (
+        "{spec: {devices: [{name: a, selector: {uuid: u}, lockClocksMHz: {min: 601, max: 600}}]}}",
+        Some("lockClocksMHz.min must not be above lockClocksMHz.max"),
+    ),
     ("{spec: {devices: [{name: a, selector: {uuid: u}, mode: Mig, layout: {mig: [1g.24gb]}}]}}", None),
     ("{spec: {devices: [{name: a, selector: {uuid: u}, mode: Vgpu, layout: {vgpu: [L40S-8Q]}}]}}", None),
     (

@@ -13,18 +13,20 @@ use serde_json::{Value, json};
 
 use crate::ask::{Person, create, get};
 
-const POLICIES: [&str; 23] = [
+const POLICIES: [&str; 25] = [
     "finalizers.gpudesk.dev",
     "host-networks.gpudesk.dev",
     "inline-user-data.gpudesk.dev",
     "namespace-labels.gpudesk.dev",
     "node-daemon-desktops.gpudesk.dev",
+    "node-daemon-events.gpudesk.dev",
     "node-daemon-gpunodes.gpudesk.dev",
     "node-daemon-leases.gpudesk.dev",
     "node-daemon-tokens.gpudesk.dev",
     "operator-accounts.gpudesk.dev",
     "operator-desktop-status.gpudesk.dev",
     "operator-desktops.gpudesk.dev",
+    "operator-device-taint-rules.gpudesk.dev",
     "operator-gpunodes.gpudesk.dev",
     "operator-leases.gpudesk.dev",
     "operator-rolebindings.gpudesk.dev",
@@ -95,6 +97,8 @@ pub(crate) async fn settings(cluster: Arc<Cluster>) -> Result<()> {
         ("operator.cpuOvercommit=65", "/operator/cpuOvercommit"),
         (r#"image.pullPolicy="Sometimes""#, "/image/pullPolicy"),
         (r#"image.tag="a b""#, "/image/tag"),
+        (r#"operator.deviceTaintRules="auto""#, "/operator/deviceTaintRules"),
+        (r#"nodeDaemon.discovery.devicePlugins="kubelet""#, "/nodeDaemon/discovery/devicePlugins"),
         (r#"log.format="xml""#, "/log/format"),
         (r#"nodeDaemon.stateDir="var/lib""#, "/nodeDaemon/stateDir"),
         (r#"nodeDaemon.stateDir="/""#, "/nodeDaemon/stateDir"),
@@ -194,6 +198,14 @@ fn in_words(cluster: &Cluster) -> Result<()> {
     ];
     let unable = template(cluster, &unable)?;
     ensure!(!unable.contains("hostPID") && template(cluster, &[])?.contains("hostPID: true"), "{unable}");
+    // Who asks for no taints gets no right to them, and a folder that is not to be looked at is not mounted.
+    let less = ["operator.deviceTaintRules=false", r#"nodeDaemon.discovery.devicePlugins="""#];
+    let (less, all) = (template(cluster, &less)?, template(cluster, &[])?);
+    for words in
+        ["resources: [devicetaintrules]", "- --device-taint-rules", "path: /var/lib/kubelet/device-plugins"]
+    {
+        ensure!(all.contains(words) && !less.contains(words), "{words}: {less}");
+    }
     // What a label of a namespace may say is what the selector of namespaces asks for, to which helm adds the default.
     let selector = r#"admission.inlineUserData.denyNamespaces={"matchExpressions": [{"key": "gpudesk.dev/data", "operator": "In", "values": ["no", "never"]}, {"key": "gpudesk.dev/closed", "operator": "Exists"}, {"key": "team", "operator": "In", "values": ["a"]}]}"#;
     let text = template(cluster, &[selector])?;
@@ -220,6 +232,8 @@ pub(crate) async fn variants(cluster: Arc<Cluster>) -> Result<()> {
             r#"nodeDaemon.allowedRoots=["/srv/vms", "/mnt/nas"]"#,
             r#"nodeDaemon.discovery.nvml="/run/nvidia/driver/usr/lib/libnvidia-ml.so.1""#,
             r#"nodeDaemon.discovery.hook="/opt/site/hook""#,
+            r#"nodeDaemon.discovery.devicePlugins="""#,
+            "operator.deviceTaintRules=false",
             r#"nodeDaemon.discovery.kubeletConfig="/var/lib/kubelet/config.yaml""#,
             r#"nodeDaemon.discovery.kubeletConfigDirs=["/etc/kubernetes/kubelet.conf.d"]"#,
             r#"nodeDaemon.relay={"hostPort": true, "announce": "$(NODE_NAME).example.org"}"#,
@@ -336,10 +350,12 @@ pub(crate) async fn rights(cluster: Arc<Cluster>) -> Result<()> {
         "desktoptemplates.gpudesk.dev/status: patch",
         "desktoptemplates.gpudesk.dev: get list watch",
         "desktoptemplates.gpudesk.dev: patch",
+        "devicetaintrules.resource.k8s.io: create delete get list watch",
         "gpunodes.gpudesk.dev/status: patch",
         "gpunodes.gpudesk.dev: get list watch",
         "gpuprofiles.gpudesk.dev/status: patch",
         "nodes: get",
+        "resourceslices.resource.k8s.io: get list watch",
         "rolebindings.rbac.authorization.k8s.io: create delete get list patch watch",
         "roles.rbac.authorization.k8s.io: create delete get list patch watch",
         "secrets: get",
@@ -359,14 +375,16 @@ pub(crate) async fn rights(cluster: Arc<Cluster>) -> Result<()> {
         "namespaces kube-system: get",
     ];
     let daemon_at_home = ["leases.coordination.k8s.io: create get patch", "serviceaccounts/token: create"];
-    for (account, everywhere, at_home) in [
-        ("gpudesk-operator", &operator[..], &operator_at_home[..]),
-        ("gpudesk-node-daemon", &daemon, &daemon_at_home),
-        ("gpudesk-node-some-node", &[], &[]),
+    let daemon_in_default = ["events.events.k8s.io: create"];
+    for (account, everywhere, at_home, in_default) in [
+        ("gpudesk-operator", &operator[..], &operator_at_home[..], &[][..]),
+        ("gpudesk-node-daemon", &daemon, &daemon_at_home, &daemon_in_default),
+        ("gpudesk-node-some-node", &[], &[], &[]),
     ] {
-        for (namespace, expected) in
-            [("default", everywhere.to_vec()), (SYSTEM_NAMESPACE, [everywhere, at_home].concat())]
-        {
+        for (namespace, expected) in [
+            ("default", [everywhere, in_default].concat()),
+            (SYSTEM_NAMESPACE, [everywhere, at_home].concat()),
+        ] {
             let rights = rights_of(&cluster, account, namespace).await?;
             // `desktops/status.gpudesk.dev` reads better with the group first.
             let rights: BTreeSet<String> = rights

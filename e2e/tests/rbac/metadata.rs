@@ -205,7 +205,8 @@ pub(crate) async fn heard(cluster: Arc<Cluster>) -> Result<()> {
     operator.may(&says("gpudesk-operator", json!({"conditions": [condition("DaemonHeard", "a")]}))).await?;
     let own = |message: &str| json!({"host": {"simulated": true}, "conditions": [condition("Ready", message), condition("KvmUsable", "")]});
     daemon.may(&says("gpudesk-node-daemon", own("a"))).await?;
-    operator.may(&says("gpudesk-operator", json!({"conditions": [condition("DaemonHeard", "b")]}))).await?;
+    let both = json!([condition("DaemonHeard", "b"), condition("CardsUnpublished", "b")]);
+    operator.may(&says("gpudesk-operator", json!({"conditions": both}))).await?;
     let after = daemon.may(&says("gpudesk-node-daemon", own("b"))).await?;
     let mut said: Vec<_> = after["status"]["conditions"]
         .as_array()
@@ -219,9 +220,10 @@ pub(crate) async fn heard(cluster: Arc<Cluster>) -> Result<()> {
         })
         .collect();
     said.sort_unstable();
-    ensure!(said == [("DaemonHeard", "b"), ("KvmUsable", ""), ("Ready", "b")], "{said:?}");
+    let expected = [("CardsUnpublished", "b"), ("DaemonHeard", "b"), ("KvmUsable", ""), ("Ready", "b")];
+    ensure!(said == expected, "{said:?}");
 
-    let words = "may write nothing of a GpuNode but the condition DaemonHeard";
+    let words = "may write nothing of a GpuNode but the conditions DaemonHeard and CardsUnpublished";
     for parts in [
         json!({"conditions": [condition("DaemonHeard", "b"), condition("Ready", "by the operator")]}),
         json!({"conditions": [condition("DaemonHeard", "b"), condition("VfioReady", "")]}),
@@ -235,10 +237,11 @@ pub(crate) async fn heard(cluster: Arc<Cluster>) -> Result<()> {
     for patch in [json!({"spec": {"cordoned": true}}), json!({"metadata": {"labels": {"a": "b"}}})] {
         operator.may_not(&merge(&node, patch), "cannot patch resource").await?;
     }
-    let words = "may not write the condition DaemonHeard of a GpuNode";
-    daemon
-        .may_not(&says_dry(&status, &json!({"conditions": [condition("DaemonHeard", "by me")]})), words)
-        .await?;
+    let words = "may not write the conditions DaemonHeard and CardsUnpublished of a GpuNode";
+    for operators in ["DaemonHeard", "CardsUnpublished"] {
+        let mine = json!({"conditions": [condition(operators, "by me")]});
+        daemon.may_not(&says_dry(&status, &mine), words).await?;
+    }
     let without = json!({"status": {"conditions": [condition("Ready", "b"), condition("KvmUsable", "")]}});
     daemon.may_not(&merge(&status, without), words).await
 }

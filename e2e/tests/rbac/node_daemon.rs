@@ -69,6 +69,14 @@ pub(crate) async fn nodes(cluster: Arc<Cluster>) -> Result<()> {
         let patch = merge(gpunode("own-a"), json!({"metadata": {"labels": labels}}));
         daemon.may_not(&patch, "may not write the label rack of a GpuNode").await?;
     }
+    // What was made by hand is handed over by an admin, never by the node itself.
+    let adopt = json!({gpudesk_crds::ADOPT_ANNOTATION: "0000:41:00.0"});
+    let adopting = merge(gpunode("own-a"), json!({"metadata": {"annotations": adopt}}));
+    daemon.may_not(&adopting, "may not write metadata.annotations of a GpuNode").await?;
+    admin.may(&adopting).await?;
+    let other = json!({gpudesk_crds::ADOPT_ANNOTATION: null});
+    let other = merge(gpunode("own-a"), json!({"metadata": {"annotations": other}}));
+    daemon.may_not(&other, "may not write metadata.annotations of a GpuNode").await?;
     let finalizer = merge(gpunode("own-a"), json!({"metadata": {"finalizers": ["example.org/a"]}}));
     daemon.may_not(&finalizer, "may not write metadata.finalizers of a GpuNode").await?;
     daemon.may_not(&delete(gpunode("own-a")), "cannot delete resource").await?;
@@ -196,6 +204,54 @@ pub(crate) async fn leases(cluster: Arc<Cluster>) -> Result<()> {
     daemon.may_not(&apply(elsewhere, lease(own)), "cannot patch resource").await
 }
 
+/// An Event as a daemon tells it of a card.
+fn card_event(node: &str) -> Value {
+    json!({
+        "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": format!("{node}.a"), "namespace": "default"},
+        "eventTime": "2026-01-01T00:00:00.000000Z", "reportingController": "gpudesk-node-daemon", "reportingInstance": node,
+        "action": "Quarantine", "reason": "CardQuarantined", "type": "Warning", "note": "0000:41:00.0 is given to nobody",
+        "regarding": {"apiVersion": "gpudesk.dev/v1alpha1", "kind": "GpuNode", "name": node},
+    })
+}
+
+pub(crate) async fn events(cluster: Arc<Cluster>) -> Result<()> {
+    let daemon = Person::daemon(&cluster, "event-a").await?;
+    let path = |namespace: &str| format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
+    daemon.may(&create(path("default"), card_event("event-a"))).await?;
+    daemon
+        .may_not(&create(path("default"), card_event("event-b")), "may only create Events about GpuNode")
+        .await?;
+    for (field, value, words) in [
+        ("/regarding/kind", json!("Node"), "may only create Events about GpuNode event-a"),
+        ("/regarding/apiVersion", json!("v1"), "may only create Events about GpuNode event-a"),
+        ("/regarding/name", json!("event-b"), "may only create Events about GpuNode event-a"),
+        ("/reason", json!("NodeReady"), "has the reason CardQuarantined or CardReturned"),
+        ("/reportingController", json!("kubelet"), "has the reason CardQuarantined or CardReturned"),
+        ("/reportingInstance", json!("event-b"), "has the reason CardQuarantined or CardReturned"),
+    ] {
+        let mut event = card_event("event-a");
+        *event.pointer_mut(field).context("a field")? = value;
+        daemon.may_not(&create(path("default"), event), words).await?;
+    }
+    let mut related = card_event("event-a");
+    related["related"] = json!({"kind": "Node", "name": "event-a"});
+    daemon.may_not(&create(path("default"), related), "may only create Events about GpuNode event-a").await?;
+    let mut labelled = card_event("event-a");
+    labelled["metadata"]["labels"] = json!({"a": "b"});
+    daemon.may_not(&create(path("default"), labelled), "may not write metadata.labels of a Event").await?;
+    let mut elsewhere = card_event("event-a");
+    elsewhere["metadata"]["namespace"] = SYSTEM_NAMESPACE.into();
+    daemon.may_not(&create(path(SYSTEM_NAMESPACE), elsewhere), "cannot create resource").await?;
+    let one = format!("{}/event-a.a", path("default"));
+    daemon.may_not(&delete(one.clone()), "cannot delete resource").await?;
+    daemon.may_not(&merge(one, json!({"note": "b"})), "cannot patch resource").await?;
+    let core = json!({
+        "apiVersion": "v1", "kind": "Event", "metadata": {"name": "event-a.b", "namespace": "default"},
+        "involvedObject": {"apiVersion": "gpudesk.dev/v1alpha1", "kind": "GpuNode", "name": "event-a"},
+    });
+    daemon.may_not(&create("/api/v1/namespaces/default/events", core), "cannot create resource").await
+}
+
 /// Asks for a token of an account in the namespace of gpudesk.
 pub(crate) fn token_request(account: &str, node: &str) -> crate::ask::Ask {
     let path = format!("/api/v1/namespaces/{SYSTEM_NAMESPACE}/serviceaccounts/{account}/token");
@@ -274,6 +330,7 @@ pub(crate) async fn unbound(cluster: Arc<Cluster>) -> Result<()> {
         create(lease_path(""), lease("gpudesk-node-0")),
         token_request("gpudesk-operator", "unbound-a"),
         token_request("gpudesk-node-daemon", "unbound-a"),
+        create("/apis/events.k8s.io/v1/namespaces/default/events", card_event("unbound-a")),
     ] {
         nobody.may_not(&write, "the token of this node daemon names no node").await?;
     }

@@ -158,6 +158,81 @@ pub(crate) async fn key(cluster: Arc<Cluster>) -> Result<()> {
     Ok(())
 }
 
+/// Where the API server has such rules.
+pub(crate) async fn taints(cluster: Arc<Cluster>) -> Result<()> {
+    let admin = Person::admin(&cluster);
+    let mut served = None;
+    for version in ["v1", "v1beta2"] {
+        let group =
+            admin.try_ask(&get(format!("/apis/resource.k8s.io/{version}"))).await?.unwrap_or_default();
+        let has = |resource: &Value| resource["name"] == "devicetaintrules";
+        if served.is_none() && group["resources"].as_array().is_some_and(|all| all.iter().any(has)) {
+            served = Some(version);
+        }
+    }
+    let Some(version) = served else { return Ok(()) };
+    let rules = format!("/apis/resource.k8s.io/{version}/devicetaintrules");
+    let uid = "5e1c4c2e-0d53-4d1c-9d0f-0a4f6f5b9a01";
+    let rule = |pointer: &str, value: Value| {
+        let mut rule = json!({
+            "apiVersion": format!("resource.k8s.io/{version}"), "kind": "DeviceTaintRule",
+            "metadata": {"name": "gpudesk-0011", "labels": {"gpudesk.dev/node": "taint-a"}, "ownerReferences": [
+                {"apiVersion": "gpudesk.dev/v1alpha1", "kind": "GpuNode", "name": "taint-a", "uid": uid}]},
+            "spec": {"deviceSelector": {"driver": "gpu.nvidia.com", "pool": "taint-a", "device": "gpu-0"},
+                     "taint": {"key": "gpudesk.dev/managed", "effect": "NoSchedule"}},
+        });
+        if let Some((parent, key)) = pointer.rsplit_once('/')
+            && let Some(Value::Object(parent)) = rule.pointer_mut(parent)
+        {
+            if value.is_null() {
+                parent.remove(key);
+            } else {
+                parent.insert(key.to_owned(), value);
+            }
+        }
+        create(&rules, rule)
+    };
+    let operator = Person::operator(&cluster).await?;
+    operator.may(&rule("", Value::Null).dry()).await?;
+    let (whose, what, owner) = (
+        "may only make and remove DeviceTaintRules named",
+        "may only taint one device each",
+        "belongs to one GpuNode",
+    );
+    let node =
+        |kind: &str| json!([{"apiVersion": "gpudesk.dev/v1alpha1", "kind": kind, "name": "a", "uid": uid}]);
+    for (pointer, value, words) in [
+        ("/metadata/name", json!("other"), whose),
+        ("/spec/taint/key", json!("example.org/broken"), whose),
+        ("/spec/taint/effect", json!("NoExecute"), what),
+        ("/spec/deviceSelector/device", Value::Null, what),
+        ("/spec/deviceSelector/driver", Value::Null, what),
+        ("/spec/deviceSelector", Value::Null, what),
+        ("/metadata/ownerReferences", Value::Null, owner),
+        ("/metadata/ownerReferences", node("Desktop"), owner),
+        ("/metadata/finalizers", json!(["example.org/keep"]), "may not write metadata.finalizers"),
+        ("/metadata/labels", json!({"team": "a"}), "may not write the label team"),
+    ] {
+        operator.may_not(&rule(pointer, value), words).await?;
+    }
+    // Those of others are nobody's but theirs.
+    let mut foreign = rule("/metadata/ownerReferences", Value::Null);
+    foreign.body["metadata"]["name"] = json!("broken-card");
+    foreign.body["spec"]["taint"]["key"] = json!("example.org/broken");
+    admin.may(&foreign).await?;
+    let foreign = format!("{rules}/broken-card");
+    operator.may_not(&delete(&foreign), whose).await?;
+    operator
+        .may_not(&merge(&foreign, json!({"metadata": {"labels": {"a": "b"}}})), "cannot patch resource")
+        .await?;
+    admin.may(&delete(foreign)).await?;
+    let slices = format!("/apis/resource.k8s.io/{version}/resourceslices");
+    operator.may(&get(slices.replace("v1beta2", "v1"))).await?;
+    operator.may_not(&delete(slices.replace("v1beta2", "v1")), "cannot deletecollection resource").await?;
+    let daemon = Person::daemon(&cluster, "taint-a").await?;
+    daemon.may_not(&create(&rules, rule("", Value::Null).body), "cannot create resource").await
+}
+
 pub(crate) async fn desktops(cluster: Arc<Cluster>) -> Result<()> {
     let namespace = cluster.namespace("operator").await?;
     let objects = Objects::new(cluster.client(), &namespace);

@@ -1,6 +1,6 @@
 //! What only the GPU driver can change, through its own library: MIG, sizes side by side, persistence.
 
-use gpudesk_crds::{gpu_node_status::MigMode, types::PciAddress};
+use gpudesk_crds::{gpu_node::VgpuScheduler, gpu_node_status::MigMode, types::PciAddress};
 use thiserror::Error;
 
 /// Why the driver did not do it.
@@ -32,6 +32,17 @@ pub struct GpuInstanceSeen {
     pub compute_instances: u32,
     /// UUID of its first MIG device.
     pub uuid: Option<String>,
+}
+
+/// How much power a card may draw, in milliwatts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PowerSeen {
+    /// Now.
+    pub limit: u32,
+    /// The least that can be set.
+    pub least: u32,
+    /// The most that can be set.
+    pub most: u32,
 }
 
 /// The driver of the cards. Every call may block as long as the driver does; asking twice for the same is no error.
@@ -85,6 +96,18 @@ pub trait DriverControl: Send + Sync {
     /// [`ControlError`].
     fn set_mixed_size(&self, card: PciAddress, on: bool) -> Result<(), ControlError>;
 
+    /// How vGPUs share the time of a card; `None` where it cannot be set, as with MIG on, and where nobody can be asked.
+    ///
+    /// # Errors
+    /// When the driver does not say.
+    fn scheduler(&self, card: PciAddress) -> Result<Option<VgpuScheduler>, ControlError>;
+
+    /// Sets it. No vGPU may be on the card.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    fn set_scheduler(&self, card: PciAddress, scheduler: VgpuScheduler) -> Result<(), ControlError>;
+
     /// Persistence mode; `None` where nobody can be asked.
     ///
     /// # Errors
@@ -96,6 +119,24 @@ pub trait DriverControl: Send + Sync {
     /// # Errors
     /// [`ControlError`].
     fn set_persistence(&self, card: PciAddress, on: bool) -> Result<(), ControlError>;
+
+    /// How much power the card may draw; `None` where nobody can be asked, and of a card without a limit.
+    ///
+    /// # Errors
+    /// When the driver does not say.
+    fn power(&self, card: PciAddress) -> Result<Option<PowerSeen>, ControlError>;
+
+    /// Sets it, in milliwatts.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    fn set_power(&self, card: PciAddress, milliwatts: u32) -> Result<(), ControlError>;
+
+    /// Keeps the clocks of the card between these, in MHz; with `None` no more. The driver does not tell them.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    fn lock_clocks(&self, card: PciAddress, range: Option<(u32, u32)>) -> Result<(), ControlError>;
 
     /// Ends the daemon's own use of the driver for as long as what is returned lives: it would hold the card open.
     ///
@@ -133,10 +174,25 @@ impl DriverControl for NoControl {
     fn set_mixed_size(&self, _: PciAddress, _: bool) -> Result<(), ControlError> {
         Err(ControlError::Absent)
     }
+    fn scheduler(&self, _: PciAddress) -> Result<Option<VgpuScheduler>, ControlError> {
+        Ok(None)
+    }
+    fn set_scheduler(&self, _: PciAddress, _: VgpuScheduler) -> Result<(), ControlError> {
+        Err(ControlError::Absent)
+    }
     fn persistence(&self, _: PciAddress) -> Result<Option<bool>, ControlError> {
         Ok(None)
     }
     fn set_persistence(&self, _: PciAddress, _: bool) -> Result<(), ControlError> {
+        Err(ControlError::Absent)
+    }
+    fn power(&self, _: PciAddress) -> Result<Option<PowerSeen>, ControlError> {
+        Ok(None)
+    }
+    fn set_power(&self, _: PciAddress, _: u32) -> Result<(), ControlError> {
+        Err(ControlError::Absent)
+    }
+    fn lock_clocks(&self, _: PciAddress, _: Option<(u32, u32)>) -> Result<(), ControlError> {
         Err(ControlError::Absent)
     }
     fn let_go(&self, _: PciAddress) -> Result<Box<dyn Send>, ControlError> {

@@ -13,25 +13,27 @@ use gpudesk_crds::{
     gpu_node_status::Device,
     types::{PciAddress, ShareMode},
 };
-use gpudesk_inventory::topology::HostFacts;
+use gpudesk_inventory::{status::CardState, topology::HostFacts};
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use super::{
     control::DriverControl,
+    handed::ForeignName,
     journal::{Claim, Entry, Journal, Reset, State},
     kernel::{Kernel, line},
     live::LiveCard,
+    notices::Notice,
     observe::{Opened, observe},
     perform::{Failure, perform},
-    plan::{Wanted, plan},
+    plan::{Wanted, plan, settings::Wish},
     refusal::Refusal,
     slots::{NotDone, Slot, Slots},
     step::Step,
     store::Store,
 };
 use crate::{
-    host::gpu_driver::{GpuDriver, GpuError, GpuInstance, InstanceKey, WantedInstance},
+    host::gpu_driver::{CardFigures, GpuDriver, GpuError, GpuInstance, InstanceKey, WantedInstance},
     partition::{self, Share},
 };
 
@@ -66,6 +68,12 @@ pub(super) struct Engine {
     /// Cards of which something is still to be put back: how many shares are, of how many.
     pub(super) restoring: Mutex<BTreeMap<PciAddress, (usize, usize)>>,
     pub(super) wake: Mutex<Option<Arc<Notify>>>,
+    /// What work that is tried again waits for, and since when.
+    pub(super) blocked: Mutex<BTreeMap<PciAddress, (String, Timestamp)>>,
+    /// What became of each name that the admin hands over.
+    pub(super) answers: Mutex<BTreeMap<ForeignName, Result<(), String>>>,
+    /// Resets so far, by method and whether they succeeded.
+    pub(super) resets: Mutex<BTreeMap<(String, bool), u64>>,
     pub(super) patience: Duration,
     /// When a card is looked after again that was as it should not be, and how long after that.
     pub(super) turns: Mutex<BTreeMap<PciAddress, (Instant, Duration)>>,
@@ -81,6 +89,7 @@ pub(super) enum Goal {
     There(InstanceKey),
     Gone(InstanceKey),
     Home,
+    Adopted,
     Host,
 }
 
@@ -138,6 +147,9 @@ impl Devices {
             slots: Arc::default(),
             restoring: Mutex::new(restoring),
             wake: Mutex::default(),
+            blocked: Mutex::default(),
+            answers: Mutex::default(),
+            resets: Mutex::default(),
             patience: PATIENCE,
             turns: Mutex::default(),
             pause: if cfg!(test) { Duration::ZERO } else { PAUSE },
@@ -196,7 +208,7 @@ impl Engine {
         Ok(result)
     }
 
-    fn opened(&self) -> Result<Opened, GpuError> {
+    pub(super) fn opened(&self) -> Result<Opened, GpuError> {
         self.kernel.open_devices().map_err(|source| GpuError::State {
             what: "looking who has devices of the host open".into(),
             source,
@@ -223,7 +235,7 @@ impl Engine {
         let making = matches!(goal, Goal::There(_) | Goal::Host);
         let key = match goal {
             Goal::There(key) | Goal::Gone(key) => Some(key),
-            Goal::Home | Goal::Host => None,
+            Goal::Home | Goal::Adopted | Goal::Host => None,
         };
         let mut opened = self.opened()?;
         let mut is_fresh = true;
@@ -235,6 +247,7 @@ impl Engine {
                 (Goal::Gone(_), Some(entry)) => Wanted::Gone(entry),
                 (Goal::There(_) | Goal::Gone(_), None) => return Ok(None),
                 (Goal::Home, _) => Wanted::Home,
+                (Goal::Adopted, _) => Wanted::Adopted,
                 (Goal::Host, _) => Wanted::Host,
             };
             let Some(live) = self.look(card, &opened)? else {
@@ -252,28 +265,31 @@ impl Engine {
                 continue;
             }
             is_fresh = false;
-            slot.say(step.to_string());
+            slot.say(&step);
             self.note(|journal| journal.begin(card, key, &step, &live, making))?;
             match self.perform(card, &step) {
-                Ok(None) => {}
+                Ok(None) => {
+                    if let Step::Clocks { .. } = step {
+                        self.note(|journal| journal.done(card, &step))?;
+                    }
+                }
                 Ok(Some(reset)) => {
-                    let fault = reset.fault.clone();
-                    let reset_of = step.function();
-                    self.note(|journal| {
-                        let noted = journal.cards.entry(card).or_default();
-                        let is_clean = reset.fault.is_none();
-                        noted.last_reset = Some(reset);
-                        noted.unclean.retain(|function| Some(*function) != reset_of);
-                        noted.unclean.extend(reset_of.filter(|_| !is_clean));
-                        if let Some(entry) = key.and_then(|key| journal.entry_mut(key)) {
-                            entry.cleaned.extend(reset_of.filter(|_| is_clean));
-                        }
-                    })?;
+                    let (fault, of) = (reset.fault.clone(), step.function());
+                    self.count(&reset);
+                    self.note(|journal| journal.note_reset(card, key, of, reset))?;
                     if let Some(fault) = fault {
                         return Err(Stop::Stranded(fault));
                     }
                 }
                 Err(Failure::Refused(source)) => return Err(GpuError::Unfit { card, source }.into()),
+                // No driver of the host wants it, or the one for guests takes it again by its ids: it stays so.
+                Err(failure @ Failure::NotSo(_))
+                    if matches!((goal, &step), (Goal::Adopted, Step::Probe { .. })) =>
+                {
+                    tracing::warn!(%card, %failure, "what was handed over has no driver of the host");
+                    let left = step.function();
+                    self.note(|journal| left.into_iter().for_each(|left| journal.let_be(card, left)))?;
+                }
                 // A driver that does not take its card back, after a reset or a reboot of it.
                 Err(failure @ Failure::NotSo(_)) if !making && matches!(step, Step::Probe { .. }) => {
                     return Err(Stop::Stranded(failure.to_string()));
@@ -299,6 +315,15 @@ impl Engine {
             seen.spec.as_ref().zip(device).and_then(|(spec, card)| spec.rule_for(card, seen.cards.iter()));
         let rule = rule.filter(gpudesk_crds::gpu_node_rules::CardRule::keeps);
         rule.map(|_| format!("the owner of this host keeps {card}"))
+    }
+
+    /// How its owner wants a card while desktops have vGPUs of it.
+    fn wish(&self, card: PciAddress) -> Wish {
+        let seen = lock(&self.seen);
+        let device = seen.cards.iter().find(|device| device.pci_address == card);
+        let rule =
+            seen.spec.as_ref().zip(device).and_then(|(spec, card)| spec.rule_for(card, seen.cards.iter()));
+        rule.map(|rule| Wish::from(&rule.policy)).unwrap_or_default()
     }
 
     fn make(&self, wanted: &WantedInstance, slot: &Slot) -> Result<GpuInstance, GpuError> {
@@ -381,13 +406,16 @@ impl Engine {
         {
             return Err(GpuError::Unable { card, why: format!("{why}, and it would go along") });
         }
+        let wish = self.wish(card);
         let mut trial = journal.clone();
+        trial.wish(card, wish);
         trial.shares.push(entry.clone());
         plan(&live, &trial, Wanted::There(&entry)).map_err(|source| unfit(card, source))?;
         self.note(|journal| {
             if let Some(device) = &device {
                 journal.know(device);
             }
+            journal.wish(card, wish);
             journal.shares.push(entry);
         })
     }
@@ -437,7 +465,7 @@ impl Engine {
             Err(Stop::Error(error)) => Err(error),
             Err(Stop::Stranded(why)) => {
                 tracing::error!(%key, %card, why, "nobody gets the card before it is seen healthy again");
-                self.note(|journal| journal.strand(key, why))
+                self.note(|journal| journal.strand(key, why, Timestamp::now()))
             }
         }
     }
@@ -504,7 +532,11 @@ impl GpuDriver for Devices {
             return Err(GpuError::Unable { card, why });
         }
         let (what, key) = (format!("taking back {}", entry.share.type_name), key.clone());
-        self.on_card(card, &what, move |engine, slot| engine.unmake(&key, slot))
+        self.on_card(card, &what, move |engine, slot| {
+            let done = engine.unmake(&key, slot);
+            engine.note_wait(card, done.as_ref().err());
+            done
+        })
     }
 
     fn complete(&self, facts: &mut HostFacts) {
@@ -515,8 +547,42 @@ impl GpuDriver for Devices {
         self.engine.withheld(facts)
     }
 
+    fn states(
+        &self,
+        facts: &HostFacts,
+        domains: &BTreeMap<String, String>,
+    ) -> BTreeMap<PciAddress, CardState> {
+        self.engine.states(facts, domains)
+    }
+
     fn settle(&self, spec: &GpuNodeSpec) {
         Engine::settle(&self.engine, spec);
+    }
+
+    fn adopt(
+        &self,
+        annotation: Option<&str>,
+        facts: &HostFacts,
+        domains: &BTreeMap<String, String>,
+    ) -> Vec<String> {
+        Engine::adopt(&self.engine, annotation, facts, domains)
+    }
+
+    fn figures(&self) -> CardFigures {
+        self.engine.figures()
+    }
+
+    fn notices(&self) -> Vec<Notice> {
+        self.engine.journal().map(|journal| journal.notices).unwrap_or_default()
+    }
+
+    fn told(&self, told: &[Notice]) {
+        if !told.is_empty()
+            && let Err(error) =
+                self.engine.note(|journal| journal.notices.retain(|notice| !told.contains(notice)))
+        {
+            tracing::warn!(%error, "what was told of cards is told again");
+        }
     }
 
     fn wake(&self, changed: Arc<Notify>) {

@@ -1,9 +1,9 @@
 //! NVIDIA's library for tests, over the cards of the fake kernel. It refuses what the real one does.
 
-use gpudesk_crds::{gpu_node_status::MigMode, types::PciAddress};
+use gpudesk_crds::{gpu_node::VgpuScheduler, gpu_node_status::MigMode, types::PciAddress};
 
 use super::{
-    control::{ControlError, DriverControl, GpuInstanceSeen},
+    control::{ControlError, DriverControl, GpuInstanceSeen, PowerSeen},
     fake_kernel::{FakeKernel, Fun},
 };
 
@@ -99,6 +99,34 @@ impl DriverControl for FakeControl {
     fn set_persistence(&self, card: PciAddress, on: bool) -> Result<(), ControlError> {
         self.note(card, format!("persistence {on}"));
         self.with(card, |fun, _| fun.persistence = Some(on));
+        Ok(())
+    }
+    fn scheduler(&self, card: PciAddress) -> Result<Option<VgpuScheduler>, ControlError> {
+        Ok(self.with(card, |fun, _| fun.scheduler.filter(|_| fun.mig != Some(true))))
+    }
+    fn set_scheduler(&self, card: PciAddress, scheduler: VgpuScheduler) -> Result<(), ControlError> {
+        self.note(card, format!("scheduler {scheduler:?}"));
+        self.with(card, |fun, typed| {
+            // 3 with MIG on, and with a vGPU present.
+            if typed || fun.mig == Some(true) {
+                return Err(ControlError::Refused("not supported".into()));
+            }
+            fun.scheduler = Some(scheduler);
+            Ok(())
+        })
+    }
+    fn power(&self, card: PciAddress) -> Result<Option<PowerSeen>, ControlError> {
+        let seen = |limit| PowerSeen { limit, least: 100_000, most: 350_000 };
+        Ok(self.with(card, |fun, _| fun.milliwatts.map(seen)))
+    }
+    fn set_power(&self, card: PciAddress, milliwatts: u32) -> Result<(), ControlError> {
+        self.note(card, format!("power {milliwatts}"));
+        self.with(card, |fun, _| fun.milliwatts = Some(milliwatts));
+        Ok(())
+    }
+    fn lock_clocks(&self, card: PciAddress, range: Option<(u32, u32)>) -> Result<(), ControlError> {
+        self.note(card, format!("clocks {range:?}"));
+        self.with(card, |fun, _| fun.clocks = range);
         Ok(())
     }
     fn let_go(&self, _: PciAddress) -> Result<Box<dyn Send>, ControlError> {

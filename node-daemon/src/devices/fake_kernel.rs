@@ -7,7 +7,7 @@ use std::{
     sync::{Condvar, Mutex},
 };
 
-use gpudesk_crds::types::PciAddress;
+use gpudesk_crds::{gpu_node::VgpuScheduler, types::PciAddress};
 use rustix::io::Errno;
 
 use super::{control::GpuInstanceSeen, kernel::Kernel};
@@ -46,6 +46,9 @@ pub(super) struct Fun {
     pub(super) instances: Vec<GpuInstanceSeen>,
     pub(super) mixed: Option<bool>,
     pub(super) persistence: Option<bool>,
+    pub(super) scheduler: Option<VgpuScheduler>,
+    pub(super) milliwatts: Option<u32>,
+    pub(super) clocks: Option<(u32, u32)>,
 }
 
 impl Fun {
@@ -75,6 +78,9 @@ impl Fun {
             instances: vec![],
             mixed: None,
             persistence: None,
+            scheduler: None,
+            milliwatts: None,
+            clocks: None,
         }
     }
 }
@@ -105,7 +111,7 @@ pub(super) struct State {
     /// Ends the daemon that writes.
     pub(super) fuse: Option<std::sync::Arc<super::kill_tests::Fuse>>,
     /// Writes that wait for somebody to close a device.
-    pub(super) blocked: usize,
+    pub(super) blocked: Vec<PciAddress>,
 }
 
 #[derive(Default)]
@@ -309,6 +315,7 @@ impl State {
                         (fun.locked, fun.mixed) = (false, fun.mixed.map(|_| false));
                         fun.instances.clear();
                         fun.persistence = fun.persistence.map(|_| false);
+                        (fun.milliwatts, fun.clocks) = (fun.milliwatts.map(|_| 350_000), None);
                     }
                     fun.vgpu = None;
                     Ok(())
@@ -470,6 +477,9 @@ impl Kernel for FakeKernel {
     fn read(&self, path: &str) -> io::Result<Vec<u8>> {
         let state = self.state.lock().unwrap();
         if let Some((address, rest)) = function_of(path) {
+            // These are told under the lock of the device (drivers/pci/pci-sysfs.c, iov.c).
+            let kept = matches!(rest, "driver_override" | "sriov_numvfs") && state.blocked.contains(&address);
+            assert!(!kept, "{path} is not told as long as a write waits");
             if rest == "config" {
                 let Some(fun) = state.world.functions.get(&address) else { return fail(Errno::NOENT) };
                 let id = |text: &str| u16::from_str_radix(text, 16).unwrap().to_le_bytes();
@@ -506,6 +516,8 @@ impl Kernel for FakeKernel {
         }
         match path {
             "proc/sys/kernel/random/boot_id" => Ok(state.world.boot.clone().into_bytes()),
+            // A process by its number, as others see its name.
+            path if path.ends_with("/comm") => Ok(b"dcgm-exporter\n".to_vec()),
             _ => fail(Errno::NOENT),
         }
     }
@@ -530,12 +542,16 @@ impl Kernel for FakeKernel {
                     .iter()
                     .any(|one| state.world.functions.contains_key(one) && state.is_open(*one))
             {
-                state.blocked += usize::from(!waiting);
+                if !waiting {
+                    state.blocked.push(address);
+                }
                 waiting = true;
                 self.changed.notify_all();
                 state = self.changed.wait(state).unwrap();
             }
-            state.blocked -= usize::from(waiting);
+            if waiting {
+                state.blocked.retain(|blocked| *blocked != address);
+            }
             return state.set(address, rest, value);
         }
         if path == "sys/bus/pci/drivers_probe" {

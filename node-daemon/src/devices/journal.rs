@@ -11,7 +11,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    handed::Adopted,
     live::LiveCard,
+    notices::{Happened, Notice},
+    plan::settings::Wish,
     step::{Setting, Step},
 };
 use crate::{
@@ -36,6 +39,13 @@ pub struct Journal {
     /// The shares.
     #[serde(default)]
     pub shares: Vec<Entry>,
+    /// What was taken over of what the admin names now. Each name counts once: a thing that is made by hand later is
+    /// not meant, though it has the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub handed: Vec<String>,
+    /// What is still to be told to the API.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notices: Vec<Notice>,
 }
 
 /// A card.
@@ -59,6 +69,15 @@ pub struct Card {
     /// GPU instances made by gpudesk.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gpu_instances: Vec<OurInstance>,
+    /// How its owner wants it while desktops have vGPUs of it, as it was when one was made last.
+    #[serde(default, skip_serializing_if = "Wish::is_none")]
+    pub wish: Wish,
+    /// The clocks between which gpudesk keeps it, in MHz: the driver does not tell them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clocks: Option<(u32, u32)>,
+    /// What was made by hand and handed over: it is unmade once nobody has it open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adopted: Vec<Adopted>,
     /// The last reset between users.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_reset: Option<Reset>,
@@ -270,7 +289,35 @@ impl Entry {
 impl Journal {
     /// An empty one.
     pub fn new(boot: &str) -> Self {
-        Self { version: VERSION, boot: boot.into(), cards: BTreeMap::new(), shares: vec![] }
+        Self {
+            version: VERSION,
+            boot: boot.into(),
+            cards: BTreeMap::new(),
+            shares: vec![],
+            handed: vec![],
+            notices: vec![],
+        }
+    }
+
+    /// Without when resets were: one that fails again and again changes nothing.
+    pub(super) fn lasting(mut self) -> Self {
+        for reset in self.cards.values_mut().filter_map(|card| card.last_reset.as_mut()) {
+            reset.at = Timestamp::UNIX_EPOCH;
+        }
+        self
+    }
+
+    /// Notes how its owner wants a card: for as long as there are shares of it, or something that was set for them is not yet
+    /// put back, as it was for the first of them.
+    pub(super) fn wish(&mut self, card: PciAddress, wish: Wish) {
+        let none = self.on(card).next().is_none();
+        let known = self.cards.entry(card).or_default();
+        let is_set = |change: &Change| {
+            matches!(change.setting, Setting::Scheduler | Setting::PowerLimit | Setting::Clocks)
+        };
+        if none && !known.changes.iter().any(is_set) {
+            known.wish = wish;
+        }
     }
 
     /// After a reboot nothing of what was made is there, nor is any setting but MIG mode, which some cards keep: shares
@@ -292,6 +339,8 @@ impl Journal {
         for card in self.cards.values_mut() {
             card.changes.retain(|change| change.setting == Setting::MigMode);
             card.gpu_instances.clear();
+            card.adopted.clear();
+            card.clocks = None;
             card.unclean.clear();
         }
         self.tidy();
@@ -388,19 +437,20 @@ impl Journal {
     }
 
     /// Leaves what was changed for a share to the card: it is put back once the card is seen healthy.
-    pub fn strand(&mut self, key: &InstanceKey, why: String) {
-        let Some(card) = self.entry(key).map(|entry| entry.card) else { return };
+    pub fn strand(&mut self, key: &InstanceKey, why: String, now: Timestamp) {
+        let Some(address) = self.entry(key).map(|entry| entry.card) else { return };
         self.shares.retain(|entry| entry.key != *key);
-        let card = self.cards.entry(card).or_default();
+        let card = self.cards.entry(address).or_default();
         for change in card.changes.iter_mut().filter(|change| change.of.as_ref() == Some(key)) {
             change.of = None;
         }
-        card.quarantine = Some(why);
+        self.quarantine(address, why, now);
     }
 
     /// The card is as it was found, but for what somebody else came to use.
-    pub fn settle(&mut self, card: PciAddress, live: &LiveCard) {
-        if let Some(card) = self.cards.get_mut(&card) {
+    pub fn settle(&mut self, address: PciAddress, live: &LiveCard, now: Timestamp) {
+        let mut returned = false;
+        if let Some(card) = self.cards.get_mut(&address) {
             let switched =
                 card.changes.iter().any(|change| is_still(change, live) && change.setting == Setting::NumVfs);
             let own = live.function.address;
@@ -408,20 +458,25 @@ impl Journal {
             let goes_along = |change: &Change| switched && change.setting.function() == Some(own);
             card.changes.retain(|change| change.of.is_some() || is_still(change, live) || goes_along(change));
             card.keep_instances(Some(live));
+            card.wish = Wish::default();
             if card.unclean.is_empty() {
-                card.quarantine = None;
+                returned = card.quarantine.take().is_some();
             }
+        }
+        if returned {
+            self.tell(address, Happened::CardReturned, "it was seen healthy again".into(), now);
         }
         self.tidy();
     }
 
     /// Cards of which nothing is left but a good reset are not kept.
-    fn tidy(&mut self) {
+    pub(super) fn tidy(&mut self) {
         let used: Vec<PciAddress> = self.shares.iter().map(|entry| entry.card).collect();
         self.cards.retain(|address, card| {
             used.contains(address)
                 || !card.changes.is_empty()
                 || !card.gpu_instances.is_empty()
+                || !card.adopted.is_empty()
                 || card.quarantine.is_some()
                 || card.last_reset.is_some()
         });
@@ -430,7 +485,7 @@ impl Journal {
 
 impl Card {
     /// Forgets GPU instances that are not there any more.
-    fn keep_instances(&mut self, live: Option<&LiveCard>) {
+    pub(super) fn keep_instances(&mut self, live: Option<&LiveCard>) {
         if live.is_some_and(|live| live.control_fault.is_some()) {
             return;
         }
@@ -451,10 +506,23 @@ fn is_still(change: &Change, live: &LiveCard) -> bool {
     let now = match change.setting {
         Setting::NumVfs => live.sriov.map(|sriov| sriov.on.to_string()),
         // What cannot be told is not as before.
-        Setting::MigMode | Setting::MixedSize if live.control_fault.is_some() => return true,
+        Setting::MigMode
+        | Setting::MixedSize
+        | Setting::Scheduler
+        | Setting::PowerLimit
+        | Setting::Clocks
+            if live.control_fault.is_some() =>
+        {
+            return true;
+        }
         // A mode that waits comes with the next reset.
         Setting::MigMode => live.control.mig.map(|mode| (mode.current || mode.pending).to_string()),
         Setting::MixedSize => live.control.mixed_size.map(|on| on.to_string()),
+        // What vGPUs of others keep from changing.
+        Setting::Scheduler => {
+            let now = live.control.scheduler.map(|scheduler| format!("{scheduler:?}"));
+            return live.vgpu().is_some() && now != change.before;
+        }
         // Taken from one driver and not yet given to the other.
         Setting::Driver(function) => {
             return live.find(function).is_some_and(|function| function.driver.is_none())
@@ -462,6 +530,8 @@ fn is_still(change: &Change, live: &LiveCard) -> bool {
         }
         Setting::Autoprobe
         | Setting::Persistence
+        | Setting::PowerLimit
+        | Setting::Clocks
         | Setting::Override(_)
         | Setting::D3cold(_)
         | Setting::Power(_) => return false,

@@ -18,11 +18,11 @@ pub(super) struct Fuse {
 }
 
 impl Fuse {
-    fn set(&self, points: usize) {
+    pub(super) fn set(&self, points: usize) {
         *self.left.lock().unwrap() = Some(points);
     }
 
-    fn is_blown(&self) -> bool {
+    pub(super) fn is_blown(&self) -> bool {
         *self.left.lock().unwrap() == Some(0)
     }
 

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use gpudesk_crds::{gpu_node_status::MigMode, types::PciAddress};
+use gpudesk_crds::{gpu_node::VgpuScheduler, gpu_node_status::MigMode, types::PciAddress};
 
-use super::{VFIO, control::GpuInstanceSeen};
+use super::{
+    VFIO,
+    control::{GpuInstanceSeen, PowerSeen},
+};
 
 /// A PCI function.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,8 +120,12 @@ pub struct Control {
     pub gpu_instances: Vec<GpuInstanceSeen>,
     /// Whether sizes may stand side by side; `None` where they never can.
     pub mixed_size: Option<bool>,
+    /// How vGPUs share its time; `None` where that cannot be set.
+    pub scheduler: Option<VgpuScheduler>,
     /// Persistence mode.
     pub persistence: Option<bool>,
+    /// How much power it may draw; `None` where it has no limit.
+    pub power: Option<PowerSeen>,
 }
 
 /// One card and its IOMMU group.

@@ -8,14 +8,18 @@
 //!
 //! Nothing is remembered between two steps but in the journal and in the kernel: a daemon that is killed after any of
 //! them looks, plans, and goes on. What the journal does not know is somebody else's: it is counted as taken and never
-//! touched. `live`, `journal`, `step`, `refusal`, `rehearse` and `plan` are pure; `observe` and `perform` reach the machine through
-//! `kernel` and `control` alone.
+//! touched, unless its admin hands it over. `live`, `journal`, `handed`, `notices`, `foreign`, `step`, `refusal`, `rehearse` and
+//! `plan` are pure; `observe` and `perform` reach the machine through `kernel` and `control` alone.
 
+mod adopt;
 pub mod control;
 mod engine;
+mod foreign;
+pub mod handed;
 pub mod journal;
 pub mod kernel;
 pub mod live;
+pub mod notices;
 mod observe;
 mod perform;
 pub mod plan;
@@ -24,8 +28,11 @@ pub mod rehearse;
 mod slots;
 pub mod step;
 mod store;
+mod told;
 mod upkeep;
 
+#[cfg(test)]
+mod adopt_tests;
 #[cfg(test)]
 mod fake_control;
 #[cfg(test)]

@@ -9,6 +9,7 @@ use super::{
     control::{ControlError, DriverControl},
     kernel::{Kernel, function, line, link_name, maybe, names, number, text},
     live::{Control, Function, LiveCard, Mdev, MdevType, Sriov, VendorVgpu, VirtualFunction},
+    step::Step,
 };
 
 /// Character devices that are open.
@@ -99,6 +100,8 @@ fn ask(control: &dyn DriverControl, card: PciAddress) -> Result<Control, Control
         gpu_instances: if on { control.gpu_instances(card)? } else { vec![] },
         mixed_size: control.mixed_size(card)?,
         persistence: control.persistence(card)?,
+        scheduler: control.scheduler(card)?,
+        power: control.power(card)?,
     })
 }
 
@@ -186,6 +189,32 @@ fn held_by(
     Ok(nodes.iter().find_map(|node| opened.get(node).copied()))
 }
 
+/// A process for which the kernel waits in a step.
+pub(super) fn holder(kernel: &dyn Kernel, opened: &Opened, step: &Step) -> io::Result<Option<u32>> {
+    // No file of the function itself is read: the kernel keeps some of them back for as long as the step waits.
+    let held = |address| {
+        let driver = link_name(kernel, &format!("{}/driver", function(address)))?;
+        held_by(kernel, opened, address, driver.as_deref())
+    };
+    match step {
+        Step::MdevRemove { uuid } => mdev_held_by(kernel, opened, uuid),
+        Step::NumVfs { card, .. } => {
+            let mut index = 0;
+            while let Some(name) = link_name(kernel, &format!("{}/virtfn{index}", function(*card)))? {
+                if let Ok(address) = name.parse()
+                    && let Some(process) = held(address)?
+                {
+                    return Ok(Some(process));
+                }
+                index += 1;
+            }
+            held(*card)
+        }
+        Step::MigMode { card, .. } | Step::GpuInstanceDestroy { card, .. } => held(*card),
+        step => step.function().map_or(Ok(None), held),
+    }
+}
+
 fn group_of(kernel: &dyn Kernel, group: Option<i32>) -> io::Result<Vec<PciAddress>> {
     let Some(group) = group else { return Ok(vec![]) };
     let names = names(kernel, &format!("sys/kernel/iommu_groups/{group}/devices"))?;
@@ -265,22 +294,26 @@ fn mdev_types(kernel: &dyn Kernel, folder: &str) -> io::Result<Vec<MdevType>> {
     Ok(types)
 }
 
+/// The folder of all mediated devices.
+const BUS: &str = "sys/bus/mdev/devices";
+
+/// A process that has a mediated device open.
+fn mdev_held_by(kernel: &dyn Kernel, opened: &Opened, uuid: &str) -> io::Result<Option<u32>> {
+    let Some(group) = link_name(kernel, &format!("{BUS}/{uuid}/iommu_group"))? else { return Ok(None) };
+    let node = line(kernel, &format!("sys/class/vfio/{group}/dev"))?;
+    Ok(node.and_then(|node| opened.get(&node).copied()))
+}
+
 fn mdevs(kernel: &dyn Kernel, opened: &Opened, carriers: &[PciAddress]) -> io::Result<Vec<Mdev>> {
-    const BUS: &str = "sys/bus/mdev/devices";
     let mut found = vec![];
     for uuid in names(kernel, BUS)? {
         let Some(target) = maybe(kernel.link(&format!("{BUS}/{uuid}")))? else { continue };
         let parent = target.rsplit('/').nth(1).and_then(|name| name.parse().ok());
         let Some(parent) = parent.filter(|parent| carriers.contains(parent)) else { continue };
-        let group = link_name(kernel, &format!("{BUS}/{uuid}/iommu_group"))?;
-        let node = match group {
-            Some(group) => line(kernel, &format!("sys/class/vfio/{group}/dev"))?,
-            None => None,
-        };
         found.push(Mdev {
             type_id: link_name(kernel, &format!("{BUS}/{uuid}/mdev_type"))?,
             params: line(kernel, &format!("{BUS}/{uuid}/nvidia/vgpu_params"))?,
-            held_by: node.and_then(|node| opened.get(&node).copied()),
+            held_by: mdev_held_by(kernel, opened, &uuid)?,
             uuid,
             parent,
         });

@@ -60,6 +60,7 @@ pub(super) fn perform(
                 Some(driver) => found.as_ref() == Some(driver),
                 None => found.as_ref().is_some_and(|found| !found.contains("vfio")),
             };
+            let is_nvidias = found.as_deref() == Some("nvidia");
             if !right {
                 let has = found.unwrap_or_else(|| "none".into());
                 let wanted = driver.as_deref().unwrap_or("one of the host");
@@ -68,7 +69,7 @@ pub(super) fn perform(
                 )));
             }
             // Its library knows the cards that were there when its first user came.
-            if driver.as_deref() == Some("nvidia") {
+            if is_nvidias {
                 drop(control.let_go(*function));
             }
         }
@@ -128,6 +129,9 @@ pub(super) fn perform(
         }
         Step::MixedSize { card, on } => control.set_mixed_size(*card, *on)?,
         Step::Persistence { card, on } => control.set_persistence(*card, *on)?,
+        Step::Scheduler { card, scheduler } => control.set_scheduler(*card, *scheduler)?,
+        Step::PowerLimit { card, milliwatts } => control.set_power(*card, *milliwatts)?,
+        Step::Clocks { card, range } => control.lock_clocks(*card, *range)?,
     }
     Ok(None)
 }

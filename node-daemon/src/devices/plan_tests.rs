@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 
 use gpudesk_crds::types::{PciAddress, ShareMode};
+use jiff::Timestamp;
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::{
-    journal::{Claim, Entry, Journal, State},
+    handed::Adopted,
+    journal::{Claim, Entry, Journal, Reset, State},
     live::{Control, Function, LiveCard, Mdev, MdevType, Sriov, VendorVgpu, VirtualFunction},
     plan::{Wanted, plan},
     rehearse,
@@ -217,6 +219,52 @@ fn apply(live: &mut LiveCard, journal: &mut Journal, step: &Step) {
         journal.shares.iter_mut().for_each(|entry| entry.cleaned.push(*function));
     }
     rehearse::apply(live, step);
+    // Which driver of the host takes it is the kernel's to say.
+    if let Step::Probe { function, driver: None } = step {
+        let named = Step::Probe { function: *function, driver: Some("host".into()) };
+        rehearse::apply(live, &named);
+    }
+}
+
+/// Something that was handed over, whether it is there or not.
+fn adopted() -> impl Strategy<Value = Adopted> {
+    let function =
+        select(&[0, 1, 4, 5][..]).prop_map(|n| Adopted::Function { function: at(n), cleaned: false });
+    let vgpu = (4..6_u32, select(&[VENDOR, 99][..]));
+    let vgpu = vgpu.prop_map(|(n, id)| Adopted::Vgpu { function: at(n), id });
+    let mdev = Just(Adopted::Mdev { uuid: FOREIGN.into(), parent: at(0), type_id: Some("nvidia-1".into()) });
+    prop_oneof![function, vgpu, mdev]
+}
+
+/// Why a step is none that unmakes what was handed over.
+fn not_handed_over(step: &Step, live: &LiveCard, journal: &Journal) -> Option<String> {
+    let adopted = journal.adopted(at(0));
+    let held = |address: PciAddress| live.find(address).is_some_and(|function| function.held_by.is_some());
+    let is_fine = match step {
+        Step::Unlock { .. } => true,
+        Step::Reset { function }
+        | Step::Override { function, .. }
+        | Step::Unbind { function, .. }
+        | Step::Probe { function, driver: None } => {
+            let is_it =
+                |one: &Adopted| matches!(one, Adopted::Function { function: of, .. } if of == function);
+            adopted.iter().any(is_it)
+                && live.find(*function).is_some_and(|one| one.is_vfio() || one.driver.is_none())
+                && (!held(*function) || matches!(step, Step::Probe { .. }))
+        }
+        Step::VgpuClear { function } => {
+            let id = live.virtual_function(*function)?.vgpu.as_ref()?.current?;
+            let claim = Claim::Vgpu { function: *function, id };
+            adopted.contains(&Adopted::Vgpu { function: *function, id })
+                && !held(*function)
+                && journal.shares.iter().all(|entry| entry.claim.as_ref() != Some(&claim))
+        }
+        Step::MdevRemove { uuid } => {
+            adopted.iter().any(|one| matches!(one, Adopted::Mdev { uuid: of, .. } if of == uuid))
+        }
+        _ => false,
+    };
+    (!is_fine).then(|| step.to_string())
 }
 
 proptest! {
@@ -258,6 +306,25 @@ proptest! {
                 apply(&mut undone, &mut journal.clone(), &undo);
                 prop_assert_eq!(undo.changes(&undone), Some((setting, value)));
             }
+        }
+    }
+
+    #[test]
+    fn only_what_was_handed_over_and_is_free_is_unmade(
+        mut live in live(), mut journal in journal(), adopted in vec(adopted(), 1..4),
+    ) {
+        journal.cards.get_mut(&at(0)).unwrap().adopted = adopted;
+        let mut left = 40;
+        while let Ok(steps) = plan(&live, &journal, Wanted::Adopted) {
+            let Some(step) = steps.first() else { break };
+            prop_assert_eq!(not_handed_over(step, &live, &journal), None);
+            left -= 1;
+            prop_assert!(left > 0, "it does not end: {}", step);
+            if let Step::Reset { function } = step {
+                let reset = Reset { method: "flr".into(), at: Timestamp::UNIX_EPOCH, fault: None };
+                journal.note_reset(at(0), None, Some(*function), reset);
+            }
+            apply(&mut live, &mut journal, step);
         }
     }
 }

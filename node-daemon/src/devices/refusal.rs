@@ -37,7 +37,7 @@ pub enum Refusal {
         product: &'static str,
     },
     /// Virtual functions are on.
-    #[error("{on} virtual functions of {card} are switched on: it can be given whole once they are off")]
+    #[error("{on} virtual functions of {card} are switched on, and have to be off first")]
     FunctionsOn {
         /// The card.
         card: PciAddress,

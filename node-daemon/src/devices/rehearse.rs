@@ -23,7 +23,7 @@ pub fn apply(live: &mut LiveCard, step: &Step) {
         Step::Probe { function, driver } => change(live, *function, |f| f.driver.clone_from(driver)),
         Step::D3cold { function, allowed } => change(live, *function, |f| f.d3cold = Some(*allowed)),
         Step::Power { function, control } => change(live, *function, |f| f.power = Some(control.clone())),
-        Step::Reset { .. } => {}
+        Step::Reset { .. } | Step::Clocks { .. } => {}
         Step::NumVfs { count, .. } => num_vfs(live, *count),
         Step::Autoprobe { on, .. } => {
             if let Some(sriov) = &mut live.sriov {
@@ -75,6 +75,12 @@ pub fn apply(live: &mut LiveCard, step: &Step) {
         }
         Step::MixedSize { on, .. } => live.control.mixed_size = Some(*on),
         Step::Persistence { on, .. } => live.control.persistence = Some(*on),
+        Step::Scheduler { scheduler, .. } => live.control.scheduler = Some(*scheduler),
+        Step::PowerLimit { milliwatts, .. } => {
+            if let Some(power) = &mut live.control.power {
+                power.limit = *milliwatts;
+            }
+        }
     }
 }
 

@@ -13,6 +13,8 @@ use std::{
 use gpudesk_crds::types::PciAddress;
 use jiff::Timestamp;
 
+use super::step::Step;
+
 /// What is being done on a card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Doing {
@@ -20,6 +22,14 @@ pub(super) struct Doing {
     pub(super) what: String,
     /// Since when.
     pub(super) since: Timestamp,
+    /// The step, once it is known.
+    pub(super) step: Option<Step>,
+}
+
+impl Doing {
+    fn begun(what: &str) -> Self {
+        Self { what: what.into(), since: Timestamp::now(), step: None }
+    }
 }
 
 /// The cards that are worked on.
@@ -53,8 +63,9 @@ impl Drop for Slot {
 
 impl Slot {
     /// Says what is done now.
-    pub(super) fn say(&self, what: String) {
-        self.slots.busy().insert(self.card, Doing { what, since: Timestamp::now() });
+    pub(super) fn say(&self, step: &Step) {
+        let doing = Doing { step: Some(step.clone()), ..Doing::begun(&step.to_string()) };
+        self.slots.busy().insert(self.card, doing);
     }
 }
 
@@ -77,7 +88,7 @@ impl Slots {
         let mut busy = self.busy();
         loop {
             let Some(doing) = busy.get(&card).cloned() else {
-                busy.insert(card, Doing { what: what.into(), since: Timestamp::now() });
+                busy.insert(card, Doing::begun(what));
                 return Ok(Slot { slots: Arc::clone(self), card });
             };
             let left = until.saturating_duration_since(Instant::now());
@@ -111,7 +122,7 @@ impl Slots {
             Ok(done) => Ok(done),
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 let doing = self.busy().get(&card).cloned();
-                let done = || Doing { what: what.into(), since: Timestamp::now() };
+                let done = || Doing::begun(what);
                 receiver.try_recv().map_err(|_| NotDone::Waiting(doing.unwrap_or_else(done)))
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => {
@@ -120,17 +131,18 @@ impl Slots {
         }
     }
 
-    /// Begins `work` on a card that nobody works on.
+    /// Begins `work` on a card that nobody works on; whether it did.
     pub(super) fn begin(
         self: &Arc<Self>,
         card: PciAddress,
         what: &str,
         work: impl FnOnce(&Slot) + Send + 'static,
-    ) {
-        let Ok(slot) = self.take(card, what, Instant::now()) else { return };
+    ) -> bool {
+        let Ok(slot) = self.take(card, what, Instant::now()) else { return false };
         let begun = thread::Builder::new().name(format!("card {card}")).spawn(move || work(&slot));
-        if let Err(error) = begun {
+        if let Err(error) = &begun {
             tracing::warn!(%card, %error, "no thread for the upkeep of a card");
         }
+        begun.is_ok()
     }
 }

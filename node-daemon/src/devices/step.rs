@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use gpudesk_crds::types::PciAddress;
+use gpudesk_crds::{gpu_node::VgpuScheduler, types::PciAddress};
 use serde::{Deserialize, Serialize};
 
 use super::live::LiveCard;
@@ -25,10 +25,16 @@ pub enum Setting {
     Autoprobe,
     /// Persistence mode.
     Persistence,
+    /// How much power it may draw.
+    PowerLimit,
+    /// Between which clocks it is kept.
+    Clocks,
     /// MIG mode.
     MigMode,
     /// Whether sizes of vGPUs stand side by side.
     MixedSize,
+    /// How vGPUs share its time.
+    Scheduler,
 }
 
 impl Setting {
@@ -39,7 +45,14 @@ impl Setting {
             | Self::Override(function)
             | Self::D3cold(function)
             | Self::Power(function) => Some(function),
-            Self::NumVfs | Self::Autoprobe | Self::Persistence | Self::MigMode | Self::MixedSize => None,
+            Self::NumVfs
+            | Self::Autoprobe
+            | Self::Persistence
+            | Self::PowerLimit
+            | Self::Clocks
+            | Self::MigMode
+            | Self::MixedSize
+            | Self::Scheduler => None,
         }
     }
 }
@@ -198,6 +211,27 @@ pub enum Step {
         /// On.
         on: bool,
     },
+    /// Sets how vGPUs share the time of a card, on which there is none.
+    Scheduler {
+        /// The card.
+        card: PciAddress,
+        /// How.
+        scheduler: VgpuScheduler,
+    },
+    /// Sets how much power a card may draw.
+    PowerLimit {
+        /// The card.
+        card: PciAddress,
+        /// How much.
+        milliwatts: u32,
+    },
+    /// Keeps the clocks of a card between two, or no more.
+    Clocks {
+        /// The card.
+        card: PciAddress,
+        /// The lowest and the highest, in MHz.
+        range: Option<(u32, u32)>,
+    },
 }
 
 fn on_off(on: bool) -> &'static str {
@@ -259,6 +293,16 @@ impl fmt::Display for Step {
             Self::Persistence { card, on } => {
                 write!(f, "switching persistence mode of {card} {}", on_off(*on))
             }
+            Self::Scheduler { card, scheduler } => {
+                write!(f, "setting the vGPU scheduler of {card} to {scheduler:?}")
+            }
+            Self::PowerLimit { card, milliwatts } => {
+                write!(f, "setting the power limit of {card} to {milliwatts} mW")
+            }
+            Self::Clocks { card, range: Some((least, most)) } => {
+                write!(f, "locking the clocks of {card} between {least} and {most} MHz")
+            }
+            Self::Clocks { card, range: None } => write!(f, "locking the clocks of {card} no more"),
         }
     }
 }
@@ -316,6 +360,13 @@ impl Step {
             Self::MigMode { .. } => (Setting::MigMode, flag(live.control.mig?.current)),
             Self::MixedSize { .. } => (Setting::MixedSize, live.control.mixed_size.and_then(flag)),
             Self::Persistence { .. } => (Setting::Persistence, live.control.persistence.and_then(flag)),
+            Self::Scheduler { .. } => {
+                (Setting::Scheduler, live.control.scheduler.map(|scheduler| format!("{scheduler:?}")))
+            }
+            Self::PowerLimit { .. } => {
+                (Setting::PowerLimit, live.control.power.map(|power| power.limit.to_string()))
+            }
+            Self::Clocks { .. } => (Setting::Clocks, None),
             Self::Reset { .. }
             | Self::Unlock { .. }
             | Self::MdevCreate { .. }
@@ -381,6 +432,13 @@ impl Step {
             Self::MigMode { card, on } => Self::MigMode { card: *card, on: !on },
             Self::MixedSize { card, on } => Self::MixedSize { card: *card, on: !on },
             Self::Persistence { card, on } => Self::Persistence { card: *card, on: !on },
+            Self::Scheduler { card, .. } => {
+                Self::Scheduler { card: *card, scheduler: live.control.scheduler? }
+            }
+            Self::PowerLimit { card, .. } => {
+                Self::PowerLimit { card: *card, milliwatts: live.control.power?.limit }
+            }
+            Self::Clocks { card, range: Some(_) } => Self::Clocks { card: *card, range: None },
             Self::ComputeInstance { card, gpu_instance } => {
                 Self::GpuInstanceDestroy { card: *card, gpu_instance: *gpu_instance }
             }
@@ -389,6 +447,7 @@ impl Step {
             | Self::Reset { .. }
             | Self::MdevRemove { .. }
             | Self::VgpuClear { .. }
+            | Self::Clocks { range: None, .. }
             | Self::GpuInstanceDestroy { .. } => return None,
         })
     }

@@ -2,10 +2,18 @@
 //! left as it is.
 #![expect(clippy::disallowed_methods, reason = "tests: write a journal that cannot be read")]
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use gpudesk_crds::{
     GpuNodeSpec,
+    gpu_node::VgpuScheduler,
     gpu_node_status::{CardUnits, Device, Placement},
     types::ShareMode,
 };
@@ -15,7 +23,7 @@ use super::{
     control::NoControl,
     engine::Devices,
     fake_control::FakeControl,
-    fake_kernel::{FakeKernel, Fun, at},
+    fake_kernel::{FakeKernel, Fun, World, at},
     scenarios::{CARD, Scenario, kernel, scenarios, share},
 };
 use crate::host::gpu_driver::{GpuDriver, GpuError, InstanceKey, WantedInstance};
@@ -121,6 +129,19 @@ fn companions_and_the_reset_are_told() {
     let journal = devices.engine.journal().unwrap();
     let reset = journal.cards[&at(CARD)].last_reset.clone().unwrap();
     assert_eq!((reset.method.as_str(), reset.fault), ("flr", None));
+    assert_eq!(devices.figures().resets, [(("flr".to_owned(), true), 1)].into());
+    // And so it is in the API, also for a daemon that starts again.
+    let again = start(&scenario.kernel, folder.path());
+    let told = |devices: &Devices| state(devices, &scenario.kernel).last_reset.unwrap();
+    let shown = told(&devices);
+    assert_eq!((shown.method.as_str(), shown.succeeded, shown.message.as_ref()), ("flr", true, None));
+    assert_eq!(told(&again), shown);
+    assert!(again.figures().resets.is_empty(), "counters begin with the daemon");
+}
+
+/// What is told of the card beside what is found on it.
+fn state(devices: &Devices, kernel: &FakeKernel) -> gpudesk_inventory::status::CardState {
+    devices.states(&facts(kernel), &std::collections::BTreeMap::new()).remove(&at(CARD)).unwrap()
 }
 
 #[test]
@@ -138,6 +159,8 @@ fn after_a_reboot_everything_is_put_back_on_the_same_functions_before_more_is_gi
         let devices = start(&kernel, folder.path());
         let withheld = devices.withheld(&facts(&kernel));
         assert!(withheld[&at(CARD)].contains("0 of 1 shares are put back"), "{name}: {withheld:?}");
+        let restoring = state(&devices, &kernel).restoring;
+        assert_eq!(restoring, Some(gpudesk_crds::gpu_node_status::Restoring { done: 0, total: 1 }), "{name}");
         let held = devices.instances().unwrap();
         assert!(held[0].pending, "{name}: it keeps its place, and is not there yet");
         let other = WantedInstance {
@@ -150,6 +173,7 @@ fn after_a_reboot_everything_is_put_back_on_the_same_functions_before_more_is_gi
         assert_eq!(devices.instances().unwrap(), [instance], "{name}");
         assert_eq!(devices.instances().unwrap()[0].handle, handle, "{name}");
         assert!(devices.withheld(&facts(&kernel)).is_empty(), "{name}");
+        assert_eq!(state(&devices, &kernel).restoring, None, "{name}");
         devices.destroy(&wanted.key).unwrap();
         let after = super::fake_kernel::World { boot: "boot".into(), ..kernel.world() };
         assert_eq!(after, fresh, "{name}");
@@ -168,8 +192,8 @@ fn what_the_kernel_does_not_come_back_from_holds_up_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     // Somebody opens it after it was seen to be free: the write waits in the kernel.
     kernel.open("226:41", Some(7));
-    let raced = Arc::new(Raced(Arc::clone(&kernel)));
-    let mut devices = Devices::open(raced, Arc::new(NoControl), folder.path());
+    let raced = Arc::new(Raced(Arc::clone(&kernel), AtomicBool::new(false)));
+    let mut devices = Devices::open(Arc::<Raced>::clone(&raced), Arc::new(NoControl), folder.path());
     let engine = Arc::get_mut(&mut devices.engine).unwrap();
     engine.patience = Duration::ZERO;
     super::engine::lock(&engine.seen).spec = Some(GpuNodeSpec::default());
@@ -182,7 +206,7 @@ fn what_the_kernel_does_not_come_back_from_holds_up_nothing_else() {
     waits(devices.create(&wanted).map(drop));
     {
         let mut state = kernel.state.lock().unwrap();
-        while state.blocked == 0 {
+        while state.blocked.is_empty() {
             state = kernel.changed.wait(state).unwrap();
         }
     }
@@ -191,6 +215,14 @@ fn what_the_kernel_does_not_come_back_from_holds_up_nothing_else() {
     let withheld = devices.withheld(&facts(&kernel));
     assert!(withheld[&at(CARD)].starts_with("being waited for: taking"), "{withheld:?}");
     assert!(!withheld.contains_key(&at(other)));
+    let waiting = || state(&devices, &kernel).waiting_for.unwrap();
+    let step = "taking 0000:41:00.0 from the driver amdgpu waits for";
+    let since = waiting().since;
+    assert_eq!(waiting().what, format!("{step} the kernel, and no process is seen that it waits for"));
+    raced.1.store(true, Ordering::Relaxed);
+    assert_eq!(waiting().what, format!("{step} process 7 (dcgm-exporter)"));
+    assert_eq!(waiting().since, since);
+    raced.1.store(false, Ordering::Relaxed);
     waits(devices.destroy(&wanted.key));
     // Another card is given meanwhile.
     let made = |wanted: &WantedInstance| loop {
@@ -204,13 +236,13 @@ fn what_the_kernel_does_not_come_back_from_holds_up_nothing_else() {
     let mut elsewhere = WantedInstance { card: at(other), ..wanted.clone() };
     elsewhere.key.request = "b".into();
     made(&elsewhere);
-    assert_eq!(kernel.state.lock().unwrap().blocked, 1, "it still waits");
+    assert_eq!(kernel.state.lock().unwrap().blocked.len(), 1, "it still waits");
     kernel.open("226:41", None);
     made(&wanted);
 }
 
-/// A kernel in which nobody is seen to have anything open.
-struct Raced(Arc<FakeKernel>);
+/// A kernel in which nobody is seen to have anything open, before that is asked for.
+struct Raced(Arc<FakeKernel>, AtomicBool);
 
 impl super::Kernel for Raced {
     fn read(&self, path: &str) -> std::io::Result<Vec<u8>> {
@@ -226,7 +258,11 @@ impl super::Kernel for Raced {
         self.0.list(path)
     }
     fn open_devices(&self) -> std::io::Result<std::collections::BTreeMap<String, u32>> {
-        Ok(std::collections::BTreeMap::new())
+        if self.1.load(Ordering::Relaxed) {
+            self.0.open_devices()
+        } else {
+            Ok(std::collections::BTreeMap::new())
+        }
     }
     fn unable(&self) -> Option<String> {
         None
@@ -243,6 +279,14 @@ fn a_card_that_does_not_come_back_is_kept_apart_until_it_is_seen_healthy() {
     devices.create(&wanted).unwrap();
     devices.destroy(&wanted.key).unwrap();
     assert_eq!(shares(&devices), 0, "its desktop has ended");
+    let told = state(&devices, &kernel).last_reset.unwrap();
+    assert!(!told.succeeded && told.message.unwrap().contains("does not tell its ids any more"));
+    assert_eq!(devices.figures().resets, [(("flr".to_owned(), false), 1)].into());
+    // It is told until somebody was told, whichever daemon does it.
+    let notices = start(&kernel, folder.path()).notices();
+    assert_eq!((notices.len(), notices[0].what.as_str()), (1, "CardQuarantined"));
+    devices.told(&notices);
+    assert_eq!(start(&kernel, folder.path()).notices(), []);
     let withheld = || start(&kernel, folder.path()).withheld(&facts(&kernel));
     assert!(withheld()[&at(CARD)].contains("does not tell its ids any more"), "{:?}", withheld());
     assert!(matches!(devices.create(&wanted), Err(GpuError::Unable { .. })));
@@ -255,14 +299,177 @@ fn a_card_that_does_not_come_back_is_kept_apart_until_it_is_seen_healthy() {
     });
     settle(&devices, &GpuNodeSpec::default());
     assert_eq!(withheld(), std::collections::BTreeMap::new());
+    assert_eq!((devices.notices()[0].what.as_str(), devices.figures().quarantined), ("CardReturned", 0));
     let fun = kernel.world().functions[&at(CARD)].clone();
     assert_eq!((fun.driver.as_deref(), fun.reserved, fun.power.as_str()), (Some("amdgpu"), None, "auto"));
     devices.create(&wanted).unwrap();
 }
 
+#[test]
+fn who_holds_up_what_is_taken_back_is_told_until_it_is_done() {
+    let Scenario { kernel, wanted, .. } = scenarios().remove(1);
+    let folder = tempfile::tempdir().unwrap();
+    let devices = start(&kernel, folder.path());
+    devices.create(&wanted).unwrap();
+    assert_eq!(state(&devices, &kernel).waiting_for, None);
+    kernel.open("511:41", Some(7));
+    devices.destroy(&wanted.key).unwrap_err();
+    let told = state(&devices, &kernel).waiting_for.unwrap();
+    assert_eq!(told.what, "0000:41:00.0 is open: it waits for process 7 (dcgm-exporter)");
+    settle(&devices, &GpuNodeSpec::default());
+    assert_eq!(state(&devices, &kernel).waiting_for, Some(told), "since it was first so");
+    kernel.open("511:41", None);
+    settle(&devices, &GpuNodeSpec::default());
+    assert_eq!((state(&devices, &kernel).waiting_for, shares(&devices)), (None, 0));
+}
+
 fn spec(rule: &str) -> GpuNodeSpec {
     serde_yaml::from_str(&format!("devices: [{{name: a, selector: {{pciAddress: '{CARD}'}}, {rule}}}]"))
         .unwrap()
+}
+
+/// A daemon that was told of the rule of its card.
+fn start_with(kernel: &Arc<FakeKernel>, folder: &Path, spec: &GpuNodeSpec) -> Devices {
+    let devices = start(kernel, folder);
+    super::engine::lock(&devices.engine.seen).spec = Some(spec.clone());
+    devices
+}
+
+#[test]
+fn settings_of_a_rule_hold_while_desktops_have_vgpus_wherever_the_daemon_is_killed() {
+    let spec = spec("persistenceMode: true, powerLimitWatts: 250, lockClocksMHz: {min: 600, max: 1500}");
+    let host = || {
+        let Scenario { kernel, wanted, .. } = scenarios().remove(3);
+        kernel.change(|world| {
+            let card = world.functions.get_mut(&at(CARD)).unwrap();
+            (card.persistence, card.milliwatts) = (Some(false), Some(350_000));
+        });
+        (kernel, wanted)
+    };
+    let set = [
+        "nvml 41:00.0 = persistence true",
+        "nvml 41:00.0 = power 250000",
+        "nvml 41:00.0 = clocks Some((600, 1500))",
+    ];
+    let (kernel, wanted) = host();
+    let (before, folder) = (kernel.world(), tempfile::tempdir().unwrap());
+    let devices = start_with(&kernel, folder.path(), &spec);
+    devices.create(&wanted).unwrap();
+    assert_eq!(kernel.written()[3..], set, "once the share is made");
+    devices.create(&wanted).unwrap();
+    let again = start_with(&kernel, folder.path(), &spec);
+    settle(&again, &spec);
+    again.create(&wanted).unwrap();
+    assert_eq!(kernel.written(), Vec::<String>::new(), "once");
+    again.destroy(&wanted.key).unwrap();
+    let back = ["nvml 41:00.0 = power 350000", "nvml 41:00.0 = clocks None"];
+    assert_eq!(kernel.written()[1..3], back);
+    assert_eq!(kernel.world(), before);
+    for ending in [false, true] {
+        for points in 1.. {
+            let (kernel, wanted) = host();
+            let (before, folder) = (kernel.world(), tempfile::tempdir().unwrap());
+            let killed = start_with(&kernel, folder.path(), &spec);
+            if ending {
+                killed.create(&wanted).unwrap();
+            }
+            killed.engine.fuse.set(points);
+            let _ = if ending { killed.destroy(&wanted.key) } else { killed.create(&wanted).map(drop) };
+            if !killed.engine.fuse.is_blown() {
+                assert!(points > 10);
+                break;
+            }
+            let devices = start_with(&kernel, folder.path(), &spec);
+            settle(&devices, &spec);
+            if !ending {
+                devices.create(&wanted).unwrap();
+                let card = kernel.world().functions[&at(CARD)].clone();
+                let is = (card.persistence, card.milliwatts, card.clocks);
+                assert_eq!(is, (Some(true), Some(250_000), Some((600, 1500))), "killed at {points}");
+            }
+            devices.destroy(&wanted.key).unwrap();
+            settle(&devices, &spec);
+            assert_eq!(kernel.world(), before, "killed at {points} of {ending}");
+            let journal = devices.engine.journal().unwrap();
+            assert!(journal.cards.values().all(|card| card.changes.is_empty()), "{journal:?}");
+        }
+    }
+}
+
+#[test]
+fn the_scheduler_of_a_rule_is_set_before_the_first_vgpu_and_put_back_after_the_last() {
+    let fixed = spec("vgpuScheduler: FixedShare");
+    let host = || {
+        let Scenario { kernel, wanted, .. } = scenarios().remove(3);
+        let of_card = |world: &mut World| {
+            world.functions.get_mut(&at(CARD)).unwrap().scheduler = Some(VgpuScheduler::BestEffort);
+        };
+        kernel.change(of_card);
+        (kernel, wanted)
+    };
+    let is = |kernel: &FakeKernel| kernel.world().functions[&at(CARD)].scheduler;
+    for points in 0.. {
+        let (kernel, wanted) = host();
+        let (before, folder) = (kernel.world(), tempfile::tempdir().unwrap());
+        let killed = start_with(&kernel, folder.path(), &fixed);
+        if points > 0 {
+            killed.engine.fuse.set(points);
+        }
+        let _ = killed.create(&wanted);
+        if points > 0 && !killed.engine.fuse.is_blown() {
+            assert!(points > 6);
+            break;
+        }
+        let devices = start_with(&kernel, folder.path(), &fixed);
+        settle(&devices, &fixed);
+        devices.create(&wanted).unwrap();
+        assert_eq!(is(&kernel), Some(VgpuScheduler::FixedShare), "killed at {points}");
+        // Another rule holds once the card was without vGPUs.
+        let equal = spec("vgpuScheduler: EqualShare");
+        let devices = start_with(&kernel, folder.path(), &equal);
+        settle(&devices, &equal);
+        devices.create(&wanted).unwrap();
+        assert_eq!(is(&kernel), Some(VgpuScheduler::FixedShare), "killed at {points}");
+        devices.destroy(&wanted.key).unwrap();
+        settle(&devices, &equal);
+        assert_eq!(kernel.world(), before, "killed at {points}");
+    }
+    // The driver sets it on a card without vGPUs alone, and one is there that somebody made.
+    let (kernel, wanted) = host();
+    kernel.change(|world| {
+        let carriers = world.functions.values_mut().filter(|function| function.vgpu.is_some());
+        carriers.last().unwrap().vgpu = Some((1155, None, None));
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let refused = start_with(&kernel, folder.path(), &fixed).create(&wanted).unwrap_err().to_string();
+    assert!(refused.contains("has vgpuScheduler FixedShare, it is BestEffort"), "{refused}");
+    assert_eq!(kernel.written(), Vec::<String>::new());
+}
+
+#[test]
+fn a_setting_that_the_card_does_not_take_makes_no_share_of_it() {
+    let Scenario { kernel, wanted, .. } = scenarios().remove(3);
+    let before = kernel.world();
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |rule: &str| {
+        let devices = start_with(&kernel, folder.path(), &spec(rule));
+        devices.create(&wanted).unwrap_err().to_string()
+    };
+    assert!(
+        refused("powerLimitWatts: 250")
+            .contains("powerLimitWatts of 0000:41:00.0 takes NVIDIA's library NVML")
+    );
+    assert!(
+        refused("persistenceMode: true").contains("persistenceMode or lockClocksMHz of 0000:41:00.0 takes")
+    );
+    assert_eq!((kernel.written(), kernel.world()), (vec![], before));
+    kernel.change(|world| world.functions.get_mut(&at(CARD)).unwrap().milliwatts = Some(350_000));
+    let said = refused("powerLimitWatts: 500");
+    assert!(
+        said.contains("for 0000:41:00.0 has powerLimitWatts 500, and the card takes 100 to 350"),
+        "{said}"
+    );
+    assert_eq!(kernel.written(), Vec::<String>::new());
 }
 
 #[test]

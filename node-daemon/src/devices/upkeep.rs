@@ -9,16 +9,18 @@ use std::{
 };
 
 use gpudesk_crds::{
-    GpuNodeSpec,
+    ADOPT_ANNOTATION, GpuNodeSpec,
     gpu_node::{DeviceMode, Management},
     gpu_node_status::Device,
     types::PciAddress,
 };
 use gpudesk_inventory::topology::HostFacts;
+use jiff::Timestamp;
 
 use super::{
     VFIO,
     engine::{Engine, Goal, Stop, lock},
+    foreign::is_own,
     journal::{Card, Claim, Entry, Journal, State},
     kernel::{function, link_name, maybe, number},
     observe::Opened,
@@ -47,12 +49,13 @@ impl Engine {
                 this.slots.begin(card, "putting back what desktops had", move |slot| engine.care(card, slot));
             } else if !this.needs_care(card, &journal) {
                 lock(&this.restoring).remove(&card);
+                lock(&this.blocked).remove(&card);
             }
         }
     }
 
     /// What its owner says of a card: whether it is never touched, and whether it is kept for the host.
-    fn rule(&self, card: PciAddress) -> (bool, bool) {
+    pub(super) fn rule(&self, card: PciAddress) -> (bool, bool) {
         let seen = lock(&self.seen);
         let device = seen.cards.iter().find(|device| device.pci_address == card);
         let rule =
@@ -79,7 +82,7 @@ impl Engine {
             let device = seen.cards.iter().find(|device| device.pci_address == card);
             device.is_some_and(is_off_the_host)
         };
-        entries || none && left || bound
+        entries || !journal.adopted(card).is_empty() || none && left || bound
     }
 
     /// Whether the device of a share is there, by one look. What cannot be read is there.
@@ -105,20 +108,27 @@ impl Engine {
     }
 
     /// Whether a card is due: one that stays as it is is looked after ever more rarely, up to each five minutes.
-    fn is_its_turn(&self, card: PciAddress) -> bool {
+    pub(super) fn is_its_turn(&self, card: PciAddress) -> bool {
         lock(&self.turns).get(&card).is_none_or(|(next, _)| Instant::now() >= *next)
     }
 
     fn care(&self, card: PciAddress, slot: &Slot) {
-        let before = self.journal().ok();
-        if let Err(error) = self.care_for(card, slot) {
+        let lasting = || self.journal().ok().map(Journal::lasting);
+        let before = lasting();
+        let done = self.care_for(card, slot);
+        if let Err(error) = &done {
             tracing::warn!(%card, %error, "the card is looked after again later");
         }
+        self.note_wait(card, done.as_ref().err());
         let restored = lock(&self.restoring).remove(&card).is_some();
         if restored {
             tracing::info!(%card, "what desktops had on the card was put back, as far as it can be");
         }
-        let changed = restored || self.journal().ok() != before;
+        self.was_looked_after(card, restored || lasting() != before);
+    }
+
+    /// Notes when a card is due again, and tells of it where something changed.
+    pub(super) fn was_looked_after(&self, card: PciAddress, changed: bool) {
         let mut turns = lock(&self.turns);
         if changed {
             turns.remove(&card);
@@ -139,6 +149,10 @@ impl Engine {
     }
 
     fn care_for(&self, card: PciAddress, slot: &Slot) -> Result<(), GpuError> {
+        let mut first = self.unmake_adopted(card, slot).err();
+        if let Some(error) = &first {
+            tracing::warn!(%card, %error, "what was handed over is not unmade yet");
+        }
         let journal = self.journal()?;
         for entry in journal.on(card) {
             let key = &entry.key;
@@ -154,12 +168,15 @@ impl Engine {
                     }
                     self.tell();
                 }
-                Err(error) => tracing::warn!(%key, %card, %error, "a share is not as its desktop needs it"),
+                Err(error) => {
+                    tracing::warn!(%key, %card, %error, "a share is not as its desktop needs it");
+                    first = first.or(Some(error));
+                }
             }
         }
         let journal = self.journal()?;
         if journal.on(card).next().is_some() {
-            return Ok(());
+            return first.map_or(Ok(()), Err);
         }
         if let Some(known) = journal.cards.get(&card)
             && is_left(known)
@@ -173,7 +190,7 @@ impl Engine {
                 Err(Stop::Stranded(why)) => return Err(GpuError::Unable { card, why }),
             }
         }
-        Ok(())
+        first.map_or(Ok(()), Err)
     }
 
     fn restore(&self, entry: &Entry, slot: &Slot) -> Result<(), GpuError> {
@@ -204,15 +221,18 @@ impl Engine {
                 if lost {
                     tracing::info!(%card, "the card is healthy again");
                 }
-                self.note(|journal| journal.settle(card, &live))
+                self.note(|journal| journal.settle(card, &live, Timestamp::now()))
             }
             // It is not on the bus any more, and neither is what was changed on it.
             Ok(None) => self.note(|journal| drop(journal.cards.remove(&card))),
             Err(Stop::Error(error)) => Err(error),
-            Err(Stop::Stranded(why)) => self.note(|journal| {
-                journal.cards.entry(card).or_default().quarantine = Some(why);
-            }),
+            Err(Stop::Stranded(why)) => self.keep_apart(card, why),
         }
+    }
+
+    /// Nobody gets the card before it is seen healthy.
+    pub(super) fn keep_apart(&self, card: PciAddress, why: String) -> Result<(), GpuError> {
+        self.note(|journal| journal.quarantine(card, why, Timestamp::now()))
     }
 
     /// Fills in what a card does not tell while another driver has it, and remembers what was seen.
@@ -261,14 +281,24 @@ impl Engine {
         }
         for card in &facts.cards {
             let address = card.pci_address;
-            let foreign = card.driver.as_deref().filter(|driver| driver.contains("vfio"));
-            if let Some(driver) = foreign.filter(|_| journal.on(address).next().is_none()) {
-                let why = format!(
+            let bound = card.driver.as_deref().filter(|driver| driver.contains("vfio"));
+            let Some(driver) = bound.filter(|_| journal.on(address).next().is_none()) else { continue };
+            let why = if !journal.adopted(address).is_empty() {
+                format!(
+                    "it is bound to {driver}, was handed over, and is taken from it once nobody has it open"
+                )
+            } else if is_own(&journal, address) {
+                format!(
+                    "it is bound to {driver} by gpudesk, with a card whose IOMMU group it shares or until it is put back"
+                )
+            } else {
+                format!(
                     "it is bound to {driver}, not by gpudesk: it is left as it is. To have it given to desktops, take it \
-                     out of vfio-pci's ids or scripts, or let a rule with mode Host take it back first"
-                );
-                withheld.entry(address).or_insert(why);
-            }
+                     out of vfio-pci's ids or scripts, hand it over by the annotation {ADOPT_ANNOTATION}, or let a rule \
+                     with mode Host take it back first"
+                )
+            };
+            withheld.entry(address).or_insert(why);
         }
         withheld
     }

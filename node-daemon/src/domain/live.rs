@@ -1,5 +1,7 @@
 //! What libvirt's description of a domain says once the domain runs.
 
+use gpudesk_crds::types::PciAddress;
+
 use super::agent::AGENT_CHANNEL;
 use super::xml::{Element, Item, NotXml, read};
 
@@ -24,6 +26,8 @@ pub struct LiveDomain {
     pub serial_terminal: Option<String>,
     /// It has an interface of the kind `user`.
     pub has_user_network: bool,
+    /// Devices of the host that it has: PCI addresses, and UUIDs of mediated devices.
+    pub hostdevs: Vec<String>,
     /// Number of the group that its QEMU was told to run in.
     pub qemu_group: Option<u32>,
 }
@@ -84,6 +88,9 @@ impl LiveDomain {
             ["domain", "devices", "serial", "source"] if self.serial_terminal.is_none() => {
                 self.serial_terminal = attribute("path");
             }
+            ["domain", "devices", "hostdev" | "interface", "source", "address"] => {
+                self.hostdevs.extend(hostdev(last));
+            }
             ["domain", "devices", "interface"] => {
                 self.has_user_network |= last.attribute("type") == Some("user");
             }
@@ -113,6 +120,22 @@ impl LiveDomain {
     }
 }
 
+/// A device of the host, as the source of one names it.
+fn hostdev(address: &Element) -> Option<String> {
+    if let Some(uuid) = address.attribute("uuid") {
+        return uuid.parse::<uuid::Uuid>().ok().map(|uuid| uuid.to_string());
+    }
+    let number = |name| {
+        let text = address.attribute(name)?;
+        text.strip_prefix("0x")
+            .map_or_else(|| text.parse().ok(), |digits| u32::from_str_radix(digits, 16).ok())
+    };
+    let (domain, bus) = (number("domain").unwrap_or(0), number("bus")?);
+    let (slot, function) = (number("slot")?, number("function").unwrap_or(0));
+    let text = format!("{domain:04x}:{bus:02x}:{slot:02x}.{function:x}");
+    text.parse::<PciAddress>().ok().map(|address| address.to_string())
+}
+
 /// libvirt reports KiB; other units are those that this crate writes.
 fn mib(text: &str, unit: Option<&str>) -> u64 {
     let number: u64 = text.trim().parse().unwrap_or_default();
@@ -139,6 +162,12 @@ mod tests {
             <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0' state='disconnected'/></channel>\
             <graphics type='vnc' port='5901' autoport='yes'><listen type='address' address='127.0.0.1'/></graphics>\
             <graphics type='vnc' sharePolicy='ignore'><listen type='none'/></graphics>\
+            <hostdev mode='subsystem' type='pci' managed='yes'><source>\
+            <address domain='0x0000' bus='0x41' slot='0x00' function='0x0'/></source>\
+            <address type='pci' domain='0x0000' bus='0x06' slot='0x00' function='0x0'/></hostdev>\
+            <hostdev mode='subsystem' type='mdev' model='vfio-pci'><source>\
+            <address uuid='11111111-2222-4333-8444-555555555555'/></source></hostdev>\
+            <interface type='hostdev'><source><address type='pci' bus='0x82' slot='0x10' function='0x2'/></source></interface>\
             <interface type='bridge'/><interface type='user'><mac address='02:00:00:00:00:01'/></interface>\
             </devices><seclabel type='dynamic' model='apparmor'><label>x:+1</label></seclabel>\
             <seclabel type='static' model='dac' relabel='yes'><label>+64055:+2113000001</label>\
@@ -158,6 +187,11 @@ mod tests {
                 agent_connected: false,
                 serial_terminal: Some("/dev/pts/4".into()),
                 has_user_network: true,
+                hostdevs: vec![
+                    "0000:41:00.0".into(),
+                    "11111111-2222-4333-8444-555555555555".into(),
+                    "0000:82:10.2".into()
+                ],
                 qemu_group: Some(2_113_000_001),
             }
         );

@@ -10,13 +10,20 @@ use gpudesk_crds::{
     gpu_node_status::{Framework, Instance},
     types::{PciAddress, ShareMode},
 };
-use gpudesk_inventory::{simulated::uuid, status::HeldShare, topology::HostFacts};
+use gpudesk_inventory::{
+    simulated::uuid,
+    status::{CardState, HeldShare},
+    topology::HostFacts,
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::Notify;
 
-use crate::partition::{Refusal, Share};
+use crate::{
+    devices::notices::Notice,
+    partition::{Refusal, Share},
+};
 
 /// Identity of a share that gpudesk makes: the desktop and the name of its request. Making the same
 /// one twice gives the first back.
@@ -227,6 +234,15 @@ impl GpuError {
     }
 }
 
+/// What is counted of the cards of a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CardFigures {
+    /// Resets between users since the daemon began, by method and whether they succeeded.
+    pub resets: BTreeMap<(String, bool), u64>,
+    /// Cards that nobody gets before they are seen healthy.
+    pub quarantined: usize,
+}
+
 /// What drives the cards of a host.
 pub trait GpuDriver: Send + Sync {
     /// Version of the driver, when there is one.
@@ -258,6 +274,41 @@ pub trait GpuDriver: Send + Sync {
     fn withheld(&self, _facts: &HostFacts) -> BTreeMap<PciAddress, String> {
         BTreeMap::new()
     }
+
+    /// What is known of cards beside what is found on them. `domains` are those that are not of gpudesk, by the
+    /// devices that they have: a PCI address, or the UUID of a mediated device.
+    fn states(
+        &self,
+        _facts: &HostFacts,
+        _domains: &BTreeMap<String, String>,
+    ) -> BTreeMap<PciAddress, CardState> {
+        BTreeMap::new()
+    }
+
+    /// Begins to take over what the annotation of the admin names, and says, a sentence each, what of it is not so.
+    /// Returns at once.
+    fn adopt(
+        &self,
+        annotation: Option<&str>,
+        _facts: &HostFacts,
+        _domains: &BTreeMap<String, String>,
+    ) -> Vec<String> {
+        let nothing = "no card of this host has anything that was made by hand: take the annotation away";
+        annotation.map(|_| nothing.into()).into_iter().collect()
+    }
+
+    /// What is counted of cards.
+    fn figures(&self) -> CardFigures {
+        CardFigures::default()
+    }
+
+    /// What is to be told of cards, oldest first.
+    fn notices(&self) -> Vec<Notice> {
+        vec![]
+    }
+
+    /// These were told.
+    fn told(&self, _told: &[Notice]) {}
 
     /// Begins what is to be done without being asked, within what the owner of the host says. Returns at once.
     fn settle(&self, _spec: &GpuNodeSpec) {}

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use gpudesk_crds::{gpu_node_status::MigMode, types::PciAddress};
+use gpudesk_crds::{gpu_node::VgpuScheduler, gpu_node_status::MigMode, types::PciAddress};
 
 use super::nvml::{
     Nvml, SharedNvml,
-    control::{Activation, Change, ChangeLog, Control, Done, NvmlFault, Waiting, layout::LiveInstance},
+    control::{
+        Activation, Change, ChangeLog, Control, Done, NvmlFault, Scheduling, Waiting, layout::LiveInstance,
+    },
 };
-use crate::devices::control::{ControlError, DriverControl, GpuInstanceSeen};
+use crate::devices::control::{ControlError, DriverControl, GpuInstanceSeen, PowerSeen};
 
 /// NVIDIA's driver, once the host was looked at.
 #[derive(Clone)]
@@ -173,6 +175,47 @@ impl DriverControl for NvmlControl {
 
     fn set_persistence(&self, card: PciAddress, on: bool) -> Result<(), ControlError> {
         self.change(card, &Change::Persistence(on)).map(drop)
+    }
+
+    fn scheduler(&self, card: PciAddress) -> Result<Option<VgpuScheduler>, ControlError> {
+        // nvml.h: NVML_VGPU_SCHEDULER_POLICY_BEST_EFFORT, _EQUAL_SHARE, _FIXED_SHARE.
+        Ok(self.read(card, Control::scheduler)?.and_then(|policy| match policy {
+            1 => Some(VgpuScheduler::BestEffort),
+            2 => Some(VgpuScheduler::EqualShare),
+            3 => Some(VgpuScheduler::FixedShare),
+            _ => None,
+        }))
+    }
+
+    fn set_scheduler(&self, card: PciAddress, scheduler: VgpuScheduler) -> Result<(), ControlError> {
+        let policy = match scheduler {
+            VgpuScheduler::BestEffort => 1,
+            VgpuScheduler::EqualShare => 2,
+            VgpuScheduler::FixedShare => 3,
+        };
+        self.change(card, &Change::Scheduler(Scheduling { policy, average: 0, frequency: 0 })).map(drop)
+    }
+
+    fn power(&self, card: PciAddress) -> Result<Option<PowerSeen>, ControlError> {
+        let found = self.read(card, Control::power_limits)?;
+        Ok(found.map(|found| PowerSeen { limit: found.limit, least: found.least, most: found.most }))
+    }
+
+    fn set_power(&self, card: PciAddress, milliwatts: u32) -> Result<(), ControlError> {
+        self.change(card, &Change::PowerLimit { milliwatts }).map(drop)
+    }
+
+    fn lock_clocks(&self, card: PciAddress, range: Option<(u32, u32)>) -> Result<(), ControlError> {
+        let change = match range {
+            Some((least_mhz, most_mhz)) => Change::LockClocks { least_mhz, most_mhz },
+            // A card that cannot lock them, or a driver that nobody may ask any more, keeps nothing else from going home.
+            None if self.nvml.get().is_none() => return Ok(()),
+            None => Change::ResetClocks,
+        };
+        match self.open(card)?.change(&change) {
+            Err(fault) if range.is_none() && fault.not_supported() => Ok(()),
+            done => Ok(done.map(drop)?),
+        }
     }
 
     fn let_go(&self, _: PciAddress) -> Result<Box<dyn Send>, ControlError> {

@@ -217,6 +217,8 @@ fn live(card: &Device, types: &[Type<'_>], mode: ShareMode, described: bool) -> 
             gpu_instances,
             mixed_size: mixed_size.and_then(|vgpu| if described { Some(false) } else { vgpu.mixed_size }),
             persistence: None,
+            scheduler: None,
+            power: None,
         },
         control_fault: None,
         uuid: None,

@@ -189,6 +189,9 @@ impl Estate {
                         vgpu_placement: Some(VgpuPlacement::MixedSize),
                         vgpu_scheduler: None,
                         max_temperature_celsius: None,
+                        persistence_mode: None,
+                        power_limit_watts: None,
+                        lock_clocks_mhz: None,
                     });
                 }
             }

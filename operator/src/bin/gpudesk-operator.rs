@@ -59,6 +59,11 @@ struct Arguments {
     #[arg(long, env = "GPUDESK_KEEP_ROOM_AFTER_MINUTES", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=10080))]
     keep_room_after_minutes: u64,
 
+    /// Taint devices that drivers of others publish to pods (ResourceSlices) and that are cards of gpudesk, where
+    /// the cluster has DeviceTaintRules: gpudesk.dev/managed, NoSchedule.
+    #[arg(long, env = "GPUDESK_DEVICE_TAINT_RULES")]
+    device_taint_rules: bool,
+
     /// Desktops that are worked on at the same time.
     #[arg(long, env = "GPUDESK_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     concurrency: u16,
@@ -122,6 +127,7 @@ async fn main() -> anyhow::Result<()> {
         limits: Limits { cpu_overcommit: i64::from(arguments.cpu_overcommit) },
         keep_room_after: Some(Duration::from_mins(arguments.keep_room_after_minutes))
             .filter(|after| !after.is_zero()),
+        device_taint_rules: arguments.device_taint_rules,
     };
     let result = Box::pin(run::run(config, settings, metrics, ready, stop)).await;
     served.cancel();

@@ -7,6 +7,7 @@ mod caches;
 mod cards;
 mod cells;
 mod cpus;
+mod device_plugins;
 mod drives;
 mod functions;
 mod host_devices;
@@ -109,6 +110,7 @@ impl Scanner {
         cpus::read(&self.tree, &mut facts);
         self.functions(&mut facts);
         cells::judge(&self.tree, &mut facts);
+        facts.device_plugins = device_plugins::read(&self.tree);
         facts.denied = self.tree.denied();
         facts
     }

@@ -12,7 +12,10 @@ use std::{collections::BTreeMap, sync::LazyLock};
 use gpudesk_crds::{
     GpuNodeSpec, GpuNodeStatus,
     conditions::ConditionType,
-    gpu_node_status::{Acceleration, Device, Fabric, Host, HostCpus, Instance, PcieLink},
+    gpu_node_status::{
+        Acceleration, CardReset, CardWait, Device, Fabric, ForeignDevice, Host, HostCpus, Instance, PcieLink,
+        Restoring,
+    },
     types::{PciAddress, ShareMode},
 };
 use jiff::Timestamp;
@@ -95,6 +98,23 @@ impl HeldShare {
     }
 }
 
+/// What whoever drives the cards knows of one, beside what is found on it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CardState {
+    /// What is there that gpudesk did not make.
+    pub foreign: Vec<ForeignDevice>,
+    /// What of that takes a share and shows nowhere else.
+    pub taken: Vec<Instance>,
+    /// Why the card can be given in parts alone.
+    pub not_whole: Option<String>,
+    /// The last reset between users.
+    pub last_reset: Option<CardReset>,
+    /// What a step waits for.
+    pub waiting_for: Option<CardWait>,
+    /// How far what desktops had is put back.
+    pub restoring: Option<Restoring>,
+}
+
 /// What the status is made from.
 pub struct Findings<'a> {
     /// The machine.
@@ -113,6 +133,8 @@ pub struct Findings<'a> {
     pub unlicensed_vgpus: Option<usize>,
     /// Why single cards are given to nobody now, in one sentence each.
     pub withheld: BTreeMap<PciAddress, String>,
+    /// What is known of single cards by whoever drives them.
+    pub states: BTreeMap<PciAddress, CardState>,
     /// How the discovery hook fared.
     pub hook: &'a HookView,
     /// Shares that gpudesk made; or why it could not be told.
@@ -142,6 +164,7 @@ impl<'a> Findings<'a> {
             vgpu_manager_version: None,
             unlicensed_vgpus: None,
             withheld: BTreeMap::new(),
+            states: BTreeMap::new(),
             hook: &HookView::NotConfigured,
             instances: Ok(&[]),
             spec: &SPEC,
@@ -253,7 +276,8 @@ fn lasting(status: &GpuNodeStatus) -> GpuNodeStatus {
     let mut status = status.clone();
     // The operator's words, not the daemon's.
     status.operator_term = None;
-    status.conditions.retain(|condition| condition.type_ != ConditionType::DaemonHeard.as_str());
+    let operators = [ConditionType::DaemonHeard, ConditionType::CardsUnpublished].map(ConditionType::as_str);
+    status.conditions.retain(|condition| !operators.contains(&condition.type_.as_str()));
     for pages in status.numa_cells.iter_mut().flat_map(|cell| &mut cell.hugepages) {
         pages.free = None;
     }
@@ -268,6 +292,10 @@ fn lasting(status: &GpuNodeStatus) -> GpuNodeStatus {
             // A guest that repeats its error must not make the node write.
             xid.last_seen = Time(Timestamp::UNIX_EPOCH);
         }
+        if let Some(reset) = card.last_reset.as_mut().filter(|reset| !reset.succeeded) {
+            // Nor must a card whose reset is tried again and again.
+            reset.time = Time(Timestamp::UNIX_EPOCH);
+        }
         if let Some(ecc) = &mut card.health.ecc {
             ecc.corrected = None;
         }
@@ -281,9 +309,24 @@ fn lasting(status: &GpuNodeStatus) -> GpuNodeStatus {
     status
 }
 
+/// A card with what is known of it by whoever drives it.
+fn with_state(findings: &Findings<'_>, card: &Device) -> Device {
+    let mut card = card.clone();
+    let Some(state) = findings.states.get(&card.pci_address) else { return card };
+    let CardState { foreign, taken, not_whole, last_reset, waiting_for, restoring } = state.clone();
+    card.foreign.extend(foreign);
+    card.instances = join(card.instances, &taken);
+    (card.last_reset, card.waiting_for, card.restoring) = (last_reset, waiting_for, restoring);
+    let whole = card.supports.iter_mut().find(|support| support.mode == ShareMode::Passthrough);
+    if let (Some(why), Some(whole)) = (not_whole, whole.filter(|whole| whole.supported)) {
+        (whole.supported, whole.reason) = (false, Some(why));
+    }
+    card
+}
+
 /// A card with what exists on it: what gpudesk made, and what it found beside.
 fn device(findings: &Findings<'_>, card: &Device) -> Device {
-    let mut card = card.clone();
+    let mut card = with_state(findings, card);
     let Ok(held) = &findings.instances else {
         let before = findings.before.map_or(&[][..], |status| &status.devices);
         let before = before.iter().find(|device| device.pci_address == card.pci_address);
@@ -355,6 +398,8 @@ fn lost(findings: &Findings<'_>) -> Vec<Device> {
             card.product = "not known".into();
             card
         });
+        card.foreign.clear();
+        (card.waiting_for, card.restoring) = (None, None);
         for support in &mut card.supports {
             support.supported = false;
             support.reason = Some("the host does not show the card any more".into());

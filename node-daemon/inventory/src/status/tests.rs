@@ -1,15 +1,15 @@
 use gpudesk_crds::{
     GpuNodeStatus,
     gpu_node_status::{
-        CardUnits, Device, Ecc, Hugepages, Instance, ModeSupport, NumaCell, PcieLink, Placement,
-        VirtualFunction, Xid,
+        CardReset, CardUnits, CardWait, Device, Ecc, ForeignDevice, Hugepages, Instance, ModeSupport,
+        NumaCell, PcieLink, Placement, Restoring, VirtualFunction, Xid,
     },
     types::{PageSize, ShareMode},
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{Findings, HeldShare, differs, status};
+use super::{CardState, Findings, HeldShare, differs, status};
 use crate::{hook::foreign_use, topology::HostFacts};
 
 const CARD: &str = "0000:41:00.0";
@@ -63,6 +63,47 @@ fn cards_that_are_withheld_are_judged_and_given_to_nobody() {
     assert_eq!(withheld.devices[0].unavailable.as_deref(), Some("not yet"));
     assert_eq!((withheld.capacity.len(), withheld.summary.as_ref().unwrap().free_gpus), (0, 0));
     assert_eq!(withheld.conditions, open.conditions, "the machine is the same");
+}
+
+#[test]
+fn what_is_known_of_a_card_beside_what_was_found_is_shown_and_what_is_foreign_is_taken() {
+    let mut facts = facts();
+    let card = &mut facts.cards[0];
+    let supports = |mode| ModeSupport { mode, supported: true, reason: None };
+    card.supports = vec![supports(ShareMode::Passthrough), supports(ShareMode::VirtualFunctions)];
+    card.placements = vec![Placement::new("2VF", ShareMode::VirtualFunctions, 1024, 2)];
+    let time = Time(Timestamp::UNIX_EPOCH);
+    let taken = Instance {
+        type_name: "2VF".into(),
+        mode: ShareMode::VirtualFunctions,
+        virtual_function: Some("0000:41:00.1".parse().unwrap()),
+        ..vgpu("0000:41:00.1", None)
+    };
+    let foreign = ForeignDevice { device: "0000:41:00.1".into(), what: "bound to vfio-pci".into() };
+    let reset = CardReset { method: "flr".into(), time: time.clone(), succeeded: true, message: None };
+    let known = CardState {
+        foreign: vec![foreign.clone()],
+        taken: vec![taken],
+        not_whole: Some("0000:41:00.1 would go along".into()),
+        last_reset: Some(reset.clone()),
+        waiting_for: Some(CardWait { what: "a".into(), since: time }),
+        restoring: Some(Restoring { done: 1, total: 2 }),
+    };
+    let states = std::collections::BTreeMap::from([(facts.cards[0].pci_address, known)]);
+    let shown = status(&Findings { states, ..findings(&facts, Ok(&[]), None) });
+    assert_eq!(super::faults(&shown), Vec::<String>::new());
+    let card = &shown.devices[0];
+    assert_eq!((&card.foreign, &card.last_reset), (&vec![foreign], &Some(reset)));
+    assert_eq!((card.waiting_for.is_some(), card.restoring), (true, Some(Restoring { done: 1, total: 2 })));
+    assert_eq!(card.supports[0].reason.as_deref(), Some("0000:41:00.1 would go along"));
+    let kinds = |counts: &[gpudesk_crds::gpu_node_status::TypeCount]| -> Vec<(String, i32)> {
+        counts.iter().map(|count| (count.type_name.clone(), count.count)).collect()
+    };
+    assert_eq!(kinds(&shown.allocated), [("2VF".to_owned(), 1)], "it counts as taken");
+    assert_eq!(kinds(&shown.capacity), [("2VF".to_owned(), 2)], "and the card is not to be had whole");
+    // Read again it is the same, and what a reader of before knows of it is what it was.
+    let read: GpuNodeStatus = serde_json::from_value(serde_json::to_value(&shown).unwrap()).unwrap();
+    assert_eq!(read.devices, shown.devices);
 }
 
 fn vgpu(id: &str, owner: Option<&str>) -> Instance {
@@ -211,6 +252,21 @@ fn figures_that_change_all_the_time_write_nothing() {
         let mut new = old.clone();
         change(&mut new);
         assert!(differs(&old, &new), "change {number}");
+    }
+    // A reset that is tried again and again says something new once.
+    for succeeded in [false, true] {
+        let reset = |second| CardReset {
+            method: "flr".into(),
+            time: Time(Timestamp::from_second(second).unwrap()),
+            succeeded,
+            message: None,
+        };
+        let mut new = old.clone();
+        new.devices[0].last_reset = Some(reset(1));
+        assert!(differs(&old, &new));
+        let mut again = new.clone();
+        again.devices[0].last_reset = Some(reset(2));
+        assert_eq!(differs(&new, &again), succeeded);
     }
 }
 

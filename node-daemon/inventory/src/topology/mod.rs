@@ -2,6 +2,7 @@
 
 pub mod block;
 pub mod cpu;
+pub mod device_plugins;
 pub mod iommu;
 pub mod kernel_text;
 pub mod kubelet;
@@ -47,6 +48,8 @@ pub struct HostFacts {
     pub iommu: Iommu,
     /// What the kernel has loaded and how it is set.
     pub kernel_state: KernelState,
+    /// Device plugins of the kubelet; absent where its folder of them is not seen.
+    pub device_plugins: Option<device_plugins::DevicePlugins>,
     /// What the admin's hook says of the modes of a card; it stands.
     pub hook_words: BTreeMap<PciAddress, Vec<ModeSupport>>,
     /// What could not be read, one sentence each.

@@ -178,6 +178,23 @@ impl Tree {
         Some(bytes)
     }
 
+    /// What `keep` takes of at most `limit` bytes of a file; `None` also where it takes nothing. A capture carries that
+    /// alone away, and `keep` must take all of it again.
+    pub fn distilled(
+        &self,
+        path: &str,
+        limit: usize,
+        keep: impl FnOnce(&[u8]) -> Option<Vec<u8>>,
+    ) -> Option<Vec<u8>> {
+        let bytes = match &self.source {
+            Source::Folder(folder) => folder.read(None, path, limit),
+            Source::Archive(archive) => archive.read(path, limit),
+        };
+        let kept = keep(&self.known(path, bytes)?)?;
+        self.record(|recording, source| recording.add_file(source, path, &kept));
+        Some(kept)
+    }
+
     /// A file of sysfs or procfs as text.
     pub fn text(&self, path: &str) -> Option<String> {
         self.head(path, ATTRIBUTE)

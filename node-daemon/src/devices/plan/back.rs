@@ -1,9 +1,11 @@
 //! Putting back what was changed: only what still is as gpudesk set it.
 
-use super::sriov;
+use super::{settings, sriov};
 use crate::devices::{
     VFIO,
-    journal::{Change, Entry, Journal},
+    control::GpuInstanceSeen,
+    handed::Adopted,
+    journal::{Change, Entry, Journal, OurInstance},
     live::{Function, LiveCard},
     refusal::Refusal,
     step::{Setting, Step},
@@ -91,12 +93,21 @@ pub(super) fn card(live: &LiveCard, journal: &Journal) -> Result<Vec<Step>, Refu
     let foreign = foreign
         || live.mdevs.iter().any(|mdev| !own_mdevs.contains(&&mdev.uuid))
         || sriov::foreign_instance(live, journal).is_some();
-    let mut steps = vec![];
+    let mut steps = settings::back(live, journal, &changes);
+    if !steps.is_empty() {
+        return Ok(steps);
+    }
     let by_stub = sriov::is_of_nvidia(live);
-    // Of gpudesk, and of no share any more: what could not be unmade while the driver did not answer.
+    // Of gpudesk, and of no share any more: what could not be unmade while the driver did not answer. What was handed
+    // over waits for its users.
     let place = |entry: &Entry| Some((entry.profile?, entry.share.start?));
+    let adopted = |seen: &GpuInstanceSeen| {
+        let place = OurInstance { profile: seen.profile, start: seen.start };
+        journal.adopted(card).contains(&Adopted::GpuInstance(place))
+    };
     let left = live.control.gpu_instances.iter().filter(|seen| {
         sriov::is_ours(journal, card, seen)
+            && !adopted(seen)
             && journal.on(card).all(|entry| place(entry) != Some((seen.profile, seen.start)))
     });
     steps.extend(left.map(|seen| Step::GpuInstanceDestroy { card, gpu_instance: seen.id }));

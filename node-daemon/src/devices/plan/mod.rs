@@ -4,9 +4,11 @@
 //! after each step, so one that was interrupted anywhere goes on. What belongs to nobody of ours, or is in use, is in no
 //! step: then there is a refusal.
 
+pub(super) mod adopted;
 mod back;
 mod functions;
 mod mig;
+pub mod settings;
 pub(super) mod sriov;
 mod vgpu;
 mod whole;
@@ -29,6 +31,8 @@ pub enum Wanted<'a> {
     Gone(&'a Entry),
     /// Nobody has a share of the card: what gpudesk changed on it is as it was before.
     Home,
+    /// What was made by hand on the card and handed over is gone, but for what is in use.
+    Adopted,
     /// Its owner keeps the card for the host: it and its companions have the host's drivers.
     Host,
 }
@@ -85,6 +89,7 @@ pub fn plan(live: &LiveCard, journal: &Journal, wanted: Wanted<'_>) -> Result<Ve
             steps.extend(back::card(live, journal)?);
             Ok(steps)
         }
+        Wanted::Adopted => adopted::gone(live, journal),
         Wanted::Host => whole::host(live, journal),
     }
 }

@@ -78,7 +78,7 @@ pub(super) fn is_underway(live: &LiveCard, journal: &Journal) -> bool {
 }
 
 /// Whether gpudesk made a GPU instance.
-pub(super) fn is_ours(journal: &Journal, card: PciAddress, seen: &GpuInstanceSeen) -> bool {
+pub(in crate::devices) fn is_ours(journal: &Journal, card: PciAddress, seen: &GpuInstanceSeen) -> bool {
     let ours = journal.cards.get(&card).map_or(&[][..], |card| &card.gpu_instances);
     ours.iter().any(|ours| (ours.profile, ours.start) == (seen.profile, seen.start))
 }

@@ -3,7 +3,7 @@
 use gpudesk_crds::types::{PciAddress, ShareMode};
 use gpudesk_inventory::simulated::uuid;
 
-use super::{mig, sriov};
+use super::{mig, settings, sriov};
 use crate::devices::{
     journal::{Claim, Entry, Journal},
     live::{LiveCard, Mdev, VendorVgpu, VirtualFunction},
@@ -16,8 +16,9 @@ pub(super) fn there(live: &LiveCard, journal: &Journal, entry: &Entry) -> Result
     let on_mig = entry.share.mode == ShareMode::Mig;
     // What is there needs nothing beside it, whatever else changed meanwhile.
     if let Some(steps) = made(live, entry, on_mig)? {
-        return Ok(steps);
+        return Ok(if steps.is_empty() { settings::there(live, journal) } else { steps });
     }
+    settings::fit(live, journal)?;
     if !sriov::is_underway(live, journal) {
         if on_mig {
             if let Some(step) = mig::mode(live, journal)? {
@@ -37,7 +38,8 @@ pub(super) fn there(live: &LiveCard, journal: &Journal, entry: &Entry) -> Result
         return Ok(steps);
     }
     // The driver makes no vGPU on a card that sleeps.
-    if journal.has_changed(card, Setting::Persistence) && live.control.persistence == Some(false) {
+    let asleep = journal.cards.get(&card).is_some_and(|known| known.wish.persistence == Some(false));
+    if !asleep && journal.has_changed(card, Setting::Persistence) && live.control.persistence == Some(false) {
         return Ok(vec![Step::Persistence { card, on: true }]);
     }
     if on_mig {
@@ -46,6 +48,7 @@ pub(super) fn there(live: &LiveCard, journal: &Journal, entry: &Entry) -> Result
             Err(steps) => return Ok(steps),
         }
     } else {
+        steps.extend(settings::scheduler(live, journal)?);
         steps.extend(mig::mixed(live, entry)?);
     }
     let wanted = entry.share.vgpu_type.as_ref().filter(|_| on_mig).unwrap_or(&entry.share.type_name);

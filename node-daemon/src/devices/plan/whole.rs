@@ -177,6 +177,12 @@ pub(super) fn host(live: &LiveCard, journal: &Journal) -> Result<Vec<Step>, Refu
     if bound.is_empty() {
         return Ok(vec![]);
     }
+    // They go with the driver that the card has, whoever uses them.
+    if let Some(sriov) = live.sriov.filter(|sriov| sriov.on > 0)
+        && bound.iter().any(|function| function.address == card && function.driver.is_some())
+    {
+        return Err(Refusal::FunctionsOn { card, on: sriov.on });
+    }
     if journal.shares.iter().any(|entry| {
         live.all()
             .any(|function| function.address == entry.card || entry.companions.contains(&function.address))

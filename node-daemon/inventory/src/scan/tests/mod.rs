@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "composes hosts")]
 
 mod cards;
+mod device_plugins;
 mod drives;
 mod services;
 mod shares;

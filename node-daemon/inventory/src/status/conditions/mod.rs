@@ -2,10 +2,12 @@
 //!
 //! All of them are always said, in the order in which the type of the status lists them. What does not
 //! apply to a machine is True with the reason `NotNeeded`. What could not be told, as from a tree that
-//! holds a part of a machine, is True with the reason `Unknown`: absence from a part is no alarm.
+//! holds a part of a machine, is True with the reason `Unknown`: absence from a part is no alarm. Who else gives
+//! cards away (`DevicePluginsAbsent`) is Unknown where nobody could look: that is neither fine nor an alarm.
 
 mod access;
 mod bars;
+mod device_plugins;
 mod fabric;
 mod hugepages;
 mod hypervisor;
@@ -20,7 +22,7 @@ mod vgpu;
 mod tests;
 
 use gpudesk_crds::{
-    conditions::{self, ConditionType, Reason},
+    conditions::{self, ConditionType, Reason, Truth},
     gpu_node::DeviceMode,
     gpu_node_status::Device,
 };
@@ -38,7 +40,7 @@ const VFIO_PCI: &str = "vfio-pci";
 /// What is said of one state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Say {
-    holds: bool,
+    holds: Truth,
     reason: Reason,
     message: String,
 }
@@ -46,33 +48,38 @@ struct Say {
 impl Say {
     /// It is as it should be.
     fn expected() -> Self {
-        Self { holds: true, reason: Reason::AsExpected, message: String::new() }
+        Self { holds: Truth::True, reason: Reason::AsExpected, message: String::new() }
     }
 
     /// It is as it should be, with something worth knowing.
     fn expected_but(message: impl AsRef<str>) -> Self {
-        Self { holds: true, reason: Reason::AsExpected, message: sentence(message.as_ref()) }
+        Self { holds: Truth::True, reason: Reason::AsExpected, message: sentence(message.as_ref()) }
     }
 
     /// It is of no use on this machine; why.
     fn not_needed(why: impl AsRef<str>) -> Self {
-        Self { holds: true, reason: Reason::NotNeeded, message: sentence(why.as_ref()) }
+        Self { holds: Truth::True, reason: Reason::NotNeeded, message: sentence(why.as_ref()) }
     }
 
     /// It could not be told; what was missing.
     fn unknown(missing: impl AsRef<str>) -> Self {
         let message = sentence(&format!("not known: {}", missing.as_ref()));
-        Self { holds: true, reason: Reason::Unknown, message }
+        Self { holds: Truth::True, reason: Reason::Unknown, message }
+    }
+
+    /// Nobody could look, and what is not seen is not fine; what was missing.
+    fn unseen(missing: impl AsRef<str>) -> Self {
+        Self { holds: Truth::Unknown, ..Self::unknown(missing) }
     }
 
     /// The machine is a description.
     fn simulated() -> Self {
-        Self { holds: true, reason: Reason::Simulated, message: "as the host file describes".into() }
+        Self { holds: Truth::True, reason: Reason::Simulated, message: "as the host file describes".into() }
     }
 
     /// It is not as it should be: cause and fix.
     fn no(reason: Reason, message: impl AsRef<str>) -> Self {
-        Self { holds: false, reason, message: sentence(message.as_ref()) }
+        Self { holds: Truth::False, reason, message: sentence(message.as_ref()) }
     }
 }
 
@@ -88,7 +95,7 @@ pub(super) fn conditions(findings: &Findings<'_>, managed: &[&Device], refused: 
     said
 }
 
-fn all(findings: &Findings<'_>, managed: &[&Device], refused: &[String]) -> [(ConditionType, Say); 17] {
+fn all(findings: &Findings<'_>, managed: &[&Device], refused: &[String]) -> [(ConditionType, Say); 18] {
     let hypervisor = hypervisor::ready(findings.hypervisor);
     let topology = node::topology_complete(findings, refused);
     let ready = node::ready(findings, &hypervisor, &topology);
@@ -113,6 +120,7 @@ fn all(findings: &Findings<'_>, managed: &[&Device], refused: &[String]) -> [(Co
         (ConditionType::FabricReady, machine(|findings, _| fabric::ready(findings))),
         (ConditionType::AccessGranted, machine(|findings, _| access::granted(findings))),
         (ConditionType::DiscoveryHookReady, access::hook_ready(findings.hook)),
+        (ConditionType::DevicePluginsAbsent, machine(device_plugins::absent)),
     ]
 }
 

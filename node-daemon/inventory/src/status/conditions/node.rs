@@ -1,7 +1,7 @@
 //! The node as a whole: `Ready`, `TopologyComplete`, `DevicesHealthy`, `LayoutApplied`.
 
 use gpudesk_crds::{
-    conditions::Reason,
+    conditions::{Reason, Truth},
     gpu_node::{DevicePolicy, VgpuPlacement},
     gpu_node_status::{Device, HealthState, HostDeviceKind},
     types::PciAddress,
@@ -12,11 +12,11 @@ use crate::hook::REMARK;
 
 /// Desktops can run here: the hypervisor answers, and CPUs were found.
 pub(super) fn ready(findings: &Findings<'_>, hypervisor: &Say, topology: &Say) -> Say {
-    if !hypervisor.holds {
+    if hypervisor.holds != Truth::True {
         return hypervisor.clone();
     }
     if findings.facts.numa_cells.iter().all(|cell| cell.cores.is_empty()) {
-        if !topology.holds {
+        if topology.holds != Truth::True {
             return topology.clone();
         }
         let message =
@@ -26,7 +26,7 @@ pub(super) fn ready(findings: &Findings<'_>, hypervisor: &Say, topology: &Say) -
     match findings.spec.drain {
         Some(_) => {
             let message = "not yet supported: drain; set cordoned and stop the desktops of this node instead";
-            Say { holds: true, reason: Reason::NotYetSupported, message: message.into() }
+            Say { holds: Truth::True, reason: Reason::NotYetSupported, message: message.into() }
         }
         None => Say::expected(),
     }
@@ -82,14 +82,13 @@ pub(super) fn devices_healthy(findings: &Findings<'_>, managed: &[&Device]) -> S
     if fields.is_empty() {
         Say::expected()
     } else {
-        Say { holds: true, ..Say::no(Reason::NotYetSupported, not_yet(&fields)) }
+        Say { holds: Truth::True, ..Say::no(Reason::NotYetSupported, not_yet(&fields)) }
     }
 }
 
 /// The spec's rules for cards are in effect.
 pub(super) fn layout_applied(findings: &Findings<'_>) -> Say {
-    let mut unsupported = fields(findings, |policy| policy.layout.is_some(), "layout");
-    unsupported.extend(fields(findings, |policy| policy.vgpu_scheduler.is_some(), "vgpuScheduler"));
+    let unsupported = fields(findings, |policy| policy.layout.is_some(), "layout");
     let cards = &findings.facts.cards;
     let mut wrong: Vec<String> = vec![];
     for network in &findings.spec.physical_networks {

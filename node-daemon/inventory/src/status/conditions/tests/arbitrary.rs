@@ -7,6 +7,7 @@ use super::{ORDER, World, card, cell, world};
 use crate::{
     hook::HookView,
     status::{GuestNetworkView, HypervisorVersions, HypervisorView},
+    topology::device_plugins::{Counted, DevicePlugins},
 };
 
 fn text() -> impl Strategy<Value = String> {
@@ -52,6 +53,16 @@ fn any_world() -> impl Strategy<Value = World> {
         facts.iommu.groups = groups;
         facts.iommu.kind = states[0].map(|_| words[1].clone());
         (facts.iommu.no_iommu_mode, facts.iommu.unsafe_interrupts) = (states[1], states[2]);
+        facts.device_plugins = states[4].map(|counts| DevicePlugins {
+            sockets: vec![words[0].clone(), "nvidia-gpu.sock".into()],
+            counted: match (counts, states[5]) {
+                (true, _) => {
+                    Counted::Devices([(format!("nvidia.com/gpu{}", words[1]), vec![words[2].clone()])].into())
+                }
+                (false, Some(_)) => Counted::Unread,
+                (false, None) => Counted::Never,
+            },
+        });
         let state = &mut facts.kernel_state;
         (state.vfio_pci, state.vfio_device, state.kvm_device) = (states[3], states[4], states[5]);
         (state.cpu_virtualization, state.fabric_manager) = (states[6], states[7]);

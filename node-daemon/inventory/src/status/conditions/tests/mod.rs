@@ -15,7 +15,10 @@ use jiff::Timestamp;
 use crate::{
     hook::HookView,
     status::{Findings, GuestNetworkView, HeldShare, HypervisorVersions, HypervisorView, status},
-    topology::{HostFacts, Iommu, KernelState},
+    topology::{
+        HostFacts, Iommu, KernelState,
+        device_plugins::{Counted, DevicePlugins},
+    },
 };
 
 /// Everything that a status is made from, owned.
@@ -45,6 +48,7 @@ impl World {
             vgpu_manager_version: self.vgpu_manager_version.clone(),
             unlicensed_vgpus: self.unlicensed_vgpus,
             withheld: std::collections::BTreeMap::new(),
+            states: std::collections::BTreeMap::new(),
             hook: &self.hook,
             instances: self.instances.as_deref().map_err(Clone::clone),
             spec: &self.spec,
@@ -72,6 +76,9 @@ impl World {
                 vgpu_placement: None,
                 vgpu_scheduler: None,
                 max_temperature_celsius: None,
+                persistence_mode: None,
+                power_limit_watts: None,
+                lock_clocks_mhz: None,
             });
         }
         &mut self.spec.devices[0]
@@ -131,6 +138,7 @@ fn world() -> World {
             vgpu_manager_service: Some(true),
             driver_in_container: false,
         },
+        device_plugins: Some(DevicePlugins { sockets: vec![], counted: Counted::Never }),
         ..HostFacts::default()
     };
     World {
@@ -153,7 +161,7 @@ fn world() -> World {
 }
 
 /// The types, in the order in which the type of the status lists them.
-const ORDER: [ConditionType; 17] = [
+const ORDER: [ConditionType; 18] = [
     ConditionType::Ready,
     ConditionType::HypervisorReady,
     ConditionType::KvmUsable,
@@ -171,6 +179,7 @@ const ORDER: [ConditionType; 17] = [
     ConditionType::FabricReady,
     ConditionType::AccessGranted,
     ConditionType::DiscoveryHookReady,
+    ConditionType::DevicePluginsAbsent,
 ];
 
 #[test]
@@ -207,7 +216,11 @@ fn a_part_of_a_machine_raises_no_alarm_about_what_is_absent_from_it() {
         (world.gpu_driver_version, world.vgpu_manager_version) = (None, None);
         for condition in world.status().conditions {
             // No CPUs: no desktops. All else is only not known.
-            let wrong = if condition.type_ == "Ready" { "False" } else { "True" };
+            let wrong = match condition.type_.as_str() {
+                "Ready" => "False",
+                "DevicePluginsAbsent" if !world.facts.cards.is_empty() => "Unknown",
+                _ => "True",
+            };
             assert_eq!(condition.status, wrong, "{condition:?}");
         }
     }

@@ -1,6 +1,7 @@
 //! Every reason for which a condition is False, and the cases beside it.
 
 mod cards;
+mod device_plugins;
 mod host;
 mod node;
 

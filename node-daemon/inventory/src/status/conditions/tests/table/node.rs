@@ -3,7 +3,7 @@
 use gpudesk_crds::{
     GpuNodeStatus,
     conditions::{ConditionType, Reason},
-    gpu_node::{DeviceMode, DeviceSelector, Drain, Layout, Management, VgpuPlacement, VgpuScheduler},
+    gpu_node::{DeviceMode, DeviceSelector, Drain, Layout, Management, VgpuPlacement},
     gpu_node_status::{Acceleration, HealthState, ModeSupport},
     types::ShareMode,
 };
@@ -264,12 +264,6 @@ fn devices_healthy_and_layout_applied_name_card_and_field() {
                 &["devices[one].layout"],
             ),
             (
-                |world| world.policy().vgpu_scheduler = Some(VgpuScheduler::BestEffort),
-                false,
-                Reason::NotYetSupported,
-                &["vgpuScheduler"],
-            ),
-            (
                 |world| world.policy().selector.pci_address = Some("0000:ff:00.0".parse().unwrap()),
                 false,
                 Reason::InvalidSpec,
@@ -307,7 +301,7 @@ fn a_card_that_cannot_be_used_as_its_owner_wants_is_used_in_no_other_way() {
     let counted = |status: &GpuNodeStatus| status.capacity.iter().map(|of| of.count).sum::<i32>();
     assert_eq!(counted(&world.status()), 1);
     world.policy().mode = Some(DeviceMode::Vgpu);
-    world.policy().vgpu_scheduler = Some(VgpuScheduler::FixedShare);
+    world.policy().layout = Some(Layout::default());
     let status = world.status();
     let layout = status.conditions.iter().find(|condition| condition.type_ == "LayoutApplied").unwrap();
     let unavailable = status.devices[0].unavailable.as_ref().unwrap();
@@ -315,7 +309,7 @@ fn a_card_that_cannot_be_used_as_its_owner_wants_is_used_in_no_other_way() {
         assert!(text.contains("devices[one].mode Vgpu") && text.contains("offers Passthrough;"), "{text}");
     }
     // One fault does not hide the other.
-    assert!(layout.message.contains("not yet supported: devices[one].vgpuScheduler"), "{}", layout.message);
+    assert!(layout.message.contains("not yet supported: devices[one].layout"), "{}", layout.message);
     assert_eq!((layout.reason.as_str(), counted(&status)), ("InvalidSpec", 0));
 }
 
