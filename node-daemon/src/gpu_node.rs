@@ -37,7 +37,7 @@ use tokio::{
 use crate::{
     cluster::Belongs,
     domain::metadata,
-    foreign_domains::foreign_domains,
+    foreign_domains::{ForeignDomains, foreign_domains},
     host::{
         changes::Changes, gpu_driver::GpuInstance, guest_network::GuestNetwork, hardware::HardwareSeen,
         hook::DiscoveryHook, hypervisor::Hypervisor, source::HostSource,
@@ -326,7 +326,7 @@ impl Publisher {
         &self,
         changes: BTreeSet<Change>,
         owner: Option<&GpuNode>,
-        domains: BTreeMap<String, String>,
+        domains: ForeignDomains,
         whole_cards: Result<Vec<HeldShare>, String>,
     ) -> Result<Content, ShowError> {
         let source = self.source.clone();

@@ -18,7 +18,7 @@ use super::{
     refusal::Refusal,
     slots::Slot,
 };
-use crate::{foreign_domains::UNSEEN, host::gpu_driver::GpuError};
+use crate::{foreign_domains::ForeignDomains, host::gpu_driver::GpuError};
 
 impl Engine {
     /// Takes over what the annotation names, each on the thread of its card; what of it is not so, a sentence each.
@@ -26,7 +26,7 @@ impl Engine {
         this: &Arc<Self>,
         annotation: Option<&str>,
         facts: &HostFacts,
-        domains: &BTreeMap<String, String>,
+        domains: &ForeignDomains,
     ) -> Vec<String> {
         let (names, mut said) = annotation.map(parse).unwrap_or_default();
         lock(&this.answers).retain(|name, _| names.contains(name));
@@ -117,7 +117,7 @@ impl Engine {
         name: &ForeignName,
         journal: &Journal,
         found: &BTreeMap<PciAddress, Foreign>,
-        domains: &BTreeMap<String, String>,
+        domains: &ForeignDomains,
     ) -> Result<Option<PciAddress>, String> {
         let text = name.to_string();
         let is_it = |foreign: &Foreign| foreign.devices.iter().any(|device| device.device == text);
@@ -148,12 +148,12 @@ impl Engine {
             ));
         }
         let shown = |text: &String| text.chars().filter(|c| !c.is_control()).take(100).collect::<String>();
-        if let Some(why) = domains.get(UNSEEN).map(shown) {
+        if let Some(why) = domains.unseen.as_ref().map(shown) {
             return Err(format!(
                 "libvirt does not tell whether a domain has it, so it is not taken over: {why}"
             ));
         }
-        if let Some(domain) = domains.get(&text).map(shown) {
+        if let Some(domain) = domains.by_device.get(&text).map(shown) {
             return Err(format!(
                 "it is in use: the domain {domain} of libvirt has it; end that domain first"
             ));

@@ -19,7 +19,7 @@ use super::{
     scenarios::{CARD, kernel, scenarios},
     tests::{facts, settle, start},
 };
-use crate::{foreign_domains::UNSEEN, host::gpu_driver::GpuDriver};
+use crate::{foreign_domains::ForeignDomains, host::gpu_driver::GpuDriver};
 
 const VF: &str = "0000:41:00.4";
 const UUID: &str = "11111111-2222-4333-8444-555555555555";
@@ -83,7 +83,7 @@ fn all(kernel: &FakeKernel) -> HostFacts {
 
 /// What is foreign on the card, by name.
 fn foreign(devices: &Devices, kernel: &FakeKernel) -> BTreeMap<String, String> {
-    let states = devices.states(&all(kernel), &BTreeMap::new());
+    let states = devices.states(&all(kernel), &ForeignDomains::default());
     let found = states.into_values().flat_map(|state| state.foreign);
     found.map(|foreign| (foreign.device, foreign.what)).collect()
 }
@@ -95,9 +95,9 @@ fn hand_over(devices: &Devices, kernel: &FakeKernel, names: Option<&str>) -> Vec
             std::thread::yield_now();
         }
     };
-    devices.adopt(names, &all(kernel), &BTreeMap::new());
+    devices.adopt(names, &all(kernel), &ForeignDomains::default());
     idle();
-    let said = devices.adopt(names, &all(kernel), &BTreeMap::new());
+    let said = devices.adopt(names, &all(kernel), &ForeignDomains::default());
     idle();
     said
 }
@@ -297,7 +297,8 @@ fn what_is_not_there_in_use_or_not_to_be_touched_is_told_and_stays() {
     assert_eq!(devices.engine.journal().unwrap().handed, [""; 0]);
     kernel.open(&vfio, None);
     // A domain that is not of gpudesk.
-    let domains = BTreeMap::from([(VF.to_owned(), "render-7".to_owned())]);
+    let by_device = BTreeMap::from([(VF.to_owned(), "render-7".to_owned())]);
+    let domains = ForeignDomains { by_device, unseen: None };
     let states = devices.states(&all(&kernel), &domains);
     let what = &states[&at(CARD)].foreign[0].what;
     assert_eq!(what, "a vGPU X, made on the host; the domain render-7 of libvirt has it");
@@ -395,7 +396,7 @@ fn a_card_is_not_offered_for_what_foreign_things_take() {
     let Case { kernel: functions, .. } = cases().remove(3);
     let folder = tempfile::tempdir().unwrap();
     let devices = begin(&functions, folder.path());
-    let state = devices.states(&all(&functions), &BTreeMap::new()).remove(&at(CARD)).unwrap();
+    let state = devices.states(&all(&functions), &ForeignDomains::default()).remove(&at(CARD)).unwrap();
     let taken: Vec<(&str, &str)> =
         state.taken.iter().map(|share| (share.id.as_str(), share.type_name.as_str())).collect();
     assert_eq!((taken, state.not_whole), (vec![("0000:41:00.1", "2VF")], None));
@@ -405,14 +406,14 @@ fn a_card_is_not_offered_for_what_foreign_things_take() {
     let companion = kernel(vec![(CARD, card), ("0000:41:00.1", sound)]);
     let folder = tempfile::tempdir().unwrap();
     let devices = begin(&companion, folder.path());
-    let state = devices.states(&all(&companion), &BTreeMap::new()).remove(&at(CARD)).unwrap();
+    let state = devices.states(&all(&companion), &ForeignDomains::default()).remove(&at(CARD)).unwrap();
     assert!(state.not_whole.unwrap().starts_with("0000:41:00.1, which would go along"));
     assert_eq!(state.foreign[0].device, "0000:41:00.1");
     // One with a group of its own is in nobody's way.
     let mut apart = all(&companion);
     apart.cards[0].iommu_group =
         serde_json::from_value(serde_json::json!({"id": 41, "viable": true})).unwrap();
-    let state = devices.states(&apart, &BTreeMap::new()).remove(&at(CARD)).unwrap();
+    let state = devices.states(&apart, &ForeignDomains::default()).remove(&at(CARD)).unwrap();
     assert_eq!((state.not_whole, state.foreign), (None, vec![]));
 }
 
@@ -586,9 +587,9 @@ fn nothing_is_taken_over_while_libvirt_does_not_answer() {
     let Case { kernel, device, .. } = cases().remove(0);
     let folder = tempfile::tempdir().unwrap();
     let devices = begin(&kernel, folder.path());
-    let domains = BTreeMap::from([(UNSEEN.to_owned(), "there is no connection".to_owned())]);
-    let words = "0000:41:00.4: libvirt does not tell whether a domain has it, so it is not taken over: there is no \
-                 connection";
+    let domains = ForeignDomains { unseen: Some("silence".into()), ..ForeignDomains::default() };
+    let words =
+        "0000:41:00.4: libvirt does not tell whether a domain has it, so it is not taken over: silence";
     for _ in 0..2 {
         assert_eq!(devices.adopt(Some(device), &all(&kernel), &domains), [words]);
         settle(&devices, &GpuNodeSpec::default());

@@ -33,6 +33,7 @@ use super::{
     store::Store,
 };
 use crate::{
+    foreign_domains::ForeignDomains,
     host::gpu_driver::{CardFigures, GpuDriver, GpuError, GpuInstance, InstanceKey, WantedInstance},
     partition::{self, Share},
 };
@@ -547,11 +548,7 @@ impl GpuDriver for Devices {
         self.engine.withheld(facts)
     }
 
-    fn states(
-        &self,
-        facts: &HostFacts,
-        domains: &BTreeMap<String, String>,
-    ) -> BTreeMap<PciAddress, CardState> {
+    fn states(&self, facts: &HostFacts, domains: &ForeignDomains) -> BTreeMap<PciAddress, CardState> {
         self.engine.states(facts, domains)
     }
 
@@ -559,12 +556,7 @@ impl GpuDriver for Devices {
         Engine::settle(&self.engine, spec);
     }
 
-    fn adopt(
-        &self,
-        annotation: Option<&str>,
-        facts: &HostFacts,
-        domains: &BTreeMap<String, String>,
-    ) -> Vec<String> {
+    fn adopt(&self, annotation: Option<&str>, facts: &HostFacts, domains: &ForeignDomains) -> Vec<String> {
         Engine::adopt(&self.engine, annotation, facts, domains)
     }
 

@@ -121,6 +121,10 @@ impl DriverControl for FakeControl {
     }
     fn set_power(&self, card: PciAddress, milliwatts: u32) -> Result<(), ControlError> {
         self.note(card, format!("power {milliwatts}"));
+        // nvmlDeviceSetPowerManagementLimit: 2 out of range.
+        if !(100_000..=350_000).contains(&milliwatts) {
+            return Err(ControlError::Refused("invalid argument".into()));
+        }
         self.with(card, |fun, _| fun.milliwatts = Some(milliwatts));
         Ok(())
     }

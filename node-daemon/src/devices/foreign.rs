@@ -13,6 +13,7 @@ use super::{
     journal::{Claim, Journal},
     step::Setting,
 };
+use crate::foreign_domains::ForeignDomains;
 
 /// The most characters of what is said of one, as the schema has it.
 const WORDS: usize = 256;
@@ -90,13 +91,13 @@ pub(super) fn is_own(journal: &Journal, function: PciAddress) -> bool {
 pub(super) fn foreign(
     facts: &HostFacts,
     journal: &Journal,
-    domains: &BTreeMap<String, String>,
+    domains: &ForeignDomains,
 ) -> BTreeMap<PciAddress, Foreign> {
     let own = Own::of(journal);
     facts.cards.iter().map(|card| (card.pci_address, of_card(card, &own, domains))).collect()
 }
 
-fn of_card(card: &Device, own: &Own<'_>, domains: &BTreeMap<String, String>) -> Foreign {
+fn of_card(card: &Device, own: &Own<'_>, domains: &ForeignDomains) -> Foreign {
     let mut found = Foreign::default();
     for instance in card.instances.iter().filter(|one| one.owner.is_none()) {
         if !own.has(card.pci_address, instance) {
@@ -139,7 +140,7 @@ fn of_card(card: &Device, own: &Own<'_>, domains: &BTreeMap<String, String>) -> 
         }
     }
     for device in &mut found.devices {
-        if let Some(domain) = domains.get(&device.device) {
+        if let Some(domain) = domains.by_device.get(&device.device) {
             device.what.push_str("; the domain ");
             device.what.extend(domain.chars().filter(|c| !c.is_control()).take(100));
             device.what.push_str(" of libvirt has it");

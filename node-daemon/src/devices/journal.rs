@@ -518,11 +518,13 @@ fn is_still(change: &Change, live: &LiveCard) -> bool {
         // A mode that waits comes with the next reset.
         Setting::MigMode => live.control.mig.map(|mode| (mode.current || mode.pending).to_string()),
         Setting::MixedSize => live.control.mixed_size.map(|on| on.to_string()),
-        // What vGPUs of others keep from changing.
+        // What vGPUs of others keep from changing, or nobody can be asked about now.
         Setting::Scheduler => {
-            let now = live.control.scheduler.map(|scheduler| format!("{scheduler:?}"));
-            return live.vgpu().is_some() && now != change.before;
+            let Some(now) = live.control.scheduler else { return true };
+            return live.vgpu().is_some() && Some(format!("{now:?}")) != change.before;
         }
+        Setting::PowerLimit => return live.control.power.is_none(),
+        Setting::Clocks => return live.control.persistence.is_none(),
         // Taken from one driver and not yet given to the other.
         Setting::Driver(function) => {
             return live.find(function).is_some_and(|function| function.driver.is_none())
@@ -530,8 +532,6 @@ fn is_still(change: &Change, live: &LiveCard) -> bool {
         }
         Setting::Autoprobe
         | Setting::Persistence
-        | Setting::PowerLimit
-        | Setting::Clocks
         | Setting::Override(_)
         | Setting::D3cold(_)
         | Setting::Power(_) => return false,

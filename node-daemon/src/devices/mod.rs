@@ -36,6 +36,8 @@ mod adopt_tests;
 #[cfg(test)]
 mod fake_control;
 #[cfg(test)]
+mod fake_files;
+#[cfg(test)]
 mod fake_kernel;
 #[cfg(test)]
 mod kill_tests;
@@ -45,6 +47,8 @@ mod plan_tests;
 mod refusal_tests;
 #[cfg(test)]
 mod scenarios;
+#[cfg(test)]
+mod settings_tests;
 #[cfg(test)]
 mod tests;
 

@@ -19,7 +19,10 @@ use super::{
     refusal::Refusal,
     slots::Doing,
 };
-use crate::host::gpu_driver::{CardFigures, GpuError};
+use crate::{
+    foreign_domains::ForeignDomains,
+    host::gpu_driver::{CardFigures, GpuError},
+};
 
 /// The most characters of a sentence, as the schema has it.
 const SENTENCE: usize = 512;
@@ -29,7 +32,7 @@ impl Engine {
     pub(super) fn states(
         &self,
         facts: &HostFacts,
-        domains: &BTreeMap<String, String>,
+        domains: &ForeignDomains,
     ) -> BTreeMap<PciAddress, CardState> {
         // Without the journal nobody can tell what is whose.
         let Ok(journal) = self.journal() else { return BTreeMap::new() };

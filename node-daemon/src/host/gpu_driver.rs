@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 
 use crate::{
     devices::notices::Notice,
+    foreign_domains::ForeignDomains,
     partition::{Refusal, Share},
 };
 
@@ -277,22 +278,13 @@ pub trait GpuDriver: Send + Sync {
 
     /// What is known of cards beside what is found on them. `domains` are those that are not of gpudesk, by the
     /// devices that they have: a PCI address, or the UUID of a mediated device.
-    fn states(
-        &self,
-        _facts: &HostFacts,
-        _domains: &BTreeMap<String, String>,
-    ) -> BTreeMap<PciAddress, CardState> {
+    fn states(&self, _facts: &HostFacts, _domains: &ForeignDomains) -> BTreeMap<PciAddress, CardState> {
         BTreeMap::new()
     }
 
     /// Begins to take over what the annotation of the admin names, and says, a sentence each, what of it is not so.
     /// Returns at once.
-    fn adopt(
-        &self,
-        annotation: Option<&str>,
-        _facts: &HostFacts,
-        _domains: &BTreeMap<String, String>,
-    ) -> Vec<String> {
+    fn adopt(&self, annotation: Option<&str>, _facts: &HostFacts, _domains: &ForeignDomains) -> Vec<String> {
         let nothing = "no card of this host has anything that was made by hand: take the annotation away";
         annotation.map(|_| nothing.into()).into_iter().collect()
     }

@@ -208,11 +208,10 @@ impl DriverControl for NvmlControl {
     fn lock_clocks(&self, card: PciAddress, range: Option<(u32, u32)>) -> Result<(), ControlError> {
         let change = match range {
             Some((least_mhz, most_mhz)) => Change::LockClocks { least_mhz, most_mhz },
-            // A card that cannot lock them, or a driver that nobody may ask any more, keeps nothing else from going home.
-            None if self.nvml.get().is_none() => return Ok(()),
             None => Change::ResetClocks,
         };
         match self.open(card)?.change(&change) {
+            // A card that cannot lock them has none locked.
             Err(fault) if range.is_none() && fault.not_supported() => Ok(()),
             done => Ok(done.map(drop)?),
         }

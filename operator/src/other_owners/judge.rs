@@ -74,7 +74,7 @@ fn say(node: &GpuNode, known: &Known) -> Option<(Truth, Reason, String)> {
         return Some((Truth::Unknown, Reason::Unknown, message));
     }
     let looked = known.slices != Sight::NotYet && known.node != Sight::NotYet;
-    looked.then(|| (Truth::True, Reason::AsExpected, String::new()))
+    looked.then(|| (Truth::True, Reason::AsExpected, unclear(&managed, &known.resources)))
 }
 
 /// One sentence for each driver that publishes managed cards.
@@ -160,6 +160,23 @@ fn by_resources(managed: &[&Device], left: &[&Device], resources: &BTreeMap<Stri
         })
     };
     resources.iter().filter_map(sentence).collect()
+}
+
+/// What is said of resources that may be those of cards which gpudesk leaves alone.
+fn unclear(managed: &[&Device], resources: &BTreeMap<String, String>) -> String {
+    let may_be_managed = |resource: &&String| {
+        let vendor = pods::of_resource(resource).filter(|_| pods::gives_gpus(resource));
+        vendor.is_some_and(|vendor| managed.iter().any(|card| pods::of_card(card) == Some(vendor)))
+    };
+    let named: Vec<&str> = resources.keys().filter(may_be_managed).map(String::as_str).collect();
+    if named.is_empty() {
+        return String::new();
+    }
+    format!(
+        "the Node offers {} to pods, which may be the cards of the same vendor that gpudesk leaves alone: the condition \
+         DevicePluginsAbsent tells more",
+        named.join(", ")
+    )
 }
 
 fn named(card: &Device) -> String {

@@ -170,6 +170,8 @@ fn resources_of_the_node_tell_of_device_plugins() {
     // The resource may be the card that gpudesk leaves alone; its daemon sees which.
     let left = node(&json!([rule_for("0000:41:00.0", &json!({"management": "Unmanaged"}))]));
     assert_eq!(told(&said(&left, &with("nvidia.com/gpu", "1"))), ("True", "AsExpected"));
+    let (_, _, message) = said(&left, &with("nvidia.com/gpu", "1"));
+    assert!(message.contains("nvidia.com/gpu to pods, which may be the cards"), "{message}");
     assert_eq!(told(&said(&left, &with("amd.com/gpu", "1"))), ("False", "OfferedToPods"));
 }
 

@@ -139,7 +139,8 @@ pub(super) fn back(live: &LiveCard, journal: &Journal, changes: &[&Change]) -> V
     {
         steps.push(Step::PowerLimit { card, milliwatts });
     }
-    if before(Setting::Clocks).is_some() {
+    // Where NVML tells nothing there is nobody who could unlock them.
+    if before(Setting::Clocks).is_some() && live.control.persistence.is_some() {
         steps.push(Step::Clocks { card, range: None });
     }
     steps

@@ -102,10 +102,13 @@ fn told(offers: &[Offer]) -> String {
     let mut cards: Vec<String> = offers.iter().flat_map(|offer| offer.cards.iter().cloned()).collect();
     cards.sort_unstable();
     cards.dedup();
-    let remedy = offers
+    let mut remedies: Vec<&str> = offers
         .iter()
-        .find_map(|offer| offer.vendor)
-        .map_or(pods::WITHOUT_ANY, |vendor| vendor.without_plugin);
+        .map(|offer| offer.vendor.map_or(pods::WITHOUT_ANY, |vendor| vendor.without_plugin))
+        .collect();
+    remedies.sort_unstable();
+    remedies.dedup();
+    let remedy = remedies.join("; ");
     format!(
         "a device plugin ({}) offers managed cards to pods: {}; {remedy}, or leave the cards to it (management: Unmanaged)",
         message::listed(&what),

@@ -155,6 +155,18 @@ fn sockets_tell_where_the_kubelets_count_does_not() {
                 Reason::OfferedToPods,
                 &["(amd.com_gpu)", "0000:19:00.0 (AMD Instinct MI300X)", "DeviceConfig"],
             ),
+            // Each has a remedy of its own.
+            (
+                |world| {
+                    let mut other = card("0000:19:00.0");
+                    other.vendor_id = "1002".into();
+                    world.facts.cards.push(other);
+                    listen(world, &["amd.com_gpu", "nvidia-gpu.sock"], Counted::Never);
+                },
+                false,
+                Reason::OfferedToPods,
+                &["DeviceConfig", "nvidia.com/gpu.deploy.device-plugin=false"],
+            ),
             (
                 |world| {
                     world.card().vendor_id = "8086".into();
