@@ -10,7 +10,7 @@ export KUBECONFIG
 export GPUDESK_USE_KUBECONFIG := 1
 endif
 
-.PHONY: bench-discovery bench-memory bench-placement help setup generate build everything lint advisories test soak fuzz demo demo-down try-node-in-vm
+.PHONY: bench-discovery bench-memory bench-placement bench-prepare help setup generate build everything lint advisories test soak fuzz demo demo-down try-node-in-vm
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,7 +49,7 @@ test: everything ## Every test, the end-to-end ones included
 # The series of Kubernetes that the chart takes, beside the one of all other tests: the oldest and the newest.
 SERIES ?= $(patsubst e2e/control-plane/kubernetes-%,%,$(wildcard e2e/control-plane/kubernetes-*))
 soak: everything ## The long forms of tests, and the tests of the API on the oldest and the newest Kubernetes; SERIES=1.32 for one
-	@GPUDESK_SOAK=1 GPUDESK_BIN_DIR=$(CURDIR)/target/debug e2e/run-tests.py pods
+	@GPUDESK_SOAK=1 GPUDESK_BIN_DIR=$(CURDIR)/target/debug e2e/run-tests.py pods given_cards
 	@for series in $(SERIES); do \
 		echo "== Kubernetes $$series"; \
 		GPUDESK_KUBERNETES=$$series e2e/control-plane/build.sh > /dev/null; \
@@ -59,6 +59,9 @@ soak: everything ## The long forms of tests, and the tests of the API on the old
 SECONDS ?= 30
 bench-discovery: ## What discovery costs, as ratios: one JSON line each
 	@cargo bench -q -p gpudesk-node-daemon --bench discovery
+
+bench-prepare: ## What making and unmaking shares of cards costs beyond kernel and driver: one JSON line each
+	@cargo bench -q -p gpudesk-node-daemon --bench prepare
 
 DESKTOPS ?= 10000
 bench-memory: ## Memory of the operator with DESKTOPS=10000 stopped desktops, also while it lists everything anew
@@ -89,7 +92,7 @@ demo: build ## A whole gpudesk on this machine, with a desktop that runs; WAY=po
 	@e2e/node/build-images.sh --base > /dev/null || true
 	@GPUDESK_BIN_DIR=$(CURDIR)/target/debug target/debug/gpudesk-demo up $(if $(WAY),--$(WAY))
 
-try-node-in-vm: setup ## The node of tests and demo on systemd and cgroup v2, in an emulated Debian; ARGS=--kubelet-alone is quicker
+try-node-in-vm: setup ## The node of tests and demo on systemd and cgroup v2, in an emulated Debian
 	@e2e/node/try-in-vm.sh $(ARGS)
 
 demo-down: ## Stop the demo and remove all of it

@@ -1,10 +1,13 @@
 //! The allocation: what the operator decided that a desktop gets, and where.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    gpu_node::VgpuScheduler,
     handover::AllocationId,
     types::{CpuSet, PageSize, PciAddress, ShareMode},
 };
@@ -56,8 +59,7 @@ pub struct Allocation {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub gpus: Vec<GpuAllocation>,
     /// Functions of network cards, and drives, keyed by kind and name; empty while the desktop is
-    /// parked. A node of this version cannot attach them: it does not start a desktop that has any,
-    /// and says so.
+    /// parked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 24))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["kind".into(), "name".into()]))]
@@ -193,6 +195,15 @@ pub struct GpuAllocation {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub vgpu_type: Option<String>,
+    /// The vGPU scheduler that the card, or in mode `Mig` the GPU instance, has from the first vGPU to the last;
+    /// absent when no profile of those on it wants one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::optional::<VgpuScheduler>")]
+    pub vgpu_scheduler: Option<VgpuScheduler>,
+    /// Parameters of the vGPU in the driver's words, from the profile.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "crate::schema::allocated_params")]
+    pub vgpu_params: BTreeMap<String, String>,
     /// The profile that asked for it.
     #[schemars(length(min = 1, max = 63))]
     pub profile: String,

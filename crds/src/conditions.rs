@@ -236,6 +236,8 @@ names! {
         Simulated,
         /// The node is cordoned by its owner.
         Cordoned,
+        /// Desktops have partitions that a new layout of their card lacks; the message names card, layout and desktops.
+        LayoutInUse,
         /// Machines run that no allocation here accounts for.
         StraysRunning,
         /// Pods can be given managed cards, too; the message names by whom, which, and what keeps them away.

@@ -39,8 +39,9 @@ pub struct Disk {
     /// An empty disk that is new at every start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scratch: Option<SizedDisk>,
-    /// A whole NVMe drive of the node. Not yet supported: a template that sets it is reported as
-    /// not valid, and its desktops stay pending.
+    /// A whole NVMe drive of the node, which the guest has as an NVMe drive whatever `bus` says. What is on it lasts as
+    /// long as the desktop holds its place: it is erased once the desktop is stopped, by the way that the owner of the
+    /// node chose (`spec.nvmeDrives` of the `GpuNode`). A restart of the guest leaves it as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nvme: Option<NvmeDisk>,
 }
@@ -193,8 +194,11 @@ pub struct Network {
     /// as not valid, and its desktops stay pending.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ovs: Option<NamedNetwork>,
-    /// An SR-IOV virtual function of a network card. Not yet supported: a template that sets it is
-    /// reported as not valid, and its desktops stay pending.
+    /// An SR-IOV virtual function of a network card, given to the guest as it is: the guest needs a driver for it. Its
+    /// address is derived from the desktop and the place in this list and stays the same; spoof check is on, and trust
+    /// is off. What the card was told of the function before comes back once the desktop is stopped. The node must give functions of network
+    /// cards (`nodeDaemon.networkFunctions` of the chart), and their number is its owner's to switch on. Cards in mode
+    /// switchdev are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sriov: Option<SriovNetwork>,
 }
@@ -222,7 +226,8 @@ pub struct SriovNetwork {
     #[schemars(length(min = 1, max = 64))]
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9][A-Za-z0-9._-]*$')").message("write letters, digits and . _ - only, with a letter or digit first"))]
     pub physical_network: String,
-    /// VLAN. 1 to 4094.
+    /// VLAN, which the card adds and takes away. Without it the function keeps the one that the host's owner gave it.
+    /// 1 to 4094.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4094))]
     pub vlan: Option<i32>,

@@ -1,11 +1,14 @@
 //! `GpuNode`: what a machine has, and what its owner lets gpudesk do with it.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    gpu_node_status::GpuNodeStatus,
+    gpu_node_drives::NvmeDriveRule,
+    gpu_node_status::{GpuNodeStatus, LayoutPlaces},
     gpu_node_words::{LeftoverWord, StrayWord},
     types::{PciAddress, ShareMode},
 };
@@ -35,7 +38,8 @@ use crate::{
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "Whether desktops can run here."),
     printcolumn(name = "Heard", type_ = "string", json_path = ".status.conditions[?(@.type==\"DaemonHeard\")].status", description = "Whether the node daemon renews its lease; when not, the rest is what it said last."),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1, description = "Why, when not ready.")
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1, description = "Why, when not ready."),
+    printcolumn(name = "Silence", type_ = "string", json_path = ".status.conditions[?(@.type==\"DaemonHeard\")].message", priority = 1, description = "Since when the node daemon is silent, when it is: the rest is what it said last.")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct GpuNodeSpec {
@@ -79,6 +83,14 @@ pub struct GpuNodeSpec {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub physical_networks: Vec<PhysicalNetwork>,
+
+    /// NVMe drives that desktops may have whole (`disks[].nvme` of a template), and how each is erased between users,
+    /// keyed by name. A drive that no rule names is given to nobody, and so is one of which two rules say different
+    /// things: `status.hostDevices[].message` says so. At most 64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub nvme_drives: Vec<NvmeDriveRule>,
 
     /// What is kept for the host itself and for the emulator and I/O threads of the desktops.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -180,8 +192,12 @@ pub struct DevicePolicy {
     #[schemars(schema_with = "crate::schema::optional::<DeviceMode>")]
     pub mode: Option<DeviceMode>,
 
-    /// A fixed layout instead of carving on demand. Not yet supported: reported as such in the
-    /// condition `LayoutApplied`, and the card is not used while it is set.
+    /// A fixed layout instead of carving on demand: the partitions that the card offers, and no others. Needs the mode
+    /// that it is for. Where each stands is planned from the positions that the driver lists, the whole list at once
+    /// (`status.devices[].layout`; `gpudesk-node-daemon layout` tells it beforehand). A partition is still made when
+    /// its desktop comes and unmade after it. A layout that has no place on the card is refused in the condition
+    /// `LayoutApplied`, and no desktop gets the card then. When it is changed, partitions in use stay where they
+    /// are: the rest is planned around them, and those that the new layout lacks are waited for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layout: Option<Layout>,
 
@@ -193,10 +209,22 @@ pub struct DevicePolicy {
 
     /// How the card's time is divided between time-sliced vGPUs. Set through NVML before the first of them is made and
     /// put back after the last one: the driver changes it only on a card without vGPUs. A card whose driver does not
-    /// offer it goes to no desktop (`devices[].vgpu.schedulers` of the status).
+    /// offer it goes to no desktop (`devices[].vgpu.schedulers` of the status). A `GpuProfile` that wants another one
+    /// gets nothing of the card, also no vGPU on a GPU instance. Default: what the first vGPU's profile wants, or as
+    /// the host has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::schema::optional::<VgpuScheduler>")]
     pub vgpu_scheduler: Option<VgpuScheduler>,
+
+    /// Which `vgpu.params` of a `GpuProfile` the card takes: a key of the driver (any value), or `key=value` (this
+    /// one), of letters, digits and `_ . -`. Profiles with others get nothing of the card. At most 32. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 129)))]
+    #[x_kube(
+        validation = Rule::new("self.all(param, param.matches('^[A-Za-z0-9_.-]{1,64}(=[A-Za-z0-9_.-]{1,64})?$'))").message("write vgpuParams as key or key=value with letters, digits and . _ - only, like frame_rate_limiter=0"),
+        validation = Rule::new("!self.exists(param, param == 'vgpu-placement-id' || param.startsWith('vgpu-placement-id='))").message("vgpuParams cannot have vgpu-placement-id, by which gpudesk places vGPUs")
+    )]
+    pub vgpu_params: Vec<String>,
 
     /// Temperature in degrees Celsius from which the card counts as unhealthy, instead of the
     /// driver's own threshold. 30 to 120. Not yet supported: reported as such in the condition
@@ -218,10 +246,42 @@ pub struct DevicePolicy {
     #[schemars(range(min = 1, max = 2000))]
     pub power_limit_watts: Option<i32>,
 
+    /// Size in MiB of the memory region of a card that can be resized (Resizable BAR), while a desktop has the card
+    /// whole. Set while no driver has the card, and put back after the desktop; the sizes that the card takes are in
+    /// `devices[].resizableBar` of the status, and with another one the card goes to no desktop. The kernel refuses where
+    /// the bridge above the card has no room for it, or a neighbour of the card uses the same room: switch Above 4G
+    /// decoding and Resizable BAR on in the firmware of the host. For the guest it takes a template with firmware `Uefi`,
+    /// whose room for memory regions follows. 1 to 33554432. Default: as the host has it.
+    #[serde(rename = "resizableBarMiB", default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 33_554_432))]
+    pub resizable_bar_mib: Option<i64>,
+
     /// Clocks of an NVIDIA card while desktops have vGPUs of it, in MHz. Set like `persistenceMode`; after the last
     /// share clocks are locked no more, for the driver does not tell how they were. Default: as the host has them.
     #[serde(rename = "lockClocksMHz", default, skip_serializing_if = "Option::is_none")]
     pub lock_clocks_mhz: Option<ClockRange>,
+
+    /// What each virtual function of an Intel card may take of the card's time while a desktop has it. Set when the
+    /// function is given and put back when it is taken back, as the rule was for the first of them. Needs the driver xe
+    /// of Linux 6.19 or later: older ones make no share of the card, and say so. Default: as the host has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtual_functions: Option<VirtualFunctionQuotas>,
+}
+
+/// What a virtual function may take of the time of its card (`sriov_admin` of the driver xe). The priority of single
+/// functions cannot be set: the driver takes it for all of a card alone.
+#[derive(KubeSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualFunctionQuotas {
+    /// Milliseconds of a turn; 0 lets it take any. 0 to 100000. Default: as the host has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100_000))]
+    pub exec_quantum_ms: Option<i32>,
+    /// Microseconds after its turn until it is reset if it does not give way; 0 waits for ever. 0 to 100000000.
+    /// Default: as the host has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100_000_000))]
+    pub preempt_timeout_us: Option<i32>,
 }
 
 /// Clocks between which a card stays.
@@ -312,7 +372,9 @@ pub enum VgpuPlacement {
 }
 
 /// How time is divided between the vGPUs of one card.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
+)]
 pub enum VgpuScheduler {
     /// Round robin; idle time goes to the others.
     BestEffort,
@@ -329,14 +391,45 @@ pub enum VgpuScheduler {
     validation = Rule::new("[has(self.mig), has(self.vgpu)].filter(x, x).size() == 1").message("a layout has exactly one of mig and vgpu")
 )]
 pub struct Layout {
-    /// MIG profiles as the driver prints them, one entry per GPU instance: `[3g.40gb, 2g.20gb]`.
+    /// MIG profiles as the driver prints them, one entry per GPU instance: `[3g.40gb, 2g.20gb]`. Each must be one on
+    /// which vGPUs can live: of some cards only those with `+gfx`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 32)))]
     pub mig: Option<Vec<String>>,
-    /// vGPU types as the driver prints them, one entry per vGPU: `[L40S-8Q, L40S-8Q]`.
+    /// vGPU types as the driver prints them, one entry per vGPU: `[L40S-8Q, L40S-8Q]`. Types that differ in size need
+    /// `vgpuPlacement: MixedSize`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 64)))]
     pub vgpu: Option<Vec<String>>,
+}
+
+impl Layout {
+    /// The mode that it divides the card in.
+    pub fn mode(&self) -> ShareMode {
+        if self.mig.is_some() { ShareMode::Mig } else { ShareMode::Vgpu }
+    }
+
+    /// The field that lists the types.
+    pub fn field(&self) -> &'static str {
+        if self.mig.is_some() { "layout.mig" } else { "layout.vgpu" }
+    }
+
+    /// One type for each place.
+    pub fn types(&self) -> &[String] {
+        self.mig.as_deref().or(self.vgpu.as_deref()).unwrap_or_default()
+    }
+
+    /// Whether these are its places: what was planned for another layout is none of it.
+    pub fn is_planned_as(&self, places: &[LayoutPlaces]) -> bool {
+        let mut counts: BTreeMap<&str, i32> = BTreeMap::new();
+        for name in self.types() {
+            *counts.entry(name).or_default() += 1;
+        }
+        for of in places {
+            *counts.entry(&of.type_name).or_default() -= of.number();
+        }
+        !self.types().is_empty() && counts.values().all(|left| *left == 0)
+    }
 }
 
 /// What the host keeps for itself, per NUMA cell.

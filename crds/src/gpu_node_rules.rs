@@ -66,6 +66,7 @@ impl DevicePolicy {
             ("persistenceMode", self.persistence_mode.is_some()),
             ("powerLimitWatts", self.power_limit_watts.is_some()),
             ("lockClocksMHz", self.lock_clocks_mhz.is_some()),
+            ("vgpuParams", !self.vgpu_params.is_empty()),
         ];
         if let Some((field, _)) = settings.iter().find(|(_, is_set)| *is_set)
             && card.vendor_id != "10de"
@@ -75,6 +76,16 @@ impl DevicePolicy {
                  then no desktop gets the card",
                 self.name, card.vendor_id
             ));
+        }
+        if self.virtual_functions.is_some() && card.vendor_id != "8086" {
+            return Some(format!(
+                "devices[{}].virtualFunctions takes Intel's driver xe, and this card is of the vendor {}: remove the field; \
+                 until then no desktop gets the card",
+                self.name, card.vendor_id
+            ));
+        }
+        if let Some(said) = self.unmet_size(card, mode) {
+            return Some(said);
         }
         let scheduler = self.vgpu_scheduler.filter(|_| mode.allows(ShareMode::Vgpu))?;
         let name = format!("{scheduler:?}");
@@ -89,6 +100,27 @@ impl DevicePolicy {
                 "devices[{}].vgpuScheduler {name} is not to be had: {offered}; until one of these is written, or the field \
                  removed, no desktop gets the card",
                 self.name
+            )
+        })
+    }
+}
+
+impl DevicePolicy {
+    /// A size of its memory region that a card cannot have, where it is to be given whole.
+    fn unmet_size(&self, card: &Device, mode: DeviceMode) -> Option<String> {
+        let asked = self.resizable_bar_mib.filter(|_| mode.allows(ShareMode::Passthrough))?;
+        let offered = card.resizable_bar.as_ref().map_or(&[][..], |bar| &bar.sizes_mib);
+        let wrong = card.offers(ShareMode::Passthrough) && !offered.contains(&asked);
+        wrong.then(|| {
+            let offered: Vec<String> = offered.iter().map(ToString::to_string).collect();
+            let offered = if offered.is_empty() {
+                "no memory region of this card can be resized: remove the field".to_owned()
+            } else {
+                format!("this card offers {}: write one of these", offered.join(", "))
+            };
+            let name = &self.name;
+            format!(
+                "devices[{name}].resizableBarMiB {asked} is not to be had: {offered}; until then no desktop gets the card"
             )
         })
     }
@@ -173,9 +205,13 @@ fn together(mut all: Vec<&DevicePolicy>) -> CardRule {
     policy.layout = one("layout", all.iter().map(|p| p.layout.clone()), &mut differ);
     policy.vgpu_placement = one("vgpuPlacement", all.iter().map(|p| p.vgpu_placement), &mut differ);
     policy.vgpu_scheduler = one("vgpuScheduler", all.iter().map(|p| p.vgpu_scheduler), &mut differ);
+    let params = all.iter().map(|p| Some(p.vgpu_params.clone()).filter(|params| !params.is_empty()));
+    policy.vgpu_params = one("vgpuParams", params, &mut differ).unwrap_or_default();
     policy.persistence_mode = one("persistenceMode", all.iter().map(|p| p.persistence_mode), &mut differ);
     policy.power_limit_watts = one("powerLimitWatts", all.iter().map(|p| p.power_limit_watts), &mut differ);
     policy.lock_clocks_mhz = one("lockClocksMHz", all.iter().map(|p| p.lock_clocks_mhz), &mut differ);
+    policy.virtual_functions = one("virtualFunctions", all.iter().map(|p| p.virtual_functions), &mut differ);
+    policy.resizable_bar_mib = one("resizableBarMiB", all.iter().map(|p| p.resizable_bar_mib), &mut differ);
     let note = if differ.is_empty() {
         format!("{names} name the same card and agree: all of them hold")
     } else {
@@ -208,7 +244,7 @@ fn one<T: PartialEq + Debug>(
 mod tests {
     use super::*;
     use crate::{
-        gpu_node::{DeviceSelector, VgpuPlacement, VgpuScheduler},
+        gpu_node::{DeviceSelector, VgpuPlacement, VgpuScheduler, VirtualFunctionQuotas},
         gpu_node_status::{ModeSupport, Placement, VgpuState},
     };
 
@@ -227,10 +263,13 @@ mod tests {
             layout: None,
             vgpu_placement: None,
             vgpu_scheduler: None,
+            vgpu_params: vec![],
             max_temperature_celsius: None,
             persistence_mode: None,
             power_limit_watts: None,
+            resizable_bar_mib: None,
             lock_clocks_mhz: None,
+            virtual_functions: None,
         }
     }
 
@@ -357,6 +396,45 @@ mod tests {
         assert!(rule([keep.clone(), shared], std::slice::from_ref(&silent)).unwrap().keeps());
         let of_amd = Device { vendor_id: "1002".into(), ..silent };
         assert_eq!(rule([keep, other], &[of_amd]), None, "no card of NVIDIA's");
+    }
+
+    #[test]
+    fn quotas_of_intels_driver_keep_a_card_of_another_vendor() {
+        let address = "0000:41:00.0";
+        let mut policy = by_address("a", address);
+        policy.virtual_functions =
+            Some(VirtualFunctionQuotas { exec_quantum_ms: Some(20), ..Default::default() });
+        let spec = GpuNodeSpec { devices: vec![policy], ..GpuNodeSpec::default() };
+        for (vendor, unmet) in [("8086", 0), ("1002", 1)] {
+            let card = Device::new(address.parse().unwrap(), vendor, "56c0");
+            let said = spec.unmet(&card, [&card].into_iter());
+            assert_eq!(said.len(), unmet, "{said:?}");
+            assert!(
+                said.iter()
+                    .all(|said| said.starts_with("devices[a].virtualFunctions takes Intel's driver xe"))
+            );
+        }
+    }
+
+    #[test]
+    fn a_size_that_a_card_does_not_offer_is_named_with_those_that_it_does() {
+        let address = "0000:41:00.0";
+        let mut policy = by_address("a", address);
+        policy.resizable_bar_mib = Some(300);
+        let mut spec = GpuNodeSpec { devices: vec![policy], ..GpuNodeSpec::default() };
+        let mut card = Device::new(address.parse().unwrap(), "1002", "744c");
+        card.supports = vec![ModeSupport { mode: ShareMode::Passthrough, supported: true, reason: None }];
+        let said = |spec: &GpuNodeSpec, card: &Device| spec.unmet(card, std::iter::once(card));
+        assert!(said(&spec, &card)[0].contains("no memory region of this card can be resized"));
+        card.resizable_bar =
+            Some(crate::gpu_node_status::ResizableBar { index: 0, sizes_mib: vec![256, 32768] });
+        let text = &said(&spec, &card)[0];
+        assert!(
+            text.contains("devices[a].resizableBarMiB 300") && text.contains("offers 256, 32768"),
+            "{text}"
+        );
+        spec.devices[0].resizable_bar_mib = Some(32768);
+        assert_eq!(said(&spec, &card), Vec::<String>::new());
     }
 
     #[test]

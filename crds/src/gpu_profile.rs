@@ -1,5 +1,7 @@
 //! `GpuProfile`: a share of a GPU that a desktop may ask for.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
@@ -54,14 +56,20 @@ pub struct GpuProfileSpec {
     #[serde(default)]
     pub placement: Spreading,
 
-    /// The vGPU scheduler that the share needs. Not yet supported: a profile that sets it is
-    /// reported as not valid, and desktops that ask for it stay pending.
+    /// The vGPU scheduler that the share needs. Of a card whose owner set another one (`GpuNode.spec.devices[].vgpuScheduler`)
+    /// it gets nothing. A card without such a rule is given it for the first vGPU and keeps it until the last one is
+    /// gone; meanwhile vGPUs that want another one go elsewhere, and those of profiles without a wish fit beside them. A
+    /// vGPU on MIG has it on its GPU instance, where the driver has one there (`status.devices[].vgpu.onInstances` of the
+    /// GpuNode). Whole cards and virtual functions have no vGPU scheduler: alternatives of these are chosen whatever
+    /// stands here, and a profile of nothing else is not valid. `FixedShare` needs vGPUs of equal size. Default: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::schema::optional::<VgpuScheduler>")]
     pub vgpu_scheduler: Option<VgpuScheduler>,
 
-    /// What the share must be able to display. Not yet supported: a profile that sets it is
-    /// reported as not valid, and desktops that ask for it stay pending.
+    /// What the share must be able to display, as the driver tells it of vGPU types
+    /// (`status.devices[].placements[].heads` of the GpuNode). What is not told counts as not to
+    /// be had: of whole cards, virtual functions and vGPUs on MIG nothing is told, so alternatives of these are not
+    /// chosen while this is set, and a profile of nothing else is not valid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub display: Option<Display>,
 }
@@ -116,7 +124,38 @@ pub struct VgpuShare {
     /// Framebuffer between two bounds; the smallest legal size within them is taken.
     #[serde(rename = "framebufferRangeMiB", default, skip_serializing_if = "Option::is_none")]
     pub framebuffer_range_mib: Option<FramebufferRange>,
+    /// Parameters of the vGPU in the driver's own words, written to its `vgpu_params` after it is made and before the
+    /// guest starts: `{frame_rate_limiter: "0"}`. Only what the owner of a card allows
+    /// (`GpuNode.spec.devices[].vgpuParams`) is given there. Keys and values are letters, digits and `_ . -`, 64 at
+    /// most; 16 entries at most. Default: none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "crate::schema::vgpu_params")]
+    pub params: BTreeMap<String, String>,
 }
+
+/// Whether `text` can be a key or a value of a vGPU's parameters: nothing that a list of them gives a meaning to.
+pub fn is_vgpu_param(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+}
+
+/// The parameters that `allowed` (`key` or `key=value` each) does not allow, as `key=value`. The place of a vGPU is
+/// never among those allowed.
+pub fn params_not_allowed(params: &BTreeMap<String, String>, allowed: &[String]) -> Vec<String> {
+    let is_allowed = |key: &str, value: &str| {
+        let names = |entry: &String| match entry.split_once('=') {
+            Some((of, only)) => (of, only) == (key, value),
+            None => entry == key,
+        };
+        let may_be = is_vgpu_param(key) && is_vgpu_param(value) && key != PLACEMENT_PARAM;
+        may_be && allowed.iter().any(names)
+    };
+    let refused = params.iter().filter(|(key, value)| !is_allowed(key, value));
+    refused.map(|(key, value)| format!("{key}={value}")).collect()
+}
+
+/// The driver's parameter for the place of a vGPU.
+pub const PLACEMENT_PARAM: &str = "vgpu-placement-id";
 
 /// Bounds of a framebuffer, both included.
 #[derive(KubeSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -256,7 +295,7 @@ pub enum Spreading {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Display {
-    /// Least number of heads. 1 to 16.
+    /// Least number of heads. 1 to 16. Default: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 16))]
     pub heads: Option<i32>,

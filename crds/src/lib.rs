@@ -26,6 +26,7 @@ pub mod desktop_template;
 pub mod desktop_template_devices;
 pub mod faults;
 pub mod gpu_node;
+pub mod gpu_node_drives;
 pub mod gpu_node_rules;
 pub mod gpu_node_status;
 pub mod gpu_node_words;

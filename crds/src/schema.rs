@@ -141,6 +141,29 @@ pub fn label_map(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// Parameters of a vGPU, as people write them. Keys have no schema of their own.
+pub fn vgpu_params(_: &mut SchemaGenerator) -> Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "maxProperties": 16,
+        "additionalProperties": {"type": "string", "minLength": 1, "maxLength": 64},
+        "x-kubernetes-validations": [{
+            "rule": "self.all(key, key.matches('^[A-Za-z0-9_.-]{1,64}$') && self[key].matches('^[A-Za-z0-9_.-]{1,64}$'))",
+            "message": "write keys and values of params with letters, digits and . _ - only, like frame_rate_limiter: \"0\""
+        }, {
+            "rule": "!('vgpu-placement-id' in self)",
+            "message": "params cannot have vgpu-placement-id, by which gpudesk places vGPUs"
+        }]
+    })
+}
+
+/// The same in an allocation.
+pub fn allocated_params(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = vgpu_params(generator);
+    schema.remove("x-kubernetes-validations");
+    schema
+}
+
 /// Name of the file that holds a definition: `gpudesk.dev_<plural>.yaml`.
 pub fn file_name(crd: &CustomResourceDefinition) -> String {
     format!("{}_{}.yaml", crd.spec.group, crd.spec.names.plural)

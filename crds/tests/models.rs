@@ -4,7 +4,8 @@
 use gpudesk_crds::{
     GpuNodeStatus,
     gpu_node_status::{
-        Bar, Device, MigBackedType, ModeSupport, PcieLink, Placement, VgpuState, VirtualFunction,
+        Bar, Device, LayoutPlaces, MigBackedType, ModeSupport, PcieLink, Placement, VgpuState,
+        VirtualFunction,
     },
     types::{PciAddress, ShareMode, VgpuSeries},
 };
@@ -122,6 +123,20 @@ fn cards_say_what_differs_and_their_model_the_rest() {
 }
 
 #[test]
+fn a_layout_that_all_cards_have_is_written_once() {
+    let with = |bus: u8, starts: &[i32]| {
+        let places = LayoutPlaces { type_name: "L40S-8Q".into(), starts: starts.to_vec(), count: 0 };
+        Device { layout: vec![places], ..l40s(bus) }
+    };
+    let shown = status((1..9).map(|bus| with(bus, &[0, 16])).collect());
+    assert_eq!(shown["deviceModels"][0]["layout"], json!([{"type": "L40S-8Q", "starts": [0, 16]}]));
+    assert_eq!(shown.to_string().matches("layout").count(), 1);
+    // One without a layout has none.
+    let shown = status(vec![with(1, &[0]), with(2, &[0]), l40s(3)]);
+    assert_eq!(shown.to_string().matches("layout").count(), 2);
+}
+
+#[test]
 fn a_card_is_nobodys_while_its_model_is_not_there() {
     let mut shown = status(vec![l40s(1), l40s(2)]);
     shown.as_object_mut().unwrap().remove("deviceModels");
@@ -203,6 +218,11 @@ fn device() -> impl Strategy<Value = Device> {
         card.vgpu = memory_mib.map(|_| VgpuState { mixed_size: Some(supported), ..VgpuState::default() });
         card.supports = small
             .map(|_| ModeSupport { mode: ShareMode::Vgpu, supported, reason: None })
+            .into_iter()
+            .collect();
+        card.layout = small
+            .filter(|_| supported)
+            .map(|start| LayoutPlaces { type_name: "T-0".into(), starts: vec![start], count: 0 })
             .into_iter()
             .collect();
         card.nvlink_peers = peers.iter().map(|number| format!("GPU-{number}")).collect();

@@ -1,9 +1,11 @@
 //! What a machine must be able to do for nodes of the harness, once: nodes, the chart's own pods on them, a desktop from
-//! apply to its guest's word, and nothing left. For machines of another kind than CI's: see `node/try-in-vm.sh`.
+//! apply to its guest's word, and nothing left. For machines of another kind than CI's the node can be in a VM and the
+//! rest here: see `node/try-in-vm.sh`.
 #![allow(clippy::disallowed_methods, reason = "it looks at the machine")]
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,53 +13,78 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use gpudesk_crds::conditions::ConditionType;
-use gpudesk_e2e::cluster::SYSTEM_NAMESPACE;
-use gpudesk_e2e::node::{Node, images, possible};
-use gpudesk_e2e::pods::Pods;
-use gpudesk_e2e::processes::{Identity, Lifetime, run};
+use gpudesk_e2e::cluster::{Cluster, SYSTEM_NAMESPACE};
+use gpudesk_e2e::control_plane::ControlPlane;
+use gpudesk_e2e::node::images::Images;
+use gpudesk_e2e::node::vm::{Network, left};
+use gpudesk_e2e::node::{Joining, Node, possible};
+use gpudesk_e2e::objects::Objects;
+use gpudesk_e2e::pods::{self, Pods, is_ready, make_nodes, save_evidence, start_runtimes};
+use gpudesk_e2e::processes::{Lifetime, run};
 use gpudesk_e2e::real_host::{TINY, built};
 use gpudesk_e2e::state::StateDir;
-use gpudesk_e2e::waiting::eventually;
-use kube::ResourceExt;
-use serde_json::json;
+use gpudesk_e2e::waiting::{eventually, until};
+use k8s_openapi::api::core::v1::Node as NodeObject;
+use kube::{Api, ResourceExt};
 use tracing_subscriber::EnvFilter;
 
 const SOON: Duration = Duration::from_mins(2);
+const NODE: &str = "node-a";
 
-/// What is tried.
+/// What is tried: everything on this machine, or a part of it.
 #[derive(Parser)]
 struct Arguments {
-    /// How many nodes.
+    /// How many nodes, on this machine.
     #[arg(long, default_value_t = 1)]
     nodes: u8,
-    /// No control plane: the kubelet runs a pod by itself. For machines that are too slow for an API server.
-    #[arg(long)]
-    kubelet_alone: bool,
+    /// The console of the VM, as a file.
+    #[arg(long, requires = "vm")]
+    console: Option<PathBuf>,
+    /// The words of a QEMU in which the node is, that is there with this program and `--join`.
+    #[arg(last = true, requires = "console")]
+    vm: Vec<OsString>,
+    /// Only the node, of a control plane outside this VM. The folder has `bin` (kubelet and kube-proxy), `keys`, `images`
+    /// and `guests`.
+    #[arg(long, conflicts_with = "vm")]
+    join: Option<PathBuf>,
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
     let start = Instant::now();
     let say = |words: &str| println!("[{:6.1} s] {words}", start.elapsed().as_secs_f64());
+    let arguments = Arguments::parse();
     let state = Arc::new(StateDir::for_test("real-node")?);
+    if let Some(console) = &arguments.console {
+        return with_vm(&state, &arguments.vm, console, &say).await;
+    }
     let before = shown(&state)?;
     possible(&state)?;
     as_before(&before, &state).await.context("the look at what is possible")?;
     say("a node is possible");
-    let arguments = Arguments::parse();
-    if arguments.kubelet_alone {
-        if let Err(error) = kubelet_alone(&state, &say).await {
+    match &arguments.join {
+        Some(folder) => {
+            let ended = join(&state, folder, &say).await;
             state.collect_logs("real_node")?;
-            return Err(error);
+            ended?;
         }
-        as_before(&before, &state).await?;
-        say("nothing is left");
-        return Ok(());
+        None => here(&state, arguments.nodes, &before, &say).await?,
     }
+    as_before(&before, &state).await?;
+    say("nothing is left");
+    Ok(())
+}
+
+async fn here(
+    state: &Arc<StateDir>,
+    nodes: u8,
+    before: &BTreeSet<String>,
+    say: &impl Fn(&str),
+) -> Result<()> {
     let guest = built("e2e/guest/build-tiny.sh")?;
-    let pods = match Pods::start(&state, Lifetime::Test, arguments.nodes, &[guest]).await {
+    let pods = match Pods::start(state, Lifetime::Test, nodes, &[guest]).await {
         Ok(pods) => pods,
         Err(error) => {
             state.collect_logs("real_node")?;
@@ -65,91 +92,94 @@ async fn main() -> Result<()> {
         }
     };
     say("the nodes are Ready");
-    ensure!(shown(&state)? != before, "what nodes leave would not be seen");
-    let tried = try_pods(&pods, &say).await;
+    ensure!(shown(state)? != *before, "what nodes leave would not be seen");
+    let tried = try_pods(pods.cluster(), say).await;
     pods.save_evidence("real_node")?;
     tried?;
-    pods.stop()?;
-    as_before(&before, &state).await?;
-    say("nothing is left");
-    Ok(())
+    pods.stop()
 }
 
-/// One pod with limits, by kubelet and containerd alone.
-async fn kubelet_alone(state: &Arc<StateDir>, say: &impl Fn(&str)) -> Result<()> {
-    let programs = built("e2e/control-plane/build.sh")?;
-    let mut node = Node::start(state, Lifetime::Test, 0, None).await?;
+/// The control plane here, and the node in a VM.
+async fn with_vm(
+    state: &Arc<StateDir>,
+    qemu: &[OsString],
+    console: &Path,
+    say: &impl Fn(&str),
+) -> Result<()> {
+    let network = Network::start(state).await?;
+    let control_plane = ControlPlane::start_at(state, Lifetime::Test, &network.place()).await?;
+    say("the control plane is there");
+    let vm = network.start_vm(qemu, &control_plane.joining()?, console)?;
+    let cluster = Cluster::over(control_plane, state, Lifetime::Test).await?;
+    let trial = async {
+        let objects: Api<NodeObject> = Api::all(cluster.client().clone());
+        until(&objects, NODE, "it has joined", SOON, |_| true).await?;
+        say("the node has joined");
+        is_ready(&cluster, NODE).await?;
+        say("the node is Ready");
+        try_pods(&cluster, say).await
+    };
+    let tried = tokio::select! { tried = trial => tried, lost = vm.lost() => lost };
+    save_evidence(&cluster, "real_node")?;
+    // Also after a failure: the VM's part then shows its logs.
+    let left = vm.leave(cluster.client()).await;
+    tried.and(left)?;
+    say("nothing is left in the VM, and it is off");
+    cluster.stop_control_plane()
+}
+
+/// The node of a control plane elsewhere, until that one removes it.
+async fn join(state: &Arc<StateDir>, folder: &Path, say: &impl Fn(&str)) -> Result<()> {
+    let joining = Joining::unpacked(&folder.join("bin"), &folder.join("keys"))?;
+    let guests = std::fs::read_dir(folder.join("guests"))?.map(|guest| Ok(guest?.path()));
+    let guests = guests.collect::<Result<Vec<_>>>()?;
+    let mut nodes = make_nodes(state, Lifetime::Test, 1, &guests).await?;
+    nodes.iter().try_for_each(Node::wire)?;
     say("the node is made");
-    node.start_containerd().await?;
-    say("containerd answers");
-    let archives = images::build(&state.join("images"))?;
-    for archive in [&archives.pause, &archives.daemon] {
-        node.import(archive)?;
+    start_runtimes(&mut nodes, async { Ok(Images::at(&folder.join("images"))) }).await?;
+    say("containerd has the images, and libvirt runs");
+    for node in &mut nodes {
+        node.join(&joining).await?;
     }
-    say("containerd has the images");
-    let manifests = node.start_kubelet_alone(&programs).await?;
-    let image = "gpudesk.test/gpudesk-node-daemon:test";
-    let container = json!({
-        "name": "it", "image": image, "imagePullPolicy": "Never", "command": ["sleep", "4242"],
-        "resources": { "limits": { "memory": "96Mi", "cpu": "500m" } },
-    });
-    let pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "alone", "namespace": "default" },
-        "spec": { "containers": [container], "terminationGracePeriodSeconds": 0 },
-    });
-    std::fs::write(manifests.join("pod.json"), pod.to_string())?;
-    let words =
-        |process: &Identity| std::fs::read(format!("/proc/{}/cmdline", process.pid())).unwrap_or_default();
-    let process = eventually("the pod runs", SOON, || async {
-        Ok(node.inhabitants().into_iter().find(|it| words(it).starts_with(b"sleep\x004242")))
-    })
-    .await?;
-    say("a pod runs");
-    println!("{}", run(node.inside("ctr").args(["-n", "k8s.io", "tasks", "ls"]))?);
-    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", process.pid()))?;
-    println!("its cgroups:\n{groups}");
-    ensure!(groups.contains("/kubepods/"), "it is in no group of pods");
-    let at = groups.lines().find_map(|line| line.split_once(":memory:").or(line.split_once("0::")));
-    let (_, at) = at.context("it has a group for memory")?;
-    let files = [
-        format!("/sys/fs/cgroup{at}/memory.max"),
-        format!("/sys/fs/cgroup/memory{at}/memory.limit_in_bytes"),
-    ];
-    let limit = files.iter().find_map(|file| std::fs::read_to_string(file).ok());
-    let limit = limit.context("no limit of memory")?;
-    ensure!(limit.trim() == (96 << 20).to_string(), "its memory is limited to {limit}");
-    std::fs::remove_file(manifests.join("pod.json"))?;
-    eventually("the pod is gone", SOON, || async { Ok((!process.is_running()).then_some(())) }).await?;
-    say("the pod is gone");
-    node.stop()
+    say("kubelet and kube-proxy run");
+    left(&joining).await?;
+    say("the node was removed from its cluster");
+    nodes.into_iter().try_for_each(Node::stop)
 }
 
-async fn try_pods(pods: &Pods, say: &impl Fn(&str)) -> Result<()> {
-    pods.install(&["nodeDaemon.acceleration=emulation"]).context("installation")?;
-    say("the chart's pods are ready");
-    println!("{}", pods.cluster().kubectl(["get", "nodes,pods", "-A", "-o", "wide"])?);
-    let inside =
-        ["exec", "-n", SYSTEM_NAMESPACE, "daemonset/gpudesk-node-daemon", "--", "cat", "/proc/self/cgroup"];
-    println!("cgroups of the daemon's pod:\n{}", pods.cluster().kubectl(inside)?);
+async fn try_pods(cluster: &Cluster, say: &impl Fn(&str)) -> Result<()> {
+    pods::install(cluster, &["nodeDaemon.acceleration=emulation"]).context("installation")?;
+    say("helm install --wait is through: the chart's pods are ready");
+    println!("{}", cluster.kubectl(["get", "nodes,pods", "-A", "-o", "wide"])?);
+    let inside = |script: &str| {
+        let exec = ["exec", "-n", SYSTEM_NAMESPACE, "daemonset/gpudesk-node-daemon", "--", "sh", "-c"];
+        cluster.kubectl(exec.into_iter().chain([script]))
+    };
+    println!("cgroups of the daemon's pod, and what is mounted of cgroups there:");
+    println!("{}", inside("cat /proc/self/cgroup; grep cgroup /proc/self/mounts")?);
 
-    let objects = pods.objects("lab").await?;
+    let objects = Objects::new(cluster.client(), &cluster.namespace("lab").await?);
     objects.template("tiny", &TINY.replace("shutdownGraceSeconds: 5", "shutdownGraceSeconds: 0")).await?;
     objects.desktop("one", "templateRef: {name: tiny}").await?;
+    say("a desktop is applied");
     let desktop = objects.is("one", ConditionType::Ready, true, SOON).await?;
+    say("it runs");
+    println!("{}", cluster.kubectl(["get", "desktops", "-A", "-o", "wide"])?);
     let uid = desktop.uid().context("a desktop has a UID")?;
-    let nodes = pods.nodes().await;
-    let first = nodes.first().context("a node")?;
-    let log = first.outside(&format!("/var/lib/gpudesk/desktops/{uid}/serial.log"));
+    let said = format!("cat /var/lib/gpudesk/desktops/{uid}/serial.log");
     eventually("the guest answers", SOON, || async {
-        let said = std::fs::read(&log).unwrap_or_default();
-        Ok(String::from_utf8_lossy(&said).contains("tiny: ready").then_some(()))
+        Ok(inside(&said)?.contains("tiny: ready").then_some(()))
     })
     .await?;
-    say("a desktop runs, and its guest has answered");
-    let guest = first.guests().into_iter().next().context("a desktop has a process")?;
-    println!("cgroups of QEMU:\n{}", std::fs::read_to_string(format!("/proc/{}/cgroup", guest.pid()))?);
+    say("its guest has answered");
+    // The daemon's pod sees the processes of the node.
+    let guests = "for it in $(grep -ls ^qemu-system /proc/[0-9]*/comm); do cat ${it%comm}cgroup; done";
+    let groups = inside(guests)?;
+    ensure!(!groups.is_empty(), "a desktop has no process");
+    println!("cgroups of QEMU:\n{groups}");
     objects.delete("one", SOON).await?;
-    ensure!(!guest.is_running(), "the deleted desktop runs");
+    let left = inside(guests)?;
+    ensure!(left.is_empty(), "the deleted desktop runs: {left}");
     say("the desktop is gone");
     Ok(())
 }

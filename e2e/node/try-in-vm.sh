@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Tries a node, the chart's pods and a desktop on them (e2e/examples/real_node.rs) on a machine that has cgroup v2 alone
 # and systemd as its PID 1: a Debian guest under plain emulation, so that neither KVM nor such a machine is needed.
-# What the guest says is printed; the status is that of the trial in it.
+# The control plane, helm and kubectl run on this machine, and only the node in the guest. What the guest says is printed
+# after a bar; the status is that of the trial.
 #
-#   try-in-vm.sh [--shell] [ARGUMENT...]   arguments for real_node, such as --nodes 2
-#     --shell      no trial: a shell of the guest on this terminal; /usr/local/sbin/try starts the trial
+#   try-in-vm.sh [--shell | --logs | --image]
+#     --shell      no trial: a shell of the guest on this terminal
 #     --logs       also what every program in it writes, and who uses its processors
 #     --image      only build the guest (once) and print its folder
 #   MIRROR=URL          Debian mirror (default: the one that apt uses here)
 #   XDG_CACHE_HOME=DIR  where the guest goes (default ~/.cache)
 #   PATIENCE=N          how many times as long as elsewhere things may take in it (default 20)
-#   LIMIT=SECONDS       after which the guest is ended (default 5400)
+#   LIMIT=SECONDS       after which the trial is ended (default 5400)
 #
-# Needs root, for the ownership of files in the images. Kernel and initramfs are those of ../gpu-node.
+# Needs root, for namespaces and the ownership of files in the images. Kernel and initramfs are those of ../gpu-node.
 set -euo pipefail
 export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
 
@@ -111,68 +112,63 @@ if [[ ! -d $folder ]]; then
 fi
 if $image; then printf '%s\n' "$folder"; exit; fi
 
-# The programs, and what they read of the checkout and of the cache, at the same places as here.
+# The programs of the node, at the places that real_node --join looks at.
 work=$(mktemp -d /var/tmp/try-in-vm.XXXXXX)
 trap 'rm -rf "$work"' EXIT
 tree=$work/try
-mkdir -p "$tree"/{bin,checkout,cache/gpudesk}
+mkdir -p "$tree"/{bin,guests}
 control_plane=$("$here/../control-plane/build.sh" | tail -n 1)
-base=$("$here/build-images.sh" --base)
 tiny=$("$here/../guest/build-tiny.sh" | tail -n 1)
 (cd "$checkout" && "${CARGO:-cargo}" build --quiet --workspace --all-features --bins --examples)
-for program in gpudesk-operator gpudesk-node-daemon kubectl-desktop examples/real_node; do
-  strip -o "$tree/bin/${program##*/}" "$checkout/target/debug/$program"
-done
-cp -a "$control_plane" "$base" "$base.digest" "${tiny%/*}" "$tree/cache/gpudesk/"
-(cd "$checkout" && git ls-files -z e2e charts crds examples README.md operator/Containerfile node-daemon/Containerfile |
-  xargs -0 cp --parents -t "$tree/checkout")
+programs=$checkout/target/debug
+"$here/build-images.sh" "$programs" "$tree/images"
+strip -o "$tree/bin/real_node" "$programs/examples/real_node"
+cp -a "$control_plane"/{kubelet,kube-proxy} "$tree/bin/"
+cp "$tiny" "$tree/guests/"
 cat >"$tree/start" <<END_OF_START
 #!/bin/bash
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb
-export XDG_CACHE_HOME=/try/cache GPUDESK_BIN_DIR=/try/bin GPUDESK_PATIENCE=${PATIENCE:-20} RUST_LOG=\${RUST_LOG:-info}
-mkdir -p '$checkout'
-mount --bind /try/checkout '$checkout'
-cd '$checkout'
-cat >/usr/local/sbin/try <<'TRY'
-#!/bin/bash
-/try/bin/real_node $*
-TRY
-chmod 755 /usr/local/sbin/try
+export GPUDESK_PATIENCE=${PATIENCE:-20} RUST_LOG=\${RUST_LOG:-info}
+udevadm settle
 if $shell; then bash -i; else
-  udevadm settle
-  echo "up since \$(cut -d ' ' -f 1 /proc/uptime) s"; uname -a; grep cgroup /proc/self/mounts; cat /proc/self/cgroup; cat /sys/fs/cgroup/cgroup.subtree_control
+  echo "up since \$(cut -d ' ' -f 1 /proc/uptime) s; PID 1 is \$(cat /proc/1/comm)"; uname -a
+  grep cgroup /proc/self/mounts; cat /proc/self/cgroup /sys/fs/cgroup/cgroup.subtree_control
   if $logs; then
     while sleep 20; do top -b -n 1 | sed -n '1,3p;7,16p'; done &
     (while ! compgen -G '/var/tmp/gpudesk/*/logs/*.log' >/dev/null; do sleep 2; done
       sleep 30; exec tail -n +1 -F /var/tmp/gpudesk/*/logs/*.log) &
   fi
-  try; echo "try in a VM: status \$?"
+  mkdir /try/keys
+  tar -xf /dev/disk/by-id/virtio-keys -C /try/keys
+  /try/bin/real_node --join /try
+  status=\$?
   cat /sys/fs/cgroup/cgroup.subtree_control
-  for log in $checkout/target/e2e-logs/*/*; do echo "== \$log"; tail -n 40 "\$log"; done
+  ((status == 0)) || for log in $checkout/target/e2e-logs/*/*; do echo "== \$log"; tail -n 20 "\$log"; done
+  echo "try in a VM: status \$status"
 fi
 systemctl poweroff --force
 END_OF_START
 chmod 755 "$tree/start"
-mkfs.ext4 -q -F -L try -d "$tree" "$work/try.raw" 4G
+mkfs.ext4 -q -F -L try -d "$tree" "$work/try.raw" 2G
 rm -rf "$tree"
 
-say 'starting the guest'
-console=(-chardev "file,id=console,path=$work/console")
-if $shell; then console=(-chardev stdio,id=console,signal=off); fi
+console=$work/console chardev=file,id=console,path=$work/console
+if $shell; then chardev=stdio,id=console,signal=off; fi
 # It is no slower with a thread for each CPU, and here a lost boot costs only another try.
-timeout --foreground "${LIMIT:-5400}" qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot \
-  -accel tcg,thread=multi,tb-size=1024 -machine q35 -cpu Nehalem -smp 2 -m 5120 \
-  -kernel "$kernel/vmlinuz" -initrd "$kernel/initrd" \
-  -append 'console=ttyS0 panic=-1 mitigations=off nokaslr tsc=reliable systemd.unified_cgroup_hierarchy=1 quiet' \
-  "${console[@]}" -serial chardev:console \
-  -drive "if=none,id=root,format=raw,snapshot=on,file=$folder/root.raw" -device virtio-blk-pci,drive=root \
-  -drive "if=none,id=try,format=raw,cache=unsafe,file=$work/try.raw" -device virtio-blk-pci,drive=try \
-  -netdev user,id=net0,restrict=on -device virtio-net-pci,netdev=net0,romfile= -device virtio-rng-pci &
-vm=$!
-if $shell; then wait $vm; exit; fi
-trap 'kill $vm 2>/dev/null || :; rm -rf "$work"' EXIT
-tail --pid=$vm --retry -n +1 -f "$work/console" 2>/dev/null
-wait $vm || die "the guest was ended: $?"
-status=$(sed -n 's/^try in a VM: status \([0-9]*\).*/\1/p' "$work/console")
-say "the trial ended with status ${status:-none}"
-exit "${status:-1}"
+qemu=(qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot
+  -accel tcg,thread=multi,tb-size=1024 -machine q35 -cpu Nehalem -smp 2 -m 4096
+  -kernel "$kernel/vmlinuz" -initrd "$kernel/initrd"
+  -append 'console=ttyS0 panic=-1 mitigations=off nokaslr tsc=reliable systemd.unified_cgroup_hierarchy=1 quiet'
+  -chardev "$chardev" -serial chardev:console
+  -drive "if=none,id=root,format=raw,snapshot=on,file=$folder/root.raw" -device virtio-blk-pci,drive=root
+  -drive "if=none,id=try,format=raw,cache=unsafe,file=$work/try.raw" -device virtio-blk-pci,drive=try
+  -device virtio-rng-pci)
+if $shell; then "${qemu[@]}"; exit; fi
+say 'starting the trial'
+: >"$console"
+tail --pid=$$ -n +1 -f "$console" 2>/dev/null | sed -u 's/^/  | /' &
+status=0
+GPUDESK_PATIENCE=${PATIENCE:-20} timeout --foreground "${LIMIT:-5400}" \
+  "$programs/examples/real_node" --console "$console" -- "${qemu[@]}" || status=$?
+say "the trial ended with status $status"
+exit "$status"

@@ -212,6 +212,8 @@ impl Cluster {
             Ok(user) => Ok(user.uid == account.metadata.uid),
             Err(error) => match error.downcast_ref() {
                 Some(kube::Error::Api(status)) if status.code == 401 => Ok(false),
+                // It is of a control plane that is gone: this one has just answered.
+                Some(kube::Error::Service(_)) => Ok(false),
                 _ => Err(error),
             },
         }

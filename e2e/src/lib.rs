@@ -6,7 +6,7 @@
 //!     control_plane ── etcd, kube-apiserver, kube-controller-manager, built from their modules
 //!     programs ── the operator and daemon binaries, started with service-account kubeconfigs
 //!   pods ── the chart's own pods on nodes of the harness, instead of programs beside a control plane
-//!     node ── kubelet, containerd, kube-proxy and libvirt in private namespaces
+//!     node ── kubelet, containerd, kube-proxy and libvirt in private namespaces; node::vm: those in a VM
 //!   libvirt_host ── a libvirtd in a mount namespace of its own; accelerator: KVM or emulation
 //!   guest_network ── what listens on its host and outside, and what a guest gets to hear of it
 //!   gpu_node ── a GPU host in a VM: IOMMU, SR-IOV, mdevs, vendor-specific VFIO, its own libvirt

@@ -1,7 +1,7 @@
 //! Keys and certificates of a control plane of its own.
 //!
 //! ```text
-//! ca ──┬─ apiserver        serves 127.0.0.1, and the first node's address
+//! ca ──┬─ apiserver        serves 127.0.0.1, the first node's address, and that for a VM
 //!      ├─ etcd             serves 127.0.0.1, and is its own gateway's client
 //!      ├─ admin            system:masters
 //!      ├─ controllers, scheduler, kube-proxy    system:kube-controller-manager, ...
@@ -23,7 +23,7 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
-use crate::node;
+use crate::node::{self, vm};
 
 /// The first address of the range of services: that of the API server for pods.
 const SERVICE_ADDRESS: &str = "10.0.0.1";
@@ -48,6 +48,16 @@ impl Pki {
             fs::rename(&part, &folder)?;
         }
         Ok(Self { folder })
+    }
+
+    /// The keys in a folder that has them.
+    pub(crate) fn at(folder: &Path) -> Self {
+        Self { folder: folder.to_owned() }
+    }
+
+    /// The folder.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// The certificate file of this name.
@@ -124,9 +134,10 @@ impl<'a> Authority<'a> {
 }
 
 fn parameters(common_name: &str, organization: Option<&str>) -> Result<CertificateParams> {
-    let names = ["127.0.0.1", "localhost", "kubernetes.default.svc", SERVICE_ADDRESS].map(str::to_owned);
+    let names = ["127.0.0.1", "localhost", "kubernetes.default.svc", SERVICE_ADDRESS, vm::API_SERVER];
     let nodes = (0..node::MOST).map(node::address);
-    let mut parameters = CertificateParams::new(names.into_iter().chain(nodes).collect::<Vec<_>>())?;
+    let mut parameters =
+        CertificateParams::new(names.map(str::to_owned).into_iter().chain(nodes).collect::<Vec<_>>())?;
     parameters.distinguished_name.push(DnType::CommonName, common_name);
     if let Some(organization) = organization {
         parameters.distinguished_name.push(DnType::OrganizationName, organization);

@@ -13,7 +13,8 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::cluster::{Cluster, SYSTEM_NAMESPACE};
 use crate::control_plane::ControlPlane;
-use crate::node::{MOST, Node, images};
+use crate::node::images::{self, Images};
+use crate::node::{MOST, Node};
 use crate::objects::Objects;
 use crate::processes::Lifetime;
 use crate::state::{StateDir, copy_whole};
@@ -38,46 +39,18 @@ impl Pods {
     ) -> Result<Self> {
         let folder = state.join("images");
         let archives = tokio::task::spawn_blocking(move || images::build(&folder));
-        let mut nodes: Vec<Node> = Vec::new();
-        for index in 0..count {
-            let node = Node::start(state, lifetime, index, nodes.first()).await?;
-            nodes.push(node);
-        }
-        let first = nodes.first().context("at least one node")?;
-        for guest in guests {
-            copy_whole(guest, &first.outside("/var/lib/gpudesk/images"))?;
-        }
-        let place = first.place();
+        let mut nodes = make_nodes(state, lifetime, count, guests).await?;
+        let place = nodes.first().context("at least one node")?.place();
         let control_plane = ControlPlane::start_at(state, lifetime, &place);
-        let runtimes = async {
-            try_join_all(nodes.iter_mut().map(Node::start_containerd)).await?;
-            let archives = archives.await??;
-            for node in &nodes {
-                node.import(&archives.pause)?;
-                node.import(&archives.operator)?;
-            }
-            // The larger one, where it is wanted.
-            if let Some(first) = nodes.first() {
-                first.import(&archives.daemon)?;
-            }
-            if let Some(first) = nodes.first_mut() {
-                first.start_libvirt().await?;
-            }
-            anyhow::Ok(())
-        };
+        let runtimes = start_runtimes(&mut nodes, async { archives.await? });
         let (control_plane, ()) = tokio::try_join!(control_plane, runtimes)?;
         tracing::info!("control plane and containerd are there, with the images");
         let cluster = Cluster::over(control_plane, state, lifetime).await?;
         for node in &mut nodes {
-            node.join(cluster.control_plane()).await?;
+            node.join(&cluster.control_plane().joining()?).await?;
         }
-        let objects: Api<NodeObject> = Api::all(cluster.client().clone());
         for node in &nodes {
-            until(&objects, &node.name(), "it is Ready", READY, |node| {
-                let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-                conditions.into_iter().any(|it| it.type_ == "Ready" && it.status == "True")
-            })
-            .await?;
+            is_ready(&cluster, &node.name()).await?;
         }
         tracing::info!("the nodes are ready");
         Ok(Self { cluster, nodes: Mutex::new(nodes) })
@@ -131,26 +104,9 @@ impl Pods {
         Ok(listed.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect())
     }
 
-    /// Saves the logs of everything, of pods too, and the objects as they are now, and returns the folder.
+    /// As the function of this name.
     pub fn save_evidence(&self, name: &str) -> Result<PathBuf> {
-        let folder = self.cluster.save_evidence(name)?;
-        let of_pods =
-            ["logs", "--namespace", SYSTEM_NAMESPACE, "--prefix", "--tail=2000", "--all-containers"];
-        for (file, words) in [
-            ("pods.yaml", vec!["get", "pods,nodes", "--all-namespaces", "--output=yaml"]),
-            (
-                "operator-pods.log",
-                [&of_pods[..], &["--selector=app.kubernetes.io/name=gpudesk-operator"]].concat(),
-            ),
-            (
-                "daemon-pods.log",
-                [&of_pods[..], &["--selector=app.kubernetes.io/name=gpudesk-node-daemon"]].concat(),
-            ),
-        ] {
-            let text = self.cluster.kubectl(words).unwrap_or_else(|error| format!("{error:#}"));
-            std::fs::write(folder.join(file), text)?;
-        }
-        Ok(folder)
+        save_evidence(&self.cluster, name)
     }
 
     /// Stops all of it; nothing is left on return.
@@ -169,11 +125,75 @@ impl Pods {
 pub fn install(cluster: &Cluster, settings: &[&str]) -> Result<()> {
     cluster.kubectl(["label", "--overwrite", "node", "node-a", "gpudesk.dev/host=true"])?;
     let limit = format!("--timeout={}s", patient(Duration::from_mins(3)).as_secs());
-    let mut flags = vec!["--wait", &*limit];
-    if patient(Duration::from_secs(1)) > Duration::from_secs(1) {
-        // helm waits a minute for definitions that are new, whatever its limit is.
-        cluster.apply_crds()?;
-        flags.push("--skip-crds");
+    cluster.helm_install_with(&[&images::SETTINGS[..], settings].concat(), &["--wait", &limit])
+}
+
+/// Makes nodes with nothing running in them, the first of which has `guests` among its golden images.
+pub async fn make_nodes(
+    state: &Arc<StateDir>,
+    lifetime: Lifetime,
+    count: u8,
+    guests: &[PathBuf],
+) -> Result<Vec<Node>> {
+    let mut nodes: Vec<Node> = Vec::new();
+    for index in 0..count {
+        let node = Node::start(state, lifetime, index, nodes.first()).await?;
+        nodes.push(node);
     }
-    cluster.helm_install_with(&[&images::SETTINGS[..], settings].concat(), &flags)
+    let first = nodes.first().context("at least one node")?;
+    for guest in guests {
+        copy_whole(guest, &first.outside("/var/lib/gpudesk/images"))?;
+    }
+    Ok(nodes)
+}
+
+/// Starts containerd and gives it the images; the first node also gets that of the node daemon, and a libvirt.
+pub async fn start_runtimes(
+    nodes: &mut [Node],
+    archives: impl Future<Output = Result<Images>>,
+) -> Result<()> {
+    try_join_all(nodes.iter_mut().map(Node::start_containerd)).await?;
+    let archives = archives.await?;
+    for node in &*nodes {
+        node.import(&archives.pause)?;
+        node.import(&archives.operator)?;
+    }
+    // The larger one, where it is wanted.
+    if let Some(first) = nodes.first_mut() {
+        first.import(&archives.daemon)?;
+        first.start_libvirt().await?;
+    }
+    Ok(())
+}
+
+/// Waits until a node is Ready.
+pub async fn is_ready(cluster: &Cluster, name: &str) -> Result<()> {
+    let objects: Api<NodeObject> = Api::all(cluster.client().clone());
+    until(&objects, name, "it is Ready", READY, |node| {
+        let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        conditions.into_iter().any(|it| it.type_ == "Ready" && it.status == "True")
+    })
+    .await
+    .map(drop)
+}
+
+/// Saves the logs of everything, of pods too, and the objects as they are now, and returns the folder.
+pub fn save_evidence(cluster: &Cluster, name: &str) -> Result<PathBuf> {
+    let folder = cluster.save_evidence(name)?;
+    let of_pods = ["logs", "--namespace", SYSTEM_NAMESPACE, "--prefix", "--tail=2000", "--all-containers"];
+    for (file, words) in [
+        ("pods.yaml", vec!["get", "pods,nodes", "--all-namespaces", "--output=yaml"]),
+        (
+            "operator-pods.log",
+            [&of_pods[..], &["--selector=app.kubernetes.io/name=gpudesk-operator"]].concat(),
+        ),
+        (
+            "daemon-pods.log",
+            [&of_pods[..], &["--selector=app.kubernetes.io/name=gpudesk-node-daemon"]].concat(),
+        ),
+    ] {
+        let text = cluster.kubectl(words).unwrap_or_else(|error| format!("{error:#}"));
+        std::fs::write(folder.join(file), text)?;
+    }
+    Ok(folder)
 }

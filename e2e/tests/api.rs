@@ -181,7 +181,7 @@ async fn printing(cluster: Arc<Cluster>) -> Result<()> {
         ("dsk", "NAME TEMPLATE GPU NODE STATE READY AGE PCI NUMA ADDRESS CONSOLE MESSAGE"),
         ("dtpl", "NAME CORES MEMORY MIB GPU MACHINE DESKTOPS VALID AGE MESSAGE"),
         ("gp", "NAME SHARE MEMORY ISOLATION TOTAL USED PLACEABLE AGE VALID SATISFIABLE"),
-        ("gn", "NAME GPUS FREE SLICES NUMA DRIVER SIMULATED READY HEARD AGE MESSAGE"),
+        ("gn", "NAME GPUS FREE SLICES NUMA DRIVER SIMULATED READY HEARD AGE MESSAGE SILENCE"),
     ] {
         let printed = cluster.kubectl(["get", kind, "--output=wide", "--namespace", &namespace])?;
         let heading =

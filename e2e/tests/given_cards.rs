@@ -1,7 +1,8 @@
 //! Cards of a GPU node given to desktops: `kubectl apply` outside, the chart's daemon, vfio, mdev, SR-IOV, libvirt
 //! and QEMU inside, NVIDIA's library played beside the driver that is played, and a guest that says what it was given.
 //!
-//! In each way of giving the daemon is killed twice, once while a share is made and once while it is unmade.
+//! In each way of giving the daemon is killed twice, once while a share is made and once while it is unmade; in `make soak`
+//! after every single change of the card, until nothing is left to change.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 use std::path::PathBuf;
@@ -14,13 +15,13 @@ use gpudesk_crds::conditions::ConditionType;
 use gpudesk_crds::{Desktop, GpuNode};
 use gpudesk_e2e::cluster::{Cluster, SYSTEM_NAMESPACE};
 use gpudesk_e2e::gpu_node::GpuNodeVm;
-use gpudesk_e2e::gpu_node::machine::{L40S, RTX_6000, RTX_PRO_6000, T4};
+use gpudesk_e2e::gpu_node::machine::{L40S, NIC, NVME, RTX_6000, RTX_PRO_6000, T4};
 use gpudesk_e2e::objects::{Objects, condition};
 use gpudesk_e2e::processes::Lifetime;
 use gpudesk_e2e::programs::{self, Service};
 use gpudesk_e2e::real_host::built;
 use gpudesk_e2e::state::{StateDir, checkout};
-use gpudesk_e2e::trials::{Environment, Suite};
+use gpudesk_e2e::trials::{Environment, Suite, soak};
 use gpudesk_e2e::waiting::{eventually, until};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::api::{Patch, PatchParams};
@@ -30,8 +31,10 @@ use serde_json::json;
 use tokio::sync::Mutex;
 
 const NODE: &str = "gpu-node";
-/// Emulation in emulation is slow.
-const SLOW: Duration = Duration::from_mins(6);
+/// Emulation in emulation is slow, and a daemon that dies after each change more so.
+fn slow() -> Duration {
+    Duration::from_mins(if soak() { 30 } else { 6 })
+}
 const LIBRARY: &str = "libgpudesk_fake_nvml.so";
 const LOG: &str = "/var/log/daemon.log";
 
@@ -46,11 +49,23 @@ gpus: [{name: card, profileRef: {name: PROFILE}}]
 lifecycle: {shutdownGraceSeconds: 5, restartPolicy: Always}
 ";
 
+/// The same guest with a drive and a network function.
+const WITH_OTHERS: &str = "
+cpu: {cores: 1, model: qemu64}
+memory: {sizeMiB: 64}
+machine: {firmware: DirectKernel, directKernel: {kernel: tiny.elf}}
+disks: [{name: data, nvme: {minimumSizeGiB: 1}}]
+networks: [{name: lan, sriov: {physicalNetwork: campus, vlan: 20}}]
+guestAgent: false
+lifecycle: {shutdownGraceSeconds: 5, restartPolicy: Always}
+";
+
 fn main() -> ExitCode {
     Suite::<Node>::new("given_cards")
         .trial("a_whole_card_and_its_companion_are_given_and_come_back", whole)
         .trial("a_mediated_device_is_made_given_and_unmade", mediated)
         .trial("vgpus_on_gpu_instances_are_made_given_and_unmade", on_instances)
+        .trial("a_drive_is_erased_and_a_network_function_comes_back_after_their_user", others)
         .trial("a_vgpu_by_vendor_vfio_is_given_again_after_a_reboot_and_unmade", vendor_vfio)
         .run()
 }
@@ -85,7 +100,7 @@ impl Node {
         let arguments = arguments(&cluster).await?;
         let start = format!(
             "GPUDESK_FAKE_NVML=/run/nvml/world.yaml KUBECONFIG=/run/kubeconfig setsid {daemon} {arguments} \
-             --nvml={library} --acceleration=emulation --give-back-after=0 --guest-network-filter=external >>{LOG} 2>&1 </dev/null & \
+             --nvml={library} --acceleration=emulation --give-back-after=0 --network-functions --guest-network-filter=external >>{LOG} 2>&1 </dev/null & \
              echo $! >/run/daemon.pid"
         );
         let operator = cluster.start_operator().await?;
@@ -108,10 +123,13 @@ impl Node {
         self.vm.run(&self.start).await?;
         let nodes: Api<GpuNode> = Api::all(self.cluster.client().clone());
         // Each cell has one core and 1 GiB.
-        until(&nodes, NODE, "it is there", SLOW, |_| true).await?;
-        let spec = json!({"spec": {"housekeeping": {"coresPerNumaCell": 0, "memoryMiBPerNumaCell": 512}}});
+        until(&nodes, NODE, "it is there", slow(), |_| true).await?;
+        let spec = json!({"spec": {
+            "housekeeping": {"coresPerNumaCell": 0, "memoryMiBPerNumaCell": 512},
+            "devices": [{"name": "cool", "selector": {"pciAddress": L40S}, "powerLimitWatts": 250}],
+        }});
         nodes.patch(NODE, &PatchParams::default(), &Patch::Merge(spec)).await?;
-        let ready = until(&nodes, NODE, "it is ready", SLOW, |node| {
+        let ready = until(&nodes, NODE, "it is ready", slow(), |node| {
             let status = node.status.as_ref();
             let conditions = status.map(|status| status.conditions.as_slice()).unwrap_or_default();
             gpudesk_crds::conditions::is_true(conditions, ConditionType::Ready)
@@ -134,8 +152,12 @@ impl Node {
         Ok(Objects::new(self.cluster.client(), &self.cluster.namespace(name).await?))
     }
 
-    /// Ends the daemon without a word at the next step of these words. [`Self::revive`] waits for it.
+    /// Ends the daemon without a word at the next step of these words, or after each change of a card.
+    /// [`Self::revive`] waits for it.
     async fn kill_at(&self, step: &str) -> Result<()> {
+        if soak() {
+            return self.kill_after_each_change().await;
+        }
         let script = format!(
             "rm -f /run/killed
              cat >/run/killer <<'END'
@@ -149,9 +171,44 @@ END
         self.vm.run(&script).await.map(drop)
     }
 
+    /// Starts a daemon in the place of this one that ends itself after the first change of a card, and another when it
+    /// did. One that has nothing to change goes on.
+    async fn kill_after_each_change(&self) -> Result<()> {
+        let script = format!(
+            "rm -f /run/kills /run/enough
+             cat >/run/killer <<'END'
+             export GPUDESK_KILL_AFTER=card-changed
+             kill -KILL $(cat /run/daemon.pid)
+             while {}; do
+                 wait $(cat /run/daemon.pid)
+                 test $? = 137 -a ! -e /run/enough || break
+                 echo >>/run/kills
+             done
+END
+             setsid bash /run/killer </dev/null >/dev/null 2>&1 &
+             sleep 1",
+            self.start
+        );
+        self.vm.run(&script).await.map(drop)
+    }
+
+    /// Starts one again that lives, where daemons were killed after each change; how many were.
+    async fn enough(&self) -> Result<usize> {
+        let killed = self
+            .vm
+            .run("cat /run/kills 2>/dev/null | wc -l; touch /run/enough; kill -KILL $(cat /run/daemon.pid)");
+        let killed: usize = killed.await?.trim().parse()?;
+        ensure!(killed > 0, "no daemon got as far as to change a card");
+        self.vm.run(&self.start).await?;
+        Ok(killed)
+    }
+
     /// Starts the daemon again, once it was killed.
     async fn revive(&self) -> Result<()> {
-        let killed = eventually("the daemon gets to the step at which it is killed", SLOW, || async {
+        if soak() {
+            return Ok(());
+        }
+        let killed = eventually("the daemon gets to the step at which it is killed", slow(), || async {
             Ok((self.vm.output("test -e /run/killed").await?.status == 0).then_some(()))
         });
         self.explained(killed.await).await?;
@@ -163,7 +220,7 @@ END
     async fn said(&self, desktop: &Desktop) -> Result<String> {
         let uid = desktop.uid().context("a desktop has a UID")?;
         let log = format!("cat /var/lib/gpudesk/*/{uid}/serial.log");
-        eventually("the guest says what it has", SLOW, || async {
+        eventually("the guest says what it has", slow(), || async {
             let said = self.vm.output(&log).await?.stdout;
             Ok(said.contains("tiny: ready").then_some(said))
         })
@@ -172,17 +229,26 @@ END
 
     /// A desktop with a share of this profile that runs, although the daemon was killed at this step of making it.
     async fn given(&self, objects: &Objects, profile: &str, spec: &str, step: &str) -> Result<Desktop> {
-        self.kill_at(step).await?;
         objects.profile(profile, spec).await?;
-        objects.template(profile, &TEMPLATE.replace("PROFILE", profile)).await?;
-        objects.desktop(profile, &format!("templateRef: {{name: {profile}}}")).await?;
+        self.started(objects, profile, &TEMPLATE.replace("PROFILE", profile), step).await
+    }
+
+    /// A desktop of this template that runs, although the daemon was killed at this step of making it.
+    async fn started(&self, objects: &Objects, name: &str, template: &str, step: &str) -> Result<Desktop> {
+        self.kill_at(step).await?;
+        objects.template(name, template).await?;
+        objects.desktop(name, &format!("templateRef: {{name: {name}}}")).await?;
         self.revive().await?;
-        self.ready(objects, profile).await
+        let desktop = self.ready(objects, name).await?;
+        if soak() {
+            println!("{name}: made by {} daemons that were killed", self.enough().await?);
+        }
+        Ok(desktop)
     }
 
     async fn ready(&self, objects: &Objects, name: &str) -> Result<Desktop> {
         let desktops = objects.desktops();
-        let ready = until(&desktops, name, "it is ready", SLOW, |desktop| {
+        let ready = until(&desktops, name, "it is ready", slow(), |desktop| {
             condition(desktop, ConditionType::Ready).is_some_and(|it| it.status == "True")
         });
         self.explained(ready.await).await
@@ -191,10 +257,14 @@ END
     /// Deletes a desktop, of which the end is interrupted at this step.
     async fn taken_back(&self, objects: &Objects, name: &str, step: &str) -> Result<()> {
         self.kill_at(step).await?;
-        let gone = objects.delete(name, SLOW);
+        let gone = objects.delete(name, slow());
         let (gone, revived) = tokio::join!(gone, self.revive());
         revived?;
-        self.explained(gone).await
+        self.explained(gone).await?;
+        if soak() {
+            println!("{name}: unmade by {} daemons that were killed", self.enough().await?);
+        }
+        Ok(())
     }
 
     async fn driver(&self, function: &str) -> Result<String> {
@@ -213,7 +283,7 @@ END
 
     /// Waits until a card has no virtual functions and its driver, as it was found.
     async fn as_found(&self, card: &str) -> Result<()> {
-        let found = eventually("the card is as it was found", SLOW, || async {
+        let found = eventually("the card is as it was found", slow(), || async {
             let on = self.vm.read(&format!("/sys/bus/pci/devices/{card}/sriov_numvfs")).await?;
             let reserved = self.vm.read(&format!("/sys/bus/pci/devices/{card}/driver_override")).await?;
             let is_so = on == "0" && reserved == "(null)" && self.driver(card).await? == "nvidia";
@@ -265,6 +335,108 @@ async fn whole(node: Arc<Node>) -> Result<()> {
     Ok(())
 }
 
+/// What somebody left on the drive is in no file system, so nothing of the host minds it; it is gone after the next user.
+/// What the host told its network card of the function holds again then.
+async fn others(node: Arc<Node>) -> Result<()> {
+    let _changing = node.one_by_one.lock().await;
+    let objects = node.objects("others").await?;
+    let function = format!("$(basename $(readlink /sys/bus/pci/devices/{NIC}/virtfn0))");
+    let interface = format!("$(ls /sys/bus/pci/devices/{NIC}/net)");
+    let script = format!(
+        "modprobe igbvf && echo 2 >/sys/bus/pci/devices/{NIC}/sriov_numvfs
+         ip link set {interface} vf 0 mac 0a:00:00:00:00:01 vlan 7 qos 3 spoofchk off
+         echo {function}"
+    );
+    let function = node.vm.run(&script).await?.trim().to_owned();
+    let of_function = node.driver(&function).await?;
+    let told =
+        || async { node.vm.run(&format!("ip -j -d link show {interface}")).await.map(|text| vfs(&text)) };
+    let before = told().await??;
+    ensure!(before[0].to_string().contains("0a:00:00:00:00:01"), "{before}");
+
+    // Where the drive could have several controllers, the folder has the path to it, and the device another name.
+    let namespace = format!(
+        "name=$(basename /sys/bus/pci/devices/{NVME}/nvme/nvme*/nvme*n1 | sed 's/c[0-9]*n/n/') && test -b /dev/$name && echo $name"
+    );
+    let name = node.vm.run(&namespace).await?;
+    let device = format!("/dev/{}", name.trim());
+    node.vm.run(&format!("yes secret | head -c 4096 | dd of={device} bs=4096 seek=512 conv=fsync")).await?;
+    let left = |device: &str| {
+        format!(
+            "dd if={device} bs=4096 skip=512 count=1 iflag=direct 2>/dev/null | tr -d '\\000' | head -c 6"
+        )
+    };
+    ensure!(node.vm.run(&left(&device)).await?.trim() == "secret", "the mark is not on the drive");
+
+    // Without a word of its owner nobody gets the drive.
+    let nodes: Api<GpuNode> = Api::all(node.cluster.client().clone());
+    let say = |spec: serde_json::Value| {
+        let nodes = nodes.clone();
+        async move {
+            let patch = Patch::Merge(json!({ "spec": spec }));
+            nodes.patch(NODE, &PatchParams::default(), &patch).await
+        }
+    };
+    say(json!({"physicalNetworks": [{"name": "campus", "devices": [NIC]}]})).await?;
+    objects.template("others", WITH_OTHERS).await?;
+    objects.desktop("waits", "templateRef: {name: others}").await?;
+    let all = objects.desktops();
+    let waits = until(&all, "waits", "it says what is missing", slow(), |desktop| {
+        condition(desktop, ConditionType::Ready)
+            .is_some_and(|it| it.status == "False" && it.message.contains("no free NVMe drive"))
+    });
+    node.explained(waits.await).await?;
+    node.explained(objects.delete("waits", slow()).await).await?;
+
+    say(json!({"nvmeDrives": [{"name": "scratch", "selector": {"serial": "gpudesk"}, "erase": "Format"}]}))
+        .await?;
+    let step = format!("taking {NVME} from the driver");
+    let desktop = node.started(&objects, "scratch", WITH_OTHERS, &step).await?;
+    for given in [NVME, &function] {
+        ensure!(node.driver(given).await? == "vfio-pci", "{given}");
+    }
+    let during = told().await??;
+    let own = during[0].to_string();
+    ensure!(!own.contains("0a:00:00:00:00:01") && own.contains("\"vlan\":20"), "{during}");
+    ensure!(during[1] == before[1], "another function was told something: {during}");
+    let said = node.said(&desktop).await?;
+    ensure!(said.contains("1b36:0010") && said.contains("8086:10ca"), "{said}");
+
+    node.taken_back(&objects, "scratch", &format!("erasing {NVME} (Format)")).await?;
+    let erased = until(&nodes, NODE, "the drive is erased and free again", slow(), |gpu_node| {
+        let devices = gpu_node.status.as_ref().map(|status| status.host_devices.as_slice());
+        let drive = devices.unwrap_or_default().iter().find(|one| one.pci_address.to_string() == NVME);
+        drive.is_some_and(|drive| {
+            let erased =
+                drive.last_erase.as_ref().filter(|erase| erase.succeeded && erase.method == "Format");
+            drive.usable && drive.size_mib == Some(1024) && erased.is_some()
+        })
+    });
+    node.explained(erased.await.map(drop)).await?;
+    ensure!(node.driver(NVME).await? == "nvme" && node.driver(&function).await? == of_function);
+    for given in [NVME, &function] {
+        let reserved = node.vm.read(&format!("/sys/bus/pci/devices/{given}/driver_override")).await?;
+        ensure!(reserved == "(null)", "{given}: {reserved}");
+    }
+    let after = told().await??;
+    ensure!(after == before, "before {before}, after {after}");
+    let name = node.vm.run(&namespace).await?;
+    let found = node.vm.run(&left(&format!("/dev/{}", name.trim()))).await?;
+    ensure!(found.trim().is_empty(), "what was left is still on the drive: {found}");
+    node.vm.run(&format!("echo 0 >/sys/bus/pci/devices/{NIC}/sriov_numvfs")).await?;
+    Ok(())
+}
+
+/// What a network card says of its functions, as `ip` prints it, without figures.
+fn vfs(text: &str) -> Result<serde_json::Value> {
+    let mut links: serde_json::Value = serde_json::from_str(text)?;
+    let mut functions = links[0]["vfinfo_list"].take();
+    for function in functions.as_array_mut().context("the card has functions")? {
+        function.as_object_mut().context("a function is told of")?.remove("stats");
+    }
+    Ok(functions)
+}
+
 async fn mediated(node: Arc<Node>) -> Result<()> {
     let _changing = node.one_by_one.lock().await;
     let objects = node.objects("mediated").await?;
@@ -313,13 +485,13 @@ async fn on_instances(node: Arc<Node>) -> Result<()> {
     }
     // Time-sliced vGPUs are hidden while MIG is on.
     let desktops = objects.desktops();
-    let waits = until(&desktops, "draw", "it says what is in its way", SLOW, |desktop| {
+    let waits = until(&desktops, "draw", "it says what is in its way", slow(), |desktop| {
         condition(desktop, ConditionType::Ready)
             .is_some_and(|it| it.status == "False" && it.message.contains("no free placement"))
     });
     node.explained(waits.await).await?;
     for name in ["draw", "develop", "render"] {
-        node.explained(objects.delete(name, SLOW).await).await?;
+        node.explained(objects.delete(name, slow()).await).await?;
     }
     node.taken_back(&objects, "api", "unmaking GPU instance").await?;
     node.as_found(RTX_PRO_6000).await?;
@@ -341,6 +513,9 @@ async fn vendor_vfio(node: Arc<Node>) -> Result<()> {
     ensure!(node.types(L40S).await? == ["1155"]);
     let said = node.said(&desktop).await?;
     ensure!(said.contains("10de:26b9"), "{said}");
+    // The rule of its card holds as long as it is given.
+    let calls = || node.vm.run("cat /run/nvml/calls");
+    ensure!(calls().await?.contains("nvmlDeviceSetPowerManagementLimit 0000:82:00.0 250000 = 0"));
     let where_it_is = format!("grep -l 1155 /sys/bus/pci/devices/{L40S}/virtfn*/nvidia/current_vgpu_type");
     let before = node.vm.run(&where_it_is).await?;
 
@@ -349,12 +524,12 @@ async fn vendor_vfio(node: Arc<Node>) -> Result<()> {
     node.vm.reset().await?;
     ensure!(node.types(L40S).await?.is_empty());
     node.begin().await?;
-    let again = eventually("the desktop has its vGPU again", SLOW, || async {
+    let again = eventually("the desktop has its vGPU again", slow(), || async {
         Ok((node.types(L40S).await? == ["1155"]).then_some(()))
     });
     node.explained(again.await).await?;
     let desktops = objects.desktops();
-    let running = until(&desktops, "vendor", "it runs again", SLOW, |desktop| {
+    let running = until(&desktops, "vendor", "it runs again", slow(), |desktop| {
         let status = desktop.status.as_ref();
         let ready = condition(desktop, ConditionType::Ready).is_some_and(|it| it.status == "True");
         ready && status.is_some()
@@ -363,7 +538,11 @@ async fn vendor_vfio(node: Arc<Node>) -> Result<()> {
     ensure!(node.vm.run(&where_it_is).await? == before, "on the same function");
 
     node.taken_back(&objects, "vendor", "unmaking the vGPU").await?;
-    node.as_found(L40S).await
+    node.as_found(L40S).await?;
+    let calls = calls().await?;
+    let last = calls.lines().rfind(|call| call.starts_with("nvmlDeviceSetPowerManagementLimit"));
+    ensure!(last.is_some_and(|call| call.ends_with(" 450000 = 0")), "{calls}");
+    Ok(())
 }
 
 impl Environment for Node {

@@ -1,5 +1,5 @@
 //! What the operator keeps in order though somebody else, or nobody, does something: Roles that are
-//! deleted, a namespace that ends, a node that falls silent, templates and desktops that change.
+//! deleted, a namespace that ends, a node that falls silent, templates, desktops and layouts of cards that change.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 use std::process::ExitCode;
@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         .trial("a_silent_daemon_is_told_by_its_node_its_desktops_and_the_metric", silent_daemon)
         .trial("a_template_deleted_at_once_stays_while_it_is_used", template_stays)
         .trial("a_change_is_told_field_by_field_and_a_hopeless_restart_not_made", changes)
+        .trial("a_fixed_layout_gives_its_places_and_a_new_one_waits_for_those_in_use", layouts)
         .run()
 }
 
@@ -283,4 +284,99 @@ async fn changes(environment: Arc<Upkeep>) -> Result<()> {
     .await?;
     println!("restarted after {:.1?}", began.elapsed());
     objects.delete("a", SOON).await
+}
+
+/// Lets desktops have one card of [`NODE`] alone, with this layout of vGPUs.
+async fn lay_out(nodes: &Api<GpuNode>, types: &[&str]) -> Result<()> {
+    let node = until(nodes, NODE, "it shows its cards", SOON, |node| {
+        node.status.as_ref().is_some_and(|status| status.devices.len() == 4)
+    })
+    .await?;
+    let cards = node.status.iter().flat_map(|status| &status.devices).map(|card| card.pci_address);
+    let rules = cards.enumerate().map(|(number, card)| {
+        let rule = json!({"name": format!("card-{number}"), "selector": {"pciAddress": card}});
+        let own = match number {
+            0 => json!({"mode": "Vgpu", "layout": {"vgpu": types}}),
+            _ => json!({"management": "Unmanaged"}),
+        };
+        rule.as_object()
+            .into_iter()
+            .chain(own.as_object())
+            .flatten()
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect()
+    });
+    let rules: Vec<serde_json::Map<String, serde_json::Value>> = rules.collect();
+    let patch = json!({"spec": {"devices": rules}});
+    nodes.patch(NODE, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    Ok(())
+}
+
+/// Waits until the layout of [`NODE`] is applied, or is not for this reason; what is said of it.
+async fn is_laid_out(nodes: &Api<GpuNode>, reason: Reason) -> Result<(GpuNode, String)> {
+    let node = until(nodes, NODE, &format!("LayoutApplied says {reason}"), SOON, |node| {
+        let status = node.status.as_ref();
+        let said =
+            status.and_then(|status| conditions::find(&status.conditions, ConditionType::LayoutApplied));
+        said.is_some_and(|said| {
+            said.reason == reason.as_str() && said.observed_generation == node.metadata.generation
+        })
+    })
+    .await?;
+    let status = node.status.as_ref().context("it has a status")?;
+    let said = conditions::find(&status.conditions, ConditionType::LayoutApplied).context("it is said")?;
+    let message = said.message.clone();
+    Ok((node, message))
+}
+
+async fn layouts(environment: Arc<Upkeep>) -> Result<()> {
+    let objects = environment.objects("layouts").await?;
+    let nodes: Api<GpuNode> = Api::all(environment.cluster.client().clone());
+    environment.cluster.kubectl(["label", "gpunode", NODE, "upkeep=layouts"])?;
+    objects.profile("half", "{alternatives: [{vgpu: {series: Q, framebufferMiB: 24576}}]}").await?;
+    let with_gpu =
+        TEMPLATE.replace("guestAgent", "gpus: [{name: screen, profileRef: {name: half}}], guestAgent");
+    objects.template("half", &with_gpu).await?;
+
+    lay_out(&nodes, &["L40S-24Q"]).await?;
+    let (node, _) = is_laid_out(&nodes, Reason::AsExpected).await?;
+    let places = &node.status.as_ref().context("it has a status")?.devices[0].layout;
+    ensure!(places.len() == 1 && places[0].type_name == "L40S-24Q" && places[0].count == 1, "{places:?}");
+    for name in ["a", "b"] {
+        objects.desktop(name, "{templateRef: {name: half}, nodeSelector: {upkeep: layouts}}").await?;
+        if name == "a" {
+            objects.is("a", ConditionType::Ready, true, SOON).await?;
+        }
+    }
+    // The card has room for a second one, and its layout has not.
+    let taken = |desktop: &gpudesk_crds::Desktop| {
+        condition(desktop, ConditionType::Allocated)
+            .is_some_and(|said| said.message.contains("in layouts taken"))
+    };
+    until(&objects.desktops(), "b", "the one place is taken", SOON, taken).await?;
+
+    // A layout without what is in use waits for who has it, and disturbs nobody.
+    let began =
+        |desktop: &gpudesk_crds::Desktop| desktop.status.as_ref()?.domain.as_ref()?.started_at.clone();
+    let before = began(&objects.desktops().get("a").await?);
+    lay_out(&nodes, &["L40S-16Q", "L40S-16Q", "L40S-16Q"]).await?;
+    let (_, said) = is_laid_out(&nodes, Reason::LayoutInUse).await?;
+    ensure!(said.contains(&format!("{}/a (L40S-24Q)", objects.namespace())), "{said}");
+    let desktop = objects.is("a", ConditionType::Ready, true, SOON).await?;
+    ensure!(before.is_some() && began(&desktop) == before, "it was disturbed");
+    lay_out(&nodes, &["L40S-16Q", "L40S-8Q"]).await?;
+    let (_, said) = is_laid_out(&nodes, Reason::InvalidSpec).await?;
+    ensure!(said.contains("vgpuPlacement: MixedSize"), "{said}");
+
+    // As many as it has places, once there is room.
+    lay_out(&nodes, &["L40S-24Q", "L40S-24Q"]).await?;
+    is_laid_out(&nodes, Reason::AsExpected).await?;
+    objects.is("b", ConditionType::Ready, true, SOON).await?;
+    for name in ["a", "b"] {
+        objects.delete(name, SOON).await?;
+    }
+    let patch = json!({"spec": {"devices": null}});
+    nodes.patch(NODE, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    is_laid_out(&nodes, Reason::AsExpected).await?;
+    Ok(())
 }

@@ -75,6 +75,9 @@ pub struct Run {
     /// without it none may be named.
     #[arg(long = "allowed-root", value_name = "DIR")]
     pub allowed_roots: Vec<PathBuf>,
+    /// Give functions of network cards to desktops, whose settings are told to the card in the host's network.
+    #[arg(long, conflicts_with = "simulate")]
+    pub network_functions: bool,
     /// Where and how the host is looked at.
     #[command(flatten)]
     pub look: Look,

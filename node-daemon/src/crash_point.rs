@@ -4,7 +4,8 @@
 //! time it has done that step. A daemon that is killed between any two steps must go on where it was;
 //! the end-to-end tests prove that with this. Without the variable nothing happens. Steps:
 //! `overlay-written`, `disks-written`, `seed-written`, `gpus-created`, `defined`, `started`,
-//! `status-written`, `shutdown-sent`, `destroyed`, `undefined`, `gpus-destroyed`, `folder-removed`.
+//! `status-written`, `shutdown-sent`, `destroyed`, `undefined`, `gpus-destroyed`, `folder-removed`, and `card-changed`
+//! for each single change of a card: a daemon that is started so again and again goes on by one change each time.
 #![expect(clippy::disallowed_methods, reason = "adapter: reads one variable of the environment")]
 
 use std::sync::OnceLock;
@@ -36,6 +37,8 @@ pub enum Step {
     GpusDestroyed,
     /// The desktop's folder is gone.
     FolderRemoved,
+    /// A card was changed, and nothing was noted since.
+    CardChanged,
 }
 
 impl Step {
@@ -53,6 +56,7 @@ impl Step {
             Self::Undefined => "undefined",
             Self::GpusDestroyed => "gpus-destroyed",
             Self::FolderRemoved => "folder-removed",
+            Self::CardChanged => "card-changed",
         }
     }
 }

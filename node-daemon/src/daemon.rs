@@ -288,7 +288,7 @@ impl Desks<'_> {
                 // Nothing is decided without a first look, which a hook or the API server may delay elsewhere.
                 let looking = source.clone();
                 let facts = tokio::task::spawn_blocking(move || looking.facts()).await;
-                seen.set(&facts.context("looking at the host")?);
+                seen.set(&facts.context("looking at the host")?, None);
                 anyhow::Ok(connected)
             };
             let ready = tokio::select! {
@@ -392,7 +392,9 @@ fn source(options: &Run, state_dir: &Path) -> Result<HostSource, SourceError> {
         return HostSource::simulated(file, &options.node_name, state_dir);
     }
     let Look { host_root, nvml, hook: _, hook_timeout: _ } = options.look.clone();
-    HostSource::machine(Place { root: host_root, nvml, state_dir: Some(state_dir.into()) }, false)
+    let network_functions = options.network_functions;
+    let state_dir = Some(state_dir.into());
+    HostSource::machine(Place { root: host_root, nvml, network_functions, state_dir }, false)
 }
 
 /// Says which golden images are not root's, on a thread that nobody waits for.

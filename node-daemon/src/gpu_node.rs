@@ -269,9 +269,9 @@ impl Publisher {
         let owned = stored.filter(|_| is_owners);
         let domains = foreign_domains(hypervisor.as_deref()).await;
         let content = self.content(changes, owned, domains, whole_cards).await?;
-        self.seen.set(&content.facts);
         let before = said.status.as_ref().or_else(|| stored.and_then(|node| node.status.as_ref()));
         let none = GpuNodeSpec::default();
+        let (known, spec) = (now.known, stored.map_or(&none, |node| &node.spec));
         let (gpu_driver_version, vgpu_manager_version) = content.driver_versions;
         let mut guest_network = self.guest_network.view().borrow().clone();
         if let (GuestNetworkView::Filtered { except }, Some(hypervisor)) =
@@ -293,16 +293,18 @@ impl Publisher {
             states: content.states,
             hook: &said.hook,
             instances: content.instances.as_deref().map_err(Clone::clone),
-            spec: stored.map_or(&none, |node| &node.spec),
+            spec,
             generation,
             before,
             now,
         });
+        // Before it is written: what was decided by the layout of before is looked at by that of now.
+        self.seen.set(&content.facts, known.then(|| HardwareSeen::layouts(spec, &status.devices)));
         let additions = Additions {
             seen: &self.upkeep.borrow_and_update().clone(),
             belongs: &self.belongs.borrow_and_update().clone(),
             before,
-            spec: stored.map_or(&none, |node| &node.spec),
+            spec,
             generation,
             kept: self.owner.condition(),
             not_adopted: content.not_adopted,

@@ -124,6 +124,7 @@ impl Renewal {
                         self.restored.send_replace(());
                     }
                     before = Some(lease);
+                    self.metrics.lease_renewed();
                     self.renewed.send_replace(Some(asked));
                     RENEWAL
                 }

@@ -42,6 +42,7 @@ pub struct Metrics {
     renewals_failed: Family<CodeLabels, Counter>,
     card_resets: Family<ResetLabels, Counter>,
     cards_quarantined: Gauge<i64, AtomicI64>,
+    lease_refused: Arc<AtomicBool>,
     hypervisor: Arc<AtomicBool>,
     watching: Arc<AtomicBool>,
 }
@@ -163,6 +164,7 @@ impl Default for Metrics {
             renewals_failed,
             card_resets,
             cards_quarantined,
+            lease_refused: Arc::default(),
             hypervisor: Arc::default(),
             watching: Arc::default(),
         }
@@ -208,6 +210,14 @@ impl Metrics {
     /// A renewal of the lease failed with this HTTP status, or 0 without answer.
     pub fn lease_not_renewed(&self, code: u16) {
         self.renewals_failed.get_or_create(&CodeLabels { code }).inc();
+        if [401, 403].contains(&code) {
+            self.lease_refused.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The lease was renewed.
+    pub fn lease_renewed(&self) {
+        self.lease_refused.store(false, Ordering::Relaxed);
     }
 
     /// What is counted of cards since the daemon began.
@@ -236,8 +246,8 @@ impl Metrics {
         self.watching.store(watching, Ordering::Relaxed);
     }
 
-    /// `/metrics`, `/healthz` (the process answers) and `/readyz` (libvirt answers, and the desktops
-    /// of this node are watched).
+    /// `/metrics`, `/healthz` (the process answers) and `/readyz` (libvirt answers, the API server does not
+    /// refuse the renewal of the lease, and the desktops of this node are watched).
     pub fn router(&self) -> Router {
         let (text, ready) = (self.clone(), self.clone());
         Router::new()
@@ -249,6 +259,12 @@ impl Metrics {
     fn ready(&self) -> (StatusCode, &'static str) {
         if !self.hypervisor.load(Ordering::Relaxed) {
             (StatusCode::SERVICE_UNAVAILABLE, "libvirt does not answer\n")
+        } else if self.lease_refused.load(Ordering::Relaxed) {
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the API server refuses the renewal of the lease of this node, which counts as silent: see the log, and the \
+                 Roles, their bindings and the admission policies of the chart\n",
+            )
         } else if self.watching.load(Ordering::Relaxed) {
             (StatusCode::OK, "ok\n")
         } else {
@@ -276,6 +292,27 @@ impl Metrics {
 mod tests {
     use super::*;
     use axum::body::to_bytes;
+
+    #[test]
+    fn a_daemon_whose_lease_is_refused_is_not_ready_until_it_is_renewed() {
+        let metrics = Metrics::default();
+        metrics.set_hypervisor(true);
+        metrics.set_watching(true);
+        metrics.lease_not_renewed(0);
+        assert_eq!(
+            metrics.ready(),
+            (StatusCode::OK, "ok\n"),
+            "an API server that does not answer is no word"
+        );
+        for code in [401, 403] {
+            metrics.lease_not_renewed(code);
+            let (status, words) = metrics.ready();
+            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+            assert!(words.contains("refuses the renewal of the lease"), "{words}");
+            metrics.lease_renewed();
+            assert_eq!(metrics.ready(), (StatusCode::OK, "ok\n"));
+        }
+    }
 
     #[tokio::test]
     async fn figures_are_said_to_be_what_they_are() {

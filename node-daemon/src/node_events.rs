@@ -76,7 +76,8 @@ fn event(node: &GpuNode, notice: &Notice) -> Event {
             uid: node.metadata.uid.clone(),
             ..ObjectReference::default()
         }),
-        note: Some(cut(&words(*card, *what, why), NOTE)),
+        // What a driver said may have several lines; the admission policy takes no control characters.
+        note: Some(cut(&words(*card, *what, why).replace(char::is_control, " "), NOTE)),
         type_: Some(type_.into()),
         ..Event::default()
     }
@@ -204,7 +205,10 @@ mod tests {
         let long = format!("{}.{}", "n".repeat(NAME - rest.len() - 1), "a".repeat(rest.len()));
         let mut node = node();
         node.metadata.name = Some(long.clone());
-        let event = event(&node, &notice);
+        let odd = Notice { why: "the driver says:\n\tXid 79\u{9b}".into(), ..notice };
+        let event = event(&node, &odd);
+        let said = event.note.unwrap();
+        assert!(said.contains("the driver says:  Xid 79 ;") && !said.contains(char::is_control), "{said:?}");
         assert_eq!(event.reporting_instance.as_deref(), Some(&long[..INSTANCE]));
         assert_eq!(event.regarding.and_then(|about| about.name), Some(long));
         let name = event.metadata.name.unwrap();

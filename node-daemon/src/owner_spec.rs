@@ -6,9 +6,9 @@
 //!   cordoned, taints, devices,             the same
 //!   housekeeping
 //!   outOfService, what is not known here   cordoned: true
-//!   physicalNetworks, drain, and the       nothing: they draw desktops here, or end, erase and
-//!   words on strays, leftovers, orphans    take over, and are their owner's to say again
-//!   and clusters; labels
+//!   physicalNetworks, nvmeDrives, drain,   nothing: they draw desktops here, or end, erase and
+//!   and the words on strays, leftovers,    take over, and are their owner's to say again
+//!   orphans and clusters; labels
 //! ```
 //!
 //! Admission lets a node's token say the first line at the birth of its `GpuNode`, and nothing else of a spec.
@@ -34,8 +34,15 @@ use crate::host::folder::FolderFiles;
 /// Parts of a spec that only keep desktops away, or concern this machine alone.
 const GIVEN_BACK: [&str; 4] = ["cordoned", "devices", "housekeeping", "taints"];
 /// Parts without which nothing is open that was closed.
-const LEFT_OUT: [&str; 6] =
-    ["adoptFromCluster", "drain", "leftovers", "physicalNetworks", "removeOrphansBefore", "strays"];
+const LEFT_OUT: [&str; 7] = [
+    "adoptFromCluster",
+    "drain",
+    "leftovers",
+    "nvmeDrives",
+    "physicalNetworks",
+    "removeOrphansBefore",
+    "strays",
+];
 /// Those of them that are said for one time, and are not missed later.
 const ONCE: [&str; 4] = ["adoptFromCluster", "leftovers", "removeOrphansBefore", "strays"];
 /// Where client-side apply notes what it was given. It sends nothing of a spec that is there already.

@@ -132,7 +132,7 @@ pub async fn run(
     let node = desktops.node().name.clone();
     let templates = Templates::new(client.clone());
     // They come from tenants and may be large: not many at a time.
-    let all = watcher::Config::default().page_size(64);
+    let all = watcher::Config::default().page_size(32);
     let template_events = understood::<DesktopTemplate>(Api::all(client.clone()), all, restored.clone());
     let templates_followed = template_events.for_each(|event| {
         if let Ok(event) = event {

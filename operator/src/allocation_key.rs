@@ -25,7 +25,7 @@ const BYTES: usize = 32;
 /// Between attempts to read it.
 const AGAIN: Duration = Duration::from_secs(2);
 /// Between looks whether it is still there.
-const LOOK_EVERY: Duration = Duration::from_mins(5);
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// The key.
 #[derive(Debug)]
@@ -105,7 +105,14 @@ impl Keeper {
         let secrets = Api::namespaced(client, &namespace);
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            match read_or_make(&secrets, || Ok(self.0.clone())).await {
+            let again = || {
+                tracing::warn!(
+                    "Secret {namespace}/{SECRET} is gone and is made again of the same key: without it the operator that leads \
+                     next knows no decision of before"
+                );
+                Ok(self.0.clone())
+            };
+            match read_or_make(&secrets, again).await {
                 Ok(bytes) if bytes == self.0 => {}
                 Ok(_) => tracing::error!(
                     "Secret {namespace}/{SECRET} has another key than the one by which this operator decides: what runs is \
@@ -206,7 +213,9 @@ mod tests {
         let answer = |code: u16, body: serde_json::Value| {
             Response::builder().status(code).body(Body::from(body.to_string().into_bytes())).unwrap()
         };
+        let begun = tokio::time::Instant::now();
         let (request, send) = handle.next_request().await.unwrap();
+        assert!(begun.elapsed() <= Duration::from_mins(1), "it is missed soon");
         assert_eq!(request.method(), "GET");
         send.send_response(answer(
             404,

@@ -61,14 +61,40 @@ pub async fn serve(
         .route("/healthz", get(async || "ok"))
         .route(
             "/readyz",
-            get(async |State((_, ready)): State<(Metrics, Readiness)>| {
-                if ready.get() {
-                    (StatusCode::OK, "ok")
-                } else {
-                    (StatusCode::SERVICE_UNAVAILABLE, "not ready")
-                }
-            }),
+            get(async |State((metrics, ready)): State<(Metrics, Readiness)>| readyz(&metrics, &ready)),
         )
         .with_state((metrics, ready));
     axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+/// Whether the process is ready; when not, what hinders it.
+fn readyz(metrics: &Metrics, ready: &Readiness) -> (StatusCode, String) {
+    let hindrances = metrics.hindrances();
+    if !hindrances.is_empty() {
+        (StatusCode::SERVICE_UNAVAILABLE, hindrances.join("\n"))
+    } else if ready.get() {
+        (StatusCode::OK, "ok".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_hindered_is_not_ready_and_says_why() {
+        let (metrics, ready) = (Metrics::default(), Readiness::default());
+        assert_eq!(readyz(&metrics, &ready).0, StatusCode::SERVICE_UNAVAILABLE);
+        ready.set(true);
+        assert_eq!(readyz(&metrics, &ready), (StatusCode::OK, "ok".to_owned()));
+        metrics.hindered("Desktop", Some("Desktops may not be watched".to_owned()));
+        let said = (StatusCode::SERVICE_UNAVAILABLE, "Desktops may not be watched".to_owned());
+        assert_eq!(readyz(&metrics, &ready), said);
+        let line = "gpudesk_operator_hindered{kind=\"Desktop\"} 1";
+        assert!(metrics.text().lines().any(|it| it == line), "{}", metrics.text());
+        metrics.hindered("Desktop", None);
+        assert_eq!(readyz(&metrics, &ready).0, StatusCode::OK);
+    }
 }

@@ -139,13 +139,24 @@ fn may_take(lease: &Lease, me: &str, seen: &mut Option<Observation>, now: Instan
 }
 
 impl Candidate {
-    /// Waits until the lease is ours. `None` when `stop` came first.
-    pub async fn acquire(&self, api: &Api<Lease>, stop: &CancellationToken) -> Option<(Taken, Leadership)> {
+    /// Waits until the lease is ours. `None` when `stop` came first. `tell` hears why, once the lease could be neither read
+    /// nor taken for its duration, and nothing once it can.
+    pub async fn acquire(
+        &self,
+        api: &Api<Lease>,
+        stop: &CancellationToken,
+        tell: impl Fn(Option<String>),
+    ) -> Option<(Taken, Leadership)> {
         let mut seen = None;
         let mut said = false;
+        let mut failing: Option<Instant> = None;
         loop {
             let sent = Instant::now();
-            match self.try_acquire(api, &mut seen).await {
+            let answer = self.try_acquire(api, &mut seen).await;
+            if answer.is_ok() && failing.take().is_some() {
+                tell(None);
+            }
+            match answer {
                 Ok(Some(lease)) => {
                     let (deadline, followed) = watch::channel(self.deadline(sent));
                     let (doubted, doubts) = watch::channel(false);
@@ -162,7 +173,14 @@ impl Candidate {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::warn!(error = %cause::of_request(&error), lease = %self.name, "cannot read or take the leader lease");
+                    let error = cause::of_request(&error).to_string();
+                    tracing::warn!(error, lease = %self.name, "cannot read or take the leader lease");
+                    if failing.get_or_insert_with(Instant::now).elapsed() >= self.duration {
+                        tell(Some(format!(
+                            "the leader lease {} can be neither read nor taken, see the Role gpudesk-operator and its binding: {error}",
+                            self.name
+                        )));
+                    }
                 }
             }
             tokio::select! {

@@ -1,7 +1,8 @@
 //! Figures for Prometheus. Labels come from closed sets, or name a node while something is wrong with it:
 //! their number is bounded.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -56,6 +57,9 @@ pub struct Metrics {
     leading: Gauge,
     term_refused: Gauge,
     definitions_lack: Gauge,
+    hindered: Family<Kind, Gauge>,
+    /// What keeps this process from its work, in words, by the kind.
+    hindrances: Arc<Mutex<BTreeMap<String, String>>>,
     decision_seconds: Histogram,
 }
 
@@ -75,6 +79,7 @@ impl Default for Metrics {
         let leading = Gauge::default();
         let term_refused = Gauge::default();
         let definitions_lack = Gauge::default();
+        let hindered = Family::default();
         let decision_seconds = Histogram::new(exponential_buckets(0.000_05, 4.0, 9));
         registry.register("malformed_objects", "Versions of objects that did not parse", malformed.clone());
         registry.register(
@@ -109,6 +114,12 @@ impl Default for Metrics {
             "Fields and values that the definitions in the API lack for this version: while there are any it does not lead",
             definitions_lack.clone(),
         );
+        registry.register(
+            "hindered",
+            "1 while the API server does not let this process read or write what its work needs: it is not ready then, and \
+             /readyz says why",
+            hindered.clone(),
+        );
         registry.register("decision_seconds", "Time of one decision", decision_seconds.clone());
         Self {
             registry: Arc::new(registry),
@@ -125,6 +136,8 @@ impl Default for Metrics {
             leading,
             term_refused,
             definitions_lack,
+            hindered,
+            hindrances: Arc::default(),
             decision_seconds,
         }
     }
@@ -188,6 +201,19 @@ impl Metrics {
     /// How much of what this version needs is not defined in the API.
     pub fn definitions_lack(&self, count: usize) {
         self.definitions_lack.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    /// Why this process cannot read or write a kind that its work needs; nothing once it can.
+    pub fn hindered(&self, kind: &str, why: Option<String>) {
+        self.hindered.get_or_create(&Kind { kind: kind.into() }).set(i64::from(why.is_some()));
+        let mut all = self.hindrances.lock().unwrap_or_else(PoisonError::into_inner);
+        match why {
+            Some(why) => all.insert(kind.to_owned(), why),
+            None => all.remove(kind),
+        };
+    }
+    /// All that was said so and holds still.
+    pub fn hindrances(&self) -> Vec<String> {
+        self.hindrances.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
     /// How long a decision took.
     pub fn decided_in(&self, seconds: f64) {

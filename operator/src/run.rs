@@ -85,6 +85,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// until it lapses.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// Objects in one answer of a list: tenants may fill each up to what etcd takes, 1.5 MiB.
+const PAGE: u32 = 64;
+
 /// Name of the leader lease.
 const LEADER_LEASE: &str = "gpudesk-operator";
 
@@ -114,7 +117,7 @@ pub async fn run(
     // Whoever stands by does so properly.
     ready.set(true);
     let acquired = tokio::select! {
-        acquired = candidate.acquire(&leases, &stop) => acquired,
+        acquired = candidate.acquire(&leases, &stop, |why| metrics.hindered("Lease of the leader", why)) => acquired,
         () = stop.cancelled() => None,
     };
     let Some((taken, leadership)) = acquired else { return Ok(()) };
@@ -305,7 +308,8 @@ fn start_watches(
         ($name:literal, $api:expr, $writer:expr, $hear:ident) => {{
             let (world, metrics) = (world.clone(), metrics.clone());
             let hear = move |seen: watch::Seen<'_, _>| world.$hear(seen);
-            let watching = watch::watch($api, watcher::Config::default(), $writer, metrics, hear);
+            let config = watcher::Config::default().page_size(PAGE);
+            let watching = watch::watch($api, config, $writer, metrics, hear);
             tasks.spawn(async move {
                 watching.await;
                 $name

@@ -14,7 +14,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-use crate::metrics::Metrics;
+use crate::{cause, metrics::Metrics};
 
 /// What an observer hears, once the store shows it.
 #[derive(Debug)]
@@ -47,12 +47,45 @@ pub async fn watch<K>(
     K::DynamicType: Default + Eq + Hash + Clone + Debug,
 {
     let kind = K::kind(&K::DynamicType::default()).into_owned();
+    let (figures, what) = (metrics.clone(), kind.clone());
+    let mut forbidden = false;
     let events = gpudesk_watch::watch(api, config, move |note| match note {
         Note::Interrupted => metrics.watch_errors(&kind),
         Note::Malformed => metrics.malformed(&kind),
         Note::Odd(count) => metrics.odd(&kind, count),
     });
-    stored(events, writer, observe).for_each(|_| future::ready(())).await;
+    let told = stored(events, writer, observe).for_each(|event| {
+        match &event {
+            // It says only that a list is begun.
+            Ok(Event::Init) => {}
+            Ok(_) if forbidden => {
+                forbidden = false;
+                figures.hindered(&what, None);
+            }
+            Err(error) if code(error) == Some(403) => {
+                forbidden = true;
+                let error = cause::of(error);
+                let why = format!(
+                    "{what} may not be read, see the ClusterRole and Role gpudesk-operator and their bindings: {error}"
+                );
+                figures.hindered(&what, Some(why));
+            }
+            Ok(_) | Err(_) => {}
+        }
+        future::ready(())
+    });
+    told.await;
+}
+
+/// The API server's code, where it answered.
+pub(crate) fn code(error: &watcher::Error) -> Option<u16> {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => Some(status.code),
+        _ => None,
+    }
 }
 
 /// The events, once the store shows them and the observer has heard of them.
@@ -108,7 +141,8 @@ mod tests {
 
     use futures::stream;
     use gpudesk_crds::Desktop;
-    use kube::{ResourceExt, runtime::reflector::store};
+    use http::{Request, Response};
+    use kube::{Client, ResourceExt, client::Body, runtime::reflector::store};
     use serde_json::json;
 
     use super::*;
@@ -119,6 +153,37 @@ mod tests {
             "spec": {"templateRef": {"name": "t"}},
         }))
         .unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_is_forbidden_is_said_until_it_goes_on() {
+        let (service, mut api) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let (_reader, writer) = store::<Desktop>();
+        let metrics = Metrics::default();
+        let desktops = Api::all(Client::new(service, "default"));
+        let ignore = |_: Seen<'_, Desktop>| {};
+        let config = watcher::Config::default();
+        let watching = tokio::spawn(watch(desktops, config, writer, metrics.clone(), ignore));
+        let answer = |code: u16, body: serde_json::Value| {
+            Response::builder().status(code).body(Body::from(body.to_string().into_bytes())).unwrap()
+        };
+        let (_, respond) = api.next_request().await.unwrap();
+        respond.send_response(answer(
+            403,
+            json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden",
+                   "message": "no"}),
+        ));
+        let (_, respond) = api.next_request().await.unwrap();
+        let said = metrics.hindrances();
+        assert!(said.len() == 1 && said[0].starts_with("Desktop may not be read"), "{said:?}");
+        respond.send_response(answer(
+            200,
+            json!({"kind": "DesktopList", "apiVersion": "gpudesk.dev/v1alpha1", "metadata": {"resourceVersion": "1"},
+                   "items": []}),
+        ));
+        let (_request, _respond) = api.next_request().await.unwrap();
+        assert_eq!(metrics.hindrances(), Vec::<String>::new());
+        watching.abort();
     }
 
     #[tokio::test]

@@ -41,6 +41,9 @@
 {{- fail "nodeDaemon.relay.hostPort is true and nodeDaemon.relay.enabled is false: enable the relay, or leave out hostPort" }}
 {{- end }}
 {{- $filter := (.guestNetwork | default dict).filter | default "enforce" }}
+{{- if and .networkFunctions (not .privileged) }}
+{{- fail "nodeDaemon.privileged is false and nodeDaemon.networkFunctions is true, which takes it: the cards are told in the host's network; set privileged to true, or networkFunctions to false" }}
+{{- end }}
 {{- if and (eq $filter "enforce") (not .privileged) }}
 {{- fail "nodeDaemon.privileged is false and nodeDaemon.guestNetwork.filter is enforce, which takes it: set filter to external and keep guests off your networks by your own means, or set privileged to true" }}
 {{- end }}

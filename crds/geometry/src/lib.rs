@@ -93,6 +93,8 @@ pub struct Kind {
     pub starts: Vec<i32>,
     /// How many fit on an empty card.
     pub max_count: i32,
+    /// Of a kind without positions, how many the owner of the card lets be there; absent where he sets no number.
+    pub places: Option<i32>,
 }
 
 /// A share on a card. vGPUs on one GPU instance are one.
@@ -207,8 +209,13 @@ impl Geometry {
         self.modes.get(usize::from(kind.mode)).copied().unwrap_or_default()
     }
 
-    /// How many of a kind an empty card holds, by its figures.
+    /// How many of a kind are given of an empty card: no more than its owner lets be there.
     pub fn most(&self, kind: &Kind) -> i32 {
+        self.holds(kind).min(kind.places.unwrap_or(i32::MAX)).max(0)
+    }
+
+    /// How many of a kind an empty card holds, by its figures.
+    pub fn holds(&self, kind: &Kind) -> i32 {
         let mode = self.mode_of(kind);
         let by_units = mode.units.checked_div(kind.size).unwrap_or(0);
         let by_slices = mode.slices.and_then(|all| all.checked_div(kind.slices)).unwrap_or(i32::MAX);
@@ -227,6 +234,17 @@ impl Geometry {
             room.engines = room.engines.and(kind.engines);
         }
         room
+    }
+
+    /// Only these places are given from now on: at the starts named, and of kinds without positions as many as are
+    /// named. What is elsewhere stays in the way for as long as it is there.
+    pub fn fix(&mut self, places: &[Placed]) {
+        for (kind, number) in self.kinds.iter_mut().zip(0u16..) {
+            let own = || places.iter().filter(|place| place.kind == number);
+            kind.starts.retain(|start| own().any(|place| place.start == Some(*start)));
+            let counted = own().filter(|place| place.start.is_none()).count();
+            kind.places = kind.starts.is_empty().then(|| count(counted));
+        }
     }
 
     /// How many of the placed shares lie in the way of a kind at a start.
@@ -296,6 +314,7 @@ impl Geometry {
             Some(left) if counted => left,
             _ => of.max_count.saturating_sub(same),
         };
+        let left = left.min(of.places.map_or(i32::MAX, |places| places.saturating_sub(same)));
         if left > 0 && of.size > 0 { Ok(left) } else { Err(Misfit::Full) }
     }
 

@@ -24,7 +24,7 @@ fn geometry() -> impl Strategy<Value = Geometry> {
         )| {
             let starts = if mode == 2 { vec![] } else { starts.into_iter().collect() };
             let max_count = if mode < 2 && starts.is_empty() { 0 } else { max_count };
-            Kind { mode, size, slices, engines, starts, max_count }
+            Kind { mode, size, slices, engines, starts, max_count, places: None }
         };
         kinds.into_iter().map(kind).collect()
     });
@@ -150,6 +150,43 @@ proptest! {
     ) {
         for (position, share) in layout.iter().enumerate() {
             prop_assert_eq!(geometry.check(&layout[..position], *share), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_fixed_layout_fills_up_in_any_order_and_nothing_else_gets_in(
+        (geometry, order, taken) in (geometry(), prop::collection::vec(any::<prop::sample::Index>(), 0..6))
+            .prop_flat_map(|(geometry, wanted)| {
+                let kinds = geometry.kinds.len();
+                let wanted: Vec<u16> =
+                    wanted.iter().map(|kind| u16::try_from(kind.index(kinds)).unwrap()).collect();
+                let taken = prop::collection::vec(any::<prop::sample::Index>(), wanted.len());
+                (Just(geometry), Just(wanted).prop_shuffle(), taken)
+            }),
+        others in asked(),
+    ) {
+        let Ok(places) = geometry.arrange(&[], &order) else { return Ok(()) };
+        prop_assert!(is_legal(&geometry, &places), "{:?}", places);
+        let mut fixed = geometry.clone();
+        fixed.fix(&places);
+        let mut there = vec![];
+        for (kind, which) in order.iter().zip(&taken) {
+            let choices = fixed.choices(&there, *kind);
+            prop_assert!(!choices.is_empty(), "{kind} beside {there:?} of {places:?}");
+            there.push(*which.get(&choices));
+        }
+        let sorted = |mut places: Vec<Placed>| { places.sort_unstable(); places };
+        prop_assert_eq!(sorted(there.clone()), sorted(places.clone()));
+        // What stands there from before takes places away, and adds none.
+        let before = filled(&geometry, &others[..others.len().min(3)]);
+        for (kind, of) in (0u16..).zip(&fixed.kinds) {
+            prop_assert_eq!(fixed.choices(&there, kind), vec![]);
+            let count = places.iter().filter(|place| place.kind == kind).count();
+            prop_assert_eq!(fixed.most(of), i32::try_from(count).unwrap());
+            for choice in fixed.choices(&before, kind) {
+                prop_assert!(places.contains(&choice), "{choice:?}");
+                prop_assert_eq!(geometry.check(&before, choice), Ok(()));
+            }
         }
     }
 

@@ -28,8 +28,45 @@ pub struct CardReset {
     pub method: String,
     /// When.
     pub time: Time,
-    /// Whether the function told the same ids and class afterwards as before. When not, the card is given to nobody
-    /// until a reset succeeds or the host was rebooted.
+    /// Whether the function told the same ids and class afterwards as before, and its registers answered that did so
+    /// before the card had its first user. When not, the card is given to nobody until a reset succeeds or the host was
+    /// rebooted.
+    pub succeeded: bool,
+    /// What was seen to answer afterwards. `Registers` is missing of a virtual function, and where they cannot be read or
+    /// never told anything but ones: as on a kernel in lockdown. Such a card is not held back for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2))]
+    pub verified: Vec<ResetCheck>,
+    /// What failed, in one sentence; absent when it succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub message: Option<String>,
+}
+
+/// What answers after a reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum ResetCheck {
+    /// Ids, revision and class in its configuration, the same as before the reset.
+    Ids,
+    /// The first word of the memory region with its registers: it is not all ones.
+    Registers,
+    /// What a newer version knows.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
+}
+
+/// How a drive was erased after a user. It promises no more than what the drive said of it.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DriveErasure {
+    /// As the rule in `spec.nvmeDrives` had it when the drive was given: `Format`, `Sanitize`, `Discard`, `None`.
+    #[schemars(length(max = 32))]
+    pub method: String,
+    /// When it ended.
+    pub time: Time,
+    /// Whether the drive completed it and has the size that it had before. When not, it is given to nobody, and
+    /// erased again.
     pub succeeded: bool,
     /// What failed, in one sentence; absent when it succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]

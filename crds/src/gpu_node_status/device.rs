@@ -9,8 +9,8 @@ use super::{
     card_state::{CardReset, CardWait, ForeignDevice, Restoring},
     fabric::CardFabric,
     health::{Health, TemperatureThresholds},
-    pci::{Bar, Companion, IommuGroup, PcieLink, Sriov},
-    shares::{CardUnits, Framework, Instance, ModeSupport, Placement},
+    pci::{Bar, Companion, IommuGroup, PcieLink, ResizableBar, Sriov},
+    shares::{CardUnits, Framework, Instance, LayoutPlaces, ModeSupport, Placement},
     virtual_functions::{VirtualFunction, VirtualFunctions},
 };
 use crate::types::{PciAddress, ShareMode};
@@ -143,6 +143,9 @@ pub struct Device {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub bars: Vec<Bar>,
+    /// The memory region whose size can be changed, with the sizes that it can have; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resizable_bar: Option<ResizableBar>,
     /// Reset methods of the card, in the kernel's order: `flr`, `bus`, `pm`, `device_specific`; or
     /// `default`, where the kernel can reset it and does not say how (before Linux 5.15).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -185,6 +188,13 @@ pub struct Device {
     #[schemars(length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub placements: Vec<Placement>,
+    /// The places of the fixed layout that its owner gives the card, as they are planned: only these are given to
+    /// desktops, and each partition is made when its desktop comes. Keyed by type. Absent without a layout, and
+    /// while there is none that can be: the condition `LayoutApplied` says why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub layout: Vec<LayoutPlaces>,
     /// How many more of a type could be created when this was last read, where that is not as the model says:
     /// `placements[].available` of this card, by type. In memory always empty.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -250,6 +260,9 @@ pub struct VgpuState {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), inner(length(max = 32)))]
     pub schedulers: Vec<String>,
+    /// Whether each GPU instance of MIG has one of `schedulers` to itself; absent when the driver does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_instances: Option<bool>,
 }
 
 impl Device {
@@ -294,6 +307,7 @@ impl Device {
             module_id: None,
             driver: None,
             bars: vec![],
+            resizable_bar: None,
             reset_methods: vec![],
             memory_mib: None,
             temperature_celsius: None,
@@ -305,6 +319,7 @@ impl Device {
             vgpu: None,
             units: None,
             placements: vec![],
+            layout: vec![],
             available: BTreeMap::new(),
             instances: vec![],
         }

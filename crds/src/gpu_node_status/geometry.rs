@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use gpudesk_geometry::{Engines, Geometry, Kind, Mode};
+use gpudesk_geometry::{Engines, Geometry, Kind, Mode, Placed};
 
 use super::{
     device::Device,
@@ -51,6 +51,7 @@ impl Placement {
             engines: self.engines.map(MediaEngines::counted).unwrap_or_default(),
             max_count: if positioned && starts.is_empty() { 0 } else { self.max_count },
             starts,
+            places: None,
         }
     }
 }
@@ -90,6 +91,24 @@ impl Device {
             mode.engines = Mode::spanned_by(of_mode).engines;
         }
         geometry
+    }
+
+    /// The same, where only the places of the fixed layout are given, in its mode.
+    pub fn fixed_geometry(&self, mode: ShareMode, mixed: bool) -> Geometry {
+        let mut geometry = self.geometry(mixed);
+        geometry.fix(&self.places(mode));
+        geometry
+    }
+
+    /// The places of the fixed layout in the terms of the card's geometry.
+    pub fn places(&self, mode: ShareMode) -> Vec<Placed> {
+        let places = self.layout.iter().flat_map(|of| {
+            let kind = self.kind_of(mode, &of.type_name);
+            let starts = of.starts.iter().map(|start| Some(*start));
+            let counted = (0..of.count.clamp(0, CardUnits::MOST_VGPU)).map(|_| None);
+            starts.chain(counted).map(move |start| Placed { kind, start })
+        });
+        places.collect()
     }
 
     /// Units of the card as people count them: MIG memory units, vGPU units, else as many as of its

@@ -4,6 +4,7 @@ use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    card_state::{CardReset, DriveErasure},
     pci::{IommuGroup, PcieLink, Sriov},
     virtual_functions::{VirtualFunction, VirtualFunctions},
 };
@@ -37,6 +38,10 @@ pub struct HostDevice {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 64)))]
     pub names: Vec<String>,
+    /// Serial number of a drive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub serial: Option<String>,
     /// Size of a drive in MiB, rounded down: the sum of its namespaces. Absent for network cards, and
     /// while the host's own driver does not have the drive.
     #[serde(rename = "sizeMiB", default, skip_serializing_if = "Option::is_none")]
@@ -91,6 +96,12 @@ pub struct HostDevice {
     #[schemars(with = "Vec<VirtualFunctions>", length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["pciAddress".into()]))]
     pub virtual_functions: Vec<VirtualFunction>,
+    /// The last reset between two users; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_reset: Option<CardReset>,
+    /// How a drive was erased after its last user; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_erase: Option<DriveErasure>,
 }
 
 /// What a host device is.

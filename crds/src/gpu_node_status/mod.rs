@@ -27,7 +27,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-pub use card_state::{CardReset, CardWait, ForeignDevice, Restoring};
+pub use card_state::{CardReset, CardWait, DriveErasure, ForeignDevice, ResetCheck, Restoring};
 pub use counts::{NodeSummary, TypeCount};
 pub use device::{Device, DeviceKind, MigMode, VgpuState};
 pub use fabric::{CardFabric, Fabric, FabricPartition};
@@ -37,8 +37,10 @@ pub use host_device::{HostDevice, HostDeviceKind};
 pub use leftover::Leftover;
 pub use models::{DeviceModel, VgpuDisplay};
 pub use numa::{CacheDomain, Hugepages, NumaCell};
-pub use pci::{Bar, Companion, GroupMember, IommuGroup, PcieLink, Sriov};
-pub use shares::{CardUnits, Framework, Instance, MediaEngines, MigBackedType, ModeSupport, Placement};
+pub use pci::{Bar, Companion, GroupMember, IommuGroup, PcieLink, ResizableBar, Sriov};
+pub use shares::{
+    CardUnits, Framework, Instance, LayoutPlaces, MediaEngines, MigBackedType, ModeSupport, Placement,
+};
 pub use stray::{Stray, StrayStanding};
 pub use virtual_functions::{VirtualFunction, VirtualFunctions};
 

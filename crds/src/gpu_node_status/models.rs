@@ -18,8 +18,8 @@ use super::{
     GpuNodeStatus,
     device::{Device, MigMode, VgpuState},
     health::TemperatureThresholds,
-    pci::{Bar, PcieLink, Sriov},
-    shares::{CardUnits, Framework, ModeSupport, Placement},
+    pci::{Bar, PcieLink, ResizableBar, Sriov},
+    shares::{CardUnits, Framework, LayoutPlaces, ModeSupport, Placement},
 };
 use crate::types::{ShareMode, VgpuSeries};
 
@@ -57,6 +57,9 @@ pub struct DeviceModel {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub bars: Vec<Bar>,
+    /// The memory region of each whose size can be changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resizable_bar: Option<ResizableBar>,
     /// Reset methods, in the kernel's order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
@@ -96,6 +99,11 @@ pub struct DeviceModel {
     #[schemars(length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub placements: Vec<Placement>,
+    /// The places of the fixed layout, where each has one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub layout: Vec<LayoutPlaces>,
 }
 
 /// What vGPUs of a series can show.
@@ -135,8 +143,8 @@ macro_rules! in_common {
     };
 }
 
-in_common!(class subsystem link sriov driver bars reset_methods memory_mib temperature_thresholds framework
-           supports mig vgpu units placements);
+in_common!(class subsystem link sriov driver bars resizable_bar reset_methods memory_mib temperature_thresholds framework
+           supports mig vgpu units placements layout);
 
 /// Takes the most common value out of fields that all have one; leaves them as they are where one has none.
 fn common<'a, T: Clone + Default + PartialEq + 'a>(fields: impl Iterator<Item = &'a mut T>) -> T {

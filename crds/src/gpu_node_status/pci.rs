@@ -79,6 +79,19 @@ pub struct Bar {
     pub unassigned: bool,
 }
 
+/// A memory region whose size can be changed (Resizable BAR): the largest of a card, where several can.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResizableBar {
+    /// Number of the region, as in `bars`.
+    #[schemars(range(min = 0, max = 5))]
+    pub index: i32,
+    /// The sizes that it can have, in MiB, smallest first.
+    #[serde(rename = "sizesMiB")]
+    #[schemars(length(max = 26))]
+    pub sizes_mib: Vec<i64>,
+}
+
 /// The PCIe link of a card. A width or speed below the largest may be a slot, or power saving.
 #[derive(KubeSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

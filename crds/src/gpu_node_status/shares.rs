@@ -167,6 +167,31 @@ impl Placement {
     }
 }
 
+/// The places of one type in the fixed layout of a card (`spec.devices[].layout`).
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LayoutPlaces {
+    /// Type, as in `placements`.
+    #[serde(rename = "type")]
+    #[schemars(length(min = 1, max = 64))]
+    pub type_name: String,
+    /// Where they start, ascending, in the units of `placements[].starts`. Empty for vGPUs of equal size.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub starts: Vec<i32>,
+    /// How many there are of vGPUs of equal size, which have no position.
+    #[serde(default, skip_serializing_if = "super::is_zero")]
+    #[schemars(range(min = 0, max = 256))]
+    pub count: i32,
+}
+
+impl LayoutPlaces {
+    /// How many places they are.
+    pub fn number(&self) -> i32 {
+        i32::try_from(self.starts.len()).unwrap_or(i32::MAX).saturating_add(self.count.max(0))
+    }
+}
+
 /// A vGPU type on a MIG GPU instance.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

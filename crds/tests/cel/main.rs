@@ -25,6 +25,7 @@ fn long_names() -> [(&'static str, Value, &'static str); 4] {
 }
 
 const TEMPLATE_REF_CHANGED: &str = "templateRef cannot be changed";
+const NODE_CHANGED: &str = "allocation.node belongs to the decision";
 
 fn smallest(kind: &str) -> Value {
     let spec = match kind {
@@ -123,6 +124,22 @@ fn the_template_of_a_desktop_stays() {
     assert!(said.contains(TEMPLATE_REF_CHANGED), "{said}");
 }
 
+#[test]
+fn a_decision_stays_on_its_node() {
+    let decided = |node: &str, id: &str| -> Desktop {
+        let mut object = smallest("Desktop");
+        let allocation = json!({"node": node, "id": id, "desktopGeneration": 1, "templateGeneration": 1,
+            "decidedAt": "2026-11-30T08:00:00Z"});
+        merge(&mut object, json!({"status": {"allocation": allocation}}));
+        serde_json::from_value(object).unwrap()
+    };
+    let before = decided("node-a", "1-98d82dab");
+    assert!(validate_cel_update(&decided("node-a", "1-98d82dab"), &before).is_ok());
+    assert!(validate_cel_update(&decided("node-b", "2-98d82dab"), &before).is_ok());
+    let said = validate_cel_update(&decided("node-b", "1-98d82dab"), &before).unwrap_err().to_string();
+    assert!(said.contains(NODE_CHANGED), "{said}");
+}
+
 fn collect(schema: &Value, path: &str, messages: &mut BTreeSet<(String, String)>) {
     for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
         messages.insert((path.to_owned(), rule["message"].as_str().unwrap().to_owned()));
@@ -147,7 +164,7 @@ fn no_rule_is_without_a_case() {
 
     let tables =
         [("Desktop", DESKTOPS), ("DesktopTemplate", TEMPLATES), ("GpuNode", NODES), ("GpuProfile", PROFILES)];
-    let mut refusals: Vec<(&str, &str)> = vec![("Desktop", TEMPLATE_REF_CHANGED)];
+    let mut refusals: Vec<(&str, &str)> = vec![("Desktop", TEMPLATE_REF_CHANGED), ("Desktop", NODE_CHANGED)];
     refusals.extend(long_names().iter().map(|(kind, _, refusal)| (*kind, *refusal)));
     for (kind, table) in tables {
         refusals.extend(table.iter().filter_map(|(_, refusal)| Some((kind, (*refusal)?))));

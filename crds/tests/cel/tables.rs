@@ -196,6 +196,22 @@ pub(crate) const NODES: &[Case] = &[
         None,
     ),
     ("{spec: {devices: [{name: a, selector: {uuid: u}, vgpuScheduler: FixedShare}]}}", None),
+    (
+        "{spec: {devices: [{name: a, selector: {uuid: u}, vgpuParams: [frame_rate_limiter, disable_vnc=1]}]}}",
+        None,
+    ),
+    (
+        "{spec: {devices: [{name: a, selector: {uuid: u}, vgpuParams: ['frame_rate_limiter=0,a=1']}]}}",
+        Some("write vgpuParams as key or key=value"),
+    ),
+    (
+        "{spec: {devices: [{name: a, selector: {uuid: u}, vgpuParams: ['a b']}]}}",
+        Some("write vgpuParams as key or key=value"),
+    ),
+    (
+        "{spec: {devices: [{name: a, selector: {uuid: u}, vgpuParams: [vgpu-placement-id=3]}]}}",
+        Some("vgpuParams cannot have vgpu-placement-id"),
+    ),
     ("{spec: {devices: [{name: a, selector: {uuid: u}, lockClocksMHz: {min: 600, max: 600}}]}}", None),
     (
         "{spec: {devices: [{name: a, selector: {uuid: u}, lockClocksMHz: {min: 601, max: 600}}]}}",
@@ -218,6 +234,11 @@ pub(crate) const NODES: &[Case] = &[
     ("{spec: {taints: [{key: gpu}, {key: example.org/reserved-for, value: exams}]}}", None),
     ("{spec: {taints: [{key: -gpu}]}}", Some("key must be written like the key of a label")),
     ("{spec: {physicalNetworks: [{name: lab, devices: ['0000:81:00.0', '82:00.1']}]}}", None),
+    ("{spec: {nvmeDrives: [{name: a, selector: {serial: S1}, erase: Format}]}}", None),
+    (
+        "{spec: {nvmeDrives: [{name: a, selector: {serial: S1, pciAddress: '64:00.0'}, erase: Format}]}}",
+        Some("a drive selector names exactly one of serial and pciAddress"),
+    ),
     ("{spec: {physicalNetworks: [{name: lab, devices: [eth0]}]}}", Some("write domain:bus:device.function")),
     (
         "{spec: {physicalNetworks: [{name: the lab, devices: ['81:00.0']}]}}",
@@ -274,6 +295,22 @@ pub(crate) const PROFILES: &[Case] = &[
     (
         "{spec: {alternatives: [{vgpu: {type: L40S-8Q, framebufferMiB: 8192}}]}}",
         Some("exactly one of type, framebufferMiB and framebufferRangeMiB"),
+    ),
+    (
+        "{spec: {alternatives: [{vgpu: {type: L40S-8Q, params: {frame_rate_limiter: '0', disable_vnc: '1'}}}]}}",
+        None,
+    ),
+    (
+        "{spec: {alternatives: [{vgpu: {type: L40S-8Q, params: {frame_rate_limiter: '0,a=1'}}}]}}",
+        Some("write keys and values of params with letters, digits"),
+    ),
+    (
+        "{spec: {alternatives: [{vgpu: {type: L40S-8Q, params: {'a b': '1'}}}]}}",
+        Some("write keys and values of params with letters, digits"),
+    ),
+    (
+        "{spec: {alternatives: [{vgpu: {type: L40S-8Q, params: {vgpu-placement-id: '3'}}}]}}",
+        Some("params cannot have vgpu-placement-id"),
     ),
     ("{spec: {alternatives: [{vgpu: {type: L40S-8Q, series: Q}}]}}", Some("type already names the series")),
     (

@@ -20,6 +20,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 
 mod client;
+mod lean;
 mod trim;
 pub mod understood;
 

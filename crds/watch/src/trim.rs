@@ -11,6 +11,11 @@ const LONGEST: usize = 1024;
 /// What was noted just now of an object that is not understood.
 const OURS: [&str; 3] = [understood::ODD, understood::NODE, understood::RELEASED];
 
+/// Whether an annotation that the API has is one that is read.
+pub(super) fn is_read(annotation: &str) -> bool {
+    READ.contains(&annotation)
+}
+
 /// Takes out what would fill memory and no program of gpudesk reads: who owns which field or the object, annotations
 /// of others, `kubectl apply`'s copy of the object among them, and labels of kinds that are never chosen by theirs.
 pub(super) fn trim<K>(object: &mut K)
@@ -25,7 +30,7 @@ where
         if value.len() > LONGEST && !OURS.contains(&name.as_str()) {
             value.truncate(value.floor_char_boundary(LONGEST));
         }
-        READ.contains(&name.as_str()) || OURS.contains(&name.as_str())
+        is_read(name) || OURS.contains(&name.as_str())
     });
     let of = K::DynamicType::default();
     let kind = K::kind(&of);

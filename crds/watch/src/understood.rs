@@ -9,6 +9,8 @@ use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::{Value, json};
 use serde_path_to_error::{Path, Segment};
 
+use crate::lean;
+
 /// What the watch puts on an odd object that it keeps: the fields that are not understood, one a line. No object
 /// of the API has it for us.
 pub(crate) const ODD: &str = "gpudesk.dev/not-understood";
@@ -39,7 +41,7 @@ pub enum Read<K> {
 
 impl<'de, K: DeserializeOwned> Deserialize<'de> for Read<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
+        let value = lean::deserialize(deserializer)?;
         if let Ok(object) = K::deserialize(&value) {
             return Ok(Self::Whole(object));
         }

@@ -115,9 +115,9 @@ pub async fn up(asked: Option<Way>) -> Result<()> {
     steps::simulated(&real.cluster, progress).await?;
     // A node that is not ready gets no desktops.
     steps::wait_for_nodes(&real, progress).await?;
-    steps::apply_quickstart(&real.cluster, progress).await?;
+    let applied = steps::apply_quickstart(&real.cluster, progress).await?;
     steps::wait_for_desktop(&real, progress).await?;
-    steps::wait_for_others(&real.cluster, progress).await?;
+    steps::wait_for_others(&real.cluster, &applied, progress).await?;
     steps::wait_for_first_boot(&real, progress).await?;
     report::print(&real, progress).await
 }

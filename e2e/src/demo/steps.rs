@@ -250,8 +250,10 @@ async fn guest_log(real: &Real) -> Result<PathBuf> {
     Ok(real.desktops.join(uid).join("serial.log"))
 }
 
-/// The manifests that a user would apply. Where he has changed what is in them, his word counts.
-pub(super) async fn apply_quickstart(cluster: &Cluster, progress: Progress) -> Result<()> {
+/// The manifests that a user would apply. Where he has changed what is in them, his word counts. Returns the names of
+/// the desktops in them.
+pub(super) async fn apply_quickstart(cluster: &Cluster, progress: Progress) -> Result<Vec<String>> {
+    let mut desktops = vec![];
     let mut files = fs::read_dir(checkout().join("examples/quickstart"))?
         .map(|entry| Ok(entry?.path()))
         .collect::<Result<Vec<_>>>()?;
@@ -267,6 +269,7 @@ pub(super) async fn apply_quickstart(cluster: &Cluster, progress: Progress) -> R
                 None => Api::all_with(cluster.client().clone(), &resource),
             };
             let name = object.name_any();
+            desktops.extend((types.kind == "Desktop").then(|| name.clone()));
             match api.patch(&name, &PatchParams::apply(MANAGER), &Patch::Apply(&object)).await {
                 Ok(_) => {}
                 Err(kube::Error::Api(status)) if status.code == 409 => {
@@ -277,7 +280,7 @@ pub(super) async fn apply_quickstart(cluster: &Cluster, progress: Progress) -> R
         }
     }
     progress.say("applied: examples/quickstart/");
-    Ok(())
+    Ok(desktops)
 }
 
 /// Waits until the desktop that boots for real is ready, and says what it waits for.
@@ -329,14 +332,15 @@ pub(super) async fn wait_for_first_boot(real: &Real, progress: Progress) -> Resu
     Ok(())
 }
 
-/// Waits until the desktops on simulated hosts run.
-pub(super) async fn wait_for_others(cluster: &Cluster, progress: Progress) -> Result<()> {
+/// Waits until these desktops run. Others, which somebody else made, are his.
+pub(super) async fn wait_for_others(cluster: &Cluster, names: &[String], progress: Progress) -> Result<()> {
     let api = desktops(cluster);
     let start = Instant::now();
     loop {
-        let all = api.list(&ListParams::default()).await?.items;
+        let mut all = api.list(&ListParams::default()).await?.items;
+        all.retain(|desktop| names.contains(&desktop.name_any()));
         let ready = all.iter().filter(|desktop| is_ready(desktop)).count();
-        if ready == all.len() {
+        if ready == names.len() {
             progress.say(&format!("desktops: {ready} of {ready} ready"));
             return Ok(());
         }

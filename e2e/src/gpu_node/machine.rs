@@ -97,7 +97,7 @@ impl Files {
     /// guest.
     pub(super) fn new(image: &Path, folder: &Path, share: &Path, console: &Path) -> Result<Self> {
         let drive = folder.join("nvme.raw");
-        File::create(&drive)?.set_len(16 << 20)?;
+        File::create(&drive)?.set_len(1 << 30)?;
         Ok(Self {
             image: image.to_owned(),
             share: share.to_owned(),

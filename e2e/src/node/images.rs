@@ -30,10 +30,17 @@ pub fn build(folder: &Path) -> Result<Images> {
     let mut script = Command::new("setpriv");
     script.args(["--pdeathsig", "KILL"]).arg(checkout().join("e2e/node/build-images.sh"));
     run(script.arg(binaries()?).arg(folder))?;
-    let archive = |name: &str| folder.join(format!("{name}.tar"));
-    Ok(Images {
-        operator: archive("gpudesk-operator"),
-        daemon: archive("gpudesk-node-daemon"),
-        pause: archive("pause"),
-    })
+    Ok(Images::at(folder))
+}
+
+impl Images {
+    /// Those that were made in a folder.
+    pub fn at(folder: &Path) -> Self {
+        let archive = |name: &str| folder.join(format!("{name}.tar"));
+        Self {
+            operator: archive("gpudesk-operator"),
+            daemon: archive("gpudesk-node-daemon"),
+            pause: archive("pause"),
+        }
+    }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! unshare ── init.sh        PID 1 of new mount, PID, network, UTS, IPC and cgroup namespaces
 //!   ├─ containerd ── shims ── pods         images are imported from archives, no registry
-//!   ├─ kubelet, kube-proxy                 the API server is in the first node's network
+//!   ├─ kubelet, kube-proxy                 the API server is in the first node's network, or see `vm`
 //!   └─ libvirtd ── QEMU                    at its standard paths
 //!
 //! first node  eth0 10.199.0.2 ── port-0 ─┐
@@ -15,7 +15,9 @@
 
 pub(crate) mod cgroups;
 pub mod images;
+mod joining;
 mod settings;
+pub mod vm;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -29,11 +31,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
-use crate::control_plane::{ControlPlane, Place};
+use crate::control_plane::Place;
 use crate::processes::{Identity, Launch, Lifetime, Process, run};
 use crate::state::StateDir;
 use crate::waiting::eventually;
 use cgroups::Cgroups;
+pub use joining::Joining;
 
 /// As many nodes there can be, on one machine.
 pub(crate) const MOST: u8 = 2;
@@ -270,7 +273,7 @@ impl Node {
         at.ip(&format!("link set {port} master nodes up"))?;
         self.ip(&format!("address add {}/24 dev eth0", self.address()))?;
         self.ip("link set eth0 up")?;
-        // Nobody answers there: the address of a service is replaced only where some route takes it.
+        // Nobody answers there, unless it is a VM: the address of a service is replaced only where some route takes it.
         self.ip("route add default via 10.199.0.1 dev eth0")?;
         if let Some(switch) = switch {
             self.ip(&format!("route add {} via {}", pods(switch.index), switch.address()))?;
@@ -325,9 +328,9 @@ impl Node {
     }
 
     /// Starts kubelet and kube-proxy.
-    pub async fn join(&mut self, control_plane: &ControlPlane) -> Result<()> {
+    pub async fn join(&mut self, joining: &Joining) -> Result<()> {
         let name = self.name();
-        let node = control_plane.node_access(&name)?;
+        let node = joining.access(&name)?;
         let config = self.folder.join("settings/kubelet.yaml");
         fs::write(&config, settings::kubelet(&node))?;
         let kubelet: Vec<OsString> = vec![
@@ -337,9 +340,9 @@ impl Node {
             flag("--hostname-override", &name),
             flag("--root-dir", "/var/lib/kubelet"),
         ];
-        self.spawn(Part::Kubelet, control_plane.program("kubelet"), kubelet).await?;
+        self.spawn(Part::Kubelet, joining.program("kubelet"), kubelet).await?;
         let proxy = vec![
-            flag("--kubeconfig", control_plane.node_access("kube-proxy")?.kubeconfig),
+            flag("--kubeconfig", joining.proxy()?.kubeconfig),
             flag("--hostname-override", &name),
             flag("--proxy-mode", "iptables"),
             flag("--cluster-cidr", "10.244.0.0/16"),
@@ -347,18 +350,7 @@ impl Node {
             flag("--conntrack-max-per-core", "0"),
             flag("--conntrack-min", "0"),
         ];
-        self.spawn(Part::Proxy, control_plane.program("kube-proxy"), proxy).await
-    }
-
-    /// Starts the kubelet with no cluster: it runs the pods whose manifests are in the folder that is returned.
-    pub async fn start_kubelet_alone(&mut self, programs: &Path) -> Result<PathBuf> {
-        let manifests = self.folder.join("manifests");
-        fs::create_dir_all(&manifests)?;
-        let config = self.folder.join("settings/kubelet.yaml");
-        fs::write(&config, settings::kubelet_alone(&manifests))?;
-        let arguments = vec![flag("--config", config), flag("--hostname-override", self.name())];
-        self.spawn(Part::Kubelet, programs.join("kubelet"), arguments).await?;
-        Ok(manifests)
+        self.spawn(Part::Proxy, joining.program("kube-proxy"), proxy).await
     }
 
     async fn spawn(&mut self, part: Part, program: impl AsRef<Path>, arguments: Vec<OsString>) -> Result<()> {

@@ -4,11 +4,11 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::images::PAUSE;
+use super::joining::NodeAccess;
 use super::pods;
-use crate::control_plane::NodeAccess;
 use crate::libvirt_host::{LIBVIRTD_CONF, QEMU_CONF};
 
 /// Writes what does not depend on the control plane to `settings/` in the node's folder.
@@ -63,7 +63,9 @@ fn network(pods: &str) -> String {
 
 /// The kubelet's configuration file.
 pub(super) fn kubelet(access: &NodeAccess) -> String {
-    let of_cluster = json!({
+    let all = json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
         "authentication": {
             "anonymous": { "enabled": false },
             "webhook": { "enabled": true },
@@ -72,24 +74,6 @@ pub(super) fn kubelet(access: &NodeAccess) -> String {
         "authorization": { "mode": "Webhook" },
         "tlsCertFile": access.certificate,
         "tlsPrivateKeyFile": access.key,
-    });
-    kubelet_with(of_cluster)
-}
-
-/// The same of a kubelet that has no cluster, and answers nobody.
-pub(super) fn kubelet_alone(manifests: &Path) -> String {
-    kubelet_with(json!({
-        "authentication": { "webhook": { "enabled": false } },
-        "authorization": { "mode": "AlwaysAllow" },
-        "enableServer": false,
-        "staticPodPath": manifests,
-    }))
-}
-
-fn kubelet_with(mut more: Value) -> String {
-    let mut all = json!({
-        "apiVersion": "kubelet.config.k8s.io/v1beta1",
-        "kind": "KubeletConfiguration",
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
         "failCgroupV1": false,
         "cgroupDriver": "cgroupfs",
@@ -98,8 +82,5 @@ fn kubelet_with(mut more: Value) -> String {
         "evictionHard": { "nodefs.available": "1%", "imagefs.available": "1%" },
         "imageGCHighThresholdPercent": 100,
     });
-    if let (Some(all), Some(more)) = (all.as_object_mut(), more.as_object_mut()) {
-        all.append(more);
-    }
     all.to_string()
 }

@@ -11,14 +11,16 @@ use std::{
     },
 };
 
-use gpudesk_crds::types::PciAddress;
+use gpudesk_crds::{gpu_node::VgpuScheduler, types::PciAddress};
+use gpudesk_node_daemon::devices::DriverControl;
 use gpudesk_node_daemon::host::nvml::{
-    Nvml,
+    Nvml, SharedNvml,
     control::{
         Activation, Change, ChangeLog, Control, Done, NvmlFault, Scheduling, Waiting,
         layout::{MigMode, Place, Profile, Rules, Slot},
     },
 };
+use gpudesk_node_daemon::host::nvml_control::NvmlControl;
 
 use crate::library;
 
@@ -53,6 +55,13 @@ impl Host {
     fn calls(&self) -> Vec<String> {
         let calls = fs::read_to_string(self.folder.path().join("calls")).unwrap_or_default();
         calls.lines().map(ToOwned::to_owned).collect()
+    }
+
+    /// As the daemon changes cards.
+    fn driver(&self) -> NvmlControl {
+        let shared = SharedNvml::default();
+        shared.set(Nvml::open(Some(&self.path())).unwrap());
+        NvmlControl::new(shared)
     }
 
     /// Number of a vGPU type by the end of its name.
@@ -491,4 +500,38 @@ fn settings_of_an_admin_are_set_read_and_taken_back() {
     host.world(&format!("{{missing: [{newer}], cards: [{{model: L40S, address: '0000:41:00.0'}}]}}"));
     card.change(&Change::Scheduler(Scheduling { policy: 2, average: 33, frequency: 480 })).unwrap();
     assert_eq!(card.scheduler(), Ok(2));
+}
+
+#[test]
+fn a_gpu_instance_has_a_scheduler_of_its_own_where_several_vgpus_share_one() {
+    let host = Host::new(&format!("cards: [{{{RTX}, mig: true}}]"));
+    let (driver, card) = (host.driver(), CARD.parse().unwrap());
+    make(&host.control(CARD), "1g.24gb+gfx", 0).unwrap();
+    let seen = || driver.gpu_instances(card).unwrap().remove(0);
+    let id = seen().id;
+    assert_eq!(seen().scheduler, Some(VgpuScheduler::BestEffort));
+    driver.set_instance_scheduler(card, id, VgpuScheduler::FixedShare).unwrap();
+    assert_eq!(seen().scheduler, Some(VgpuScheduler::FixedShare));
+    assert_eq!(driver.scheduler(card).unwrap(), None, "the card has none meanwhile");
+    host.world(&format!("cards: [{{{RTX}, mig: true, vgpus: [{}]}}]", vgpus("DC-1-2Q", &[(id, 1)])));
+    assert!(driver.set_instance_scheduler(card, id, VgpuScheduler::EqualShare).is_err(), "a vGPU is on it");
+    assert_eq!(seen().scheduler, Some(VgpuScheduler::FixedShare));
+    // It goes with the instance.
+    host.world(&format!("cards: [{{{RTX}, mig: true}}]"));
+    driver.destroy_gpu_instance(card, id).unwrap();
+    make(&host.control(CARD), "1g.24gb+gfx", 0).unwrap();
+    assert_eq!(seen().scheduler, Some(VgpuScheduler::BestEffort));
+    assert!(driver.set_instance_scheduler(card, 99, VgpuScheduler::EqualShare).is_err());
+    // Where an instance holds one vGPU there is no time to share.
+    let alone = Host::new(&format!("cards: [{{{H100}, mig: true}}]"));
+    make(&alone.control(CARD), "1g.10gb", 0).unwrap();
+    let seen = alone.driver().gpu_instances(card).unwrap().remove(0);
+    assert_eq!(seen.scheduler, None);
+    let refused = alone.driver().set_instance_scheduler(card, seen.id, VgpuScheduler::EqualShare);
+    assert!(refused.is_err());
+    let told = |host: &Host| {
+        let nvml = Nvml::open(Some(&host.path())).unwrap().unwrap();
+        nvml.read_card(card).unwrap().unwrap().vgpu.unwrap().on_instances
+    };
+    assert_eq!((told(&host), told(&alone)), (Some(true), Some(false)));
 }

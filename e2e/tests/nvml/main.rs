@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 mod control;
+mod settings;
 
 use std::{
     fs,
@@ -103,6 +104,15 @@ fn cards_are_shown_with_all_that_their_driver_says() {
     assert_eq!((large.starts.as_slice(), large.available), (&[0, 32][..], Some(1)));
     assert_eq!(cards[1].instances[0].start, Some(32));
     assert_eq!(host.cards(&[]), cards, "the same host is shown the same");
+}
+
+#[test]
+fn who_only_looks_changes_nothing() {
+    let host = Host::new(&[("0000:41:00.0", "0x2331"), ("0000:c1:00.0", "0x26b9")], SLICED);
+    let recorder = host.folder.path().join("calls");
+    host.world(&format!("recorder: calls\n{SLICED}"));
+    assert_eq!(host.cards(&[]).len(), 2);
+    assert_eq!(fs::read_to_string(&recorder).unwrap_or_default(), "");
 }
 
 #[test]

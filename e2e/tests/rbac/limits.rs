@@ -116,6 +116,13 @@ pub(crate) async fn host_networks(cluster: Arc<Cluster>) -> Result<()> {
     let network = json!([{"name": "host", "libvirtNetwork": {"name": "default"}}]);
     user.may_not(&template("a", &bridge), "spec.networks names bridge/cni0;").await?;
     user.may_not(&template("a", &network), "spec.networks names libvirtNetwork/default;").await?;
+    for (kind, words) in [
+        (json!({"name": "host", "ovs": {"name": "br0"}}), "spec.networks names ovs/br0;"),
+        (json!({"name": "host", "sriov": {"physicalNetwork": "mgmt"}}), "spec.networks names sriov/mgmt;"),
+    ] {
+        user.may_not(&template("a", &json!([kind])), words).await?;
+        admin.may(&template("a", &json!([kind])).dry()).await?;
+    }
     user.may(&template("mine", &out)).await?;
     let mine = namespaced(&namespace, "desktoptemplates/mine");
     user.may_not(&merge(&mine, json!({"spec": {"networks": bridge}})), "names bridge/cni0;").await?;
@@ -217,6 +224,14 @@ pub(crate) async fn sizes(cluster: Arc<Cluster>) -> Result<()> {
     admin.may(&merge(&one, labels(64))).await?;
     let said = admin.try_ask(&merge(&one, labels(65))).await?.err();
     let words = "metadata.labels has 65 entries; at most 64 are kept";
+    ensure!(said.as_ref().is_some_and(|(code, said)| *code == 422 && said.contains(words)), "{said:?}");
+    let annotations = |count: usize| -> Value {
+        let annotations = (0..count).map(|number| (format!("example.com/note-{number}"), json!("x")));
+        json!({"metadata": {"annotations": annotations.collect::<serde_json::Map<_, _>>()}})
+    };
+    admin.may(&merge(&one, annotations(64))).await?;
+    let said = admin.try_ask(&merge(&one, annotations(65))).await?.err();
+    let words = "metadata.annotations has 65 entries; at most 64 are kept";
     ensure!(said.as_ref().is_some_and(|(code, said)| *code == 422 && said.contains(words)), "{said:?}");
     for field in ["finalizers", "ownerReferences"] {
         admin.may(&named(field, 16).dry()).await?;

@@ -29,6 +29,7 @@ pub(crate) async fn nodes(cluster: Arc<Cluster>) -> Result<()> {
         json!({"outOfService": false}),
         json!({"drain": {"deadlineSeconds": 1}}),
         json!({"physicalNetworks": [{"name": "lab", "devices": ["0000:81:00.0"]}]}),
+        json!({"nvmeDrives": [{"name": "a", "selector": {"serial": "S1"}, "erase": "Format"}]}),
         json!({"strays": [{"uid": "7f1c2a58-3c1e-4f0e-9a53-0d4f6f5b9a01", "action": "PowerOff"}]}),
         json!({"leftovers": [{"name": "a.1", "action": "Erase"}]}),
         json!({"removeOrphansBefore": "2026-01-01T00:00:00Z"}),
@@ -55,6 +56,23 @@ pub(crate) async fn nodes(cluster: Arc<Cluster>) -> Result<()> {
     // From then on it writes the status and labels of its own.
     let status = |name: &str| node(name, json!({"status": {"host": {"simulated": true}}}));
     daemon.may(&apply(gpunode("own-a/status"), status("own-a"))).await?;
+    for (index, bad) in [
+        json!({"waitingFor": {"what": "a\u{1b}[2J", "since": "2026-01-01T00:00:00Z"}}),
+        json!({"foreign": [{"device": "0000:41:00.0", "what": "a\u{9b}2J"}]}),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut card = json!({
+            "pciAddress": "0000:41:00.0", "vendorId": "10de", "deviceId": "26b9", "class": "0302", "product": "NVIDIA L40S",
+            "health": {"state": "Healthy"},
+        });
+        card.as_object_mut().context("a card")?.extend(bad.as_object().cloned().unwrap_or_default());
+        let told = node("own-a", json!({"status": {"host": {"simulated": true}, "devices": [card]}}));
+        // YAML has no such characters, JSON has.
+        let ask = merge(gpunode("own-a/status"), told);
+        daemon.may_not(&ask, "no control characters").await.with_context(|| format!("trial {index}"))?;
+    }
     admin
         .may(&merge(
             gpunode("own-a"),
@@ -135,7 +153,7 @@ pub(crate) async fn desktops(cluster: Arc<Cluster>) -> Result<()> {
 
     // Not even of its own desktop does it write what the operator decides.
     let parts = [
-        (json!({"allocation": {"node": "run-b"}}), "status.allocation"),
+        (json!({"allocation": {"node": "run-b", "id": "3-00000003"}}), "status.allocation"),
         (json!({"allocation": {"compute": {"cores": 64}}}), "status.allocation"),
         (json!({"allocation": {"compute": null}}), "status.allocation"),
         (json!({"allocation": null}), "status.allocation"),
@@ -195,6 +213,13 @@ pub(crate) async fn leases(cluster: Arc<Cluster>) -> Result<()> {
     let (own, others) = ("gpudesk-node-lease-a", "gpudesk-node-lease-b");
     daemon.may(&apply(lease_path(own), lease(own))).await?;
     daemon.may(&merge(lease_path(own), json!({"spec": {"leaseTransitions": 1}}))).await?;
+    for (patch, words) in [
+        (json!({"spec": {"holderIdentity": "h".repeat(257)}}), "has more than 256 characters"),
+        (json!({"metadata": {"annotations": {"a": "b"}}}), "may not write metadata.annotations of a Lease"),
+        (json!({"metadata": {"labels": {"a": "b"}}}), "may not write the label a of a Lease"),
+    ] {
+        daemon.may_not(&merge(lease_path(own), patch), words).await?;
+    }
     let words = "may only write the Lease gpudesk-node-lease-a";
     daemon.may_not(&apply(lease_path(others), lease(others)), words).await?;
     daemon.may_not(&create(lease_path(""), lease("gpudesk-operator")), words).await?;
@@ -233,6 +258,44 @@ pub(crate) async fn events(cluster: Arc<Cluster>) -> Result<()> {
         *event.pointer_mut(field).context("a field")? = value;
         daemon.may_not(&create(path("default"), event), words).await?;
     }
+    // Nothing of an Event may grow without bound, or hide what it says.
+    let long = "u".repeat(1000);
+    let series = json!({"count": 2, "lastObservedTime": "2026-01-01T00:00:00.000000Z"});
+    let of = |field: &str, value: Value| {
+        let mut event = card_event("event-a");
+        event["regarding"][field] = value;
+        event
+    };
+    let with = |field: &str, value: Value| {
+        let mut event = card_event("event-a");
+        event[field] = value;
+        event
+    };
+    for (event, words) in [
+        (of("fieldPath", json!(long)), "has no regarding.fieldPath"),
+        (of("resourceVersion", json!(long)), "has no regarding.resourceVersion"),
+        (of("namespace", json!("default")), "has no regarding.namespace"),
+        (of("uid", json!(long)), "a regarding.uid of at most 36"),
+        (of("apiVersion", json!("gpudesk.dev/v9")), "may only create Events about GpuNode event-a"),
+        (with("series", series), "has no series"),
+        (with("note", json!("a\u{1b}[2J")), "without control characters"),
+    ] {
+        daemon.may_not(&create(path("default"), event), words).await?;
+    }
+    let fields = json!({"f:metadata": {"f:labels": {format!("f:{long}"): {}}}});
+    let entry = json!({
+        "manager": "a", "operation": "Update", "apiVersion": "events.k8s.io/v1", "time": "2026-01-01T00:00:00Z",
+        "fieldsType": "FieldsV1", "fieldsV1": fields,
+    });
+    let mut grown = card_event("event-a");
+    grown["metadata"]["managedFields"] = json!([entry]);
+    let words = "may write no entry of metadata.managedFields of an Event";
+    daemon.may_not(&create(path("default"), grown), words).await?;
+    let mut whole = card_event("event-a");
+    whole["metadata"]["name"] = "event-a.whole".into();
+    whole["regarding"]["uid"] = "7f1c2a58-3c1e-4f0e-9a53-0d4f6f5b9a01".into();
+    whole["note"] = "é".repeat(512).into();
+    daemon.may(&create(path("default"), whole)).await?;
     let mut related = card_event("event-a");
     related["related"] = json!({"kind": "Node", "name": "event-a"});
     daemon.may_not(&create(path("default"), related), "may only create Events about GpuNode event-a").await?;

@@ -7,11 +7,12 @@
 //!                                    answers of GPU drivers, of a discovery hook
 //! ```
 //!
-//! `topology`, `status` and `simulated` are pure. `tree` reads files below a root folder, or out of a
+//! `topology`, `layout`, `status` and `simulated` are pure. `tree` reads files below a root folder, or out of a
 //! capture; `scan` says which. No Kubernetes, no libvirt: programs that plan without a cluster use it too.
 
 pub mod driver;
 pub mod hook;
+pub mod layout;
 pub mod scan;
 pub mod simulated;
 pub mod status;

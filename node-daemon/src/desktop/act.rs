@@ -1,10 +1,17 @@
 //! Doing what was decided. Each action may be done again after it was interrupted anywhere.
 #![expect(clippy::disallowed_methods, reason = "adapter: notes down when it started and stopped machines")]
 
+use std::time::Duration;
+
 use gpudesk_crds::{
-    Allocation, DesktopTemplate, desktop_template_devices::CloudInit, domain_name, handover::Standing,
-    types::PciAddress,
+    AllocatedDeviceKind, Allocation, DesktopTemplate, HostDeviceAllocation,
+    allocation::GpuAllocation,
+    desktop_template_devices::CloudInit,
+    domain_name,
+    handover::Standing,
+    types::{PciAddress, ShareMode},
 };
+use gpudesk_inventory::layout;
 use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
@@ -23,14 +30,18 @@ use super::{
 
 use crate::{
     crash_point::{self, Step},
-    domain::{Kind, QemuProcess, metadata},
+    devices::network::NetworkWish,
+    domain::{Kind, MacAddress, QemuProcess, metadata},
     host::{
-        gpu_driver::{GpuError, GpuInstance, InstanceKey, WantedInstance},
+        gpu_driver::{GpuError, GpuInstance, InstanceKey, Setup, WantedInstance, WantedPartition, What},
         guest_network::GuestNetworkError,
         hypervisor::{GuestState, HypervisorError},
         seed::Seed,
     },
 };
+
+/// How long it is waited for what the owner of the host wants of its cards.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Desktops {
     pub(super) async fn act(
@@ -54,7 +65,7 @@ impl Desktops {
         let materials = found(sight)?;
         round.folder.create(&round.owner).await?;
         self.note_decision(round, None).await?;
-        self.make_shares(round).await?;
+        self.make_shares(round, &sight.instances).await?;
         if !self.node.images.is_pretended() {
             for disk in materials.disks.iter().filter(|disk| !disk.made) {
                 let (golden, size) = match &disk.origin {
@@ -70,7 +81,8 @@ impl Desktops {
         self.make_seed(round, materials).await
     }
 
-    async fn make_shares(&self, round: &Round<'_>) -> Result<(), Problem> {
+    /// Makes the shares; of `there` are those that exist, which stay whatever its owner wants of the card by now.
+    async fn make_shares(&self, round: &Round<'_>, there: &[GpuInstance]) -> Result<(), Problem> {
         for gpu in round.allocation.map_or(&[][..], |allocation| &allocation.gpus) {
             let hardware = self.node.hardware.now();
             let card = hardware.cards.iter().find(|card| card.pci_address == gpu.device);
@@ -79,12 +91,19 @@ impl Desktops {
             if !same {
                 return Err(GpuError::NoSuchCard(gpu.device).into());
             }
+            let exists = |it: &GpuInstance| it.key.request == gpu.name && it.card == gpu.device;
+            if !there.iter().any(exists) {
+                self.check_layout(gpu).await?;
+            }
             let wanted = WantedInstance {
                 key: InstanceKey { desktop_uid: round.owner.uid.to_string(), request: gpu.name.clone() },
                 owner: format!("{}/{}", round.owner.namespace, round.owner.name),
                 allocation: round.id(),
                 card: gpu.device,
                 share: conflict::share(gpu),
+                setup: Setup { scheduler: gpu.vgpu_scheduler, params: gpu.vgpu_params.clone() },
+                partition: round.allocation.and_then(|allocation| partition(allocation, gpu)),
+                what: What::Card,
             };
             let answer = self.drive(move |gpus| gpus.create(&wanted)).await;
             if let Err(Problem::Gpu(GpuError::Refused { card, source })) = answer {
@@ -93,8 +112,39 @@ impl Desktops {
             }
             answer?;
         }
+        for device in round.allocation.map_or(&[][..], |allocation| &allocation.host_devices) {
+            let wanted = WantedInstance {
+                key: InstanceKey {
+                    desktop_uid: round.owner.uid.to_string(),
+                    request: conflict::request(device),
+                },
+                owner: format!("{}/{}", round.owner.namespace, round.owner.name),
+                allocation: round.id(),
+                card: device.device,
+                share: conflict::host_device(device),
+                setup: Setup::default(),
+                partition: None,
+                what: given(round, device)?,
+            };
+            self.drive(move |gpus| gpus.create(&wanted)).await?;
+        }
         crash_point::done(Step::GpusCreated);
         Ok(())
+    }
+
+    /// Whether a new share is a place of the layout that its owner fixes for the card, if he does.
+    async fn check_layout(&self, gpu: &GpuAllocation) -> Result<(), Problem> {
+        let (card, same) = (gpu.device, |it: &&GpuInstance| it.type_name == gpu.type_name);
+        let hardware = self.node.hardware.with_layouts(PATIENCE).await;
+        let Some(layouts) = hardware.as_ref().and_then(|hardware| hardware.layouts.as_ref()) else {
+            let what = "what the owner of the host wants of its cards is not known yet".into();
+            return Err(GpuError::Waiting { card, what, since: Timestamp::now() }.into());
+        };
+        let Some(places) = layouts.get(&card) else { return Ok(()) };
+        let others = self.all_instances().await?;
+        let others = others.iter().filter(|it| it.card == card).filter(same).count();
+        let admitted = layout::admits(places, &gpu.type_name, gpu.start, others);
+        admitted.map_err(|why| GpuError::Unable { card, why }.into())
     }
 
     /// A share that a card refuses although the operator counted with it: somebody else has the room.
@@ -180,6 +230,7 @@ impl Desktops {
         let template = round.template()?;
         let process = self.process(template).await?;
         let cpu = materials::cpu(round.desktop, &template.spec);
+        let hardware = self.node.hardware.now();
         let domain = machine::domain(&Parts {
             owner: &round.owner,
             allocation,
@@ -189,7 +240,8 @@ impl Desktops {
             materials,
             folder: &round.folder,
             instances,
-            cards: &self.node.hardware.now().cards,
+            cards: &hardware.cards,
+            host_devices: &hardware.host_devices,
             kind: self.node.kind,
             process,
         })?;
@@ -397,6 +449,22 @@ impl Desktops {
     }
 }
 
+/// What of the host a desktop is given, with what a network card is told of its function.
+fn given(round: &Round<'_>, device: &HostDeviceAllocation) -> Result<What, Problem> {
+    let (AllocatedDeviceKind::NetworkFunction, Some(parent)) = (device.kind, device.parent) else {
+        return Ok(What::Drive);
+    };
+    let networks = &round.template()?.spec.networks;
+    let named = (0..=u8::MAX).zip(networks).find(|(_, network)| network.name == device.name);
+    let (index, sriov) =
+        named.and_then(|(index, network)| Some((index, network.sriov.as_ref()?))).ok_or_else(|| {
+            Problem::Invalid(format!("the template has no networks[{}].sriov any more", device.name))
+        })?;
+    let mac = MacAddress::of_desktop(round.owner.uid, index).to_string();
+    let vlan = sriov.vlan.and_then(|vlan| u32::try_from(vlan).ok());
+    Ok(What::Network(NetworkWish { parent, mac, vlan }))
+}
+
 fn unreadable(domain: &str) -> Problem {
     let holder = format!("{domain} (its domain's metadata is broken, or of a newer version)");
     Problem::Conflict { what: Held::Unreadable, holder }
@@ -411,14 +479,16 @@ fn found(sight: &Sight) -> Result<&Materials, Problem> {
 
 /// What libvirt refused, with the file that is most likely why.
 fn explained(error: HypervisorError, materials: &Materials) -> Problem {
-    match (error, materials.closed()) {
-        (refused @ HypervisorError::Refused { .. }, Some(closed)) => Problem::ClosedFile {
-            path: closed.path.display().to_string(),
-            mode: closed.mode,
-            remedy: closed.remedy,
-            refused,
-        },
-        (error, _) => error.into(),
+    match (Problem::from(error), materials.closed()) {
+        (Problem::Hypervisor(refused @ HypervisorError::Refused { .. }), Some(closed)) => {
+            Problem::ClosedFile {
+                path: closed.path.display().to_string(),
+                mode: closed.mode,
+                remedy: closed.remedy,
+                refused,
+            }
+        }
+        (problem, _) => problem,
     }
 }
 
@@ -426,4 +496,12 @@ async fn pause(latency: Option<SignedDuration>) {
     if let Some(latency) = latency.and_then(|latency| latency.try_into().ok()) {
         tokio::time::sleep(latency).await;
     }
+}
+
+/// The partition of the fabric that a whole card is to be in, with the others of it.
+fn partition(allocation: &Allocation, gpu: &GpuAllocation) -> Option<WantedPartition> {
+    let id = allocation.fabric_partition.and_then(|id| u32::try_from(id).ok());
+    let id = id.filter(|_| gpu.mode == ShareMode::Passthrough)?;
+    let whole = allocation.gpus.iter().filter(|gpu| gpu.mode == ShareMode::Passthrough);
+    Some(WantedPartition { id, cards: whole.map(|gpu| gpu.device).collect() })
 }

@@ -26,7 +26,7 @@ pub fn may_take(node: &str, live: Option<&DynamicObject>) -> Result<Owner, Strin
     if allocation.node != node {
         return Err(format!("the Desktop keeps its disks on node {}", allocation.node));
     }
-    if allocation.compute.is_some() || !allocation.gpus.is_empty() {
+    if allocation.compute.is_some() || !allocation.gpus.is_empty() || !allocation.host_devices.is_empty() {
         return Err("the Desktop is not stopped: set its spec.powerState: Stopped".into());
     }
     Ok(Owner { namespace: desktop.namespace().unwrap_or_default(), name: desktop.name_any(), uid })

@@ -42,7 +42,12 @@ pub fn shown(compute: &Compute, machine: MachineType) -> Result<Vec<&ApiGuestCel
 /// The guest's cell that a card belongs to. None with fewer than two cells, where it tells the guest
 /// nothing, and for a card whose own cell is not known or not among those of the desktop.
 pub fn of_card(card: Option<&Device>, cells: &[&ApiGuestCell]) -> Option<u32> {
-    let host_cell = card?.numa_cell.filter(|_| cells.len() > 1)?;
+    of_host(card?.numa_cell, cells)
+}
+
+/// The same, of a device that is of this cell of the host.
+pub fn of_host(numa_cell: Option<i32>, cells: &[&ApiGuestCell]) -> Option<u32> {
+    let host_cell = numa_cell.filter(|_| cells.len() > 1)?;
     cells.iter().find(|cell| cell.host_cell == host_cell).and_then(|cell| u32::try_from(cell.id).ok())
 }
 

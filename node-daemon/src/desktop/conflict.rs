@@ -5,9 +5,9 @@
 use std::{collections::BTreeSet, fmt};
 
 use gpudesk_crds::{
-    Allocation,
+    AllocatedDeviceKind, Allocation, HostDeviceAllocation,
     gpu_node_status::Device,
-    types::{CpuSet, PciAddress},
+    types::{CpuSet, PciAddress, ShareMode},
 };
 
 use crate::partition::{self, Share};
@@ -88,6 +88,15 @@ pub fn conflict(ours: &Allocation, others: &[Holder], cards: &[Device]) -> Optio
             }
         }
     }
+    for device in &ours.host_devices {
+        let has_it =
+            |other: &&Holder| other.allocation.host_devices.iter().any(|it| it.device == device.device);
+        if let Some(holder) = others.iter().find(has_it) {
+            let (card, share) = (device.device, device.name.clone());
+            let why = "it goes to one desktop whole".into();
+            return Some((Held::Share { card, share, why }, holder.owner.clone()));
+        }
+    }
     None
 }
 
@@ -108,6 +117,27 @@ pub fn floats(allocation: &Allocation) -> bool {
 fn dedicated_cpus(allocation: &Allocation) -> BTreeSet<u32> {
     let pins = allocation.compute.iter().flat_map(|compute| &compute.vcpu_pins);
     pins.filter(|pin| pin.cpus.len() == 1).flat_map(|pin| pin.cpus.iter().collect::<Vec<_>>()).collect()
+}
+
+/// What of a host an allocation names beside cards, as it is given.
+pub fn host_device(device: &HostDeviceAllocation) -> Share {
+    Share {
+        mode: ShareMode::Passthrough,
+        type_name: match device.kind {
+            AllocatedDeviceKind::NetworkFunction => "NetworkFunction".into(),
+            AllocatedDeviceKind::NvmeDrive => "NvmeDrive".into(),
+        },
+        vgpu_type: None,
+        start: None,
+    }
+}
+
+/// What it is called among the shares of its desktop: a card, an interface and a disk may have one name.
+pub fn request(device: &HostDeviceAllocation) -> String {
+    match device.kind {
+        AllocatedDeviceKind::NetworkFunction => format!("network:{}", device.name),
+        AllocatedDeviceKind::NvmeDrive => format!("disk:{}", device.name),
+    }
 }
 
 /// The share that an allocation names.
@@ -197,6 +227,20 @@ mod tests {
         assert!(conflict(&first, &holder(first.clone()), &cards).is_some());
         let second = gpu("Vgpu", "L40S-16Q", Some(32), &cards[0]);
         assert_eq!(conflict(&first, &holder(second), &cards), None);
+    }
+
+    #[test]
+    fn a_drive_is_given_once() {
+        let drive = |name: &str, address: &str| {
+            allocation(&format!("hostDevices: [{{name: {name}, kind: NvmeDrive, device: '{address}'}}]"))
+        };
+        let ours = drive("data", "0000:64:00.0");
+        let (what, who) = conflict(&ours, &holder(drive("scratch", "0000:64:00.0")), &[]).unwrap();
+        assert_eq!(
+            (what.to_string().as_str(), who.as_str()),
+            ("data on 0000:64:00.0 (it goes to one desktop whole)", "school/other")
+        );
+        assert_eq!(conflict(&ours, &holder(drive("data", "0000:65:00.0")), &[]), None);
     }
 
     #[test]

@@ -12,13 +12,14 @@ use gpudesk_crds::{
     desktop_template::{Cpu as TemplateCpu, Firmware as TemplateFirmware, Machine, MachineType},
     desktop_template_devices::{DiskBus, DiskFormat, Network},
     domain_name,
-    gpu_node_status::Device,
+    gpu_node_status::{Bar, Device, HostDevice},
     types::{PciAddress as ApiPciAddress, ShareMode},
 };
 use uuid::Uuid;
 
 use super::{
     cells::{self, out_of_range},
+    conflict,
     materials::{Materials, Origin},
     problem::Problem,
 };
@@ -54,6 +55,8 @@ pub struct Parts<'a> {
     pub instances: &'a [GpuInstance],
     /// Cards of the host.
     pub cards: &'a [Device],
+    /// Its network cards and drives.
+    pub host_devices: &'a [HostDevice],
     /// What runs it.
     pub kind: Kind,
     /// As whom QEMU runs.
@@ -97,8 +100,11 @@ pub fn domain(parts: &Parts<'_>) -> Result<DomainSpec, Problem> {
             screen: spec.consoles.vnc.as_ref().map(|_| screen()),
             agent: spec.guest_agent,
         })),
-        MachineType::Microvm if !parts.allocation.gpus.is_empty() => {
-            return Err(Problem::Invalid("a microvm has no PCI bus and cannot have a GPU".into()));
+        MachineType::Microvm
+            if !parts.allocation.gpus.is_empty() || !parts.allocation.host_devices.is_empty() =>
+        {
+            let why = "a microvm has no PCI bus and cannot have a GPU, a network function or a drive";
+            return Err(Problem::Invalid(why.into()));
         }
         MachineType::Microvm => Platform::Microvm(Microvm {
             kernel: kernel.ok_or_else(|| Problem::Invalid("a microvm needs machine.directKernel".into()))?,
@@ -192,7 +198,15 @@ fn firmware(parts: &Parts<'_>, kernel: Option<DirectKernel>) -> Result<Firmware,
 fn pci_window(parts: &Parts<'_>) -> Option<NonZeroU64> {
     let whole = parts.allocation.gpus.iter().filter(|gpu| gpu.mode == ShareMode::Passthrough);
     let cards = whole.filter_map(|gpu| parts.cards.iter().find(|card| card.pci_address == gpu.device));
-    let bytes: i64 = cards.flat_map(|card| &card.bars).map(|bar| bar.size_bytes).sum();
+    // What the host was last looked at may be older than the size that the card was given.
+    let size = |card: &Device, bar: &Bar| {
+        let resizable = card.resizable_bar.as_ref().filter(|resizable| resizable.index == bar.index);
+        let given = resizable.and(parts.instances.iter().find(|one| one.card == card.pci_address)?.bar_mib);
+        given.map(|mib| mib.saturating_mul(1 << 20))
+    };
+    let sizes = cards.flat_map(|card| card.bars.iter().map(move |bar| (card, bar)));
+    let bytes = sizes.map(|(card, bar)| bar.size_bytes.max(size(card, bar).unwrap_or(0)));
+    let bytes = bytes.fold(0_i64, i64::saturating_add);
     let mib = u64::try_from(bytes).ok()?.saturating_mul(2).div_ceil(1 << 20);
     NonZeroU64::new(mib.checked_next_power_of_two()?).filter(|window| window.get() > 32 << 10)
 }
@@ -249,6 +263,8 @@ fn image(path: PathBuf, format: ImageFormat, read_only: bool, cache: Cache) -> I
 }
 
 fn interfaces(uuid: Uuid, networks: &[Network]) -> Result<Vec<Interface>, Problem> {
+    // A function of a network card is a device of its own; its place in the list is in its address.
+    let made = (0..=u8::MAX).zip(networks).filter(|(_, network)| network.sriov.is_none());
     let interface = |(index, network): (u8, &Network)| {
         let link = match network {
             Network { user: Some(_), bridge: None, libvirt_network: None, .. } => Link::User,
@@ -267,7 +283,7 @@ fn interfaces(uuid: Uuid, networks: &[Network]) -> Result<Vec<Interface>, Proble
         };
         Ok(Interface { mac: MacAddress::of_desktop(uuid, index), link, boot: None })
     };
-    (0..=u8::MAX).zip(networks).map(interface).collect()
+    made.map(interface).collect()
 }
 
 fn hostdevs(parts: &Parts<'_>, cells: &[&GuestCell]) -> Result<Vec<Given>, Problem> {
@@ -292,6 +308,18 @@ fn hostdevs(parts: &Parts<'_>, cells: &[&GuestCell]) -> Result<Vec<Given>, Probl
         for companion in &instance.companions {
             give(function(*companion)?);
         }
+    }
+    for device in &parts.allocation.host_devices {
+        let request = conflict::request(device);
+        let instance = parts.instances.iter().find(|instance| instance.key.request == request);
+        let made = instance.filter(|instance| !instance.pending && instance.card == device.device);
+        if made.is_none() {
+            return Err(Problem::Internal(format!("{} ({request}) is not made", device.device)));
+        }
+        let owner = device.parent.unwrap_or(device.device);
+        let seen = parts.host_devices.iter().find(|seen| seen.pci_address == owner);
+        let guest_cell = cells::of_host(seen.and_then(|seen| seen.numa_cell), cells);
+        hostdevs.push(Given { device: function(device.device)?, guest_cell });
     }
     Ok(hostdevs)
 }

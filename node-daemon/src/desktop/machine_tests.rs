@@ -35,6 +35,7 @@ fn xml(spec: &str, compute: &str, gpus: &str, model: &str, kind: Kind) -> Result
             start: None,
             mig_uuid: None,
             gpu_instance: None,
+            bar_mib: None,
             handle: match gpu.mode {
                 ShareMode::Passthrough => Handle::Function(gpu.device),
                 _ => Handle::Mdev("c0ffee00-0000-4000-8000-000000000001".into()),
@@ -62,6 +63,7 @@ fn xml(spec: &str, compute: &str, gpus: &str, model: &str, kind: Kind) -> Result
         folder: &folder,
         instances: &instances,
         cards: &cards,
+        host_devices: &[],
         kind,
         process: (kind != Kind::Test).then_some(QemuProcess { user: 64055, group: 2_113_000_001 }),
     })?;
@@ -243,6 +245,7 @@ fn how_it_was_decided_stays_out_of_what_the_domain_carries() {
             folder: &DesktopFolders::new(std::path::Path::new("/state")).of(UID.parse().unwrap()),
             instances: &[],
             cards: &[],
+            host_devices: &[],
             kind: Kind::Test,
             process: None,
         };
@@ -253,22 +256,63 @@ fn how_it_was_decided_stays_out_of_what_the_domain_carries() {
 }
 
 #[test]
-fn a_desktop_with_a_drive_or_a_network_function_is_not_made_without_it() {
-    let spec = template("{memory: {sizeMiB: 64}, disks: [{name: system, image: {name: win}}]}");
+fn a_drive_and_a_network_function_are_given_beside_the_rest() {
+    let spec = template(
+        "{memory: {sizeMiB: 64}, disks: [{name: system, image: {name: win}}, {name: data, nvme: {minimumSizeGiB: 1}}], \
+         networks: [{name: out, user: {}}, {name: lan, sriov: {physicalNetwork: campus, vlan: 7}}, {name: far, user: {}}]}",
+    );
     let mut desktop = desktop("", PINNED, "[]");
     let allocation = desktop.status.as_mut().unwrap().allocation.as_mut().unwrap();
     let devices = "[{name: lan, kind: NetworkFunction, device: '0000:81:01.0', parent: '0000:81:00.0'}, \
         {name: data, kind: NvmeDrive, device: '0000:64:00.0'}]";
     allocation.host_devices = serde_yaml::from_str(devices).unwrap();
+    let allocation = allocation.clone();
     let images = ImageStore::pretended("n", vec![]);
     let folder = DesktopFolders::new(std::path::Path::new("/state")).of(UID.parse().unwrap());
-    let error =
-        Materials::find(&desktop, &spec, &images, &AllowedRoots::new(vec![]), folder.files()).unwrap_err();
-    assert_eq!(error.reason(), gpudesk_crds::conditions::Reason::NotYetSupported);
-    assert_eq!(
-        error.to_string(),
-        "not yet supported: allocation.hostDevices[lan] (0000:81:01.0), allocation.hostDevices[data] (0000:64:00.0)"
-    );
+    let materials =
+        Materials::find(&desktop, &spec, &images, &AllowedRoots::new(vec![]), folder.files()).unwrap();
+    assert_eq!(materials.disks.len(), 1, "a drive is made from no file");
+    let instance = |device: &gpudesk_crds::HostDeviceAllocation, pending| GpuInstance {
+        key: InstanceKey { desktop_uid: UID.into(), request: crate::desktop::conflict::request(device) },
+        owner: "school/anna".into(),
+        card: device.device,
+        mode: ShareMode::Passthrough,
+        type_name: "Passthrough".into(),
+        bar_mib: None,
+        vgpu_type: None,
+        start: None,
+        mig_uuid: None,
+        gpu_instance: None,
+        handle: Handle::Function(device.device),
+        companions: vec![],
+        pending,
+    };
+    let made = |pending: bool| {
+        let instances: Vec<_> = allocation.host_devices.iter().map(|one| instance(one, pending)).collect();
+        let parts = Parts {
+            owner: &Owner { namespace: "school".into(), name: "anna".into(), uid: UID.parse().unwrap() },
+            allocation: &allocation,
+            compute: allocation.compute.as_ref().unwrap(),
+            template: &spec,
+            cpu: &spec.spec.cpu,
+            materials: &materials,
+            folder: &folder,
+            instances: &instances,
+            cards: &[],
+            host_devices: &[],
+            kind: Kind::Test,
+            process: None,
+        };
+        domain(&parts).map(|spec| spec.render().unwrap())
+    };
+    assert!(made(true).unwrap_err().to_string().contains("(network:lan) is not made"));
+    let xml = made(false).unwrap();
+    assert_eq!(xml.matches("<hostdev").count(), 2, "{xml}");
+    assert!(xml.contains(r#"bus="0x81" slot="0x01""#) && xml.contains(r#"bus="0x64" slot="0x00""#), "{xml}");
+    assert_eq!(xml.matches("<interface").count(), 2, "{xml}");
+    let uid: Uuid = UID.parse().unwrap();
+    let address = |index| crate::domain::MacAddress::of_desktop(uid, index).to_string();
+    assert!(xml.contains(&address(0)) && !xml.contains(&address(1)) && xml.contains(&address(2)), "{xml}");
 }
 
 #[test]

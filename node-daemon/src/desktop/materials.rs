@@ -4,13 +4,13 @@
 use std::path::PathBuf;
 
 use gpudesk_crds::{
-    Allocation, Desktop, DesktopTemplate,
+    Desktop, DesktopTemplate,
     desktop_template::{Cpu, DesktopTemplateSpec, Firmware, Override},
     desktop_template_devices::{CloudInit, Disk, DiskBus, DiskFormat, HostFileDisk, ImageDisk, SizedDisk},
 };
 use rustix::io::Errno;
 
-use super::{desired, problem::Problem};
+use super::problem::Problem;
 use crate::host::{
     folder::{FolderFiles, bytes},
     image_file::{Closed, Found, ImageFile},
@@ -103,9 +103,11 @@ impl Materials {
         folder: &FolderFiles,
     ) -> Result<Self, Problem> {
         let spec = &template.spec;
-        refuse_unsupported(spec, desired::allocation(desktop))?;
+        refuse_unsupported(spec)?;
         let place = Place { images, roots, folder };
-        let disks = spec.disks.iter().map(|disk| place.material(disk)).collect::<Result<_, _>>()?;
+        // A drive of the host is made from nothing here.
+        let disks = spec.disks.iter().filter(|disk| disk.nvme.is_none());
+        let disks = disks.map(|disk| place.material(disk)).collect::<Result<_, _>>()?;
         let kernel = match (&spec.machine.firmware, &spec.machine.direct_kernel) {
             (Firmware::DirectKernel, Some(direct)) => {
                 let initrd = direct.initrd.as_ref().map(|initrd| images.kernel(initrd)).transpose()?;
@@ -240,7 +242,7 @@ impl Place<'_> {
 
 /// The operator does not place desktops that ask for these; a node that is asked all the same must
 /// not make half of a machine.
-fn refuse_unsupported(spec: &DesktopTemplateSpec, allocation: Option<&Allocation>) -> Result<(), Problem> {
+fn refuse_unsupported(spec: &DesktopTemplateSpec) -> Result<(), Problem> {
     let mut fields = vec![];
     let mut refuse = |condition: bool, field: &str| {
         if condition {
@@ -255,15 +257,10 @@ fn refuse_unsupported(spec: &DesktopTemplateSpec, allocation: Option<&Allocation
     refuse(password, "consoles.vnc.passwordSecretRef");
     for disk in &spec.disks {
         refuse(disk.nfs.is_some(), "disks[].nfs");
-        refuse(disk.nvme.is_some(), "disks[].nvme");
         refuse(disk.image.as_ref().is_some_and(|image| image.url.is_some()), "disks[].image.url");
     }
     for network in &spec.networks {
         refuse(network.ovs.is_some(), "networks[].ovs");
-        refuse(network.sriov.is_some(), "networks[].sriov");
-    }
-    for device in allocation.map_or(&[][..], |allocation| &allocation.host_devices) {
-        refuse(true, &format!("allocation.hostDevices[{}] ({})", device.name, device.device));
     }
     if fields.is_empty() { Ok(()) } else { Err(Problem::NotYetSupported { fields: fields.join(", ") }) }
 }

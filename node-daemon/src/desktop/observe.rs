@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use gpudesk_crds::{NodeReport, desktop::PreparedGpu, handover::Standing, types::ShareMode};
+use gpudesk_crds::{Allocation, NodeReport, desktop::PreparedGpu, handover::Standing, types::ShareMode};
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
-    Desktops, Round,
+    Desktops, Round, conflict,
     decide::{DomainView, Observed},
     decision,
     desired::Wanted,
@@ -122,7 +122,7 @@ impl Desktops {
         sight.instances = match shares {
             Ok(shares) => shares,
             // It was given none.
-            Err(_) if round.allocation.is_some_and(|allocation| allocation.gpus.is_empty()) => vec![],
+            Err(_) if round.allocation.is_some_and(has_no_devices) => vec![],
             // Its machine is stopped all the same; what it may have is taken back once that can be told.
             Err(fault) if active && round.wanted != Wanted::Run => {
                 sight.fault(fault);
@@ -369,6 +369,16 @@ impl Desktops {
             };
             sight.instances.iter().any(|instance| is_its(&instance))
         });
+        let devices = round.allocation.map_or(&[][..], |allocation| &allocation.host_devices);
+        let devices = devices.iter().all(|device| {
+            let is_its = |instance: &GpuInstance| {
+                instance.key.request == conflict::request(device)
+                    && instance.card == device.device
+                    && !instance.pending
+            };
+            sight.instances.iter().any(is_its)
+        });
+        let shares = shares && devices;
         let seed = materials.cloud_init.is_none() || materials.has_seed;
         if self.node.images.is_pretended() {
             return shares && seed;
@@ -433,6 +443,11 @@ impl Desktops {
             _ => vec![],
         }
     }
+}
+
+/// Whether nothing of the host's devices is given by it.
+fn has_no_devices(allocation: &Allocation) -> bool {
+    allocation.gpus.is_empty() && allocation.host_devices.is_empty()
 }
 
 /// How a machine ended whose domain is gone.

@@ -109,7 +109,7 @@ impl Hypervisor for Pretended {
     fn destroy(&self, _: Uuid) -> Answer<'_, ()> { self.note("destroy".into()) }
     fn undefine(&self, _: Uuid, _: GuestState) -> Answer<'_, ()> { self.note("undefine".into()) }
     fn details(&self, uuid: Uuid) -> Answer<'_, DomainDetails> {
-        Box::pin(async move { Ok(DomainDetails { state: self.find(uuid)?.state, live: LiveDomain::default(), pid: None }) })
+        Box::pin(async move { Ok(DomainDetails { state: self.find(uuid)?.state, live: LiveDomain::default() }) })
     }
     fn confine(&self, uuid: Uuid, _: Vec<u32>) -> Answer<'_, ()> { self.note(format!("confine {uuid}")) }
     fn agent_ping(&self, _: Uuid) -> Answer<'_, bool> { no() }

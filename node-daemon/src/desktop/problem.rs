@@ -139,7 +139,7 @@ pub enum Problem {
     Domain(#[from] DomainError),
     /// libvirt.
     #[error(transparent)]
-    Hypervisor(#[from] HypervisorError),
+    Hypervisor(HypervisorError),
     /// libvirt does not answer: of every desktop of the node the same is said.
     #[error(
         "libvirt on node {node} does not answer: what its desktops do is not known until it does; a machine that ran runs on, \
@@ -225,6 +225,34 @@ pub enum Problem {
 impl From<ThreadError> for Problem {
     fn from(error: ThreadError) -> Self {
         Self::Folder(error.into())
+    }
+}
+
+impl From<HypervisorError> for Problem {
+    fn from(mut error: HypervisorError) -> Self {
+        let full = error.to_string();
+        if let HypervisorError::Denied { message, .. }
+        | HypervisorError::Transient { message, .. }
+        | HypervisorError::Refused { message, .. } = &mut error
+        {
+            *message = without_holder(message);
+        }
+        if error.to_string() != full {
+            tracing::warn!(full, "libvirt refused, and names who has it");
+        }
+        Self::Hypervisor(error)
+    }
+}
+
+/// What libvirt says of a device that is taken, before it names the domain that has it ("PCI device 0000:41:00.0 is in use by
+/// driver QEMU, domain lab.one"; `src/hypervisor/virhostdev.c`): that may be another tenant's.
+const HELD: &str = "in use by";
+
+/// The words of libvirt without who has what was refused.
+fn without_holder(message: &str) -> String {
+    match message.split_once(HELD) {
+        Some((before, _)) => format!("{before}{HELD} another domain"),
+        None => message.to_owned(),
     }
 }
 
@@ -415,6 +443,46 @@ impl Problem {
             | Self::EarlierMachine { .. }
             | Self::Saved { .. }
             | Self::OtherDecision { .. } => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn nobody_is_told_whose_domain_has_a_device(
+            other in "[a-z0-9-]{8,20}\\.[a-z0-9-]{8,20}|\\PC{8,20}",
+            device in "[0-9a-f]{4}:[0-9a-f]{2}:00\\.[0-7]",
+            form in 0_usize..4,
+        ) {
+            let message = match form {
+                0 => format!("Requested operation is not valid: PCI device {device} is in use by driver QEMU, domain {other}"),
+                1 => format!("operation failed: mediated device {device} is in use by driver QEMU, domain {other}\nand {other}"),
+                2 => format!("SCSI device {device} is already in use by other domain(s) as '{other}'"),
+                _ => format!("USB device {device} is in use by driver QEMU, domain {other}"),
+            };
+            let doing = "start 8c5b".to_owned();
+            for error in [
+                HypervisorError::Refused { doing: doing.clone(), message: message.clone() },
+                HypervisorError::Transient { doing: doing.clone(), message: message.clone() },
+                HypervisorError::Denied { doing: doing.clone(), message: message.clone() },
+            ] {
+                let told = Problem::from(error).to_string();
+                prop_assert!(!told.contains(&other) && told.contains(&device), "{told}");
+                prop_assert!(told.ends_with("in use by another domain"), "{told}");
+            }
+        }
+
+        #[test]
+        fn all_else_that_libvirt_says_is_told(message in "[a-z :/]{0,60}") {
+            prop_assume!(!message.contains(HELD));
+            let error = HypervisorError::Refused { doing: "start".into(), message: message.clone() };
+            prop_assert_eq!(Problem::from(error).to_string(), format!("start: {message}"));
         }
     }
 }

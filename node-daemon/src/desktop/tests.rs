@@ -4,6 +4,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use gpudesk_crds::{Desktop, DesktopStatus, conditions};
+use gpudesk_inventory::topology::HostFacts;
 use http::{Request, Response};
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ use crate::{
     domain::metadata,
     host::{
         guest_network::{GuestNetwork, GuestNetworkSettings},
-        hardware::hardware,
+        hardware::{HardwareSeen, Layouts, hardware},
         hypervisor::{DomainState, HypervisorError},
         libvirt::LibvirtHypervisor,
         source::HostSource,
@@ -73,6 +74,8 @@ pub(super) fn api() -> (PretendedApi, Written) {
 pub(super) struct Fixture {
     pub(super) desktops: Arc<Desktops>,
     live: Live,
+    seen: HardwareSeen,
+    facts: HostFacts,
 }
 
 impl std::ops::Deref for Fixture {
@@ -94,6 +97,13 @@ impl Fixture {
         self.desktops.round(desktop, template).await
     }
 
+    /// The owner fixes the layout of a card; nobody's is fixed without.
+    fn lays_out(&self, card: &str, places: Option<Value>) {
+        let places = places.map(|places| serde_json::from_value(places).unwrap());
+        let layouts = places.map(|places| (card.parse().unwrap(), places)).into_iter().collect();
+        self.seen.set(&self.facts, Some(layouts));
+    }
+
     pub(super) fn api_has(&self, desktop: &Desktop) {
         let namespace = desktop.metadata.namespace.clone().unwrap();
         let path = format!("/apis/gpudesk.dev/v1alpha1/namespaces/{namespace}/desktops/anna");
@@ -101,18 +111,18 @@ impl Fixture {
     }
 }
 
-/// A node on a simulated host with two L40S. Domains of the test driver live in this process, so each
-/// test has desktops of its own, and the one that fills a card has that card for itself.
+/// A node on a simulated host with three L40S. Domains of the test driver live in this process, so each
+/// test has desktops of its own, and the ones that need a whole card have that card for themselves.
 pub(super) async fn desktops(state: &Path, api: PretendedApi) -> Fixture {
     let file = state.join("host.yaml");
     let text =
-        "{coresPerSocket: 8, memoryMiB: 65536, cards: [{model: L40S, count: 2}], missingImages: [gone]}";
+        "{coresPerSocket: 8, memoryMiB: 65536, cards: [{model: L40S, count: 3}], missingImages: [gone]}";
     std::fs::write(&file, text).unwrap();
     let source = HostSource::simulated(&file, "node-a", state).unwrap();
     let hypervisor = LibvirtHypervisor::connect("test:///default").await.unwrap();
     let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
     let (seen, hardware) = hardware();
-    seen.set(&source.facts());
+    seen.set(&source.facts(), Some(Layouts::new()));
     let client = api.client;
     let node = Node {
         name: "node-a".into(),
@@ -136,7 +146,7 @@ pub(super) async fn desktops(state: &Path, api: PretendedApi) -> Fixture {
     let (changed, stop) = (Arc::new(Notify::new()), CancellationToken::new());
     let (_, heard) = Heard::new();
     let desktops = Desktops::new(node, client, Metrics::default(), changed, heard, stop);
-    Fixture { desktops: Arc::new(desktops), live: api.live }
+    Fixture { desktops: Arc::new(desktops), live: api.live, seen, facts: source.facts() }
 }
 
 /// The card of those tests that only need a part of one.
@@ -311,6 +321,48 @@ async fn a_share_that_a_card_has_no_room_for_is_refused() {
     assert!(!status.to_string().contains(&owner), "{status}");
     assert_eq!(desktops.instances(uid).await.unwrap(), [], "what was begun is undone");
     assert!(desktops.node.hypervisor.get(uid).await.is_err());
+}
+
+#[tokio::test]
+async fn a_new_share_is_a_place_of_the_layout_and_one_that_exists_stays() {
+    let state = tempfile::tempdir().unwrap();
+    let (api, mut written) = api();
+    let desktops = desktops(state.path(), api).await;
+    let card = "0000:18:00.0";
+    let of_type = |name: &str| with_gpu().replace("L40S-8Q", name).replace(CARD, card);
+    let (first, uid) = renamed(desktop("", SMALL, &of_type("L40S-8Q")), 90);
+    desktops.round(&first, Some(template(OFFICE))).await.unwrap();
+    let status = written.recv().await.unwrap();
+    assert_eq!(reason(&status, "Running"), ("True", "AsExpected"));
+
+    // It has a share that the new layout lacks, and runs on with it; nobody else gets one.
+    desktops.lays_out(card, Some(json!([{"type": "L40S-16Q", "count": 2}])));
+    desktops.round(&seen(&first, &status), Some(template(OFFICE))).await.unwrap();
+    assert!(written.try_recv().is_err(), "nothing that runs is disturbed");
+    assert_eq!(desktops.instances(uid).await.unwrap().len(), 1);
+    let (second, uid) = renamed(desktop("", SMALL, &of_type("L40S-8Q")), 91);
+    desktops.round(&second, Some(template(OFFICE))).await.unwrap();
+    let status = written.recv().await.unwrap();
+    assert_eq!(status["node"]["refusal"]["device"], card);
+    let words = status.to_string();
+    assert!(words.contains("fixed layout, and it has no place for L40S-8Q"), "{words}");
+    assert!(!words.contains(first.metadata.namespace.as_ref().unwrap()), "{words}");
+    assert_eq!(desktops.instances(uid).await.unwrap(), []);
+
+    // As many as the layout has places, and no more although the card has room.
+    desktops.lays_out(card, Some(json!([{"type": "L40S-8Q", "count": 2}])));
+    for (number, running) in [(92, true), (93, false)] {
+        let (next, _) = renamed(desktop("", SMALL, &of_type("L40S-8Q")), number);
+        desktops.round(&next, Some(template(OFFICE))).await.unwrap();
+        let status = written.recv().await.unwrap();
+        assert_eq!(reason(&status, "Running").0 == "True", running, "{status}");
+        let words = status.to_string();
+        assert_eq!(words.contains("all 2 places for L40S-8Q in it are taken"), !running, "{words}");
+    }
+    desktops.lays_out(card, None);
+    let (last, _) = renamed(desktop("", SMALL, &of_type("L40S-8Q")), 94);
+    desktops.round(&last, Some(template(OFFICE))).await.unwrap();
+    assert_eq!(reason(&written.recv().await.unwrap(), "Running"), ("True", "AsExpected"));
 }
 
 #[tokio::test]

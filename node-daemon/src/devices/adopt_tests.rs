@@ -113,12 +113,8 @@ struct Case {
 }
 
 fn bound(natural: Option<&'static str>) -> Fun {
-    Fun {
-        driver: Some("vfio-pci".into()),
-        natural,
-        reserved: Some("vfio-pci".into()),
-        ..Fun::new(("1002", "744c"), None, 41)
-    }
+    let given = || Some("vfio-pci".to_owned());
+    Fun { driver: given(), natural, reserved: given(), ..Fun::new(("1002", "744c"), None, 41) }
 }
 
 fn cases() -> Vec<Case> {
@@ -131,6 +127,7 @@ fn cases() -> Vec<Case> {
             size: 3,
             compute_instances: 1,
             uuid: Some("MIG-5a1b".into()),
+            scheduler: None,
         };
         world.functions.get_mut(&at(CARD)).unwrap().instances.push(made);
     });
@@ -166,7 +163,7 @@ fn cases() -> Vec<Case> {
             what: "bound to vfio-pci, not by gpudesk",
             after: |world| {
                 let fun = world.functions.get_mut(&at("0000:41:00.1")).unwrap();
-                (fun.driver, fun.reserved) = (None, None);
+                (fun.driver, fun.reserved, fun.power) = (None, None, "on".into());
             },
             written: vec![
                 "41:00.1/reset = 1",
@@ -181,7 +178,7 @@ fn cases() -> Vec<Case> {
             what: "bound to vfio-pci, not by gpudesk",
             after: |world| {
                 let fun = world.functions.get_mut(&at(CARD)).unwrap();
-                (fun.driver, fun.reserved) = (Some("amdgpu".into()), None);
+                (fun.driver, fun.reserved, fun.power) = (Some("amdgpu".into()), None, "on".into());
             },
             written: vec![
                 "41:00.0/reset = 1",
@@ -197,7 +194,7 @@ fn cases() -> Vec<Case> {
             what: "bound to vfio-pci, not by gpudesk",
             after: |world| {
                 let fun = world.functions.get_mut(&at(CARD)).unwrap();
-                (fun.driver, fun.reserved) = (None, None);
+                (fun.driver, fun.reserved, fun.power) = (None, None, "on".into());
             },
             written: vec![
                 "41:00.0/reset = 1",

@@ -32,6 +32,8 @@ pub struct GpuInstanceSeen {
     pub compute_instances: u32,
     /// UUID of its first MIG device.
     pub uuid: Option<String>,
+    /// How vGPUs on it share time; `None` where it has none of its own.
+    pub scheduler: Option<VgpuScheduler>,
 }
 
 /// How much power a card may draw, in milliwatts.
@@ -108,6 +110,17 @@ pub trait DriverControl: Send + Sync {
     /// [`ControlError`].
     fn set_scheduler(&self, card: PciAddress, scheduler: VgpuScheduler) -> Result<(), ControlError>;
 
+    /// Sets how vGPUs on a GPU instance share time. None may be on it.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    fn set_instance_scheduler(
+        &self,
+        card: PciAddress,
+        gpu_instance: u32,
+        scheduler: VgpuScheduler,
+    ) -> Result<(), ControlError>;
+
     /// Persistence mode; `None` where nobody can be asked.
     ///
     /// # Errors
@@ -178,6 +191,9 @@ impl DriverControl for NoControl {
         Ok(None)
     }
     fn set_scheduler(&self, _: PciAddress, _: VgpuScheduler) -> Result<(), ControlError> {
+        Err(ControlError::Absent)
+    }
+    fn set_instance_scheduler(&self, _: PciAddress, _: u32, _: VgpuScheduler) -> Result<(), ControlError> {
         Err(ControlError::Absent)
     }
     fn persistence(&self, _: PciAddress) -> Result<Option<bool>, ControlError> {

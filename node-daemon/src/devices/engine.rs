@@ -4,13 +4,14 @@
 use std::{
     collections::BTreeMap,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
 use gpudesk_crds::{
     GpuNodeSpec,
-    gpu_node_status::Device,
+    gpu_node::DevicePolicy,
+    gpu_node_status::{Device, HostDevice},
     types::{PciAddress, ShareMode},
 };
 use gpudesk_inventory::{status::CardState, topology::HostFacts};
@@ -19,22 +20,29 @@ use tokio::sync::Notify;
 
 use super::{
     control::DriverControl,
+    fabric::is_on_fabric,
     handed::ForeignName,
-    journal::{Claim, Entry, Journal, Reset, State},
+    host_devices::unknown_owner,
+    journal::{Entry, Journal, State},
     kernel::{Kernel, line},
     live::LiveCard,
     notices::Notice,
     observe::{Opened, observe},
-    perform::{Failure, perform},
-    plan::{Wanted, plan, settings::Wish},
+    perform::{Failure, Outcome, perform},
+    plan::{Wanted, params, plan, settings::Wish},
     refusal::Refusal,
     slots::{NotDone, Slot, Slots},
     step::Step,
     store::Store,
+    told::describe,
 };
 use crate::{
+    crash_point,
     foreign_domains::ForeignDomains,
-    host::gpu_driver::{CardFigures, GpuDriver, GpuError, GpuInstance, InstanceKey, WantedInstance},
+    host::{
+        fabric::{FabricError, FabricManager, Partition},
+        gpu_driver::{CardFigures, GpuDriver, GpuError, GpuInstance, InstanceKey, WantedInstance},
+    },
     partition::{self, Share},
 };
 
@@ -55,15 +63,23 @@ pub struct Devices {
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) cards: Vec<Device>,
+    pub(super) host_devices: Vec<HostDevice>,
     pub(super) spec: Option<GpuNodeSpec>,
+    /// What the manager of its fabric lists, where it has one.
+    pub(super) partitions: Option<Result<Vec<Partition>, FabricError>>,
 }
 
 pub(super) struct Engine {
     pub(super) kernel: Arc<dyn Kernel>,
     pub(super) control: Arc<dyn DriverControl>,
-    store: Store,
-    /// As it is on disk; or why that cannot be told.
-    journal: Mutex<Result<Journal, String>>,
+    pub(super) fabric: OnceLock<Arc<dyn FabricManager>>,
+    /// One at a time changes partitions, for they are of several cards.
+    pub(super) fabric_turn: Mutex<()>,
+    pub(super) store: Store,
+    /// As it is on disk, but for what is [`Engine::unsaved`]; or why that cannot be told.
+    pub(super) journal: Mutex<Result<Journal, String>>,
+    /// Whether something was noted that goes to the disk with the next note.
+    pub(super) unsaved: AtomicBool,
     pub(super) seen: Mutex<Seen>,
     pub(super) slots: Arc<Slots>,
     /// Cards of which something is still to be put back: how many shares are, of how many.
@@ -142,8 +158,11 @@ impl Devices {
         let engine = Engine {
             kernel,
             control,
+            fabric: OnceLock::new(),
+            fabric_turn: Mutex::default(),
             store,
             journal: Mutex::new(journal),
+            unsaved: AtomicBool::new(false),
             seen: Mutex::default(),
             slots: Arc::default(),
             restoring: Mutex::new(restoring),
@@ -183,32 +202,6 @@ impl Devices {
 }
 
 impl Engine {
-    pub(super) fn journal(&self) -> Result<Journal, GpuError> {
-        let journal = lock(&self.journal);
-        journal.clone().map_err(|error| GpuError::State {
-            what: "the journal of devices".into(),
-            source: std::io::Error::other(error),
-        })
-    }
-
-    /// Changes the journal: on disk first.
-    pub(super) fn note<T>(&self, change: impl FnOnce(&mut Journal) -> T) -> Result<T, GpuError> {
-        #[cfg(test)]
-        self.fuse.point()?;
-        let mut kept = lock(&self.journal);
-        let state = |source| GpuError::State { what: format!("writing {}", self.store.name()), source };
-        let mut journal = match &*kept {
-            Ok(journal) => journal.clone(),
-            Err(error) => return Err(state(std::io::Error::other(error.clone()))),
-        };
-        let result = change(&mut journal);
-        if kept.as_ref().ok() != Some(&journal) {
-            self.store.save(&journal).map_err(state)?;
-            *kept = Ok(journal);
-        }
-        Ok(result)
-    }
-
     pub(super) fn opened(&self) -> Result<Opened, GpuError> {
         self.kernel.open_devices().map_err(|source| GpuError::State {
             what: "looking who has devices of the host open".into(),
@@ -221,11 +214,14 @@ impl Engine {
             .map_err(|source| GpuError::State { what: format!("looking at {card}"), source })
     }
 
-    fn perform(&self, card: PciAddress, step: &Step) -> Result<Option<Reset>, Failure> {
+    fn perform(&self, card: PciAddress, step: &Step, journal: &Journal) -> Result<Outcome, Failure> {
         #[cfg(test)]
         self.fuse.point().map_err(|error| Failure::NotSo(error.to_string()))?;
         tracing::info!(%card, "{step}");
-        let done = perform(&*self.kernel, &*self.control, step, Timestamp::now());
+        let known = journal.cards.get(&card).map(|card| &card.registers);
+        let registers = known.zip(step.function()).and_then(|(known, of)| *known.get(&of)?);
+        let done = perform(&*self.kernel, &*self.control, step, registers, Timestamp::now());
+        crash_point::done(crash_point::Step::CardChanged);
         #[cfg(test)]
         self.fuse.point().map_err(|error| Failure::NotSo(error.to_string()))?;
         done
@@ -260,7 +256,7 @@ impl Engine {
             };
             let steps = plan(&live, &journal, wanted).map_err(|source| unfit(card, source))?;
             let Some(step) = steps.into_iter().next() else { return Ok(Some(live)) };
-            if step.may_wait() && !is_fresh {
+            if step.needs_it_closed() && !is_fresh {
                 // Before the kernel may wait in it: who has it open now?
                 (opened, is_fresh) = (self.opened()?, true);
                 continue;
@@ -268,13 +264,17 @@ impl Engine {
             is_fresh = false;
             slot.say(&step);
             self.note(|journal| journal.begin(card, key, &step, &live, making))?;
-            match self.perform(card, &step) {
-                Ok(None) => {
+            match self.perform(card, &step, &journal) {
+                Ok(Outcome::Done) => {
                     if let Step::Clocks { .. } = step {
                         self.note(|journal| journal.done(card, &step))?;
                     }
                 }
-                Ok(Some(reset)) => {
+                Ok(Outcome::Erased(erasure)) => self.erased(card, erasure)?,
+                Ok(Outcome::Registers(of, told)) => {
+                    self.note(|journal| journal.note_registers(card, of, told))?;
+                }
+                Ok(Outcome::Reset(reset)) => {
                     let (fault, of) = (reset.fault.clone(), step.function());
                     self.count(&reset);
                     self.note(|journal| journal.note_reset(card, key, of, reset))?;
@@ -290,6 +290,10 @@ impl Engine {
                     tracing::warn!(%card, %failure, "what was handed over has no driver of the host");
                     let left = step.function();
                     self.note(|journal| left.into_iter().for_each(|left| journal.let_be(card, left)))?;
+                }
+                Err(failure) if !making && matches!(step, Step::BarSize { .. }) => {
+                    tracing::warn!(%card, %failure, "{step}: it stays as it is until the host reboots");
+                    self.note(|journal| journal.leave_size(card))?;
                 }
                 // A driver that does not take its card back, after a reset or a reboot of it.
                 Err(failure @ Failure::NotSo(_)) if !making && matches!(step, Step::Probe { .. }) => {
@@ -318,13 +322,13 @@ impl Engine {
         rule.map(|_| format!("the owner of this host keeps {card}"))
     }
 
-    /// How its owner wants a card while desktops have vGPUs of it.
-    fn wish(&self, card: PciAddress) -> Wish {
+    /// What the owner's rules say of a card.
+    fn policy(&self, card: PciAddress) -> Option<DevicePolicy> {
         let seen = lock(&self.seen);
         let device = seen.cards.iter().find(|device| device.pci_address == card);
         let rule =
             seen.spec.as_ref().zip(device).and_then(|(spec, card)| spec.rule_for(card, seen.cards.iter()));
-        rule.map(|rule| Wish::from(&rule.policy)).unwrap_or_default()
+        rule.map(|rule| rule.policy)
     }
 
     fn make(&self, wanted: &WantedInstance, slot: &Slot) -> Result<GpuInstance, GpuError> {
@@ -333,8 +337,7 @@ impl Engine {
             return Err(GpuError::Unable { card, why });
         }
         if lock(&self.seen).spec.is_none() {
-            let what = "what the owner of the host says of its cards is not known yet".into();
-            return Err(GpuError::Waiting { card, what, since: Timestamp::now() });
+            return Err(unknown_owner(card));
         }
         let mut journal = self.journal()?;
         if let Some(entry) = journal.entry(key)
@@ -348,7 +351,9 @@ impl Engine {
             journal = self.journal()?;
         }
         let fresh = match journal.entry(key) {
-            Some(entry) if entry.card == card && entry.share == wanted.share => false,
+            Some(entry) if (entry.card, &entry.share, &entry.what) == (card, &wanted.share, &wanted.what) => {
+                false
+            }
             Some(entry) => {
                 let existing = format!("{} on {}", entry.share.type_name, entry.card);
                 return Err(GpuError::Differs { key: key.clone(), existing });
@@ -359,7 +364,8 @@ impl Engine {
             self.begin(wanted, &journal)?;
         }
         let goal = Goal::There(key.clone());
-        match self.bring(card, &goal, slot) {
+        let made = self.join_for(key).map_err(Stop::from).and_then(|()| self.bring(card, &goal, slot));
+        match made {
             Ok(live) => self.made(key, live.as_ref()),
             Err(stop) => {
                 if fresh && let Err(error) = self.unmake(key, slot) {
@@ -383,6 +389,8 @@ impl Engine {
             let what = format!("{done} of {all} shares of before are put back");
             return Err(GpuError::Waiting { card, what, since: Timestamp::now() });
         }
+        let erase = self.admit(wanted, journal)?;
+        let drive = lock(&self.seen).host_devices.iter().find(|device| device.pci_address == card).cloned();
         let device = lock(&self.seen).cards.iter().find(|device| device.pci_address == card).cloned();
         let mut profile = None;
         if let Some(mut device) = device.clone() {
@@ -400,21 +408,38 @@ impl Engine {
                     .map_err(|source| GpuError::Refused { card, source })?;
             }
         }
-        let entry = Entry::new(wanted, profile);
+        if wanted.share.mode == ShareMode::Passthrough
+            && wanted.partition.is_none()
+            && device.as_ref().is_some_and(is_on_fabric)
+        {
+            let why = "it is on an NVLink fabric, and goes to a guest whole only in a partition of it".into();
+            return Err(GpuError::Unable { card, why });
+        }
+        let mut entry = Entry::new(wanted, profile);
+        entry.erase = erase;
         let live = self.look(card, &self.opened()?)?.ok_or(GpuError::NoSuchCard(card))?;
         if wanted.share.mode == ShareMode::Passthrough
             && let Some(why) = live.members.iter().find_map(|member| self.closed(member.address))
         {
             return Err(GpuError::Unable { card, why: format!("{why}, and it would go along") });
         }
-        let wish = self.wish(card);
+        let rule = self.policy(card);
+        let allowed = rule.as_ref().map_or(&[][..], |rule| &rule.vgpu_params);
+        params::allow(card, &wanted.setup, allowed).map_err(|source| unfit(card, source))?;
+        let mut wish = rule.as_ref().map(Wish::from).unwrap_or_default();
+        if wanted.share.mode == ShareMode::Vgpu {
+            wish.scheduler = wish.scheduler.or(wanted.setup.scheduler);
+        }
         let mut trial = journal.clone();
         trial.wish(card, wish);
         trial.shares.push(entry.clone());
         plan(&live, &trial, Wanted::There(&entry)).map_err(|source| unfit(card, source))?;
-        self.note(|journal| {
+        self.note_with_next(|journal| {
             if let Some(device) = &device {
                 journal.know(device);
+            }
+            if let Some(drive) = &drive {
+                journal.know_drive(drive);
             }
             journal.wish(card, wish);
             journal.shares.push(entry);
@@ -440,7 +465,7 @@ impl Engine {
 
     /// Takes a share back, and with the last one, where that can be, what was changed for its card.
     pub(super) fn unmake(&self, key: &InstanceKey, slot: &Slot) -> Result<(), GpuError> {
-        let card = self.note(|journal| {
+        let card = self.note_with_next(|journal| {
             let entry = journal.entry_mut(key)?;
             entry.state = State::Undoing;
             Some(entry.card)
@@ -450,11 +475,18 @@ impl Engine {
             Ok(live) => {
                 self.tell_of_others(key, live.as_ref());
                 self.note(|journal| journal.forget(key, live.as_ref()))?;
-                // The desktop is done. What was changed for all on the card goes back with the last, or later.
-                if self.journal()?.on(card).next().is_none()
+                // The desktop is done. What was changed for all on the card goes back with the last, or later; a drive is
+                // erased while nobody waits for it.
+                let journal = self.journal()?;
+                if journal.cards.get(&card).is_some_and(|known| known.erase.is_some()) {
+                    self.tell();
+                } else if journal.on(card).next().is_none()
                     && let Err(error) = self.bring_home(card, false, slot)
                 {
                     tracing::warn!(%card, %error, "what was changed on the card is put back later");
+                }
+                if let Err(error) = self.part() {
+                    tracing::warn!(%card, %error, "the fabric partition is deactivated later");
                 }
                 Ok(())
             }
@@ -463,24 +495,12 @@ impl Engine {
                 tracing::warn!(%key, %source, "the share is gone with its card");
                 self.note(|journal| journal.forget(key, None))
             }
-            Err(Stop::Error(error)) => Err(error),
+            // What waits goes on by itself, also after a restart.
+            Err(Stop::Error(error)) => self.note(|_| ()).and(Err(error)),
             Err(Stop::Stranded(why)) => {
                 tracing::error!(%key, %card, why, "nobody gets the card before it is seen healthy again");
                 self.note(|journal| journal.strand(key, why, Timestamp::now()))
             }
-        }
-    }
-
-    /// Says that a function which carried a share is somebody else's by now.
-    fn tell_of_others(&self, key: &InstanceKey, live: Option<&LiveCard>) {
-        let Ok(journal) = self.journal() else { return };
-        let claim = journal.entry(key).and_then(|entry| entry.claim.as_ref());
-        if let (Some(Claim::Vgpu { function, id }), Some(live)) = (claim, live)
-            && let Some(vgpu) = live.virtual_function(*function).and_then(|vf| vf.vgpu.as_ref())
-            && vgpu.current != Some(0)
-        {
-            let found = vgpu.current;
-            tracing::warn!(%key, %function, id, ?found, "it has another vGPU by now, which is left as it is");
         }
     }
 }
@@ -490,23 +510,6 @@ fn unfit(card: PciAddress, source: Refusal) -> GpuError {
     match source {
         Refusal::NotTold { why, .. } => GpuError::Waiting { card, what: why, since: Timestamp::now() },
         source => GpuError::Unfit { card, source },
-    }
-}
-
-/// What of a share is told to the guest and in the API.
-fn describe(entry: &mut Entry, live: &LiveCard) {
-    match entry.share.mode {
-        ShareMode::Passthrough => {
-            entry.companions = live.members.iter().map(|member| member.address).collect();
-        }
-        ShareMode::Mig => {
-            let place = (entry.profile, entry.share.start);
-            let instances = &live.control.gpu_instances;
-            let under = instances.iter().find(|seen| (Some(seen.profile), Some(seen.start)) == place);
-            entry.gpu_instance = under.and_then(|seen| i32::try_from(seen.id).ok());
-            entry.mig_uuid = under.and_then(|seen| seen.uuid.clone());
-        }
-        ShareMode::Vgpu | ShareMode::VirtualFunctions => {}
     }
 }
 

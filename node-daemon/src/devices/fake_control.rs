@@ -51,7 +51,15 @@ impl DriverControl for FakeControl {
             }
             let id = (1..=64).find(|id| fun.instances.iter().all(|one| one.id != *id)).unwrap();
             let uuid = Some(format!("MIG-{id}"));
-            fun.instances.push(GpuInstanceSeen { id, profile, start, size: 2, compute_instances: 0, uuid });
+            fun.instances.push(GpuInstanceSeen {
+                id,
+                profile,
+                start,
+                size: 2,
+                compute_instances: 0,
+                uuid,
+                scheduler: fun.schedules_instances.then_some(VgpuScheduler::BestEffort),
+            });
             Ok(())
         })
     }
@@ -108,10 +116,32 @@ impl DriverControl for FakeControl {
         self.note(card, format!("scheduler {scheduler:?}"));
         self.with(card, |fun, typed| {
             // 3 with MIG on, and with a vGPU present.
-            if typed || fun.mig == Some(true) {
+            // Fixed shares need equal sizes.
+            let unlike = fun.mixed == Some(true) && scheduler == VgpuScheduler::FixedShare;
+            if typed || fun.mig == Some(true) || unlike {
                 return Err(ControlError::Refused("not supported".into()));
             }
             fun.scheduler = Some(scheduler);
+            Ok(())
+        })
+    }
+    fn set_instance_scheduler(
+        &self,
+        card: PciAddress,
+        gpu_instance: u32,
+        scheduler: VgpuScheduler,
+    ) -> Result<(), ControlError> {
+        self.note(card, format!("scheduler {scheduler:?} on {gpu_instance}"));
+        let world = self.0.world();
+        let on_it = |vf: &PciAddress| {
+            world.functions[vf].vgpu.is_some_and(|(_, _, gi)| gi == i32::try_from(gpu_instance).ok())
+        };
+        let in_use = world.functions[&card].vfs.iter().any(on_it);
+        self.with(card, |fun, _| {
+            let found = fun.instances.iter_mut().find(|one| one.id == gpu_instance);
+            let found = found.filter(|one| one.scheduler.is_some() && !in_use);
+            // 3 with a vGPU on it, and of a card whose GPU instances hold one each.
+            found.ok_or(ControlError::Refused("not supported".into()))?.scheduler = Some(scheduler);
             Ok(())
         })
     }

@@ -2,12 +2,14 @@
 
 use std::{collections::BTreeMap, io};
 
-use gpudesk_crds::types::PciAddress;
+use gpudesk_crds::{gpu_node_drives::DriveErase, types::PciAddress};
+use gpudesk_inventory::scan::DriveNow;
 use rustix::io::Errno;
 
 use super::{
     fake_kernel::{FakeKernel, Fun, State, at, fail},
     kernel::Kernel,
+    network::{NetworkNow, VfSettings},
 };
 
 fn function_of(path: &str) -> Option<(PciAddress, &str)> {
@@ -28,6 +30,7 @@ impl Kernel for FakeKernel {
                 let id = |text: &str| u16::from_str_radix(text, 16).unwrap().to_le_bytes();
                 let mut config = vec![0; 64];
                 config[..4].copy_from_slice(&[id(fun.ids.0), id(fun.ids.1)].concat());
+                config[4] = u8::from(fun.decodes) << 1;
                 config[9..12].copy_from_slice(&[0, 2, 3]);
                 return Ok(if fun.lost { vec![0xff; 64] } else { config });
             }
@@ -125,7 +128,11 @@ impl Kernel for FakeKernel {
                     return state.world.mdevs.remove(uuid).map_or(fail(Errno::NOENT), |_| Ok(()));
                 }
                 "nvidia/vgpu_params" => {
+                    let open = device(&state).is_some_and(|node| state.opened.contains_key(&node));
                     let Some(mdev) = state.world.mdevs.get_mut(uuid) else { return fail(Errno::NOENT) };
+                    if open {
+                        return fail(Errno::BUSY);
+                    }
                     mdev.params = value.into();
                     return Ok(());
                 }
@@ -135,12 +142,23 @@ impl Kernel for FakeKernel {
         fail(Errno::NOENT)
     }
 
+    fn peek(&self, path: &str) -> io::Result<u32> {
+        let state = self.state.lock().unwrap();
+        match function_of(path).and_then(|(address, rest)| Some((address, rest.strip_prefix("resource")?))) {
+            Some((address, region)) if state.world.functions.contains_key(&address) => {
+                Ok(state.peek(address, region))
+            }
+            _ => fail(Errno::NOENT),
+        }
+    }
+
     fn link(&self, path: &str) -> io::Result<String> {
         let state = self.state.lock().unwrap();
         let found = if let Some((address, rest)) = function_of(path) {
             let Some(fun) = state.world.functions.get(&address) else { return fail(Errno::NOENT) };
             match rest {
                 "driver" => fun.driver.as_ref().map(|driver| format!("../../../bus/pci/drivers/{driver}")),
+                "physfn" => state.parent(address).map(|card| format!("../{card}")),
                 "iommu_group" => fun.group.map(|group| format!("../../../kernel/iommu_groups/{group}")),
                 _ => {
                     let index = rest.strip_prefix("virtfn").and_then(|index| index.parse::<usize>().ok());
@@ -170,6 +188,9 @@ impl Kernel for FakeKernel {
         if let Some((address, rest)) = function_of(path) {
             let Some(fun) = state.world.functions.get(&address) else { return fail(Errno::NOENT) };
             return match rest {
+                "sriov_admin/vf1/profile" if fun.quotas.is_some() => {
+                    Ok(vec!["exec_quantum_ms".into(), "preempt_timeout_us".into(), "sched_priority".into()])
+                }
                 "" => Ok((0..fun.vfs.len()).map(|index| format!("virtfn{index}")).collect()),
                 "drm"
                     if matches!(fun.driver.as_deref(), Some("nvidia" | "amdgpu" | "xe"))
@@ -205,6 +226,87 @@ impl Kernel for FakeKernel {
 
     fn open_devices(&self) -> io::Result<BTreeMap<String, u32>> {
         Ok(self.state.lock().unwrap().opened.clone())
+    }
+
+    fn drive(&self, address: PciAddress) -> io::Result<DriveNow> {
+        let state = self.state.lock().unwrap();
+        let Some(fun) = state.world.functions.get(&address) else { return fail(Errno::NOENT) };
+        // What no driver of the host has shows no namespace.
+        let Some(drive) = fun.drive.as_ref().filter(|_| fun.driver.as_deref() == Some("nvme")) else {
+            return Ok(DriveNow::default());
+        };
+        Ok(DriveNow {
+            in_use: drive.used.clone(),
+            holds: (!drive.data.is_empty()).then(|| format!("/dev/nvme0n1 holds {}", drive.data)),
+            size_mib: Some(drive.mib),
+            serial: Some(drive.serial.into()),
+            controllers: vec!["nvme0".into()],
+            namespaces: vec!["nvme0n1".into()],
+        })
+    }
+
+    fn erase(&self, address: PciAddress, method: DriveErase) -> io::Result<()> {
+        let mut state = self.state.lock().unwrap();
+        if state.fuse.as_ref().is_some_and(|fuse| fuse.point().is_err()) {
+            return fail(Errno::INTR);
+        }
+        state.writes.push((format!("sys/bus/pci/devices/{address}/erase"), method.to_string()));
+        let Some(fun) = state.world.functions.get_mut(&address) else { return fail(Errno::NOENT) };
+        let Some(drive) = fun.drive.as_mut().filter(|_| fun.driver.as_deref() == Some("nvme")) else {
+            return fail(Errno::NODEV);
+        };
+        // A namespace that somebody has is not opened for another alone (block/bdev.c, bd_may_claim).
+        if drive.used.is_some() {
+            return fail(Errno::BUSY);
+        }
+        if let Some(errno) = drive.fails {
+            return fail(errno);
+        }
+        drive.data.clear();
+        Ok(())
+    }
+
+    fn network(&self, function: PciAddress) -> io::Result<Option<Result<NetworkNow, String>>> {
+        let state = self.state.lock().unwrap();
+        let Some(fun) = state.world.functions.get(&function) else { return fail(Errno::NOENT) };
+        let (Some(parent), Some(settings)) = (state.parent(function), fun.network.clone()) else {
+            return Ok(None);
+        };
+        if let Some(why) = &state.no_networks {
+            return Ok(Some(Err(why.clone())));
+        }
+        let is_switchdev = state.world.functions[&parent].is_switchdev;
+        Ok(Some(Ok(NetworkNow { parent, is_switchdev, settings })))
+    }
+
+    fn set_network(&self, function: PciAddress, settings: &VfSettings) -> io::Result<()> {
+        let mut state = self.state.lock().unwrap();
+        if state.fuse.as_ref().is_some_and(|fuse| fuse.point().is_err()) {
+            return fail(Errno::INTR);
+        }
+        state.writes.push((format!("sys/bus/pci/devices/{function}/vf"), settings.to_string()));
+        let Some(parent) = state.parent(function) else { return fail(Errno::NODEV) };
+        // mlx5 and ice refuse both in mode switchdev (facts 9.9).
+        if state.world.functions[&parent].is_switchdev {
+            return fail(Errno::OPNOTSUPP);
+        }
+        let fun = state.world.functions.get_mut(&function).unwrap();
+        let Some(now) = fun.network.as_mut() else { return fail(Errno::OPNOTSUPP) };
+        // Group addresses are no addresses of an interface (igb_main.c, igb_ndo_set_vf_mac).
+        let first = settings.mac.get(..2).and_then(|octet| u8::from_str_radix(octet, 16).ok());
+        if first.is_none_or(|octet| octet & 1 != 0) || settings.vlan > 4094 {
+            return fail(Errno::INVAL);
+        }
+        // There is no interface of which it could be the MTU.
+        if settings.mtu.is_some() && now.mtu.is_none() {
+            return fail(Errno::NODEV);
+        }
+        *now = VfSettings { mtu: settings.mtu.or(now.mtu), ..settings.clone() };
+        Ok(())
+    }
+
+    fn no_network_functions(&self) -> Option<String> {
+        self.state.lock().unwrap().no_networks.clone()
     }
 
     fn unable(&self) -> Option<String> {

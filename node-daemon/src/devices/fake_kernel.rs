@@ -10,7 +10,7 @@ use std::{
 use gpudesk_crds::{gpu_node::VgpuScheduler, types::PciAddress};
 use rustix::io::Errno;
 
-use super::control::GpuInstanceSeen;
+use super::{control::GpuInstanceSeen, network::VfSettings};
 
 pub(super) fn at(text: &str) -> PciAddress {
     text.parse().unwrap()
@@ -33,6 +33,16 @@ pub(super) struct Fun {
     pub(super) resets: &'static str,
     pub(super) lost: bool,
     pub(super) lost_by_reset: bool,
+    /// The first word of its registers.
+    pub(super) registers: u32,
+    /// What a reset makes of it.
+    pub(super) registers_after_reset: Option<u32>,
+    /// The sizes that region 0 can have, a bit for each power of two, and how large it is, in MiB.
+    pub(super) resizable: Option<(u64, i64)>,
+    /// The most that the bridge above has room for, in MiB.
+    pub(super) room: i64,
+    /// Whether its memory is switched on.
+    pub(super) decodes: bool,
     pub(super) minor: u32,
     pub(super) locked: bool,
     pub(super) total: u32,
@@ -49,6 +59,19 @@ pub(super) struct Fun {
     pub(super) scheduler: Option<VgpuScheduler>,
     pub(super) milliwatts: Option<u32>,
     pub(super) clocks: Option<(u32, u32)>,
+    /// Whether its GPU instances have a scheduler each.
+    pub(super) schedules_instances: bool,
+    /// What its vGPU was asked for; `None` where the driver knows no such file.
+    pub(super) params: Option<String>,
+    /// Quotas of each of its virtual functions, `None` where tiles differ; none before Linux 6.19.
+    pub(super) quotas: Option<Vec<[Option<u32>; 2]>>,
+    /// How many virtual functions its firmware allows.
+    pub(super) vf_limit: u32,
+    pub(super) drive: Option<FakeDrive>,
+    /// Of a virtual function of a network card, as that has it.
+    pub(super) network: Option<VfSettings>,
+    /// Of a network card: it switches by representors.
+    pub(super) is_switchdev: bool,
 }
 
 impl Fun {
@@ -66,6 +89,11 @@ impl Fun {
             resets: "flr bus",
             lost: false,
             lost_by_reset: false,
+            registers: 0x1940_00a1,
+            registers_after_reset: None,
+            resizable: None,
+            room: i64::MAX,
+            decodes: true,
             minor: u32::try_from(group).unwrap(),
             locked: false,
             total: 0,
@@ -81,7 +109,33 @@ impl Fun {
             scheduler: None,
             milliwatts: None,
             clocks: None,
+            schedules_instances: false,
+            params: Some(String::new()),
+            quotas: None,
+            vf_limit: u32::MAX,
+            drive: None,
+            network: None,
+            is_switchdev: false,
         }
+    }
+}
+
+/// A drive with one namespace.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct FakeDrive {
+    pub(super) serial: &'static str,
+    pub(super) mib: i64,
+    /// What is on it.
+    pub(super) data: String,
+    /// What the host does with it.
+    pub(super) used: Option<String>,
+    /// What it answers when it is erased.
+    pub(super) fails: Option<Errno>,
+}
+
+impl FakeDrive {
+    pub(super) fn blank() -> Self {
+        Self { serial: "S1", mib: 976_762, data: String::new(), used: None, fails: None }
     }
 }
 
@@ -108,6 +162,7 @@ pub(super) struct State {
     pub(super) opened: BTreeMap<String, u32>,
     pub(super) writes: Vec<(String, String)>,
     pub(super) unable: Option<String>,
+    pub(super) no_networks: Option<String>,
     /// Ends the daemon that writes.
     pub(super) fuse: Option<std::sync::Arc<super::kill_tests::Fuse>>,
     /// Writes that wait for somebody to close a device.
@@ -119,6 +174,31 @@ pub(super) struct FakeKernel {
     pub(super) state: Mutex<State>,
     pub(super) changed: Condvar,
 }
+
+/// Nothing of this host is ever given to a driver that could mean more than one word.
+fn is_params(value: &str) -> bool {
+    let word = |text: &str| {
+        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+    };
+    value == " "
+        || value
+            .split(',')
+            .all(|one| one.split_once('=').is_some_and(|(key, value)| word(key) && word(value)))
+}
+
+/// The function, from 0, and the quota of a file of `sriov_admin`, whose folders are counted from 1.
+fn quota_of(rest: &str) -> Option<(usize, usize)> {
+    let (number, file) = rest.strip_prefix("sriov_admin/vf")?.split_once("/profile/")?;
+    let which = ["exec_quantum_ms", "preempt_timeout_us"].iter().position(|name| *name == file)?;
+    Some((number.parse::<usize>().ok()?.checked_sub(1)?, which))
+}
+
+fn none_of<T>() -> io::Result<T> {
+    fail(Errno::NOENT)
+}
+
+/// A line of a region that is not there.
+const NO_REGION: &str = "0x0000000000000000 0x0000000000000000 0x0000000000000000\n";
 
 pub(super) fn fail<T>(errno: Errno) -> io::Result<T> {
     Err(errno.into())
@@ -139,6 +219,21 @@ impl State {
             Some("vfio-pci") => self.opened.contains_key(&self.vfio_node(address)),
             _ => self.opened.contains_key(&drm),
         }
+    }
+
+    /// A function that nobody has open may sleep as soon as it is allowed to.
+    fn is_asleep(&self, address: PciAddress) -> bool {
+        let fun = &self.world.functions[&address];
+        fun.driver.as_deref() == Some("vfio-pci") && fun.power == "auto" && !self.is_open(address)
+    }
+
+    /// A read of memory past the kernel, which ends in all ones where nobody answers.
+    pub(super) fn peek(&self, address: PciAddress, region: &str) -> u32 {
+        let fun = &self.world.functions[&address];
+        let free = matches!(fun.driver.as_deref(), None | Some("vfio-pci"));
+        assert!(free && !self.is_open(address), "registers of {address} are read while somebody uses it");
+        assert!(region == "2" && fun.decodes && !self.is_asleep(address), "an error on the bus");
+        if fun.lost { u32::MAX } else { fun.registers }
     }
 
     pub(super) fn parent(&self, vf: PciAddress) -> Option<PciAddress> {
@@ -167,8 +262,7 @@ impl State {
                 return false;
             }
             if sliced {
-                // One per GPU instance but on newer cards.
-                return typed.len() < card.instances.iter().filter(|gi| gi.compute_instances > 0).count();
+                return self.instance_for(card, kind).is_some();
             }
             if card.mixed == Some(true) {
                 return used + kind.2 <= whole;
@@ -177,6 +271,26 @@ impl State {
             typed.iter().all(|id| size(*id) == kind.2) && typed.len() < kind.3
         };
         card.types.iter().filter(can).map(|kind| (kind.0, kind.1)).collect()
+    }
+
+    /// The GPU instance that the driver takes for a type: the lowest with room (facts 9.2). A type lives on one profile, and
+    /// one size stands on an instance (facts 1.7).
+    fn instance_for(&self, card: &Fun, kind: &(u32, &'static str, i32, usize)) -> Option<i32> {
+        let (id, name, size, most) = *kind;
+        let profile = match name.split('-').nth(1) {
+            Some("1") => 47,
+            Some("2") => 35,
+            _ => 32,
+        };
+        let size_of = |id: u32| card.types.iter().find(|kind| kind.0 == id).map(|kind| kind.2);
+        let has_room = |instance: &i32| {
+            let there = card.vfs.iter().filter_map(|vf| self.world.functions.get(vf)?.vgpu);
+            let there: Vec<u32> =
+                there.filter(|vgpu| vgpu.0 != 0 && vgpu.2 == Some(*instance)).map(|vgpu| vgpu.0).collect();
+            there.len() < most && there.iter().all(|other| *other == id || size_of(*other) == Some(size))
+        };
+        let fitting = card.instances.iter().filter(|one| one.compute_instances > 0 && one.profile == profile);
+        fitting.filter_map(|one| i32::try_from(one.id).ok()).filter(has_room).min()
     }
 
     pub(super) fn probe(&mut self, address: PciAddress) {
@@ -204,8 +318,16 @@ impl State {
             None if !has_card => None,
             None => fun.natural.map(Into::into),
         };
+        if let Some(network) = &mut fun.network {
+            // A driver of the host makes its interface anew (net/ethernet/eth.c, ether_setup).
+            network.mtu = fun.driver.as_ref().filter(|driver| *driver != "vfio-pci").map(|_| 1500);
+        }
         if carries && fun.driver.as_deref() == Some("nvidia") && fun.vgpu.is_none() {
             fun.vgpu = Some((0, None, None));
+        }
+        // vfio_pci_core_register_device: pm_runtime_allow.
+        if fun.driver.as_deref() == Some("vfio-pci") {
+            fun.power = "auto".into();
         }
     }
 
@@ -222,6 +344,17 @@ impl State {
             "boot_vga" => flag(fun.boot_vga),
             "d3cold_allowed" => flag(fun.d3cold),
             "power/control" => Ok(format!("{}\n", fun.power)),
+            "power_state" => Ok(if self.is_asleep(address) { "D3hot\n" } else { "D0\n" }.into()),
+            "resource0_resize" if fun.resizable.is_some() => {
+                Ok(format!("{:016x}\n", fun.resizable.unwrap().0))
+            }
+            "resource" => {
+                let end = |mib: i64| (0x38_0000_0000_i64 << 8) + (mib << 20) - 1;
+                let sized =
+                    |(_, mib)| format!("{:#018x} {:#018x} 0x000000000014220c\n", end(0) + 1, end(mib));
+                let first = fun.resizable.map_or(NO_REGION.into(), sized);
+                Ok(format!("{first}{NO_REGION}0x00000000f6000000 0x00000000f6ffffff 0x0000000000040200\n"))
+            }
             "reset_method" if !fun.resets.is_empty() => Ok(format!("{}\n", fun.resets)),
             "sriov_totalvfs" if fun.total > 0 => Ok(format!("{}\n", fun.total)),
             "sriov_numvfs" if fun.total > 0 => Ok(format!("{}\n", fun.vfs.len())),
@@ -236,6 +369,20 @@ impl State {
                 }
                 None => none(),
             },
+            "nvidia/vgpu_params" if fun.vgpu.is_some() && fun.params.is_some() => match fun.vgpu {
+                Some((0, ..)) | None => fail(Errno::NXIO),
+                Some(_) => Ok(format!("{}\n", fun.params.as_deref().unwrap_or_default())),
+            },
+            _ if rest.starts_with("sriov_admin/") => {
+                let (number, which) = quota_of(rest).map_or_else(none_of, Ok)?;
+                let value = fun.quotas.as_ref().and_then(|all| all.get(number)).map(|all| all[which]);
+                match value {
+                    None => none(),
+                    // xe_sriov_pf_provision.c: tiles that differ are EUCLEAN.
+                    Some(None) => fail(Errno::UCLEAN),
+                    Some(Some(value)) => Ok(format!("{value}\n")),
+                }
+            }
             "nvidia/creatable_vgpu_types" if fun.vgpu.is_some() => {
                 let lines =
                     self.creatable(address).into_iter().map(|(id, name)| format!("{id}  : NVIDIA {name}\n"));
@@ -277,15 +424,10 @@ impl State {
         let creatable = self.creatable(address);
         let in_use = self.is_open(address);
         let card = self.parent(address).unwrap_or(address);
-        let used: Vec<i32> = self.world.functions[&card]
-            .vfs
-            .iter()
-            .filter_map(|vf| self.world.functions.get(vf)?.vgpu?.2)
-            .collect();
-        // The driver takes the lowest GPU instance with room (facts 9.2).
-        let instances = self.world.functions[&card].instances.iter();
-        let lowest =
-            instances.filter_map(|one| i32::try_from(one.id).ok()).filter(|id| !used.contains(id)).min();
+        let of = &self.world.functions[&card];
+        let wanted = value.parse::<u32>().ok();
+        let kind = of.types.iter().find(|kind| Some(kind.0) == wanted && kind.1.matches('-').count() == 2);
+        let lowest = kind.and_then(|kind| self.instance_for(of, kind));
         let starts: Vec<i32> = self.world.functions[&card]
             .vfs
             .iter()
@@ -317,7 +459,14 @@ impl State {
                         fun.persistence = fun.persistence.map(|_| false);
                         (fun.milliwatts, fun.clocks) = (fun.milliwatts.map(|_| 350_000), None);
                     }
+                    // vfio_pci_core_unregister_device: pm_runtime_forbid.
+                    if driver == "vfio-pci" {
+                        fun.power = "on".into();
+                    }
                     fun.vgpu = None;
+                    if let Some(network) = &mut fun.network {
+                        network.mtu = None;
+                    }
                     Ok(())
                 }
                 Some(driver) => {
@@ -328,7 +477,22 @@ impl State {
             },
             "reset" if value == "1" && !fun.resets.is_empty() => {
                 fun.lost |= fun.lost_by_reset;
+                fun.registers = fun.registers_after_reset.unwrap_or(fun.registers);
                 Ok(())
+            }
+            "resource0_resize" if fun.resizable.is_some() => {
+                // drivers/pci/pci-sysfs.c, __resource_resize_store; setup-res.c, pci_resize_resource; ENOSPC by the bridge.
+                let (sizes, _) = fun.resizable.unwrap();
+                let Ok(bit) = value.parse::<u32>() else { return fail(Errno::INVAL) };
+                match 1_i64 << bit {
+                    _ if fun.driver.is_some() || !fun.vfs.is_empty() => fail(Errno::BUSY),
+                    _ if sizes >> bit & 1 == 0 => fail(Errno::INVAL),
+                    mib if mib > fun.room => fail(Errno::NOSPC),
+                    mib => {
+                        fun.resizable = Some((sizes, mib));
+                        Ok(())
+                    }
+                }
             }
             "sriov_drivers_autoprobe" if fun.total > 0 && ["0", "1"].contains(&value) => {
                 fun.autoprobe = value == "1";
@@ -352,6 +516,14 @@ impl State {
                 }
                 if count != 0 && now != 0 {
                     return fail(Errno::BUSY);
+                }
+                // gim: "exceeds the vf limit", told in its log alone (MxGPU-Virtualization #13).
+                if count > fun.vf_limit {
+                    return Ok(());
+                }
+                // All is released with the last function (facts 9.8).
+                if count == 0 {
+                    fun.quotas.iter_mut().flatten().for_each(|quotas| *quotas = [Some(0); 2]);
                 }
                 let probed = fun.driver.clone().filter(|driver| fun.autoprobe && driver != "pci-pf-stub");
                 let (ids, driver) = (fun.ids, probed);
@@ -388,6 +560,26 @@ impl State {
                         Ok(())
                     }
                 }
+            }
+            // Whether they go with the vGPU nobody says: they stay.
+            "nvidia/vgpu_params" if fun.vgpu.is_some() && fun.params.is_some() => match fun.vgpu {
+                Some((0, ..)) | None => fail(Errno::NXIO),
+                Some(_) if in_use => fail(Errno::BUSY),
+                Some(_) => {
+                    assert!(is_params(value), "{value:?}");
+                    fun.params = Some(value.trim().into());
+                    Ok(())
+                }
+            },
+            _ if rest.starts_with("sriov_admin/") => {
+                let Some((number, which)) = quota_of(rest) else { return fail(Errno::NOENT) };
+                let Some(all) = fun.quotas.as_mut().and_then(|all| all.get_mut(number)) else {
+                    return fail(Errno::NOENT);
+                };
+                // xe_sriov_pf_sysfs.c: kstrtou32.
+                let Ok(value) = value.parse::<u32>() else { return fail(Errno::INVAL) };
+                all[which] = Some(value);
+                Ok(())
             }
             "nvidia/placement_id" | "nvidia/gpu_instance_id" if fun.vgpu.is_some() => {
                 let Ok(number) = value.parse::<i32>() else { return fail(Errno::INVAL) };

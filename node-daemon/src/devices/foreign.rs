@@ -142,12 +142,17 @@ fn of_card(card: &Device, own: &Own<'_>, domains: &ForeignDomains) -> Foreign {
     for device in &mut found.devices {
         if let Some(domain) = domains.by_device.get(&device.device) {
             device.what.push_str("; the domain ");
-            device.what.extend(domain.chars().filter(|c| !c.is_control()).take(100));
+            device.what.push_str(&words(domain, 100));
             device.what.push_str(" of libvirt has it");
         }
-        device.what = device.what.chars().take(WORDS).collect();
+        device.what = words(&device.what, WORDS);
     }
     found
+}
+
+/// So many characters of what others may have named, as they can be shown: a name may hold what moves a terminal's cursor.
+pub(super) fn words(text: &str, most: usize) -> String {
+    text.chars().filter(|c| !c.is_control()).take(most).collect()
 }
 
 fn is_adopted(own: &Own<'_>, address: PciAddress) -> bool {
@@ -181,6 +186,45 @@ impl Foreign {
                 known.what.push_str(&what);
             }
             None => self.devices.push(ForeignDevice { device: device.into(), what }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_somebody_named_with_escapes_is_told_without_them() {
+        let domains = ForeignDomains::default();
+        let mut card: Device = serde_json::from_value(serde_json::json!({
+            "pciAddress": "0000:41:00.0", "vendorId": "10de", "deviceId": "20b5", "product": "NVIDIA A100",
+        }))
+        .unwrap();
+        card.instances.push(Instance {
+            id: "MIG-1".into(),
+            type_name: "1g\u{1b}[2J.5gb".into(),
+            mode: ShareMode::Mig,
+            vgpu_type: None,
+            start: None,
+            virtual_function: None,
+            gpu_instance: None,
+            owner: None,
+        });
+        let journal: Journal =
+            serde_json::from_value(serde_json::json!({"version": 1, "boot": "b"})).unwrap();
+        let found = of_card(&card, &Own::of(&journal), &domains);
+        assert_eq!(found.devices.len(), 1);
+        assert_eq!(found.devices[0].what, "a GPU instance 1g[2J.5gb, made on the host");
+    }
+
+    proptest! {
+        #[test]
+        fn no_control_character_is_told(text in "(?s).{0,40}", most in 0_usize..50) {
+            let told = words(&text, most);
+            prop_assert!(told.chars().count() <= most && !told.chars().any(char::is_control));
         }
     }
 }

@@ -4,21 +4,24 @@
 use std::collections::BTreeMap;
 
 use gpudesk_crds::{
-    gpu_node_status::Device,
+    gpu_node_drives::DriveErase,
+    gpu_node_status::{Device, ResetCheck},
     types::{PciAddress, ShareMode},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    fabric::Noted,
     handed::Adopted,
+    host_devices::Erasure,
     live::LiveCard,
     notices::{Happened, Notice},
-    plan::settings::Wish,
+    plan::{settings::Wish, sriov},
     step::{Setting, Step},
 };
 use crate::{
-    host::gpu_driver::{GpuInstance, Handle, InstanceKey, WantedInstance},
+    host::gpu_driver::{GpuInstance, Handle, InstanceKey, Setup, WantedInstance, WantedPartition, What},
     partition::Share,
 };
 
@@ -43,6 +46,9 @@ pub struct Journal {
     /// not meant, though it has the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub handed: Vec<String>,
+    /// Partitions of the NVLink fabric.
+    #[serde(default, skip_serializing_if = "Noted::is_nothing")]
+    pub fabric: Noted,
     /// What is still to be told to the API.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notices: Vec<Notice>,
@@ -63,6 +69,9 @@ pub struct Card {
     /// Memory in MiB: a driver that gives it to guests tells none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<i64>,
+    /// Number of the card on its board, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub module_id: Option<i32>,
     /// What was changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
@@ -78,9 +87,19 @@ pub struct Card {
     /// What was made by hand and handed over: it is unmade once nobody has it open.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub adopted: Vec<Adopted>,
+    /// What the registers of its functions told before their first user; nothing where they could not be read.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub registers: BTreeMap<PciAddress, Option<u32>>,
     /// The last reset between users.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_reset: Option<Reset>,
+    /// How a drive is to be erased since a desktop had it: from before it is taken from the host's driver, until it is
+    /// done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erase: Option<DriveErase>,
+    /// What erasing came to the last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_erase: Option<Erasure>,
     /// Functions whose reset failed after their last user: nobody gets the card before one succeeds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unclean: Vec<PciAddress>,
@@ -121,7 +140,10 @@ pub struct Reset {
     pub method: String,
     /// When.
     pub at: Timestamp,
-    /// Why the card is not back; absent when it told its ids afterwards.
+    /// What was seen to answer afterwards.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub verified: Vec<ResetCheck>,
+    /// Why the card is not back; absent when all answered afterwards that did before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
 }
@@ -141,6 +163,15 @@ pub struct Entry {
     pub card: PciAddress,
     /// What it is.
     pub share: Share,
+    /// How its vGPU is set up.
+    #[serde(default, skip_serializing_if = "Setup::is_none")]
+    pub setup: Setup,
+    /// What of the host it is.
+    #[serde(default, skip_serializing_if = "What::is_card")]
+    pub what: What,
+    /// How a drive is erased after it, as its owner said when it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erase: Option<DriveErase>,
     /// Number of the MIG profile under it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<u32>,
@@ -158,9 +189,15 @@ pub struct Entry {
     /// Other functions that go to the guest with the card.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub companions: Vec<PciAddress>,
+    /// The partition of the NVLink fabric that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<WantedPartition>,
     /// The GPU instance under it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_instance: Option<i32>,
+    /// Size in MiB that the card's memory region was given for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bar_mib: Option<i64>,
     /// UUID of its MIG device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mig_uuid: Option<String>,
@@ -250,13 +287,18 @@ impl Entry {
             owner: wanted.owner.clone(),
             card: wanted.card,
             share: wanted.share.clone(),
+            setup: wanted.setup.clone(),
+            what: wanted.what.clone(),
+            erase: None,
             profile,
             state: State::Wanted,
             claim: (wanted.share.mode == ShareMode::Passthrough).then_some(Claim::Card),
             prefer: None,
             underway: None,
             companions: vec![],
+            partition: wanted.partition.clone(),
             gpu_instance: None,
+            bar_mib: None,
             mig_uuid: None,
             cleaned: vec![],
         }
@@ -274,6 +316,7 @@ impl Entry {
             start: self.share.start,
             mig_uuid: self.mig_uuid.clone(),
             gpu_instance: self.gpu_instance,
+            bar_mib: self.bar_mib,
             handle: match &self.claim {
                 None => Handle::NotYet,
                 Some(Claim::Card) => Handle::Function(self.card),
@@ -295,14 +338,20 @@ impl Journal {
             cards: BTreeMap::new(),
             shares: vec![],
             handed: vec![],
+            fabric: Noted::default(),
             notices: vec![],
         }
     }
 
-    /// Without when resets were: one that fails again and again changes nothing.
+    /// Without when resets and erasures were: one that fails again and again changes nothing.
     pub(super) fn lasting(mut self) -> Self {
-        for reset in self.cards.values_mut().filter_map(|card| card.last_reset.as_mut()) {
-            reset.at = Timestamp::UNIX_EPOCH;
+        for card in self.cards.values_mut() {
+            if let Some(reset) = &mut card.last_reset {
+                reset.at = Timestamp::UNIX_EPOCH;
+            }
+            if let Some(erase) = &mut card.last_erase {
+                erase.at = Timestamp::UNIX_EPOCH;
+            }
         }
         self
     }
@@ -328,6 +377,8 @@ impl Journal {
             return self;
         }
         self.boot = boot.into();
+        // And what is active by now is somebody else's.
+        self.fabric = Noted::default();
         self.shares.retain(|entry| entry.state != State::Undoing);
         for entry in &mut self.shares {
             entry.state = State::Wanted;
@@ -342,6 +393,7 @@ impl Journal {
             card.adopted.clear();
             card.clocks = None;
             card.unclean.clear();
+            card.registers.clear();
         }
         self.tidy();
         self
@@ -377,10 +429,15 @@ impl Journal {
     /// Remembers which card stands at an address.
     pub fn know(&mut self, seen: &Device) {
         let card = self.cards.entry(seen.pci_address).or_default();
-        card.ids = format!("{}:{}", seen.vendor_id, seen.device_id);
+        let ids = format!("{}:{}", seen.vendor_id, seen.device_id);
+        if card.ids != ids {
+            card.registers.clear();
+        }
+        card.ids = ids;
         card.uuid = seen.uuid.clone().or(card.uuid.take());
         card.serial = seen.serial.clone().or(card.serial.take());
         card.memory_mib = seen.memory_mib.or(card.memory_mib);
+        card.module_id = seen.module_id.or(card.module_id);
     }
 
     /// Notes a step before it is done; on the way to a share also what it claims and changes.
@@ -396,6 +453,7 @@ impl Journal {
         let alone = [ShareMode::Passthrough, ShareMode::VirtualFunctions];
         let of =
             key.filter(|key| self.entry(key).is_some_and(|entry| alone.contains(&entry.share.mode))).cloned();
+        let erase = key.and_then(|key| self.entry(key)?.erase);
         let noted = self.cards.entry(card).or_default();
         if noted.ids.is_empty() {
             noted.ids = format!("{}:{}", live.function.vendor, live.function.device);
@@ -409,6 +467,9 @@ impl Journal {
                     before,
                     of: of.filter(|_| setting.function().is_some()),
                 });
+            }
+            if matches!(step, Step::Unbind { function, .. } if *function == card) {
+                noted.erase = erase.or(noted.erase);
             }
             if let Step::GpuInstance { profile, start, .. } = step {
                 let ours = OurInstance { profile: *profile, start: *start };
@@ -425,6 +486,13 @@ impl Journal {
         }
     }
 
+    /// A memory region that the kernel does not give its size back stays as it is: nobody is kept waiting for it.
+    pub fn leave_size(&mut self, card: PciAddress) {
+        if let Some(card) = self.cards.get_mut(&card) {
+            card.changes.retain(|change| !matches!(change.setting, Setting::BarSize { .. }));
+        }
+    }
+
     /// Forgets a share that is gone, with what was changed for it; of a card that is gone itself, everything.
     pub fn forget(&mut self, key: &InstanceKey, live: Option<&LiveCard>) {
         let Some(card) = self.entry(key).map(|entry| entry.card) else { return };
@@ -432,6 +500,8 @@ impl Journal {
         if let Some(card) = self.cards.get_mut(&card) {
             card.changes.retain(|change| live.is_some() && change.of.as_ref() != Some(key));
             card.keep_instances(live);
+            // What could not be read is tried again with the next user.
+            card.registers.retain(|_, told| told.is_some());
         }
         self.tidy();
     }
@@ -450,16 +520,22 @@ impl Journal {
     /// The card is as it was found, but for what somebody else came to use.
     pub fn settle(&mut self, address: PciAddress, live: &LiveCard, now: Timestamp) {
         let mut returned = false;
+        let taken = sriov::taken_by_hand(live, self);
+        if let Some(driver) = &taken {
+            tracing::warn!(card = %address, driver, "it was bound by hand: what was to be put back on it is left as it is");
+        }
         if let Some(card) = self.cards.get_mut(&address) {
             let switched =
                 card.changes.iter().any(|change| is_still(change, live) && change.setting == Setting::NumVfs);
             let own = live.function.address;
             // Whoever switches virtual functions back takes the card from its driver once more.
             let goes_along = |change: &Change| switched && change.setting.function() == Some(own);
-            card.changes.retain(|change| change.of.is_some() || is_still(change, live) || goes_along(change));
+            card.changes.retain(|change| {
+                change.of.is_some() || taken.is_none() && (is_still(change, live) || goes_along(change))
+            });
             card.keep_instances(Some(live));
             card.wish = Wish::default();
-            if card.unclean.is_empty() {
+            if card.unclean.is_empty() && card.erase.is_none() {
                 returned = card.quarantine.take().is_some();
             }
         }
@@ -478,6 +554,8 @@ impl Journal {
                 || !card.gpu_instances.is_empty()
                 || !card.adopted.is_empty()
                 || card.quarantine.is_some()
+                || card.erase.is_some()
+                || card.last_erase.is_some()
                 || card.last_reset.is_some()
         });
     }
@@ -534,7 +612,10 @@ fn is_still(change: &Change, live: &LiveCard) -> bool {
         | Setting::Persistence
         | Setting::Override(_)
         | Setting::D3cold(_)
-        | Setting::Power(_) => return false,
+        | Setting::Power(_)
+        | Setting::Quota(..)
+        | Setting::Network(_)
+        | Setting::BarSize { .. } => return false,
     };
     now.is_some() && now != change.before
 }

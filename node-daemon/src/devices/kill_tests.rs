@@ -2,12 +2,10 @@
 
 use std::{io, sync::Mutex};
 
-use gpudesk_crds::GpuNodeSpec;
-
 use super::{
     engine::Devices,
     scenarios::{Scenario, scenarios},
-    tests::{settle, shares, start},
+    tests::{owner, settle, shares, start},
 };
 use crate::host::gpu_driver::{GpuDriver, GpuError};
 
@@ -59,7 +57,7 @@ enum Next {
 fn converged(name: &str, scenario: &Scenario, devices: &Devices, before: &super::fake_kernel::World) {
     let Scenario { kernel, wanted, .. } = scenario;
     devices.destroy(&wanted.key).unwrap_or_else(|error| panic!("{name}: {error}"));
-    settle(devices, &GpuNodeSpec::default());
+    settle(devices, &owner());
     assert_eq!(&kernel.world(), before, "{name}: all is as it was");
     assert_eq!(shares(devices), 0, "{name}");
     let journal = devices.engine.journal().unwrap();
@@ -90,7 +88,7 @@ fn killed_at_any_point_of_making_it_goes_on_or_takes_all_back() {
                 match next {
                     Next::Again => {
                         // A desktop asks while the daemon puts back what it knows of.
-                        settle(&devices, &GpuNodeSpec::default());
+                        settle(&devices, &owner());
                         let made = devices
                             .create(&scenario.wanted)
                             .unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -101,7 +99,7 @@ fn killed_at_any_point_of_making_it_goes_on_or_takes_all_back() {
                         assert_eq!(kernel.world(), ideal.kernel.world(), "{name}: as without the kill");
                     }
                     Next::Ended => {}
-                    Next::Alone => settle(&devices, &GpuNodeSpec::default()),
+                    Next::Alone => settle(&devices, &owner()),
                 }
                 converged(&name, &scenario, &devices, &before);
             }
@@ -126,7 +124,7 @@ fn killed_at_any_point_of_unmaking_it_goes_on_by_itself() {
                 break;
             }
             let devices = start(kernel, folder.path());
-            settle(&devices, &GpuNodeSpec::default());
+            settle(&devices, &owner());
             if points > 1 {
                 // Once it was noted that it is to go, nobody need ask again.
                 let left = shares(&devices);

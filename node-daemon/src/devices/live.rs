@@ -2,11 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use gpudesk_crds::{gpu_node::VgpuScheduler, gpu_node_status::MigMode, types::PciAddress};
+use gpudesk_crds::{
+    gpu_node::VgpuScheduler,
+    gpu_node_status::{MigMode, ResizableBar},
+    types::PciAddress,
+};
+use gpudesk_inventory::scan::DriveNow;
 
 use super::{
     VFIO,
     control::{GpuInstanceSeen, PowerSeen},
+    network::NetworkNow,
+    step::Quota,
 };
 
 /// A PCI function.
@@ -40,6 +47,11 @@ impl Function {
     /// Whether the driver that gives functions to guests has it, or a variant of it.
     pub fn is_vfio(&self) -> bool {
         self.driver.as_deref().is_some_and(|driver| driver.contains("vfio"))
+    }
+
+    /// Whether it is a drive that the host's own driver has.
+    pub fn has_namespaces(&self) -> bool {
+        self.class.starts_with("0108") && self.driver.as_deref() == Some("nvme")
     }
 
     /// Whether `vfio-pci` itself has it.
@@ -85,6 +97,54 @@ pub struct VendorVgpu {
     pub placement: Option<i32>,
     /// The GPU instance under it.
     pub gpu_instance: Option<i32>,
+    /// What it was asked for, where it can be asked.
+    pub params: Option<String>,
+}
+
+/// What a virtual function may take of its card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QuotaSeen {
+    /// The driver has no such quota.
+    None,
+    /// So much.
+    Value(u32),
+    /// It does not tell, and why.
+    Unclear(String),
+}
+
+/// Quotas of a virtual function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quotas {
+    /// Its number on the card, from 1.
+    pub number: u32,
+    /// Milliseconds of a turn.
+    pub exec_quantum: QuotaSeen,
+    /// Microseconds until it must give way.
+    pub preempt_timeout: QuotaSeen,
+}
+
+impl Default for Quotas {
+    fn default() -> Self {
+        Self { number: 0, exec_quantum: QuotaSeen::None, preempt_timeout: QuotaSeen::None }
+    }
+}
+
+impl Quotas {
+    /// One of them.
+    pub fn of(&self, quota: Quota) -> &QuotaSeen {
+        match quota {
+            Quota::ExecQuantum => &self.exec_quantum,
+            Quota::PreemptTimeout => &self.preempt_timeout,
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn of_mut(&mut self, quota: Quota) -> &mut QuotaSeen {
+        match quota {
+            Quota::ExecQuantum => &mut self.exec_quantum,
+            Quota::PreemptTimeout => &mut self.preempt_timeout,
+        }
+    }
 }
 
 /// A virtual function.
@@ -98,6 +158,8 @@ pub struct VirtualFunction {
     pub vgpu: Option<VendorVgpu>,
     /// The mediated devices that it offers.
     pub mdev_types: Vec<MdevType>,
+    /// What it may take of its card.
+    pub quotas: Quotas,
 }
 
 /// Virtual functions of a card.
@@ -109,6 +171,17 @@ pub struct Sriov {
     pub on: u32,
     /// Whether new ones are given to drivers.
     pub autoprobe: Option<bool>,
+    /// Whether the driver has quotas for each.
+    pub quotas: bool,
+}
+
+/// The memory region of a card that can be resized.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResizableRegion {
+    /// Its size now in MiB; `None` when it has no address.
+    pub mib: Option<i64>,
+    /// Its number, and the sizes that it can have.
+    pub bar: ResizableBar,
 }
 
 /// What the driver's library says.
@@ -142,6 +215,8 @@ pub struct LiveCard {
     pub group: Option<i32>,
     /// The other functions in its group but bridges.
     pub members: Vec<Function>,
+    /// Its memory region that can be resized.
+    pub resizable: Option<ResizableRegion>,
     /// Its virtual functions in numbers; `None` when it can have none.
     pub sriov: Option<Sriov>,
     /// Its virtual functions.
@@ -158,6 +233,10 @@ pub struct LiveCard {
     pub uuid: Option<String>,
     /// Another card of its group that carries something for somebody, with what.
     pub along_in_use: Option<(PciAddress, String)>,
+    /// What the host does with it, where it is a drive that the host's own driver has.
+    pub drive: Option<DriveNow>,
+    /// What its network card says of it, where it is a virtual function of one; or why that cannot be told.
+    pub network: Option<Result<NetworkNow, String>>,
     /// Whether `vfio-pci` is loaded.
     pub has_vfio: bool,
     /// Whether `pci-pf-stub` is loaded.

@@ -14,16 +14,21 @@
 mod adopt;
 pub mod control;
 mod engine;
+pub mod fabric;
 mod foreign;
 pub mod handed;
+pub mod host_devices;
 pub mod journal;
 pub mod kernel;
 pub mod live;
+pub mod network;
+mod noted;
 pub mod notices;
 mod observe;
 mod perform;
 pub mod plan;
 pub mod refusal;
+mod registers;
 pub mod rehearse;
 mod slots;
 pub mod step;
@@ -34,21 +39,35 @@ mod upkeep;
 #[cfg(test)]
 mod adopt_tests;
 #[cfg(test)]
+mod drive_tests;
+#[cfg(test)]
+mod fabric_tests;
+#[cfg(test)]
 mod fake_control;
 #[cfg(test)]
 mod fake_files;
 #[cfg(test)]
 mod fake_kernel;
 #[cfg(test)]
+mod fewest;
+#[cfg(test)]
+mod fewest_tests;
+#[cfg(test)]
 mod kill_tests;
+#[cfg(test)]
+mod network_tests;
 #[cfg(test)]
 mod plan_tests;
 #[cfg(test)]
 mod refusal_tests;
 #[cfg(test)]
+mod registers_tests;
+#[cfg(test)]
 mod scenarios;
 #[cfg(test)]
 mod settings_tests;
+#[cfg(test)]
+mod setup_tests;
 #[cfg(test)]
 mod tests;
 

@@ -62,6 +62,11 @@ impl Journal {
         self.notices.drain(..too_many);
     }
 
+    /// Notes what the registers of a function told before its first user.
+    pub fn note_registers(&mut self, card: PciAddress, function: PciAddress, told: Option<u32>) {
+        self.cards.entry(card).or_default().registers.entry(function).or_insert(told);
+    }
+
     /// Notes what a reset of a function came to.
     pub fn note_reset(
         &mut self,

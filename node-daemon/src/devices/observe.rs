@@ -7,16 +7,22 @@ use gpudesk_inventory::topology::{pci, vendor_vfio, vgpu_type};
 
 use super::{
     control::{ControlError, DriverControl},
-    kernel::{Kernel, function, line, link_name, maybe, names, number, text},
-    live::{Control, Function, LiveCard, Mdev, MdevType, Sriov, VendorVgpu, VirtualFunction},
-    step::Step,
+    kernel::{ANY, Kernel, function, line, link_name, maybe, memory_of, names, number, text},
+    live::{
+        Control, Function, LiveCard, Mdev, MdevType, QuotaSeen, Quotas, ResizableRegion, Sriov, VendorVgpu,
+        VirtualFunction,
+    },
+    step::{Quota, Step},
 };
 
-/// Character devices that are open.
+/// Character devices that are open, as [`Kernel::open_devices`] tells.
 pub(super) type Opened = BTreeMap<String, u32>;
 
 /// NVIDIA's major number (`NV_MAJOR_DEVICE_NUMBER` of its kernel module).
 const NVIDIA_MAJOR: u32 = 195;
+
+/// Classes of devices that drivers make of a function: each device has a folder with the number of its node.
+const CLASSES: [&str; 8] = ["accel", "drm", "graphics", "misc", "nvme", "sound", "uio", "vfio-dev"];
 
 /// Looks at a card; `None` when nothing is at its address.
 pub(super) fn observe(
@@ -54,6 +60,7 @@ pub(super) fn observe(
         answers: identity(kernel, &folder)?.is_some(),
         boot_vga: line(kernel, &format!("{folder}/boot_vga"))?.as_deref() == Some("1"),
         group,
+        resizable: resizable(kernel, &folder)?,
         sriov,
         virtual_functions,
         mdev_types: mdev_types(kernel, &folder)?,
@@ -63,11 +70,27 @@ pub(super) fn observe(
         // Question marks before the card is first used.
         uuid: information.and_then(|text| field(&text, "GPU UUID")).filter(|uuid| !uuid.contains('?')),
         along_in_use: along_in_use(kernel, &members)?,
+        network: if own.class.starts_with("02") { kernel.network(address)? } else { None },
+        drive: own.has_namespaces().then(|| kernel.drive(address)).transpose()?,
         has_vfio: maybe(kernel.list(&format!("sys/bus/pci/drivers/{}", super::VFIO)))?.is_some(),
         members,
         has_stub: maybe(kernel.list(&format!("sys/bus/pci/drivers/{}", super::plan::sriov::STUB)))?.is_some(),
         function: own,
     }))
+}
+
+/// The memory region that can be resized, and how large it is.
+pub(super) fn resizable(kernel: &dyn Kernel, folder: &str) -> io::Result<Option<ResizableRegion>> {
+    let mut regions = vec![];
+    for index in 0..6 {
+        if let Some(text) = text(kernel, &format!("{folder}/resource{index}_resize"))? {
+            regions.push((index, pci::resizable_sizes(&text)));
+        }
+    }
+    let Some(bar) = pci::resizable_bar(regions.into_iter()) else { return Ok(None) };
+    let found = text(kernel, &format!("{folder}/resource"))?.unwrap_or_default();
+    let now = pci::bars(&found).into_iter().find(|now| now.index == bar.index && !now.unassigned);
+    Ok(Some(ResizableRegion { mib: now.map(|now| now.size_bytes >> 20), bar }))
 }
 
 /// A line `KEY: VALUE` of what NVIDIA's driver tells of a card.
@@ -172,20 +195,33 @@ fn held_by(
         nodes.extend(minor.map(|minor| format!("{NVIDIA_MAJOR}:{minor}")));
     }
     if let Some(group) = link_name(kernel, &format!("{folder}/iommu_group"))? {
-        nodes.extend(line(kernel, &format!("sys/class/vfio/{group}/dev"))?);
+        // The second is of a group without an IOMMU.
+        for group in [group.clone(), format!("noiommu-{group}")] {
+            nodes.extend(line(kernel, &format!("sys/class/vfio/{group}/dev"))?);
+        }
     }
-    // Screens, sound and vfio devices: each node has a folder with its number.
-    for (class, deep) in [("drm", false), ("vfio-dev", false), ("sound", true)] {
+    for class in CLASSES {
+        // Of a drive, block devices are none of these: their numbers are others'.
+        let deep = match class {
+            "sound" => Some(""),
+            "nvme" => Some("ng"),
+            _ => None,
+        };
         for name in names(kernel, &format!("{folder}/{class}"))? {
             let inner = format!("{folder}/{class}/{name}");
             nodes.extend(line(kernel, &format!("{inner}/dev"))?);
-            if deep {
-                for name in names(kernel, &inner)? {
+            if let Some(head) = deep {
+                for name in names(kernel, &inner)?.iter().filter(|name| name.starts_with(head)) {
                     nodes.extend(line(kernel, &format!("{inner}/{name}/dev"))?);
                 }
             }
         }
     }
+    // The wires to the screens of a card.
+    for name in names(kernel, &folder)?.iter().filter(|name| name.starts_with("i2c-")) {
+        nodes.extend(line(kernel, &format!("{folder}/{name}/i2c-dev/{name}/dev"))?);
+    }
+    nodes.extend([memory_of(address), ANY.to_owned()]);
     Ok(nodes.iter().find_map(|node| opened.get(node).copied()))
 }
 
@@ -230,6 +266,7 @@ fn sriov(kernel: &dyn Kernel, folder: &str) -> io::Result<Option<Sriov>> {
         // The number itself is told under the lock that whoever waits for a user has.
         on: names(kernel, folder)?.iter().filter(|name| name.starts_with("virtfn")).map(|_| 1).sum(),
         autoprobe: line(kernel, &format!("{folder}/sriov_drivers_autoprobe"))?.map(|line| line == "1"),
+        quotas: maybe(kernel.list(&format!("{folder}/sriov_admin/vf1/profile")))?.is_some(),
     }))
 }
 
@@ -255,13 +292,29 @@ fn virtual_functions(
                     creatable: BTreeMap::new(),
                     placement: None,
                     gpu_instance: None,
+                    params: None,
                 })
             }),
             mdev_types: mdev_types(kernel, &own).unwrap_or_default(),
+            quotas: quotas(kernel, folder, index + 1),
             function: read,
         });
     }
     Ok(found)
+}
+
+/// What a virtual function may take of its card. Where the tiles of a card differ, reading is EUCLEAN.
+fn quotas(kernel: &dyn Kernel, folder: &str, number: u32) -> Quotas {
+    let of = |quota: Quota| {
+        let path = format!("{folder}/sriov_admin/vf{number}/profile/{}", quota.file());
+        match self::number::<u32>(kernel, &path) {
+            Ok(Some(value)) => QuotaSeen::Value(value),
+            Ok(None) if !matches!(maybe(kernel.read(&path)), Ok(Some(_))) => QuotaSeen::None,
+            Ok(None) => QuotaSeen::Unclear("it is no number".into()),
+            Err(error) => QuotaSeen::Unclear(error.to_string()),
+        }
+    };
+    Quotas { number, exec_quantum: of(Quota::ExecQuantum), preempt_timeout: of(Quota::PreemptTimeout) }
 }
 
 fn vendor_vgpu(kernel: &dyn Kernel, folder: &str) -> io::Result<Option<VendorVgpu>> {
@@ -279,6 +332,10 @@ fn vendor_vgpu(kernel: &dyn Kernel, folder: &str) -> io::Result<Option<VendorVgp
         creatable: creatable.into_iter().map(|(id, name)| (id, vgpu_type::short(&name).to_owned())).collect(),
         placement: of("placement_id"),
         gpu_instance: of("gpu_instance_id"),
+        params: kernel
+            .read(&format!("{folder}/vgpu_params"))
+            .ok()
+            .map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()),
     }))
 }
 
@@ -300,8 +357,13 @@ const BUS: &str = "sys/bus/mdev/devices";
 /// A process that has a mediated device open.
 fn mdev_held_by(kernel: &dyn Kernel, opened: &Opened, uuid: &str) -> io::Result<Option<u32>> {
     let Some(group) = link_name(kernel, &format!("{BUS}/{uuid}/iommu_group"))? else { return Ok(None) };
-    let node = line(kernel, &format!("sys/class/vfio/{group}/dev"))?;
-    Ok(node.and_then(|node| opened.get(&node).copied()))
+    let mut nodes = vec![];
+    nodes.extend(line(kernel, &format!("sys/class/vfio/{group}/dev"))?);
+    for name in names(kernel, &format!("{BUS}/{uuid}/vfio-dev"))? {
+        nodes.extend(line(kernel, &format!("{BUS}/{uuid}/vfio-dev/{name}/dev"))?);
+    }
+    nodes.push(ANY.to_owned());
+    Ok(nodes.iter().find_map(|node| opened.get(node).copied()))
 }
 
 fn mdevs(kernel: &dyn Kernel, opened: &Opened, carriers: &[PciAddress]) -> io::Result<Vec<Mdev>> {
@@ -319,4 +381,53 @@ fn mdevs(kernel: &dyn Kernel, opened: &Opened, carriers: &[PciAddress]) -> io::R
         });
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::disallowed_methods, reason = "composes a function")]
+
+    use std::{fs, os::unix::fs::symlink, path::Path};
+
+    use super::*;
+    use crate::host::kernel::HostKernel;
+
+    fn put(path: &Path, text: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    #[test]
+    fn whoever_has_any_node_of_a_function_open_is_seen() {
+        let root = tempfile::tempdir().unwrap();
+        let address: PciAddress = "0000:41:00.0".parse().unwrap();
+        let folder = root.path().join(function(address));
+        put(&folder.join("vendor"), "0x10de\n");
+        put(&folder.join("device"), "0x26b9\n");
+        symlink("../../../../kernel/iommu_groups/20", folder.join("iommu_group")).unwrap();
+        put(&root.path().join("sys/class/vfio/noiommu-20/dev"), "510:0\n");
+        let nodes = [
+            ("accel/accel0", "261:0"),
+            ("drm/card0", "226:0"),
+            ("graphics/fb0", "29:0"),
+            ("i2c-3/i2c-dev/i2c-3", "89:3"),
+            ("misc/odd", "10:5"),
+            ("sound/card1/pcmC1D3p", "116:3"),
+            ("uio/uio0", "240:0"),
+            ("vfio-dev/vfio0", "509:0"),
+        ];
+        for (node, number) in nodes {
+            put(&folder.join(node).join("dev"), &format!("{number}\n"));
+        }
+        let held = |node: &str| {
+            let opened = Opened::from([(node.to_owned(), 7)]);
+            read_function(&HostKernel::new(root.path()), &opened, address).unwrap().unwrap().held_by
+        };
+        assert_eq!(held("1:3"), None);
+        assert_eq!(held("0000:42:00.0 memory"), None);
+        let numbers = nodes.iter().map(|(_, number)| (*number).to_owned());
+        for node in numbers.chain(["510:0".into(), memory_of(address), ANY.into()]) {
+            assert_eq!(held(&node), Some(7), "{node}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 use super::{
     handed::Adopted,
     journal::{Claim, Entry, Journal, Reset, State},
-    live::{Control, Function, LiveCard, Mdev, MdevType, Sriov, VendorVgpu, VirtualFunction},
+    live::{Control, Function, LiveCard, Mdev, MdevType, Quotas, Sriov, VendorVgpu, VirtualFunction},
     plan::{Wanted, plan},
     rehearse,
     scenarios::share,
@@ -60,8 +60,10 @@ fn virtual_function(n: u32, framework: u8) -> impl Strategy<Value = VirtualFunct
                 creatable: if offers { BTreeMap::from([(VENDOR, "X-8Q".into())]) } else { BTreeMap::new() },
                 placement: (current != 0).then_some(0),
                 gpu_instance: None,
+                params: None,
             }),
             mdev_types: vec![],
+            quotas: Quotas::default(),
         }
     })
 }
@@ -80,10 +82,12 @@ fn live() -> impl Strategy<Value = LiveCard> {
                 boot_vga: false,
                 group: Some(41),
                 members: sound.into_iter().collect(),
+                resizable: None,
                 sriov: Some(Sriov {
                     total: 8,
                     on: u32::try_from(virtual_functions.len()).unwrap(),
                     autoprobe: Some(answers),
+                    quotas: false,
                 }),
                 virtual_functions,
                 mdev_types: if framework == 2 { types.clone() } else { vec![] },
@@ -104,6 +108,8 @@ fn live() -> impl Strategy<Value = LiveCard> {
                 control_fault: None,
                 uuid: None,
                 along_in_use: None,
+                drive: None,
+                network: None,
             },
         )
     })
@@ -180,7 +186,7 @@ fn wrong(step: &Step, live: &LiveCard, journal: &Journal) -> Option<String> {
     let held = |address: PciAddress| live.find(address).is_some_and(|function| function.held_by.is_some());
     let bad = |is: bool, why: &str| is.then(|| format!("{step}: {why}"));
     match step {
-        Step::Unbind { function, .. } | Step::Reset { function } => {
+        Step::Unbind { function, .. } | Step::Reset { function } | Step::Registers { function } => {
             let vfio = live.find(*function).is_some_and(Function::is_vfio);
             bad(held(*function), "in use").or_else(|| bad(vfio && !changed(*function), "foreign"))
         }
@@ -217,6 +223,9 @@ fn wrong(step: &Step, live: &LiveCard, journal: &Journal) -> Option<String> {
 fn apply(live: &mut LiveCard, journal: &mut Journal, step: &Step) {
     if let Step::Reset { function } = step {
         journal.shares.iter_mut().for_each(|entry| entry.cleaned.push(*function));
+    }
+    if let Step::Registers { function } = step {
+        journal.note_registers(at(0), *function, None);
     }
     rehearse::apply(live, step);
     // Which driver of the host takes it is the kernel's to say.
@@ -321,7 +330,7 @@ proptest! {
             left -= 1;
             prop_assert!(left > 0, "it does not end: {}", step);
             if let Step::Reset { function } = step {
-                let reset = Reset { method: "flr".into(), at: Timestamp::UNIX_EPOCH, fault: None };
+                let reset = Reset { method: "flr".into(), at: Timestamp::UNIX_EPOCH, verified: vec![], fault: None };
                 journal.note_reset(at(0), None, Some(*function), reset);
             }
             apply(&mut live, &mut journal, step);

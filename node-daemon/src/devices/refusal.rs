@@ -81,6 +81,22 @@ pub enum Refusal {
         /// Its driver.
         driver: String,
     },
+    /// The host uses a drive, or somebody may want back what is on it.
+    #[error("{drive} goes to nobody: {why}")]
+    Drive {
+        /// The drive.
+        drive: PciAddress,
+        /// Why.
+        why: String,
+    },
+    /// A function of a network card is not given with the settings that it takes, or they are not put back.
+    #[error("{function}: {why}")]
+    Network {
+        /// The function.
+        function: PciAddress,
+        /// Why.
+        why: String,
+    },
     /// Nothing offers the type.
     #[error("no function of {card} offers the type {type_name} now; free functions offer: {offered}")]
     NotOffered {

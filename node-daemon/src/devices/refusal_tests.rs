@@ -124,6 +124,7 @@ fn a_vgpu_is_refused_for_each_thing_in_its_way() {
             size: 3,
             compute_instances: 1,
             uuid: None,
+            scheduler: None,
         }];
     });
     refused(&foreign, &on_mig(Some(3)), "GPU instance 5 of 0000:41:00.0 is made on the host, not by gpudesk");

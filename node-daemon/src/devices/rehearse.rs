@@ -4,7 +4,7 @@ use gpudesk_crds::{gpu_node_status::MigMode, types::PciAddress};
 
 use super::{
     control::GpuInstanceSeen,
-    live::{Function, LiveCard, Mdev, VendorVgpu, VirtualFunction},
+    live::{Function, LiveCard, Mdev, QuotaSeen, Quotas, VendorVgpu, VirtualFunction},
     step::Step,
 };
 
@@ -23,7 +23,17 @@ pub fn apply(live: &mut LiveCard, step: &Step) {
         Step::Probe { function, driver } => change(live, *function, |f| f.driver.clone_from(driver)),
         Step::D3cold { function, allowed } => change(live, *function, |f| f.d3cold = Some(*allowed)),
         Step::Power { function, control } => change(live, *function, |f| f.power = Some(control.clone())),
-        Step::Reset { .. } | Step::Clocks { .. } => {}
+        Step::BarSize { mib, .. } => {
+            if let Some(region) = &mut live.resizable {
+                region.mib = Some(*mib);
+            }
+        }
+        Step::Network { settings, .. } => {
+            if let Some(Ok(now)) = &mut live.network {
+                now.settings.clone_from(settings);
+            }
+        }
+        Step::Reset { .. } | Step::Registers { .. } | Step::Erase { .. } | Step::Clocks { .. } => {}
         Step::NumVfs { count, .. } => num_vfs(live, *count),
         Step::Autoprobe { on, .. } => {
             if let Some(sriov) = &mut live.sriov {
@@ -42,11 +52,31 @@ pub fn apply(live: &mut LiveCard, step: &Step) {
                 mdev.params = Some(format!("vgpu-placement-id={start}"));
             }
         }
+        Step::MdevParams { uuid, params } => {
+            if let Some(mdev) = live.mdevs.iter_mut().find(|mdev| mdev.uuid == *uuid) {
+                mdev.params = Some(params.clone());
+            }
+        }
         Step::MdevRemove { uuid } => live.mdevs.retain(|mdev| mdev.uuid != *uuid),
         Step::VgpuType { function, id } => vgpu(live, *function, |vgpu| vgpu.current = Some(*id)),
         Step::VgpuStart { function, start } => vgpu(live, *function, |vgpu| vgpu.placement = Some(*start)),
         Step::VgpuInstance { function, gpu_instance } => {
             vgpu(live, *function, |vgpu| vgpu.gpu_instance = i32::try_from(*gpu_instance).ok());
+        }
+        Step::VgpuParams { function, params } => {
+            vgpu(live, *function, |vgpu| vgpu.params = Some(params.clone()));
+        }
+        Step::InstanceScheduler { gpu_instance, scheduler, .. } => {
+            let instances = &mut live.control.gpu_instances;
+            if let Some(seen) = instances.iter_mut().find(|seen| seen.id == *gpu_instance) {
+                seen.scheduler = Some(*scheduler);
+            }
+        }
+        Step::Quota { function, quota, value, .. } => {
+            let mut all = live.virtual_functions.iter_mut();
+            if let Some(vf) = all.find(|vf| vf.function.address == *function) {
+                *vf.quotas.of_mut(*quota) = QuotaSeen::Value(*value);
+            }
         }
         Step::VgpuClear { function } => vgpu(live, *function, |vgpu| {
             (vgpu.current, vgpu.placement, vgpu.gpu_instance) = (Some(0), None, None);
@@ -62,6 +92,7 @@ pub fn apply(live: &mut LiveCard, step: &Step) {
                 size: 0,
                 compute_instances: 0,
                 uuid: None,
+                scheduler: None,
             });
         }
         Step::ComputeInstance { gpu_instance, .. } => {
@@ -116,6 +147,7 @@ fn num_vfs(live: &mut LiveCard, count: u32) {
             alone: true,
             vgpu: None,
             mdev_types: vec![],
+            quotas: Quotas::default(),
         })
     };
     live.virtual_functions = (0..count).filter_map(function).collect();

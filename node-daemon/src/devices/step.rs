@@ -2,10 +2,13 @@
 
 use std::fmt;
 
-use gpudesk_crds::{gpu_node::VgpuScheduler, types::PciAddress};
+use gpudesk_crds::{gpu_node::VgpuScheduler, gpu_node_drives::DriveErase, types::PciAddress};
 use serde::{Deserialize, Serialize};
 
-use super::live::LiveCard;
+use super::{
+    live::{LiveCard, QuotaSeen},
+    network::VfSettings,
+};
 
 /// What a step changes beside making a share, and what is put back when nobody needs it any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -19,6 +22,15 @@ pub enum Setting {
     D3cold(PciAddress),
     /// Whether it may sleep.
     Power(PciAddress),
+    /// How large its memory region is that can be resized.
+    BarSize {
+        /// The function.
+        function: PciAddress,
+        /// The size in MiB that gpudesk gives it.
+        mib: i64,
+    },
+    /// What its network card was told of it.
+    Network(PciAddress),
     /// How many virtual functions are on.
     NumVfs,
     /// Whether they are given to drivers.
@@ -35,6 +47,36 @@ pub enum Setting {
     MixedSize,
     /// How vGPUs share its time.
     Scheduler,
+    /// What a virtual function may take of it.
+    Quota(PciAddress, Quota),
+}
+
+/// What the driver can hold a virtual function to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Quota {
+    /// Milliseconds of a turn.
+    ExecQuantum,
+    /// Microseconds until it must give way.
+    PreemptTimeout,
+}
+
+impl Quota {
+    /// The driver's file of it.
+    pub fn file(self) -> &'static str {
+        match self {
+            Self::ExecQuantum => "exec_quantum_ms",
+            Self::PreemptTimeout => "preempt_timeout_us",
+        }
+    }
+
+    /// What a rule calls it.
+    pub fn field(self) -> &'static str {
+        match self {
+            Self::ExecQuantum => "execQuantumMs",
+            Self::PreemptTimeout => "preemptTimeoutUs",
+        }
+    }
 }
 
 impl Setting {
@@ -44,7 +86,10 @@ impl Setting {
             Self::Driver(function)
             | Self::Override(function)
             | Self::D3cold(function)
-            | Self::Power(function) => Some(function),
+            | Self::Power(function)
+            | Self::Network(function)
+            | Self::Quota(function, _)
+            | Self::BarSize { function, .. } => Some(function),
             Self::NumVfs
             | Self::Autoprobe
             | Self::Persistence
@@ -101,10 +146,40 @@ pub enum Step {
         /// The word.
         control: String,
     },
+    /// Gives the memory region of a function that no driver has another size.
+    BarSize {
+        /// The function.
+        function: PciAddress,
+        /// Number of the region.
+        region: i32,
+        /// The size in MiB.
+        mib: i64,
+    },
+    /// Tells a network card what holds for a function of it, and sees that it does.
+    Network {
+        /// The function.
+        function: PciAddress,
+        /// What holds.
+        settings: VfSettings,
+    },
     /// Resets a function, sees that it is back, and records it.
     Reset {
         /// The function.
         function: PciAddress,
+    },
+    /// Reads and records what the registers of a function tell before it has its first user.
+    Registers {
+        /// The function.
+        function: PciAddress,
+    },
+    /// Erases a drive after its last user, and sees that it completed that and has its size.
+    Erase {
+        /// The drive.
+        function: PciAddress,
+        /// How.
+        method: DriveErase,
+        /// Its size before, in MiB.
+        size_mib: Option<i64>,
     },
     /// Switches virtual functions on, or off.
     NumVfs {
@@ -136,6 +211,13 @@ pub enum Step {
         /// The start.
         start: i32,
     },
+    /// Gives a mediated device its parameters, all of them.
+    MdevParams {
+        /// Its UUID.
+        uuid: String,
+        /// The parameters, as the driver reads them.
+        params: String,
+    },
     /// Unmakes a mediated device.
     MdevRemove {
         /// Its UUID.
@@ -161,6 +243,13 @@ pub enum Step {
         function: PciAddress,
         /// The GPU instance.
         gpu_instance: u32,
+    },
+    /// Gives the vGPU of a virtual function its parameters, all of them.
+    VgpuParams {
+        /// The function.
+        function: PciAddress,
+        /// The parameters, as the driver reads them; none when empty.
+        params: String,
     },
     /// Unmakes the vGPU of a virtual function.
     VgpuClear {
@@ -218,6 +307,28 @@ pub enum Step {
         /// How.
         scheduler: VgpuScheduler,
     },
+    /// Sets how vGPUs share the time of a GPU instance, on which there is none.
+    InstanceScheduler {
+        /// The card.
+        card: PciAddress,
+        /// The GPU instance.
+        gpu_instance: u32,
+        /// How.
+        scheduler: VgpuScheduler,
+    },
+    /// Sets what a virtual function may take of its card.
+    Quota {
+        /// The card.
+        card: PciAddress,
+        /// The function.
+        function: PciAddress,
+        /// Its number on the card, from 1.
+        number: u32,
+        /// What.
+        quota: Quota,
+        /// How much.
+        value: u32,
+    },
     /// Sets how much power a card may draw.
     PowerLimit {
         /// The card.
@@ -257,7 +368,15 @@ impl fmt::Display for Step {
             Self::Power { function, control } => {
                 write!(f, "setting the power control of {function} to {control}")
             }
+            Self::BarSize { function, region, mib } => {
+                write!(f, "resizing memory region {region} of {function} to {mib} MiB")
+            }
             Self::Reset { function } => write!(f, "resetting {function}"),
+            Self::Registers { function } => write!(f, "reading the registers of {function}"),
+            Self::Network { function, settings } => {
+                write!(f, "setting the network function {function} to {settings}")
+            }
+            Self::Erase { function, method, .. } => write!(f, "erasing {function} ({method})"),
             Self::NumVfs { card, count } => write!(f, "switching virtual functions of {card} to {count}"),
             Self::Autoprobe { card, on } => {
                 write!(f, "switching drivers for new virtual functions of {card} {}", on_off(*on))
@@ -268,6 +387,9 @@ impl fmt::Display for Step {
             Self::MdevStart { uuid, start } => {
                 write!(f, "asking for start {start} of the mediated device {uuid}")
             }
+            Self::MdevParams { uuid, params } => {
+                write!(f, "giving the mediated device {uuid} the parameters {params}")
+            }
             Self::MdevRemove { uuid } => write!(f, "unmaking the mediated device {uuid}"),
             Self::VgpuType { function, id } => write!(f, "making a vGPU of type {id} on {function}"),
             Self::VgpuStart { function, start } => {
@@ -275,6 +397,12 @@ impl fmt::Display for Step {
             }
             Self::VgpuInstance { function, gpu_instance } => {
                 write!(f, "moving the vGPU of {function} to GPU instance {gpu_instance}")
+            }
+            Self::VgpuParams { function, params } if params.is_empty() => {
+                write!(f, "clearing the parameters of the vGPU of {function}")
+            }
+            Self::VgpuParams { function, params } => {
+                write!(f, "giving the vGPU of {function} the parameters {params}")
             }
             Self::VgpuClear { function } => write!(f, "unmaking the vGPU of {function}"),
             Self::MigMode { card, on } => write!(f, "switching MIG of {card} {}", on_off(*on)),
@@ -295,6 +423,15 @@ impl fmt::Display for Step {
             }
             Self::Scheduler { card, scheduler } => {
                 write!(f, "setting the vGPU scheduler of {card} to {scheduler:?}")
+            }
+            Self::InstanceScheduler { card, gpu_instance, scheduler } => {
+                write!(
+                    f,
+                    "setting the vGPU scheduler of GPU instance {gpu_instance} on {card} to {scheduler:?}"
+                )
+            }
+            Self::Quota { card: _, function, number: _, quota, value } => {
+                write!(f, "setting {} of {function} to {value}", quota.file())
             }
             Self::PowerLimit { card, milliwatts } => {
                 write!(f, "setting the power limit of {card} to {milliwatts} mW")
@@ -317,13 +454,24 @@ impl Step {
             | Self::Probe { function, .. }
             | Self::D3cold { function, .. }
             | Self::Power { function, .. }
+            | Self::BarSize { function, .. }
             | Self::Reset { function }
+            | Self::Registers { function }
+            | Self::Erase { function, .. }
+            | Self::Network { function, .. }
             | Self::VgpuType { function, .. }
             | Self::VgpuStart { function, .. }
             | Self::VgpuInstance { function, .. }
+            | Self::VgpuParams { function, .. }
+            | Self::Quota { function, .. }
             | Self::VgpuClear { function } => Some(*function),
             _ => None,
         }
+    }
+
+    /// Whether nobody may have the device open while it is done.
+    pub fn needs_it_closed(&self) -> bool {
+        self.may_wait() || matches!(self, Self::Registers { .. })
     }
 
     /// Whether the kernel may wait in it until somebody closes the device.
@@ -332,6 +480,7 @@ impl Step {
             self,
             Self::Unbind { .. }
                 | Self::Reset { .. }
+                | Self::Erase { .. }
                 | Self::MdevRemove { .. }
                 | Self::NumVfs { .. }
                 | Self::VgpuClear { .. }
@@ -354,7 +503,19 @@ impl Step {
             Self::D3cold { function, .. } => {
                 (Setting::D3cold(*function), of(function)?.d3cold.and_then(flag))
             }
-            Self::Power { function, .. } => (Setting::Power(*function), of(function)?.power.clone()),
+            // The driver that gives functions to guests lets each sleep: that is not how the host had it.
+            Self::Power { function, .. } => {
+                let function = of(function).filter(|function| !function.is_given())?;
+                (Setting::Power(function.address), function.power.clone())
+            }
+            Self::BarSize { function, mib, .. } => (
+                Setting::BarSize { function: *function, mib: *mib },
+                live.resizable.as_ref()?.mib.map(|mib| mib.to_string()),
+            ),
+            Self::Network { function, .. } => {
+                let now = live.network.as_ref()?.as_ref().ok()?;
+                (Setting::Network(*function), serde_json::to_string(&now.settings).ok())
+            }
             Self::NumVfs { .. } => (Setting::NumVfs, live.sriov.map(|sriov| sriov.on.to_string())),
             Self::Autoprobe { .. } => (Setting::Autoprobe, live.sriov?.autoprobe.and_then(flag)),
             Self::MigMode { .. } => (Setting::MigMode, flag(live.control.mig?.current)),
@@ -367,7 +528,15 @@ impl Step {
                 (Setting::PowerLimit, live.control.power.map(|power| power.limit.to_string()))
             }
             Self::Clocks { .. } => (Setting::Clocks, None),
+            Self::Quota { function, quota, .. } => {
+                let QuotaSeen::Value(is) = live.virtual_function(*function)?.quotas.of(*quota) else {
+                    return None;
+                };
+                (Setting::Quota(*function, *quota), Some(is.to_string()))
+            }
             Self::Reset { .. }
+            | Self::Registers { .. }
+            | Self::Erase { .. }
             | Self::Unlock { .. }
             | Self::MdevCreate { .. }
             | Self::MdevStart { .. }
@@ -375,6 +544,9 @@ impl Step {
             | Self::VgpuType { .. }
             | Self::VgpuStart { .. }
             | Self::VgpuInstance { .. }
+            | Self::VgpuParams { .. }
+            | Self::MdevParams { .. }
+            | Self::InstanceScheduler { .. }
             | Self::VgpuClear { .. }
             | Self::GpuInstance { .. }
             | Self::ComputeInstance { .. }
@@ -391,11 +563,15 @@ impl Step {
             Self::VgpuType { function, .. }
             | Self::VgpuStart { function, .. }
             | Self::VgpuInstance { function, .. }
+            | Self::VgpuParams { function, .. }
             | Self::VgpuClear { function } => {
                 let vgpu = live.virtual_function(*function).and_then(|vf| vf.vgpu.as_ref());
                 vgpu.map_or_else(|| "not known".into(), |vgpu| format!("type {:?}", vgpu.current))
             }
-            Self::MdevCreate { uuid, .. } | Self::MdevStart { uuid, .. } | Self::MdevRemove { uuid } => {
+            Self::MdevCreate { uuid, .. }
+            | Self::MdevStart { uuid, .. }
+            | Self::MdevParams { uuid, .. }
+            | Self::MdevRemove { uuid } => {
                 let there = live.mdevs.iter().any(|mdev| mdev.uuid == *uuid);
                 if there { "there".into() } else { "none".into() }
             }
@@ -421,14 +597,33 @@ impl Step {
             Self::Power { function: at, .. } => {
                 Self::Power { function: *at, control: function(at)?.power.clone()? }
             }
+            Self::BarSize { function, region, .. } => {
+                Self::BarSize { function: *function, region: *region, mib: live.resizable.as_ref()?.mib? }
+            }
+            Self::Network { function, .. } => {
+                let settings = live.network.as_ref()?.as_ref().ok()?.settings.clone();
+                Self::Network { function: *function, settings }
+            }
             Self::NumVfs { card, .. } => Self::NumVfs { card: *card, count: live.sriov?.on },
             Self::Autoprobe { card, .. } => Self::Autoprobe { card: *card, on: live.sriov?.autoprobe? },
-            Self::MdevCreate { uuid, .. } | Self::MdevStart { uuid, .. } => {
+            Self::MdevCreate { uuid, .. } | Self::MdevStart { uuid, .. } | Self::MdevParams { uuid, .. } => {
                 Self::MdevRemove { uuid: uuid.clone() }
             }
             Self::VgpuType { function, .. }
             | Self::VgpuStart { function, .. }
-            | Self::VgpuInstance { function, .. } => Self::VgpuClear { function: *function },
+            | Self::VgpuInstance { function, .. }
+            | Self::VgpuParams { function, .. } => Self::VgpuClear { function: *function },
+            Self::InstanceScheduler { card, gpu_instance, .. } => {
+                let seen = live.control.gpu_instances.iter().find(|seen| seen.id == *gpu_instance)?;
+                let (card, gpu_instance) = (*card, *gpu_instance);
+                Self::InstanceScheduler { card, gpu_instance, scheduler: seen.scheduler? }
+            }
+            Self::Quota { card, function, number, quota, .. } => {
+                let QuotaSeen::Value(value) = *live.virtual_function(*function)?.quotas.of(*quota) else {
+                    return None;
+                };
+                Self::Quota { card: *card, function: *function, number: *number, quota: *quota, value }
+            }
             Self::MigMode { card, on } => Self::MigMode { card: *card, on: !on },
             Self::MixedSize { card, on } => Self::MixedSize { card: *card, on: !on },
             Self::Persistence { card, on } => Self::Persistence { card: *card, on: !on },
@@ -445,6 +640,8 @@ impl Step {
             Self::GpuInstance { .. }
             | Self::Unlock { .. }
             | Self::Reset { .. }
+            | Self::Registers { .. }
+            | Self::Erase { .. }
             | Self::MdevRemove { .. }
             | Self::VgpuClear { .. }
             | Self::Clocks { range: None, .. }

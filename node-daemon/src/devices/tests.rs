@@ -13,8 +13,8 @@ use std::{
 
 use gpudesk_crds::{
     GpuNodeSpec,
-    gpu_node_status::{CardUnits, Device, Placement},
-    types::ShareMode,
+    gpu_node_status::{CardUnits, Device, Placement, ResetCheck, VirtualFunction},
+    types::{PciAddress, ShareMode},
 };
 use gpudesk_inventory::topology::HostFacts;
 
@@ -34,8 +34,24 @@ pub(super) fn start(kernel: &Arc<FakeKernel>, folder: &Path) -> Devices {
     let devices = Devices::open(Arc::<FakeKernel>::clone(kernel), control, folder);
     kernel.state.lock().unwrap().fuse = Some(Arc::clone(&devices.engine.fuse));
     devices.complete(&mut facts(kernel));
-    super::engine::lock(&devices.engine.seen).spec = Some(GpuNodeSpec::default());
+    super::engine::lock(&devices.engine.seen).spec = Some(owner());
     devices
+}
+
+/// What the owner of the host says: what scenarios ask for is allowed, and the drive of the tests may be given.
+pub(super) fn owner() -> GpuNodeSpec {
+    GpuNodeSpec {
+        devices: spec("vgpuParams: [frame_rate_limiter=0, disable_vnc]").devices,
+        ..of_host_devices()
+    }
+}
+
+fn of_host_devices() -> GpuNodeSpec {
+    serde_json::from_value(serde_json::json!({
+        "nvmeDrives": [{"name": "scratch", "selector": {"serial": "S1"}, "erase": "Format"}],
+        "physicalNetworks": [{"name": "campus", "devices": [CARD]}],
+    }))
+    .unwrap()
 }
 
 /// What the inventory says of the host.
@@ -44,7 +60,7 @@ pub(super) fn facts(kernel: &FakeKernel) -> HostFacts {
     for (address, fun) in kernel.world().functions {
         if fun.class.starts_with("03") && address.function == 0 {
             let mut card = Device::new(address, fun.ids.0, fun.ids.1);
-            card.driver = fun.driver;
+            card.driver.clone_from(&fun.driver);
             card.uuid = (card.driver.as_deref() == Some("nvidia")).then(|| "GPU-1".into());
             let mig = Placement {
                 driver_id: Some("47".into()),
@@ -67,6 +83,35 @@ pub(super) fn facts(kernel: &FakeKernel) -> HostFacts {
             };
             card.units = fun.mig.map(|_| CardUnits { mig_memory: 12, mig_compute: 4, vgpu_region: 0 });
             facts.cards.push(card);
+        }
+        if fun.class.starts_with("02") && !fun.vfs.is_empty() {
+            let virtual_functions = (fun.vfs.iter().zip(0..))
+                .map(|(vf, index)| VirtualFunction {
+                    pci_address: *vf,
+                    index,
+                    device_id: None,
+                    driver: kernel.world().functions[vf].driver.clone(),
+                    iommu_group: None,
+                    unavailable: None,
+                })
+                .collect();
+            let device = serde_json::json!({
+                "pciAddress": address, "kind": "NetworkCard", "class": "0200", "vendorId": fun.ids.0,
+                "deviceId": fun.ids.1, "product": "card", "driver": fun.driver,
+            });
+            let mut device: gpudesk_crds::gpu_node_status::HostDevice =
+                serde_json::from_value(device).unwrap();
+            device.virtual_functions = virtual_functions;
+            facts.host_devices.push(device);
+        }
+        if let Some(drive) = fun.drive {
+            let is_hosts = fun.driver.as_deref() == Some("nvme");
+            let device = serde_json::json!({
+                "pciAddress": address, "kind": "NvmeDrive", "class": "0108", "vendorId": fun.ids.0, "deviceId": fun.ids.1,
+                "product": "drive", "usable": true, "driver": fun.driver,
+                "serial": is_hosts.then_some(drive.serial), "sizeMiB": is_hosts.then_some(drive.mib),
+            });
+            facts.host_devices.push(serde_json::from_value(device).unwrap());
         }
     }
     facts
@@ -98,7 +143,7 @@ fn each_mode_is_made_and_unmade_by_the_fewest_writes() {
         assert_eq!(devices.instances().unwrap(), std::slice::from_ref(&instance), "{name}");
         // A daemon that starts again finds it and changes nothing.
         let devices = start(&kernel, folder.path());
-        settle(&devices, &GpuNodeSpec::default());
+        settle(&devices, &owner());
         assert_eq!(devices.instances().unwrap(), [instance], "{name}");
         assert_eq!(kernel.written(), Vec::<String>::new(), "{name}");
         devices.destroy(&wanted.key).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -135,12 +180,13 @@ fn companions_and_the_reset_are_told() {
     let told = |devices: &Devices| state(devices, &scenario.kernel).last_reset.unwrap();
     let shown = told(&devices);
     assert_eq!((shown.method.as_str(), shown.succeeded, shown.message.as_ref()), ("flr", true, None));
+    assert_eq!(shown.verified, [ResetCheck::Ids, ResetCheck::Registers]);
     assert_eq!(told(&again), shown);
     assert!(again.figures().resets.is_empty(), "counters begin with the daemon");
 }
 
 /// What is told of the card beside what is found on it.
-fn state(devices: &Devices, kernel: &FakeKernel) -> gpudesk_inventory::status::CardState {
+pub(super) fn state(devices: &Devices, kernel: &FakeKernel) -> gpudesk_inventory::status::CardState {
     devices
         .states(&facts(kernel), &crate::foreign_domains::ForeignDomains::default())
         .remove(&at(CARD))
@@ -161,9 +207,12 @@ fn after_a_reboot_everything_is_put_back_on_the_same_functions_before_more_is_gi
         kernel.written();
         let devices = start(&kernel, folder.path());
         let withheld = devices.withheld(&facts(&kernel));
-        assert!(withheld[&at(CARD)].contains("0 of 1 shares are put back"), "{name}: {withheld:?}");
-        let restoring = state(&devices, &kernel).restoring;
-        assert_eq!(restoring, Some(gpudesk_crds::gpu_node_status::Restoring { done: 0, total: 1 }), "{name}");
+        assert!(withheld[&wanted.card].contains("0 of 1 shares are put back"), "{name}: {withheld:?}");
+        if wanted.what.is_card() {
+            let restoring = state(&devices, &kernel).restoring;
+            let none_of_one = gpudesk_crds::gpu_node_status::Restoring { done: 0, total: 1 };
+            assert_eq!(restoring, Some(none_of_one), "{name}");
+        }
         let held = devices.instances().unwrap();
         assert!(held[0].pending, "{name}: it keeps its place, and is not there yet");
         let other = WantedInstance {
@@ -172,11 +221,11 @@ fn after_a_reboot_everything_is_put_back_on_the_same_functions_before_more_is_gi
         };
         assert!(matches!(devices.create(&other), Err(GpuError::Waiting { .. })), "{name}");
         assert_eq!(kernel.written(), Vec::<String>::new(), "{name}: nothing before its owner is heard");
-        settle(&devices, &GpuNodeSpec::default());
+        settle(&devices, &owner());
         assert_eq!(devices.instances().unwrap(), [instance], "{name}");
         assert_eq!(devices.instances().unwrap()[0].handle, handle, "{name}");
         assert!(devices.withheld(&facts(&kernel)).is_empty(), "{name}");
-        assert_eq!(state(&devices, &kernel).restoring, None, "{name}");
+        assert!(!wanted.what.is_card() || state(&devices, &kernel).restoring.is_none(), "{name}");
         devices.destroy(&wanted.key).unwrap();
         let after = super::fake_kernel::World { boot: "boot".into(), ..kernel.world() };
         assert_eq!(after, fresh, "{name}");
@@ -254,6 +303,9 @@ impl super::Kernel for Raced {
     fn write(&self, path: &str, value: &str) -> std::io::Result<()> {
         self.0.write(path, value)
     }
+    fn peek(&self, path: &str) -> std::io::Result<u32> {
+        self.0.peek(path)
+    }
     fn link(&self, path: &str) -> std::io::Result<String> {
         self.0.link(path)
     }
@@ -266,6 +318,32 @@ impl super::Kernel for Raced {
         } else {
             Ok(std::collections::BTreeMap::new())
         }
+    }
+    fn drive(&self, address: PciAddress) -> std::io::Result<gpudesk_inventory::scan::DriveNow> {
+        self.0.drive(address)
+    }
+    fn erase(
+        &self,
+        address: PciAddress,
+        method: gpudesk_crds::gpu_node_drives::DriveErase,
+    ) -> std::io::Result<()> {
+        self.0.erase(address, method)
+    }
+    fn network(
+        &self,
+        function: PciAddress,
+    ) -> std::io::Result<Option<Result<super::network::NetworkNow, String>>> {
+        self.0.network(function)
+    }
+    fn set_network(
+        &self,
+        function: PciAddress,
+        settings: &super::network::VfSettings,
+    ) -> std::io::Result<()> {
+        self.0.set_network(function, settings)
+    }
+    fn no_network_functions(&self) -> Option<String> {
+        None
     }
     fn unable(&self) -> Option<String> {
         None
@@ -375,6 +453,53 @@ fn a_card_that_its_owner_keeps_is_never_written_to_or_goes_back_to_the_host() {
     assert_eq!(kernel.written(), Vec::<String>::new(), "once");
 }
 
+/// Whatever the daemon is asked for, in every mode and over a restart.
+#[test]
+fn no_write_and_no_call_is_made_on_a_card_that_is_not_managed_or_kept_for_its_host() {
+    for rule in ["management: Unmanaged", "management: Unmanaged, mode: Host", "mode: Host"] {
+        for Scenario { name, kernel, wanted, .. } in scenarios() {
+            let folder = tempfile::tempdir().unwrap();
+            let (before, spec) = (kernel.world(), spec(rule));
+            for _ in 0..2 {
+                let devices = start(&kernel, folder.path());
+                settle(&devices, &spec);
+                assert!(devices.create(&wanted).is_err(), "{name}, {rule}");
+                devices.destroy(&wanted.key).unwrap();
+                let domains = crate::foreign_domains::ForeignDomains::default();
+                devices.adopt(Some(CARD), &facts(&kernel), &domains);
+                settle(&devices, &spec);
+                devices.withheld(&facts(&kernel));
+                devices.states(&facts(&kernel), &domains);
+                devices.figures();
+                assert_eq!(shares(&devices), 0, "{name}, {rule}");
+            }
+            assert_eq!((kernel.written(), kernel.world()), (vec![], before), "{name}, {rule}");
+        }
+    }
+}
+
+/// A rule that comes while a desktop has a share takes nothing from it, and what was changed for it still goes back with it.
+#[test]
+fn a_rule_that_comes_later_waits_for_the_desktop() {
+    for rule in ["management: Unmanaged", "mode: Host"] {
+        for Scenario { name, kernel, wanted, made, unmade, .. } in scenarios() {
+            let folder = tempfile::tempdir().unwrap();
+            let (before, spec) = (kernel.world(), spec(rule));
+            start(&kernel, folder.path()).create(&wanted).unwrap();
+            assert_eq!(kernel.written(), made, "{name}, {rule}");
+            let devices = start(&kernel, folder.path());
+            settle(&devices, &spec);
+            assert_eq!((kernel.written(), shares(&devices)), (vec![], 1), "{name}, {rule}");
+            devices.destroy(&wanted.key).unwrap();
+            assert_eq!(
+                (kernel.written(), kernel.world()),
+                (unmade.iter().map(|line| (*line).to_owned()).collect(), before),
+                "{name}, {rule}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_gpu_instance_that_could_not_be_unmade_goes_later() {
     let Scenario { kernel, wanted, .. } = scenarios().remove(4);
@@ -427,4 +552,56 @@ fn a_host_that_cannot_be_written_to_says_so_of_each_card() {
     assert!(devices.withheld(&facts(&kernel))[&at(CARD)].contains("devices.json"));
     assert!(devices.create(&wanted).is_err());
     assert_eq!(kernel.written(), Vec::<String>::new());
+}
+
+#[test]
+fn a_card_that_is_bound_by_hand_while_something_is_to_be_put_back_is_somebody_elses() {
+    let named = |one: &Scenario| one.name.ends_with("with MIG and virtual functions off");
+    let Scenario { kernel, wanted, .. } = scenarios().into_iter().find(named).unwrap();
+    let theirs = at("0000:41:00.2");
+    for vfs_stay in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let fresh = kernel.world();
+        let devices = start(&kernel, folder.path());
+        devices.create(&wanted).unwrap();
+        kernel.change(|world| world.functions.get_mut(&theirs).unwrap().vgpu = Some((900, None, None)));
+        let _ = devices.destroy(&wanted.key);
+        settle(&devices, &GpuNodeSpec::default());
+        let waits = devices.engine.journal().unwrap();
+        assert!(waits.has_changed(at(CARD), super::step::Setting::NumVfs), "it waits for the other user");
+        // Their admin takes the card: NVIDIA's driver drops what stood on it.
+        kernel.change(|world| {
+            let vfs = world.functions[&at(CARD)].vfs.clone();
+            let card = world.functions.get_mut(&at(CARD)).unwrap();
+            (card.driver, card.instances) = (Some("vfio-pci".into()), vec![]);
+            if !vfs_stay {
+                card.vfs.clear();
+            }
+            for vf in vfs {
+                let function = world.functions.get_mut(&vf).unwrap();
+                (function.driver, function.vgpu) = (None, None);
+                if !vfs_stay {
+                    world.functions.remove(&vf);
+                }
+            }
+        });
+        let taken = kernel.world();
+        kernel.written();
+        let again = start(&kernel, folder.path());
+        for _ in 0..2 {
+            settle(&again, &GpuNodeSpec::default());
+            assert_eq!((kernel.written(), kernel.world()), (vec![], taken.clone()), "{vfs_stay}");
+        }
+        let journal = again.engine.journal().unwrap();
+        assert!(
+            journal.cards.values().all(|card| card.changes.is_empty()),
+            "nothing is waited for: {journal:?}"
+        );
+        let told = state(&again, &kernel);
+        assert_eq!((told.waiting_for, told.foreign[0].device.as_str()), (None, CARD));
+        assert!(again.withheld(&facts(&kernel))[&at(CARD)].contains("bound to vfio-pci, not by gpudesk"));
+        again.create(&wanted).unwrap_err();
+        assert_eq!(kernel.written(), Vec::<String>::new());
+        kernel.change(|world| *world = fresh);
+    }
 }

@@ -11,7 +11,7 @@ use std::{
 use gpudesk_crds::{
     ADOPT_ANNOTATION, GpuNodeSpec,
     gpu_node::{DeviceMode, Management},
-    gpu_node_status::Device,
+    gpu_node_status::{Device, HostDeviceKind},
     types::PciAddress,
 };
 use gpudesk_inventory::topology::HostFacts;
@@ -82,7 +82,8 @@ impl Engine {
             let device = seen.cards.iter().find(|device| device.pci_address == card);
             device.is_some_and(is_off_the_host)
         };
-        entries || !journal.adopted(card).is_empty() || none && left || bound
+        let left = none && left || journal.is_in_left_partition(card);
+        entries || !journal.adopted(card).is_empty() || left || bound
     }
 
     /// Whether the device of a share is there, by one look. What cannot be read is there.
@@ -115,7 +116,7 @@ impl Engine {
     fn care(&self, card: PciAddress, slot: &Slot) {
         let lasting = || self.journal().ok().map(Journal::lasting);
         let before = lasting();
-        let done = self.care_for(card, slot);
+        let done = self.care_for(card, slot).and(self.part());
         if let Err(error) = &done {
             tracing::warn!(%card, %error, "the card is looked after again later");
         }
@@ -142,7 +143,7 @@ impl Engine {
         }
     }
 
-    fn tell(&self) {
+    pub(super) fn tell(&self) {
         if let Some(wake) = &*lock(&self.wake) {
             wake.notify_one();
         }
@@ -203,6 +204,7 @@ impl Engine {
                 entry.state = State::Wanted;
             }
         })?;
+        self.join_for(&entry.key)?;
         match self.bring(entry.card, &Goal::There(entry.key.clone()), slot) {
             Ok(live) => self.made(&entry.key, live.as_ref()).map(drop),
             Err(Stop::Error(error)) => Err(error),
@@ -224,7 +226,7 @@ impl Engine {
                 self.note(|journal| journal.settle(card, &live, Timestamp::now()))
             }
             // It is not on the bus any more, and neither is what was changed on it.
-            Ok(None) => self.note(|journal| drop(journal.cards.remove(&card))),
+            Ok(None) => self.note(|journal| journal.lose(card)),
             Err(Stop::Error(error)) => Err(error),
             Err(Stop::Stranded(why)) => self.keep_apart(card, why),
         }
@@ -244,15 +246,27 @@ impl Engine {
                     device.uuid = device.uuid.take().or_else(|| known.uuid.clone());
                     device.serial = device.serial.take().or_else(|| known.serial.clone());
                     device.memory_mib = device.memory_mib.or(known.memory_mib);
+                    device.module_id = device.module_id.or(known.module_id);
                 }
             }
         }
-        lock(&self.seen).cards.clone_from(&facts.cards);
+        self.tell_partitions(facts);
+        if let Ok(journal) = self.journal() {
+            for device in &mut facts.host_devices {
+                let Some(known) = journal.cards.get(&device.pci_address) else { continue };
+                if known.ids == format!("{}:{}", device.vendor_id, device.device_id) {
+                    device.serial = device.serial.take().or_else(|| known.serial.clone());
+                }
+            }
+        }
+        let mut seen = lock(&self.seen);
+        seen.cards.clone_from(&facts.cards);
+        seen.host_devices.clone_from(&facts.host_devices);
     }
 
     /// Why cards are given to nobody now.
     pub(super) fn withheld(&self, facts: &HostFacts) -> BTreeMap<PciAddress, String> {
-        let all = |why: &String| facts.cards.iter().map(|card| (card.pci_address, why.clone())).collect();
+        let all = |why: &String| addresses(facts).map(|address| (address, why.clone())).collect();
         let journal = match self.journal() {
             Ok(journal) => journal,
             Err(error) => return all(&error.to_string()),
@@ -279,9 +293,29 @@ impl Engine {
                 withheld.entry(*card).or_insert(why);
             }
         }
-        for card in &facts.cards {
-            let address = card.pci_address;
-            let bound = card.driver.as_deref().filter(|driver| driver.contains("vfio"));
+        for (card, why) in self.withheld_by_partitions(&journal) {
+            withheld.entry(card).or_insert(why);
+        }
+        for (card, known) in &journal.cards {
+            if let Some(method) = known.erase.filter(|_| journal.on(*card).next().is_none()) {
+                let waits = lock(&self.blocked).get(card).map(|(what, _)| format!(": {what}"));
+                let why = format!("it is erased after its last user ({method}){}", waits.unwrap_or_default());
+                withheld.entry(*card).or_insert(why);
+            }
+        }
+        let nvme = facts.host_devices.iter().filter(|device| device.kind == HostDeviceKind::NvmeDrive);
+        let nvme = nvme.map(|drive| (drive.pci_address, &drive.driver));
+        let networks = facts.host_devices.iter().filter(|device| device.kind == HostDeviceKind::NetworkCard);
+        let functions = networks.flat_map(|card| &card.virtual_functions);
+        let functions: Vec<_> = functions.map(|function| (function.pci_address, &function.driver)).collect();
+        if let Some(why) = self.kernel.no_network_functions() {
+            for (address, _) in &functions {
+                withheld.entry(*address).or_insert_with(|| why.clone());
+            }
+        }
+        let cards = facts.cards.iter().map(|card| (card.pci_address, &card.driver));
+        for (address, its) in cards.chain(nvme).chain(functions) {
+            let bound = its.as_deref().filter(|driver| driver.contains("vfio"));
             let Some(driver) = bound.filter(|_| journal.on(address).next().is_none()) else { continue };
             let why = if !journal.adopted(address).is_empty() {
                 format!(
@@ -290,6 +324,11 @@ impl Engine {
             } else if is_own(&journal, address) {
                 format!(
                     "it is bound to {driver} by gpudesk, with a card whose IOMMU group it shares or until it is put back"
+                )
+            } else if !facts.cards.iter().any(|card| card.pci_address == address) {
+                format!(
+                    "it is bound to {driver}, not by gpudesk: it is left as it is. To have it given to desktops, give it back \
+                     to the host's own driver"
                 )
             } else {
                 format!(
@@ -304,6 +343,14 @@ impl Engine {
     }
 }
 
+/// Everything that may be given away.
+fn addresses(facts: &HostFacts) -> impl Iterator<Item = PciAddress> {
+    let cards = facts.cards.iter().map(|card| card.pci_address);
+    let functions = facts.host_devices.iter().flat_map(|device| &device.virtual_functions);
+    let others = facts.host_devices.iter().map(|device| device.pci_address);
+    cards.chain(others).chain(functions.map(|function| function.pci_address))
+}
+
 /// Whether a card or a companion of it is bound to a driver that keeps it from the host.
 fn is_off_the_host(card: &Device) -> bool {
     let stubbed = |driver: Option<&String>| {
@@ -314,5 +361,8 @@ fn is_off_the_host(card: &Device) -> bool {
 
 /// Whether something of a card without shares is still to be put back.
 fn is_left(known: &Card) -> bool {
-    known.quarantine.is_some() || !known.changes.is_empty() || !known.gpu_instances.is_empty()
+    known.quarantine.is_some()
+        || known.erase.is_some()
+        || !known.changes.is_empty()
+        || !known.gpu_instances.is_empty()
 }

@@ -36,7 +36,8 @@ pub(super) fn write(file: &Path, survey: &Survey, blank_serials: bool) -> anyhow
                 let lines = text.lines().filter(|line| !line.starts_with("GPU UUID"));
                 Some(lines.flat_map(|line| [line, "\n"]).collect())
             } else {
-                path.ends_with("/serial_number").then(|| "blanked\n".into())
+                let is_serial = path.ends_with("/serial_number") || path.ends_with("/serial");
+                is_serial.then(|| "blanked\n".into())
             }
         });
     }
@@ -69,6 +70,9 @@ pub(super) fn blank(node: &mut GpuNode) {
         card.uuid = card.uuid.as_ref().map(blank_uuid);
         card.serial = card.serial.as_ref().map(|_| "blanked".into());
         card.nvlink_peers = card.nvlink_peers.iter().map(blank_uuid).collect();
+    }
+    for drive in &mut status.host_devices {
+        drive.serial = drive.serial.as_ref().map(|_| "blanked".into());
     }
 }
 
@@ -108,6 +112,22 @@ mod tests {
         let text =
             "S:disk/by-id/nvme-X_S1234\nE:ID_SERIAL_SHORT=S1234\nE:ID_FS_TYPE=ext4\nE:ID_FS_LABEL=home\n";
         assert_eq!(without_serials(text), "E:ID_FS_TYPE=ext4\n");
+    }
+
+    #[test]
+    fn no_drive_is_named_in_what_is_blanked() {
+        let drive = serde_json::json!({
+            "pciAddress": "0000:64:00.0", "kind": "NvmeDrive", "class": "0108", "vendorId": "144d", "deviceId": "a824",
+            "product": "p", "serial": "S64YNE0R",
+        });
+        let mut node = GpuNode::new("n", gpudesk_crds::GpuNodeSpec::default());
+        let status = gpudesk_crds::GpuNodeStatus {
+            host_devices: vec![serde_json::from_value(drive).unwrap()],
+            ..Default::default()
+        };
+        node.status = Some(status);
+        blank(&mut node);
+        assert_eq!(node.status.unwrap().host_devices[0].serial.as_deref(), Some("blanked"));
     }
 
     #[test]

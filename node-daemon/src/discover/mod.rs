@@ -105,7 +105,8 @@ async fn look(options: &Discover) -> anyhow::Result<(HostSource, HypervisorView,
         HostSource::simulated(file, &options.node_name, &std::env::temp_dir())?
     } else {
         let root = options.look.host_root.clone();
-        let place = Place { root, nvml: options.look.nvml.clone(), state_dir: None };
+        let place =
+            Place { root, nvml: options.look.nvml.clone(), network_functions: false, state_dir: None };
         HostSource::machine(place, options.capture.is_some())?
     };
     let look = {

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use gpudesk_crds::{
     AllocationId, GpuNodeSpec,
+    gpu_node::VgpuScheduler,
     gpu_node_status::{Framework, Instance},
     types::{PciAddress, ShareMode},
 };
@@ -21,7 +22,7 @@ use thiserror::Error;
 use tokio::sync::Notify;
 
 use crate::{
-    devices::notices::Notice,
+    devices::{network::NetworkWish, notices::Notice},
     foreign_domains::ForeignDomains,
     partition::{Refusal, Share},
 };
@@ -43,6 +44,26 @@ impl fmt::Display for InstanceKey {
     }
 }
 
+/// What of a host is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum What {
+    /// A card, or a share of one.
+    #[default]
+    Card,
+    /// A whole NVMe drive.
+    Drive,
+    /// A virtual function of a network card, with what that is told of it.
+    Network(NetworkWish),
+}
+
+impl What {
+    /// Whether it is of a card.
+    pub fn is_card(&self) -> bool {
+        matches!(self, Self::Card)
+    }
+}
+
 /// A share to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WantedInstance {
@@ -56,6 +77,41 @@ pub struct WantedInstance {
     pub card: PciAddress,
     /// What it is.
     pub share: Share,
+    /// How a vGPU is set up.
+    pub setup: Setup,
+    /// The partition of the NVLink fabric that it is to be in, of a whole card.
+    pub partition: Option<WantedPartition>,
+    /// What of the host it is of.
+    pub what: What,
+}
+
+/// What is set of a vGPU besides its type and place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Setup {
+    /// How the vGPUs beside it share time with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<VgpuScheduler>,
+    /// Parameters in the driver's words.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub params: BTreeMap<String, String>,
+}
+
+impl Setup {
+    /// Whether nothing is set.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A partition of the NVLink fabric that the whole cards of a desktop form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WantedPartition {
+    /// Its number.
+    pub id: u32,
+    /// All its cards.
+    pub cards: Vec<PciAddress>,
 }
 
 /// A share that exists. Made by [`GpuDriver::create`].
@@ -84,6 +140,9 @@ pub struct GpuInstance {
     /// Number of the GPU instance, the same for all vGPUs on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_instance: Option<i32>,
+    /// Size in MiB of the memory region of the card that can be resized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bar_mib: Option<i64>,
     /// What the guest is given.
     pub handle: Handle,
     /// Other functions that go to the guest with it: those of the card's IOMMU group.

@@ -196,8 +196,6 @@ pub struct DomainDetails {
     pub state: DomainState,
     /// What its description says: consoles, agent, memory.
     pub live: LiveDomain,
-    /// QEMU's process, where there is one and it can be seen from here.
-    pub pid: Option<u32>,
 }
 
 /// A picture of a screen.

@@ -1,6 +1,7 @@
 //! What touches the machine: libvirt, sysfs, GPU drivers, files. And the simulated host beside it.
 
 pub mod changes;
+pub mod fabric;
 pub mod file_threads;
 pub mod folder;
 pub mod gpu_driver;
@@ -14,6 +15,7 @@ pub mod kernel;
 pub mod kvm_probe;
 pub mod leftovers;
 pub mod libvirt;
+mod nvme;
 pub mod nvml;
 pub mod nvml_control;
 pub mod paths;
@@ -24,3 +26,4 @@ pub mod source;
 pub mod survey;
 pub mod type_names;
 pub mod uevents;
+mod virtual_functions;

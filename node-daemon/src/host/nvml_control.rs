@@ -82,6 +82,21 @@ impl From<NvmlFault> for ControlError {
     }
 }
 
+/// The scheduler of a policy (nvml.h: `NVML_VGPU_SCHEDULER_POLICY_BEST_EFFORT`, `_EQUAL_SHARE`, `_FIXED_SHARE`).
+fn scheduler_of(policy: u32) -> Option<VgpuScheduler> {
+    let all = [VgpuScheduler::BestEffort, VgpuScheduler::EqualShare, VgpuScheduler::FixedShare];
+    all.into_iter().find(|scheduler| scheduling(*scheduler).policy == policy)
+}
+
+fn scheduling(scheduler: VgpuScheduler) -> Scheduling {
+    let policy = match scheduler {
+        VgpuScheduler::BestEffort => 1,
+        VgpuScheduler::EqualShare => 2,
+        VgpuScheduler::FixedShare => 3,
+    };
+    Scheduling { policy, average: 0, frequency: 0 }
+}
+
 /// The instance of this number.
 fn numbered(control: &Control, number: u32) -> Result<Option<LiveInstance>, NvmlFault> {
     Ok(control.gpu_instances()?.into_iter().find(|instance| instance.id == number))
@@ -112,16 +127,21 @@ impl DriverControl for NvmlControl {
     }
 
     fn gpu_instances(&self, card: PciAddress) -> Result<Vec<GpuInstanceSeen>, ControlError> {
-        let seen = |instance: LiveInstance| GpuInstanceSeen {
-            id: instance.id,
-            profile: instance.at.profile,
-            start: instance.at.start,
-            size: instance.at.size,
-            compute_instances: u32::try_from(instance.compute.len()).unwrap_or(u32::MAX),
-            uuid: instance.compute.into_iter().find_map(|compute| compute.uuid),
+        let seen = |instance: LiveInstance| {
+            Ok(GpuInstanceSeen {
+                id: instance.id,
+                profile: instance.at.profile,
+                start: instance.at.start,
+                size: instance.at.size,
+                compute_instances: u32::try_from(instance.compute.len()).unwrap_or(u32::MAX),
+                uuid: instance.compute.into_iter().find_map(|compute| compute.uuid),
+                scheduler: self
+                    .read(card, |control| control.scheduler_on(&instance.at))?
+                    .and_then(scheduler_of),
+            })
         };
         let found = self.read(card, Control::gpu_instances)?.unwrap_or_default();
-        Ok(found.into_iter().map(seen).collect())
+        found.into_iter().map(seen).collect()
     }
 
     fn create_gpu_instance(&self, card: PciAddress, profile: u32, start: i32) -> Result<(), ControlError> {
@@ -178,22 +198,25 @@ impl DriverControl for NvmlControl {
     }
 
     fn scheduler(&self, card: PciAddress) -> Result<Option<VgpuScheduler>, ControlError> {
-        // nvml.h: NVML_VGPU_SCHEDULER_POLICY_BEST_EFFORT, _EQUAL_SHARE, _FIXED_SHARE.
-        Ok(self.read(card, Control::scheduler)?.and_then(|policy| match policy {
-            1 => Some(VgpuScheduler::BestEffort),
-            2 => Some(VgpuScheduler::EqualShare),
-            3 => Some(VgpuScheduler::FixedShare),
-            _ => None,
-        }))
+        Ok(self.read(card, Control::scheduler)?.and_then(scheduler_of))
     }
 
     fn set_scheduler(&self, card: PciAddress, scheduler: VgpuScheduler) -> Result<(), ControlError> {
-        let policy = match scheduler {
-            VgpuScheduler::BestEffort => 1,
-            VgpuScheduler::EqualShare => 2,
-            VgpuScheduler::FixedShare => 3,
-        };
-        self.change(card, &Change::Scheduler(Scheduling { policy, average: 0, frequency: 0 })).map(drop)
+        self.change(card, &Change::Scheduler(scheduling(scheduler))).map(drop)
+    }
+
+    fn set_instance_scheduler(
+        &self,
+        card: PciAddress,
+        gpu_instance: u32,
+        scheduler: VgpuScheduler,
+    ) -> Result<(), ControlError> {
+        let control = self.open(card)?;
+        let on = numbered(&control, gpu_instance)?.ok_or_else(|| {
+            ControlError::Refused(format!("{card} has no GPU instance {gpu_instance} any more"))
+        })?;
+        control.change(&Change::SchedulerOn { on: on.at, wanted: scheduling(scheduler) })?;
+        Ok(())
     }
 
     fn power(&self, card: PciAddress) -> Result<Option<PowerSeen>, ControlError> {

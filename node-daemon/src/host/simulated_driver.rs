@@ -9,7 +9,7 @@ use std::{
 };
 
 use gpudesk_crds::{
-    gpu_node_status::Device,
+    gpu_node_status::{Device, HostDevice},
     types::{PciAddress, ShareMode},
 };
 
@@ -28,6 +28,8 @@ const FUNCTIONS: u8 = 64;
 #[derive(Debug)]
 pub struct SimulatedDriver {
     cards: Vec<Device>,
+    /// Network cards and drives.
+    host_devices: Vec<HostDevice>,
     file: PathBuf,
     /// One change at a time.
     changing: Mutex<()>,
@@ -36,7 +38,8 @@ pub struct SimulatedDriver {
 impl SimulatedDriver {
     /// The driver of `host`, with its list in `file`.
     pub fn new(host: &SimulatedHost, file: PathBuf) -> Self {
-        Self { cards: host.facts.cards.clone(), file, changing: Mutex::new(()) }
+        let (cards, host_devices) = (host.facts.cards.clone(), host.facts.host_devices.clone());
+        Self { cards, host_devices, file, changing: Mutex::new(()) }
     }
 
     /// Forgets every share, as a host does that starts anew.
@@ -72,7 +75,40 @@ impl SimulatedDriver {
             .map_err(|source| GpuError::State { what: format!("writing {}", self.file.display()), source })
     }
 
+    /// A drive or a function of a network card, which is one desktop's.
+    fn whole(&self, wanted: &WantedInstance, existing: &[GpuInstance]) -> Result<GpuInstance, GpuError> {
+        let card = wanted.card;
+        let functions = self.host_devices.iter().flat_map(|device| &device.virtual_functions);
+        let functions = functions.map(|function| function.pci_address);
+        let drives = self.host_devices.iter().map(|device| device.pci_address);
+        if !functions.chain(drives).any(|address| address == card) {
+            return Err(GpuError::NoSuchCard(card));
+        }
+        if existing.iter().any(|instance| instance.card == card) {
+            let source = crate::devices::Refusal::InUse(card.to_string());
+            return Err(GpuError::Unfit { card, source });
+        }
+        Ok(GpuInstance {
+            key: wanted.key.clone(),
+            owner: wanted.owner.clone(),
+            card,
+            mode: wanted.share.mode,
+            type_name: wanted.share.type_name.clone(),
+            vgpu_type: None,
+            start: None,
+            bar_mib: None,
+            mig_uuid: None,
+            gpu_instance: None,
+            handle: Handle::Function(card),
+            companions: vec![],
+            pending: false,
+        })
+    }
+
     fn make(&self, wanted: &WantedInstance, existing: &[GpuInstance]) -> Result<GpuInstance, GpuError> {
+        if !wanted.what.is_card() {
+            return self.whole(wanted, existing);
+        }
         let card = (self.cards.iter())
             .find(|card| card.pci_address == wanted.card)
             .ok_or(GpuError::NoSuchCard(wanted.card))?;
@@ -104,6 +140,7 @@ impl SimulatedDriver {
             start: wanted.share.start,
             mig_uuid,
             gpu_instance,
+            bar_mib: None,
             handle,
             companions: match wanted.share.mode {
                 ShareMode::Passthrough => companions(card),
@@ -190,7 +227,7 @@ pub fn list_file(state_dir: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::partition::Refusal;
+    use crate::{host::gpu_driver::What, partition::Refusal};
     use gpudesk_inventory::simulated::HostFile;
 
     struct Fixture {
@@ -217,6 +254,9 @@ mod tests {
                 allocation: None,
                 card: self.host.facts.cards[0].pci_address,
                 share: Share { mode, type_name: type_name.into(), vgpu_type: None, start },
+                setup: crate::host::gpu_driver::Setup::default(),
+                partition: None,
+                what: What::Card,
             }
         }
 

@@ -16,6 +16,7 @@ use gpudesk_inventory::{
 use thiserror::Error;
 
 use super::{
+    fabric::library::Nvfm,
     gpu_driver::{GpuDriver, NoDriver},
     kernel::HostKernel,
     nvml_control::NvmlControl,
@@ -69,13 +70,19 @@ impl HostSource {
     /// [`SourceError::Root`], naming the folder.
     pub fn machine(place: Place, recording: bool) -> Result<Self, SourceError> {
         let root = place.root.clone().unwrap_or_else(|| "/".into());
-        let state_dir = place.state_dir.clone();
+        let (state_dir, networks) = (place.state_dir.clone(), place.network_functions);
+        let manager = place.root.is_none().then(|| Nvfm::beside(place.nvml.as_deref()));
         let survey = Survey::new(place, recording)?;
         let gpus: Arc<dyn GpuDriver> = match state_dir {
             Some(folder) => {
-                let kernel = Arc::new(HostKernel::new(&root));
+                let kernel = Arc::new(HostKernel::new(&root).with_network_functions(networks));
                 let control = Arc::new(NvmlControl::new(survey.shared_nvml()));
-                Arc::new(Devices::open(kernel, control, &folder))
+                let devices = Devices::open(kernel, control, &folder);
+                // Of another root only files are seen.
+                Arc::new(match manager {
+                    Some(manager) => devices.with_fabric(Arc::new(manager)),
+                    None => devices,
+                })
             }
             None => Arc::new(NoDriver),
         };

@@ -35,6 +35,8 @@ pub struct Place {
     pub root: Option<PathBuf>,
     /// NVML's library; looked for under its usual names without it, and only on this machine.
     pub nvml: Option<PathBuf>,
+    /// Whether functions of its network cards are given to desktops.
+    pub network_functions: bool,
     /// The daemon's own folder, where names of vGPU types are kept.
     pub state_dir: Option<PathBuf>,
 }

@@ -1,6 +1,8 @@
 //! `layout`: where shares would be on a card, and what the daemon would do to make them, without a cluster and without
 //! touching anything.
 
+#[cfg(test)]
+mod mig_tests;
 mod print;
 mod steps;
 #[cfg(test)]
@@ -14,8 +16,8 @@ use gpudesk_crds::{
     gpu_node_status::{Device, Instance},
     types::{PciAddress, ShareMode},
 };
-use gpudesk_geometry::{Geometry, Misfit, NoLayout, Placed};
-use gpudesk_inventory::topology::uevent::Change;
+use gpudesk_geometry::Placed;
+use gpudesk_inventory::{layout, topology::uevent::Change};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -198,18 +200,6 @@ fn starts(card: &Device) -> Result<Plan, String> {
     })
 }
 
-/// What is on the card already, a GPU instance once however many vGPUs are on it.
-fn there(card: &Device) -> Vec<&Instance> {
-    let mut seen = BTreeSet::new();
-    let is_new = |instance: &&Instance| {
-        let key = (instance.type_name.clone(), instance.start, instance.gpu_instance);
-        instance.mode != ShareMode::Mig
-            || instance.start.is_none() && instance.gpu_instance.is_none()
-            || seen.insert(key)
-    };
-    card.instances.iter().filter(is_new).collect()
-}
-
 /// The layout of the card, or why there is none.
 fn plan(card: &Device, options: &Layout, described: bool) -> Result<Result<Plan, String>, BadList> {
     let mode = if options.mig.is_some() { ShareMode::Mig } else { ShareMode::Vgpu };
@@ -227,7 +217,7 @@ fn plan(card: &Device, options: &Layout, described: bool) -> Result<Result<Plan,
         return Ok(Err(why));
     }
     let geometry = card.geometry(asked.mixed);
-    let before: Vec<&Instance> = there(card);
+    let before: Vec<&Instance> = layout::there(card);
     let placed: Vec<Placed> = before
         .iter()
         .map(|instance| Placed {
@@ -239,7 +229,11 @@ fn plan(card: &Device, options: &Layout, described: bool) -> Result<Result<Plan,
         asked.shares.iter().map(|share| card.kind_of(asked.mode, &share.type_name)).collect();
     let found = match geometry.arrange(&placed, &kinds) {
         Ok(found) => found,
-        Err(why) => return Ok(Err(refusal(&geometry, &asked, &before, &placed, &kinds, why))),
+        Err(why) => {
+            let names: Vec<&str> = asked.shares.iter().map(|share| share.type_name.as_str()).collect();
+            let there: Vec<&str> = before.iter().map(|instance| instance.type_name.as_str()).collect();
+            return Ok(Err(layout::why_not(&geometry, &names, &kinds, (&placed, &there), why)));
+        }
     };
     let steps = match steps::steps(card, &given(&asked, &found), asked.mode, described) {
         Ok(steps) => steps,
@@ -294,72 +288,4 @@ fn given(asked: &Asked, found: &[Placed]) -> Vec<Share> {
         }
     }
     given
-}
-
-/// Why there is no layout, in words.
-fn refusal(
-    geometry: &Geometry,
-    asked: &Asked,
-    before: &[&Instance],
-    placed: &[Placed],
-    kinds: &[u16],
-    why: NoLayout,
-) -> String {
-    let type_name = |at: usize| asked.shares[at].type_name.as_str();
-    let misfit_of = |at: usize, misfit: Misfit, beside: &dyn Fn(usize) -> String| {
-        let kind = geometry.kind(kinds[at]);
-        let starts = kind.map(|kind| kind.starts.clone()).unwrap_or_default();
-        let name = type_name(at);
-        match misfit {
-            Misfit::NotOffered => format!("the card offers no {name}"),
-            Misfit::Excluded(other) => {
-                format!("{name} cannot be on a card with {}: all must have one size and mode", beside(other))
-            }
-            Misfit::Full => format!(
-                "{} of {name} are on the card then, and no more fit",
-                kind.map_or(0, |kind| kind.max_count.min(geometry.most(kind)))
-            ),
-            Misfit::Start | Misfit::InTheWay(_) => {
-                format!("{name} can start at {starts:?}, and at each of them something is in the way")
-            }
-            Misfit::Slices(free) => format!(
-                "{name} takes {} compute slices and {free} are free",
-                kind.map_or(0, |kind| kind.slices)
-            ),
-            Misfit::Engines { which, wanted, free } => {
-                format!(
-                    "{name} takes media engines that others have: {wanted} {which}, of which {free} are free"
-                )
-            }
-        }
-    };
-    match why {
-        NoLayout::Alone(at, misfit) => {
-            let beside =
-                |other: usize| before.get(other).map_or("what is there", |i| &i.type_name).to_owned();
-            let whose = if before.is_empty() { "" } else { " beside what is on the card" };
-            format!("{} has no place{whose}: {}", type_name(at), misfit_of(at, misfit, &beside))
-        }
-        NoLayout::Together(at) => {
-            // One layout of those that fit tells the reason; none of the others has room either.
-            let first = geometry.arrange(placed, &kinds[..at]).unwrap_or_default();
-            let all: Vec<Placed> = placed.iter().chain(&first).copied().collect();
-            let beside = |other: usize| match other.checked_sub(placed.len()) {
-                Some(other) => type_name(other).to_owned(),
-                None => before[other].type_name.clone(),
-            };
-            let reason = match geometry.fits(&all, kinds[at]) {
-                Err(misfit) => misfit_of(at, misfit, &beside),
-                Ok(()) => "no arrangement of all of them is legal".into(),
-            };
-            let first = match at {
-                1 => "the first of the list fits".into(),
-                at => format!("the first {at} of the list fit"),
-            };
-            format!("{first}; number {}, {}, does not: {reason}", at + 1, type_name(at))
-        }
-        NoLayout::TooMany(tries) => {
-            format!("no layout was found in {tries} tries; whether there is one is not known")
-        }
-    }
 }

@@ -11,13 +11,13 @@ use crate::{
     devices::{
         control::GpuInstanceSeen,
         journal::{Entry, Journal},
-        live::{Control, Function, LiveCard, Mdev, MdevType, Sriov, VendorVgpu, VirtualFunction},
+        live::{Control, Function, LiveCard, Mdev, MdevType, Quotas, Sriov, VendorVgpu, VirtualFunction},
         plan::{Wanted, plan},
         refusal::Refusal,
         rehearse,
         step::Step,
     },
-    host::gpu_driver::{InstanceKey, WantedInstance},
+    host::gpu_driver::{InstanceKey, Setup, WantedInstance, What},
     partition::Share,
 };
 
@@ -103,6 +103,9 @@ pub(super) fn steps(
             allocation: None,
             card: card.pci_address,
             share: share.clone(),
+            setup: Setup::default(),
+            partition: None,
+            what: What::Card,
         };
         journal.shares.push(Entry::new(&wanted, profile.and_then(number)));
         for _ in 0..MOST {
@@ -165,6 +168,7 @@ fn live(card: &Device, types: &[Type<'_>], mode: ShareMode, described: bool) -> 
         alone: vf.unavailable.is_none() && vf.iommu_group.is_some(),
         vgpu: by_vendor.then(|| vendor_vgpu(card, types, vf.pci_address)),
         mdev_types: vec![],
+        quotas: Quotas::default(),
     });
     let on = mode == ShareMode::Mig;
     let mixed_size = card.vgpu.as_ref().filter(|vgpu| vgpu.mixed_size_capable != Some(false));
@@ -183,6 +187,7 @@ fn live(card: &Device, types: &[Type<'_>], mode: ShareMode, described: bool) -> 
                 size,
                 compute_instances: 1,
                 uuid: None,
+                scheduler: None,
             });
         }
     }
@@ -203,10 +208,12 @@ fn live(card: &Device, types: &[Type<'_>], mode: ShareMode, described: bool) -> 
         group: card.iommu_group.as_ref().map(|group| group.id),
         // They go along with a whole card alone.
         members: vec![],
+        resizable: None,
         sriov: card.sriov.map(|sriov| Sriov {
             total: count(sriov.total_vfs),
             on: count(sriov.num_vfs),
             autoprobe: None,
+            quotas: false,
         }),
         virtual_functions: virtual_functions.collect(),
         mdev_types: vec![],
@@ -223,6 +230,8 @@ fn live(card: &Device, types: &[Type<'_>], mode: ShareMode, described: bool) -> 
         control_fault: None,
         uuid: None,
         along_in_use: None,
+        drive: None,
+        network: None,
         has_vfio: true,
         has_stub: true,
     }
@@ -240,6 +249,7 @@ fn vendor_vgpu(card: &Device, types: &[Type<'_>], address: PciAddress) -> Vendor
         creatable: std::collections::BTreeMap::new(),
         placement: there.and_then(|there| there.start.filter(|_| there.mode == ShareMode::Vgpu)),
         gpu_instance: there.and_then(|there| there.gpu_instance),
+        params: None,
     }
 }
 

@@ -1,6 +1,7 @@
 use super::*;
 use clap::Parser;
 use gpudesk_crds::gpu_node_status::Sriov;
+use gpudesk_geometry::Misfit;
 
 use crate::cli::{Cli, Command};
 
@@ -13,7 +14,7 @@ fn layout(file: &str, options: &[&str]) -> Result<Outcome, BadInput> {
     }
 }
 
-fn legal(file: &str, options: &[&str]) -> serde_yaml::Value {
+pub(super) fn legal(file: &str, options: &[&str]) -> serde_yaml::Value {
     let options: Vec<&str> = options.iter().copied().chain(["-o", "yaml"]).collect();
     match layout(file, &options).unwrap() {
         Outcome::Legal(text) => serde_yaml::from_str(&text).unwrap(),
@@ -21,7 +22,7 @@ fn legal(file: &str, options: &[&str]) -> serde_yaml::Value {
     }
 }
 
-fn refused(file: &str, options: &[&str]) -> String {
+pub(super) fn refused(file: &str, options: &[&str]) -> String {
     match layout(file, options).unwrap() {
         Outcome::Refused(why) => why,
         Outcome::Legal(text) => panic!("{file} {options:?}: {text}"),
@@ -29,7 +30,7 @@ fn refused(file: &str, options: &[&str]) -> String {
 }
 
 /// Type and start of each share.
-fn shares(plan: &serde_yaml::Value) -> Vec<(String, Option<i64>)> {
+pub(super) fn shares(plan: &serde_yaml::Value) -> Vec<(String, Option<i64>)> {
     let shares = plan["shares"].as_sequence().unwrap().iter();
     shares.map(|share| (share["type"].as_str().unwrap().into(), share["start"].as_i64())).collect()
 }
@@ -524,12 +525,17 @@ fn model(name: &str) -> Device {
     host.facts.cards.into_iter().next().unwrap()
 }
 
-/// AMD's GIM release notes (one or eight of an MI300X) and Intel's table of the Flex 170 (xpumanager): so many of one kind,
-/// none beside another kind.
+/// AMD's GIM release notes (one or eight of an MI300X, one of an MI325X) and Intel's tables of Flex cards (xpumanager): so many
+/// of one kind, none beside another kind.
 #[test]
 fn virtual_functions_are_as_many_as_their_kind_says() {
-    for (host, counts) in [("mi300x-8.yaml", &[1, 8][..]), ("flex-170.yaml", &[1, 2, 4, 5, 8, 16][..])] {
-        let card = first_card(host);
+    for (host, counts) in [
+        ("mi300x-8.yaml", &[1, 8][..]),
+        ("Instinct MI325X", &[1]),
+        ("flex-170.yaml", &[1, 2, 4, 5, 8, 16]),
+        ("Data Center GPU Flex 140", &[1, 3, 6, 12]),
+    ] {
+        let card = if host.contains(".yaml") { first_card(host) } else { model(host) };
         let geometry = card.geometry(false);
         let found = card.placements.iter().filter(|place| place.mode == ShareMode::VirtualFunctions);
         let found: Vec<&gpudesk_crds::gpu_node_status::Placement> = found.collect();

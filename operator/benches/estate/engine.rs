@@ -122,9 +122,10 @@ fn demand(of: &Type, wish: &Wish) -> Result<Arc<Demand>> {
         What::Mig(profile, letter) => {
             Share::Mig { profile: profile.clone(), series: series(letter)?, framebuffer_mib: None }
         }
-        What::Vgpu(gib, letter) => {
-            Share::Vgpu(VgpuWish::Size { series: series(letter)?, min: gib * 1024, max: gib * 1024 })
-        }
+        What::Vgpu(gib, letter) => Share::Vgpu(
+            VgpuWish::Size { series: series(letter)?, min: gib * 1024, max: gib * 1024 },
+            BTreeMap::new(),
+        ),
         What::Whole(model) => {
             cards.products = vec![model.clone()];
             Share::Passthrough
@@ -188,10 +189,13 @@ impl Estate {
                         layout: None,
                         vgpu_placement: Some(VgpuPlacement::MixedSize),
                         vgpu_scheduler: None,
+                        vgpu_params: vec![],
                         max_temperature_celsius: None,
                         persistence_mode: None,
                         power_limit_watts: None,
+                        resizable_bar_mib: None,
                         lock_clocks_mhz: None,
+                        virtual_functions: None,
                     });
                 }
             }

@@ -232,6 +232,40 @@ fn the_quickstart_stands_on_cards_of_both_servers() {
 }
 
 #[test]
+fn a_layout_is_planned_for_and_who_finds_no_place_in_it_is_told() {
+    let on = "--nodes examples/hosts/a100-40gb.yaml";
+    let example = plan(&format!("plan -f examples/layouts {on}"));
+    assert_eq!((example.summary.placed, example.notes.len()), (1, 0), "{:?}", example.notes);
+    let read = |file: &str| std::fs::read_to_string(checkout().join("examples/layouts").join(file)).unwrap();
+    // Only the card with the layout of MIG profiles is left, and two want its one place of three slices.
+    let kept = ["88", "90"].map(|bus| {
+        format!(
+            "  - {{name: kept-{bus}, selector: {{pciAddress: \"0000:{bus}:00.0\"}}, management: Unmanaged}}\n"
+        )
+    });
+    let node = read("gpu-node.yaml") + &kept.concat();
+    let desktops = read("desktops.yaml");
+    let desktop = desktops.rsplit("---").next().unwrap();
+    let all = format!("{node}---\n{desktops}---\n{}", desktop.replace("anna", "ben"));
+    let ended = run_with(&format!("plan -f - {on} -o json"), &all);
+    let planned: DesktopPlan = serde_json::from_str(&ended.out).unwrap_or_else(|_| panic!("{}", ended.err));
+    let [anna, ben] = planned.desktops.as_slice() else { panic!("{:?}", planned.desktops) };
+    assert_eq!(anna.gpus[0].device.to_string(), "0000:08:00.0");
+    assert_eq!(anna.gpus[0].start, Some(4), "the single slices have no room elsewhere");
+    let why = ben.message.as_ref().unwrap();
+    assert!(why.starts_with("0/1 nodes: 1 the 1 place for 3g.20gb in layouts taken"), "{why}");
+    let ended = run_with(&format!("why ben -n layouts --from - {on}"), &all);
+    assert!(ended.out.contains("the 1 place for 3g.20gb in layouts taken"), "{}{}", ended.out, ended.err);
+    let other = all.replace("{profile: 3g.20gb}", "{profile: 4g.20gb}");
+    let ended = run_with(&format!("plan -f - {on}"), &other);
+    assert!(
+        ended.out.contains("no place for 4g.20gb in the layouts of cards for three-slices"),
+        "{}",
+        ended.out
+    );
+}
+
+#[test]
 fn a_cluster_that_cannot_be_read_is_no_wrong_input() {
     let ended = run("plan --from-cluster");
     assert_eq!((ended.status, ended.out.as_str()), (3, ""));

@@ -90,7 +90,11 @@ impl Neighbours {
             if rule.relation == Relation::Together && nodes.is_empty() && own {
                 continue;
             }
-            let places = nodes.iter().filter_map(|node| place(node, rule.topology_key.as_ref())).collect();
+            let places: BTreeSet<String> =
+                nodes.iter().filter_map(|node| place(node, rule.topology_key.as_ref())).collect();
+            if rule.relation == Relation::Apart && places.is_empty() {
+                continue;
+            }
             clauses.push(Clause {
                 topology_key: rule.topology_key.clone(),
                 together: rule.relation == Relation::Together,
@@ -100,15 +104,15 @@ impl Neighbours {
         }
         let mut barred: BTreeMap<Option<String>, BTreeSet<String>> = BTreeMap::new();
         let wary = self.wary.range(DesktopKey::new(namespace, "")..);
+        // A rule whose place does not exist keeps nobody away, however many of them others have.
         for (other, (node, rules)) in wary.take_while(|(other, _)| other.namespace == *namespace) {
             let concerned = |rule: &&AffinityRule| {
                 rule.match_labels.iter().all(|(name, value)| request.labels.get(name) == Some(value))
             };
             for rule in rules.iter().filter(concerned).filter(|_| *other != request.desktop) {
-                barred
-                    .entry(rule.topology_key.clone())
-                    .or_default()
-                    .extend(place(node, rule.topology_key.as_ref()));
+                if let Some(place) = place(node, rule.topology_key.as_ref()) {
+                    barred.entry(rule.topology_key.clone()).or_default().insert(place);
+                }
             }
         }
         clauses.extend(barred.into_iter().map(|(topology_key, places)| Clause {

@@ -1,11 +1,14 @@
 //! A plan in the words of an allocation.
 
+use std::collections::BTreeMap;
+
 use gpudesk_crds::{Compute, GpuAllocation, allocation::HostDeviceAllocation};
 
 use crate::{
     compute::{self, Asked, Limits},
     fit::{Place, Plan, Prepared},
     functions,
+    request::Share,
     shape::WHOLE_CARD,
 };
 
@@ -34,6 +37,11 @@ pub fn build(place: Place<'_>, prepared: &Prepared, limits: Limits, plan: &Plan)
             framebuffer_mib: pick.candidate.choice.framebuffer_mib,
             start: takes.start,
             vgpu_type: vgpu.map(|vgpu| vgpu.name.clone()),
+            vgpu_scheduler: takes.scheduler,
+            vgpu_params: match share.ways.get(pick.way).map(|way| &way.share) {
+                Some(Share::Vgpu(_, params)) => params.clone(),
+                _ => BTreeMap::new(),
+            },
             profile: share.profile.clone(),
         });
     }

@@ -226,8 +226,7 @@ impl Search<'_> {
                             best = Some((key, Pick { card, way, candidate: *candidate }));
                         }
                     }
-                    Err(why) if why > nearest.0 => nearest = (why, way),
-                    Err(_) => {}
+                    Err(why) => nearest = nearer(nearest, (why, way)),
                 }
             }
             if let Some((key, pick)) = best {
@@ -239,7 +238,7 @@ impl Search<'_> {
 
     /// The first alternative of a share that some card gives if nothing else is asked for.
     fn alone(&mut self, share: &Sought) -> Result<usize, (usize, NoShare)> {
-        let mut nearest = (0, NoShare::NoCard);
+        let mut nearest = (NoShare::NoCard, 0);
         for (way, (index, wish)) in share.ways.iter().enumerate() {
             for card in 0..self.cards.slots.len() {
                 if self.previous.is_none() && !self.is_near(usize::MAX, card) {
@@ -248,12 +247,11 @@ impl Search<'_> {
                 let state = self.cards.slots.get(card).map_or(StateId::MAX, |(_, state)| *state);
                 match self.outcome(card, state, *wish) {
                     Ok(_) => return Ok(*index),
-                    Err(why) if why > nearest.1 => nearest = (way, why),
-                    Err(_) => {}
+                    Err(why) => nearest = nearer(nearest, (why, way)),
                 }
             }
         }
-        Err(nearest)
+        Err((nearest.1, nearest.0))
     }
 
     /// Tries every choice for the next share, the most promising first.
@@ -404,6 +402,15 @@ fn series(shape: &Shape, takes: UsedShare) -> Option<VgpuSeries> {
     match takes.vgpu {
         Some(vgpu) => kind.backed.get(usize::from(vgpu)).map(|vgpu| vgpu.series),
         None => kind.series,
+    }
+}
+
+/// The nearer of two reasons, each with the way that it is about. Only places for one way are added up.
+fn nearer(one: (NoShare, usize), other: (NoShare, usize)) -> (NoShare, usize) {
+    match (one.0.nearer(other.0), one.1 == other.1) {
+        (both, true) => (both, one.1),
+        (_, false) if other.0 > one.0 => other,
+        (_, false) => one,
     }
 }
 

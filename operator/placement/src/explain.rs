@@ -127,9 +127,11 @@ impl Snapshot {
         let names: BTreeSet<&str> = self
             .estate
             .shapes()
-            .flat_map(|shape| &shape.kinds)
-            .filter(|kind| kind.mode == missed.mode())
-            .map(|kind| kind.name.as_str())
+            .flat_map(|shape| shape.kinds.iter().zip(0u16..).map(move |(kind, number)| (shape, kind, number)))
+            .filter(|(shape, kind, number)| {
+                kind.mode == missed.mode() && (!shape.fixed || shape.places(*number) > 0)
+            })
+            .map(|(_, kind, _)| kind.name.as_str())
             .collect();
         let asked = missed.to_string();
         let begins = |name: &&&str| {
@@ -212,9 +214,10 @@ impl Snapshot {
 /// A share that a card would have to offer and does not.
 fn not_offered<'a>(request: &'a Request, account: &BTreeMap<Rejection, usize>) -> Option<&'a Share> {
     account.keys().find_map(|rejection| match rejection {
-        Rejection::Misfit(Misfit::Gpus(NoGpus { share: Some((share, way)), why: NoShare::NotOffered })) => {
-            Some(&request.demand.shares.get(*share)?.ways.get(*way)?.share)
-        }
+        Rejection::Misfit(Misfit::Gpus(NoGpus {
+            share: Some((share, way)),
+            why: NoShare::NotOffered | NoShare::NotInLayout,
+        })) => Some(&request.demand.shares.get(*share)?.ways.get(*way)?.share),
         _ => None,
     })
 }
@@ -303,9 +306,9 @@ fn function_text(request: &Request, position: usize) -> String {
 fn gpus_text(request: &Request, NoGpus { share, why }: NoGpus) -> String {
     let asked = share.and_then(|(share, way)| {
         let share = request.demand.shares.get(share)?;
-        Some((&share.profile, &share.ways.get(way)?.share))
+        Some((&share.profile, &share.ways.get(way)?.share, &share.cards))
     });
-    let Some((profile, share)) = asked else {
+    let Some((profile, share, cards)) = asked else {
         let count = request.demand.shares.len();
         return match why {
             NoShare::NotTogether => {
@@ -323,13 +326,32 @@ fn gpus_text(request: &Request, NoGpus { share, why }: NoGpus) -> String {
             format!("cards for {profile} unavailable (see status.devices[].unavailable of the GpuNode)")
         }
         NoShare::Refused(Refused::Layout) => {
-            format!("cards for {profile} with a layout, which is not yet supported")
+            format!(
+                "cards for {profile} with a layout that is not planned (see LayoutApplied of the GpuNode)"
+            )
         }
         NoShare::ModeNotAllowed => format!("mode {} not allowed on cards for {profile}", share.mode()),
         NoShare::NotOffered => format!("no card that offers {share}"),
+        NoShare::FewHeads => {
+            format!("no type for {profile} of which the driver tells {} heads", cards.heads.unwrap_or(1))
+        }
+        NoShare::ParamsNotAllowed => {
+            let Share::Vgpu(_, params) = share else {
+                return format!("no card that qualifies for {profile}");
+            };
+            let params: Vec<String> = params.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            format!("cards for {profile} whose owner does not allow vgpu.params {}", params.join(","))
+        }
+        NoShare::OtherScheduler => match cards.scheduler {
+            Some(wanted) => format!("cards for {profile} with another vGPU scheduler than {wanted:?}"),
+            None => format!("cards for {profile} with another vGPU scheduler"),
+        },
         NoShare::NotTogether => format!("no other card of one board for {profile}"),
         NoShare::NoPartition => format!("no free NVLink partition for {profile}"),
+        NoShare::NotInLayout => format!("no place for {share} in the layouts of cards for {profile}"),
         NoShare::NoFreePlacement => format!("no free placement for {share}"),
+        NoShare::LayoutTaken(1) => format!("the 1 place for {share} in layouts taken"),
+        NoShare::LayoutTaken(all) => format!("all {all} places for {share} in layouts taken"),
     }
 }
 

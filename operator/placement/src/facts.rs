@@ -6,12 +6,17 @@ use std::sync::Arc;
 use gpudesk_crds::{
     Allocation, GpuNode,
     conditions::{self, ConditionType},
-    gpu_node::{GpuNodeSpec, Housekeeping},
+    gpu_node::{GpuNodeSpec, Housekeeping, VgpuScheduler},
     gpu_node_status::{Device, Fabric, HostCpus, HostDevice, HostDeviceKind, NumaCell},
     types::{CpuSet, PageSize, PciAddress},
 };
 
-use crate::{occupancy::Claim, request::DesktopKey, shape::Shape, state::UsedShare};
+use crate::{
+    occupancy::Claim,
+    request::DesktopKey,
+    shape::{self, Shape},
+    state::UsedShare,
+};
 
 /// What a node says of itself is not trusted: what no machine has counts as the most that one may have, so
 /// that no sum of it is too large to count. An exbibyte of memory, in MiB.
@@ -151,6 +156,8 @@ pub struct Card {
     pub peers: Vec<usize>,
     /// What exists on it.
     pub instances: Vec<Existing>,
+    /// How its time-sliced vGPUs share time: by its node's word while some are there, else as its owner wants it.
+    pub scheduler: Option<VgpuScheduler>,
 }
 
 /// A share that exists on a card, as its node reports it.
@@ -213,6 +220,8 @@ impl NodeFacts {
             housekeeping,
             taints,
             physical_networks,
+            // By the one function that reads it.
+            nvme_drives: _,
             // Words about single machines and folders are the node's to hear.
             strays: _,
             leftovers: _,
@@ -242,7 +251,7 @@ impl NodeFacts {
             .iter()
             .flat_map(|device| {
                 let cell = place(device.numa_cell, device.absent_numa_cell);
-                read_functions(device, &networks, cell)
+                read_functions(device, &node.spec, &networks, cell)
             })
             .collect();
         functions.sort_by_key(|function| function.address);
@@ -293,7 +302,8 @@ impl NodeFacts {
     /// Whether the same is built in: names, labels and UUIDs apart, and what is taken.
     pub fn is_built_as(&self, other: &Self) -> bool {
         let alike = |(one, other): (&Card, &Card)| {
-            let Card { address: _, uuid: _, shape, cell, group, path, peers, instances: _ } = one;
+            let Card { address: _, uuid: _, shape, cell, group, path, peers, instances: _, scheduler: _ } =
+                one;
             Arc::ptr_eq(shape, &other.shape)
                 && (cell, group, path, peers) == (&other.cell, &other.group, &other.path, &other.peers)
         };
@@ -414,19 +424,22 @@ fn read_card(device: &Device, all: &[&Device], spec: &GpuNodeSpec, cell: Option<
             u16::try_from(position).ok()
         });
         Existing {
-            takes: UsedShare { mode: instance.mode, start: instance.start, kind, vgpu },
+            takes: UsedShare { mode: instance.mode, start: instance.start, kind, vgpu, scheduler: None },
             owner: instance.owner.clone(),
         }
     });
     let mut instances: Vec<Existing> = instances.collect();
     // Those with a known position, owner and vGPU first: the others take what is left.
     instances.sort_by_key(|found| {
-        let UsedShare { mode: _, start, kind: _, vgpu } = found.takes;
+        let UsedShare { mode: _, start, kind: _, vgpu, scheduler: _ } = found.takes;
         (start.is_none(), found.owner.is_none(), vgpu.is_none(), found.takes, found.owner.clone())
     });
+    let told = device.vgpu.as_ref().and_then(|vgpu| shape::scheduler(vgpu.scheduler.as_ref()?));
+    let wanted = shape.schedulers.rule.filter(|_| instances.is_empty());
     Card {
         address: device.pci_address,
         uuid: device.uuid.clone(),
+        scheduler: wanted.or(told),
         cell,
         group: others(&in_group),
         path: device.pcie_path.clone(),
@@ -450,11 +463,12 @@ fn read_partitions(fabric: Option<&Fabric>, devices: &[&Device]) -> Vec<Partitio
 
 fn read_functions(
     device: &HostDevice,
+    spec: &GpuNodeSpec,
     networks: &dyn Fn(PciAddress) -> Vec<String>,
     cell: Option<usize>,
 ) -> Vec<Function> {
     match device.kind {
-        HostDeviceKind::NvmeDrive if device.usable => {
+        HostDeviceKind::NvmeDrive if device.usable && spec.drive_erase(device).is_ok() => {
             let gib = card_memory(device.size_mib.unwrap_or(0)) / 1024;
             vec![Function { address: device.pci_address, parent: None, cell, kind: Provided::Drive(gib) }]
         }

@@ -44,10 +44,10 @@ impl Prepared {
 /// The least framebuffer that a way allows, where it allows several.
 fn least(share: &Share) -> i64 {
     match share {
-        Share::Vgpu(VgpuWish::Size { series: _, min, max: _ }) => *min,
+        Share::Vgpu(VgpuWish::Size { series: _, min, max: _ }, _) => *min,
         Share::VirtualFunction { framebuffer_mib } => *framebuffer_mib,
         Share::Passthrough
-        | Share::Vgpu(VgpuWish::Type(_))
+        | Share::Vgpu(VgpuWish::Type(_), _)
         | Share::Mig { profile: _, series: _, framebuffer_mib: _ } => 0,
     }
 }

@@ -67,12 +67,12 @@ impl Needs {
         let memory = demand.memory;
         let amount = memory.pages.mib().map_or(memory.mib, |page| memory.mib / page.max(1));
         let gpu_mib = share.ways.first().map_or(0, |way| match &way.share {
-            Share::Vgpu(VgpuWish::Size { series: _, min, max: _ }) => *min,
+            Share::Vgpu(VgpuWish::Size { series: _, min, max: _ }, _) => *min,
             Share::VirtualFunction { framebuffer_mib } => *framebuffer_mib,
             Share::Mig { profile, series: _, framebuffer_mib } => {
                 framebuffer_mib.unwrap_or_else(|| gib_of(profile).saturating_mul(1024))
             }
-            Share::Passthrough | Share::Vgpu(VgpuWish::Type(_)) => 0,
+            Share::Passthrough | Share::Vgpu(VgpuWish::Type(_), _) => 0,
         });
         Self {
             vcpus: (demand.cpu.vcpus() / shares).max(1),

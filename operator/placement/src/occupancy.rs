@@ -82,7 +82,9 @@ impl Claim {
                 let position = backed.unwrap_or_default().iter().position(|vgpu| vgpu.name == *name)?;
                 u16::try_from(position).ok()
             });
-            claim.shares.push((position, UsedShare { mode: gpu.mode, start: gpu.start, kind, vgpu }));
+            let scheduler = gpu.vgpu_scheduler;
+            let share = UsedShare { mode: gpu.mode, start: gpu.start, kind, vgpu, scheduler };
+            claim.shares.push((position, share));
         }
         claim.functions = allocation.host_devices.iter().map(|device| device.device).collect();
         if let Some(compute) = &allocation.compute {
@@ -197,8 +199,9 @@ impl NodeUse {
                 }
             }
         }
-        if let Some(card) = self.cards.get_mut(card) {
-            card.put(share);
+        if let (Some(used), Some(facts)) = (self.cards.get_mut(card), facts.cards.get(card)) {
+            used.put(share);
+            used.is_in_force(facts.scheduler);
         }
     }
 

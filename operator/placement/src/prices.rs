@@ -191,7 +191,7 @@ fn memory_of(shape: &Shape, kind: Option<u16>) -> Option<u32> {
     let geometry = &shape.geometry;
     let kind = geometry.kind(kind?)?;
     let (part, all) = if kind.starts.is_empty() {
-        (1, geometry.most(kind))
+        (1, geometry.holds(kind))
     } else {
         (kind.size, geometry.mode_of(kind).units)
     };
@@ -203,7 +203,7 @@ fn memory_of(shape: &Shape, kind: Option<u16>) -> Option<u32> {
 fn nominal_memory(shape: &Shape) -> Option<i64> {
     let geometry = &shape.geometry;
     let parts = shape.kinds.iter().zip(geometry.kinds.iter().skip(1));
-    let promised = parts.map(|(kind, of)| kind.framebuffer_mib * i64::from(geometry.most(of)));
+    let promised = parts.map(|(kind, of)| kind.framebuffer_mib * i64::from(geometry.holds(of)));
     promised.chain(shape.memory_mib).max().filter(|memory| *memory > 0)
 }
 

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use gpudesk_crds::{
     desktop_template::{NumaPolicy, Pinning},
+    gpu_node::VgpuScheduler,
     gpu_profile::Vendor,
     types::{Isolation, PageSize, PciAddress, ShareMode, VgpuSeries},
 };
@@ -217,8 +218,8 @@ pub struct Way {
 pub enum Share {
     /// All of it.
     Passthrough,
-    /// A time-sliced vGPU.
-    Vgpu(VgpuWish),
+    /// A time-sliced vGPU, with these parameters of the driver.
+    Vgpu(VgpuWish, BTreeMap<String, String>),
     /// A vGPU on a GPU instance of exactly this MIG profile.
     Mig {
         /// Profile as the driver prints it, with `+gfx` where graphics is asked for.
@@ -259,7 +260,7 @@ impl Share {
         match self {
             Self::Mig { profile: _, series: _, framebuffer_mib: Some(_) } => Isolation::TimeSliced,
             Self::Passthrough
-            | Self::Vgpu(_)
+            | Self::Vgpu(..)
             | Self::Mig { profile: _, series: _, framebuffer_mib: None }
             | Self::VirtualFunction { framebuffer_mib: _ } => self.mode().isolation(),
         }
@@ -269,7 +270,7 @@ impl Share {
     pub fn mode(&self) -> ShareMode {
         match self {
             Self::Passthrough => ShareMode::Passthrough,
-            Self::Vgpu(_) => ShareMode::Vgpu,
+            Self::Vgpu(..) => ShareMode::Vgpu,
             Self::Mig { profile: _, series: _, framebuffer_mib: _ } => ShareMode::Mig,
             Self::VirtualFunction { framebuffer_mib: _ } => ShareMode::VirtualFunctions,
         }
@@ -280,11 +281,11 @@ impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Passthrough => f.write_str("a whole card"),
-            Self::Vgpu(VgpuWish::Type(name)) => f.write_str(name),
-            Self::Vgpu(VgpuWish::Size { series, min, max }) if min == max => {
+            Self::Vgpu(VgpuWish::Type(name), _) => f.write_str(name),
+            Self::Vgpu(VgpuWish::Size { series, min, max }, _) if min == max => {
                 write!(f, "a {min} MiB {} vGPU", series_letter(*series))
             }
-            Self::Vgpu(VgpuWish::Size { series, min, max }) => {
+            Self::Vgpu(VgpuWish::Size { series, min, max }, _) => {
                 write!(f, "a {min}-{max} MiB {} vGPU", series_letter(*series))
             }
             Self::Mig { profile, series: _, framebuffer_mib: None } => f.write_str(profile),
@@ -322,4 +323,8 @@ pub struct CardRequirements {
     pub minimum_memory_mib: Option<i64>,
     /// Modes that the card must support.
     pub capabilities: Vec<ShareMode>,
+    /// How its vGPUs must share time.
+    pub scheduler: Option<VgpuScheduler>,
+    /// Least number of screens that it must drive.
+    pub heads: Option<i32>,
 }

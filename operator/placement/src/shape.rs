@@ -2,8 +2,9 @@
 //! owner allows. Thousands of cards share a few shapes.
 
 use gpudesk_crds::{
-    gpu_node::{DeviceMode, DevicePolicy, Management, VgpuPlacement},
+    gpu_node::{DeviceMode, DevicePolicy, Management, VgpuPlacement, VgpuScheduler},
     gpu_node_status::{CardUnits, Device, HealthState},
+    gpu_profile::params_not_allowed,
     types::{ShareMode, VgpuSeries},
 };
 use gpudesk_geometry::{Geometry, OnInstance};
@@ -33,6 +34,12 @@ pub struct Shape {
     pub mode: DeviceMode,
     /// Whether vGPUs of different size may stand side by side.
     pub mixed: bool,
+    /// Its owner fixes a layout: only the places of it are in the geometry.
+    pub fixed: bool,
+    /// How its vGPUs can share time.
+    pub schedulers: Schedulers,
+    /// Parameters of vGPUs that its owner allows: a key, or `key=value`.
+    pub params: Vec<String>,
     /// Which modes the host says it can do, as it says it.
     pub supports: Vec<(ShareMode, bool)>,
     /// MIG memory units of the card; 0 without MIG.
@@ -56,6 +63,8 @@ pub struct Kind {
     pub framebuffer_mib: i64,
     /// Series of a vGPU type.
     pub series: Option<VgpuSeries>,
+    /// Screens that it drives, where the driver tells.
+    pub heads: Option<i32>,
     /// vGPU types that live on a GPU instance of this profile.
     pub backed: Vec<Backed>,
 }
@@ -80,6 +89,45 @@ impl Backed {
     }
 }
 
+/// How vGPUs of a card can share time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Schedulers {
+    /// The one that its owner wants: no other then.
+    pub rule: Option<VgpuScheduler>,
+    /// Those that its driver offers.
+    pub offered: Vec<VgpuScheduler>,
+    /// Whether a GPU instance has its own.
+    pub on_instances: bool,
+}
+
+impl Schedulers {
+    fn read(device: &Device, policy: Option<&DevicePolicy>) -> Self {
+        let vgpu = device.vgpu.as_ref();
+        let offered = vgpu.into_iter().flat_map(|vgpu| &vgpu.schedulers);
+        Self {
+            rule: policy.and_then(|policy| policy.vgpu_scheduler),
+            offered: offered.filter_map(|name| scheduler(name)).collect(),
+            on_instances: vgpu.and_then(|vgpu| vgpu.on_instances) == Some(true),
+        }
+    }
+
+    /// Whether vGPUs of a mode can share time so, when none is there. Other modes have no vGPUs.
+    fn can(&self, mode: ShareMode, wanted: VgpuScheduler, mixed: bool) -> bool {
+        let can = self.rule.is_none_or(|rule| rule == wanted) && self.offered.contains(&wanted);
+        match mode {
+            ShareMode::Passthrough | ShareMode::VirtualFunctions => true,
+            ShareMode::Vgpu => can && !(mixed && wanted == VgpuScheduler::FixedShare),
+            ShareMode::Mig => can && self.on_instances,
+        }
+    }
+}
+
+/// The scheduler of a name, as a node tells it.
+pub(crate) fn scheduler(name: &str) -> Option<VgpuScheduler> {
+    let all = [VgpuScheduler::BestEffort, VgpuScheduler::EqualShare, VgpuScheduler::FixedShare];
+    all.into_iter().find(|one| format!("{one:?}") == name)
+}
+
 /// Why a card gets no desktops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Refused {
@@ -87,7 +135,7 @@ pub enum Refused {
     Unmanaged,
     /// Its health.
     Failed,
-    /// A fixed layout, which is not yet supported.
+    /// A fixed layout that is not planned: the node says why.
     Layout,
     /// The node says that no desktop can have it: somebody else's machine holds it, say.
     Unavailable,
@@ -104,12 +152,33 @@ pub enum NoShare {
     ModeNotAllowed,
     /// The driver does not offer the share on this card.
     NotOffered,
+    /// What the card offers drives fewer screens, or does not tell.
+    FewHeads,
+    /// The owner of the card does not allow the parameters of the vGPU.
+    ParamsNotAllowed,
     /// Cards of another board or series than the desktop's other vGPUs.
     NotTogether,
+    /// The fixed layout of the card has no place for the share.
+    NotInLayout,
     /// No fabric partition has these cards free.
     NoPartition,
+    /// None of so many places for it in the fixed layouts of cards is free.
+    LayoutTaken(i32),
+    /// vGPUs of the card share time in another way, or can in no such way.
+    OtherScheduler,
     /// The card has no room for it now.
     NoFreePlacement,
+}
+
+impl NoShare {
+    /// The nearer of two reasons, with the places of both.
+    #[must_use]
+    pub fn nearer(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::LayoutTaken(one), Self::LayoutTaken(more)) => Self::LayoutTaken(one.saturating_add(more)),
+            (one, other) => one.max(other),
+        }
+    }
 }
 
 /// What of a shape satisfies a share: positions in [`Shape::kinds`], smallest framebuffer first.
@@ -117,8 +186,8 @@ pub enum NoShare {
 pub enum Offer {
     /// All of the card.
     Whole,
-    /// One of these kinds, each with the vGPU type on it in mode `Mig`.
-    Kinds(Vec<(u16, Option<u16>)>),
+    /// One of these kinds, each with the vGPU type on it in mode `Mig`, beside vGPUs that share time so.
+    Kinds(Vec<(u16, Option<u16>)>, Option<VgpuScheduler>),
 }
 
 impl Shape {
@@ -129,12 +198,15 @@ impl Shape {
                 Some(Refused::Unmanaged)
             }
             _ if device.health.state == HealthState::Failed => Some(Refused::Failed),
-            Some(p) if p.layout.is_some() => Some(Refused::Layout),
+            Some(p) if p.layout.as_ref().is_some_and(|of| !of.is_planned_as(&device.layout)) => {
+                Some(Refused::Layout)
+            }
             _ if device.unavailable.is_some() => Some(Refused::Unavailable),
             _ => None,
         };
         let units = device.units.unwrap_or_default();
         let mixed = policy.and_then(|p| p.vgpu_placement) == Some(VgpuPlacement::MixedSize);
+        let fixed = policy.and_then(|p| p.layout.as_ref());
         let kinds = device.placements.iter().map(|placement| {
             let backed = placement.vgpu_types.iter().map(|vgpu| Backed {
                 name: vgpu.type_name.clone(),
@@ -147,6 +219,7 @@ impl Shape {
                 mode: placement.mode,
                 framebuffer_mib: facts::card_memory(placement.framebuffer_mib),
                 series: placement.series,
+                heads: placement.heads,
                 backed: backed.collect(),
             }
         });
@@ -158,10 +231,16 @@ impl Shape {
             refused,
             mode: policy.and_then(|p| p.mode).unwrap_or_default(),
             mixed,
+            schedulers: Schedulers::read(device, policy),
+            params: policy.map(|policy| policy.vgpu_params.clone()).unwrap_or_default(),
             supports: device.supports.iter().map(|support| (support.mode, support.supported)).collect(),
             mig_memory: facts::units(units.mig_memory),
             vgpu_region: facts::units(units.vgpu_region),
-            geometry: counted(device.geometry(mixed)),
+            geometry: counted(match fixed {
+                Some(layout) => device.fixed_geometry(layout.mode(), mixed),
+                None => device.geometry(mixed),
+            }),
+            fixed: fixed.is_some(),
             kinds: kinds.collect(),
         }
     }
@@ -193,7 +272,16 @@ impl Shape {
 
     /// Whether the card is one of those that a profile wants.
     pub fn qualifies(&self, wanted: &CardRequirements) -> bool {
-        let CardRequirements { vendor, pci_ids, products, minimum_memory_mib, capabilities } = wanted;
+        let CardRequirements {
+            vendor,
+            pci_ids,
+            products,
+            minimum_memory_mib,
+            capabilities,
+            // Of what it offers.
+            scheduler: _,
+            heads: _,
+        } = wanted;
         let of_vendor =
             |id: &str| self.pci_id.split(':').next().is_some_and(|own| own.eq_ignore_ascii_case(id));
         // A wildcard alone names nothing.
@@ -214,14 +302,46 @@ impl Shape {
         cards: &CardRequirements,
         mut ways: impl Iterator<Item = &'a Share>,
     ) -> Option<Offer> {
-        if self.qualifies(cards) { ways.find_map(|way| self.offer(way).ok()) } else { None }
+        ways.find_map(|way| self.gives(cards, way).ok())
     }
 
-    /// What of the card satisfies a share, if nothing is taken of it.
+    /// What of the card satisfies a share, if it is one of those that are wanted and nothing is taken of it.
     ///
     /// # Errors
     /// The reason why nothing ever does.
-    pub fn offer(&self, share: &Share) -> Result<Offer, NoShare> {
+    pub fn gives(&self, cards: &CardRequirements, share: &Share) -> Result<Offer, NoShare> {
+        if !self.qualifies(cards) {
+            return Err(NoShare::NoCard);
+        }
+        let mut offer = self.offer(share)?;
+        if let Some(least) = cards.heads {
+            let enough = |kind: &u16| self.kind(*kind).is_some_and(|kind| kind.heads >= Some(least));
+            match &mut offer {
+                Offer::Kinds(kinds, _) if share.mode() == ShareMode::Vgpu => {
+                    kinds.retain(|(kind, _)| enough(kind));
+                    if kinds.is_empty() {
+                        return Err(NoShare::FewHeads);
+                    }
+                }
+                Offer::Kinds(..) | Offer::Whole => return Err(NoShare::FewHeads),
+            }
+        }
+        if let Share::Vgpu(_, params) = share
+            && !params_not_allowed(params, &self.params).is_empty()
+        {
+            return Err(NoShare::ParamsNotAllowed);
+        }
+        if let (Some(wanted), Offer::Kinds(_, scheduler)) = (cards.scheduler, &mut offer) {
+            if !self.schedulers.can(share.mode(), wanted, self.mixed) {
+                return Err(NoShare::OtherScheduler);
+            }
+            *scheduler = cards.scheduler.filter(|_| share.mode() != ShareMode::VirtualFunctions);
+        }
+        Ok(offer)
+    }
+
+    /// What the driver offers of a share, as far as the owner allows its mode.
+    fn offer(&self, share: &Share) -> Result<Offer, NoShare> {
         if let Some(refused) = self.refused {
             return Err(NoShare::Refused(refused));
         }
@@ -233,11 +353,13 @@ impl Shape {
         }
         let mut found: Vec<(u16, Option<u16>)> = match share {
             Share::Passthrough => return Ok(Offer::Whole),
-            Share::Vgpu(wish) => self
+            Share::Vgpu(wish, _) => self
                 .of_mode(ShareMode::Vgpu)
                 .filter(|(_, kind)| wished(kind, wish))
                 .filter(|(position, _)| {
-                    !self.mixed || self.extent(*position).is_some_and(|kind| !kind.starts.is_empty())
+                    !self.mixed
+                        || self.fixed
+                        || self.extent(*position).is_some_and(|kind| !kind.starts.is_empty())
                 })
                 .map(|(position, _)| (position, None))
                 .collect(),
@@ -256,7 +378,19 @@ impl Shape {
         };
         found
             .sort_by_key(|(position, _)| self.kind(*position).map(|kind| (kind.framebuffer_mib, &kind.name)));
-        if found.is_empty() { Err(NoShare::NotOffered) } else { Ok(Offer::Kinds(found)) }
+        if found.is_empty() {
+            return Err(NoShare::NotOffered);
+        }
+        if self.fixed {
+            found.retain(|(position, _)| self.places(*position) > 0);
+        }
+        if found.is_empty() { Err(NoShare::NotInLayout) } else { Ok(Offer::Kinds(found, None)) }
+    }
+
+    /// How many places a fixed layout has for a kind.
+    pub fn places(&self, kind: u16) -> i32 {
+        let starts = |kind: &gpudesk_geometry::Kind| i32::try_from(kind.starts.len()).unwrap_or(i32::MAX);
+        self.extent(kind).map_or(0, |kind| kind.places.unwrap_or_else(|| starts(kind)))
     }
 
     fn of_mode(&self, mode: ShareMode) -> impl Iterator<Item = (u16, &Kind)> {
@@ -291,9 +425,11 @@ fn counted(mut geometry: Geometry) -> Geometry {
         *slices = slices.map(|slices| facts::units(slices).min(CardUnits::MOST_MIG));
         let mut left = MOST_STARTS;
         for kind in kinds.iter_mut().filter(|kind| kind.mode == number) {
-            let gpudesk_geometry::Kind { mode: _, size, slices, engines: _, starts, max_count } = kind;
+            let gpudesk_geometry::Kind { mode: _, size, slices, engines: _, starts, max_count, places } =
+                kind;
             (*size, *slices, *max_count) =
                 (facts::units(*size), facts::units(*slices), facts::units(*max_count));
+            *places = places.map(facts::units);
             starts.retain(|start| (0..most).contains(start));
             if starts.len() > left {
                 starts.clear();

@@ -1,6 +1,6 @@
 //! What is taken of one card, and what it can still give.
 
-use gpudesk_crds::types::ShareMode;
+use gpudesk_crds::{gpu_node::VgpuScheduler, types::ShareMode};
 
 use gpudesk_geometry::{OnInstance, Placed};
 
@@ -19,6 +19,8 @@ pub struct UsedShare {
     /// Position of the vGPU type on the GPU instance, in mode `Mig`; absent when it is not known:
     /// then nobody else gets into the instance.
     pub vgpu: Option<u16>,
+    /// How the vGPUs that it shares time with share it, where it was decided for them.
+    pub scheduler: Option<VgpuScheduler>,
 }
 
 impl UsedShare {
@@ -36,6 +38,8 @@ pub struct CardUse {
     shares: Vec<UsedShare>,
     /// A card of its IOMMU group is given away whole, and this one with it.
     with_group: bool,
+    /// How time-sliced vGPUs on it share time by its node's word, for those of which nothing was decided.
+    in_force: Option<VgpuScheduler>,
 }
 
 /// A share that a card can give now.
@@ -67,6 +71,37 @@ impl CardUse {
     pub fn put(&mut self, share: UsedShare) {
         let at = self.shares.partition_point(|other| *other <= share);
         self.shares.insert(at, share);
+    }
+
+    /// The node says how time-sliced vGPUs share the card. Says nothing of a card that has none.
+    pub fn is_in_force(&mut self, scheduler: Option<VgpuScheduler>) {
+        if self.shares.iter().any(|share| share.mode == ShareMode::Vgpu) {
+            self.in_force = scheduler;
+        }
+    }
+
+    /// The vGPUs with which one more at this place would share time.
+    fn beside(&self, takes: &UsedShare) -> impl Iterator<Item = &UsedShare> {
+        let (mode, start) = (takes.mode, takes.start);
+        self.shares.iter().filter(move |other| {
+            other.mode == mode
+                && match mode {
+                    ShareMode::Vgpu => true,
+                    ShareMode::Mig => other.start == start,
+                    ShareMode::Passthrough | ShareMode::VirtualFunctions => false,
+                }
+        })
+    }
+
+    /// Whether one more that wants to share time so can be there.
+    fn shares_time(&self, takes: &UsedShare, wanted: VgpuScheduler) -> bool {
+        let in_force = self.in_force.filter(|_| takes.mode == ShareMode::Vgpu);
+        self.beside(takes).all(|other| other.scheduler.or(in_force) == Some(wanted))
+    }
+
+    /// What was decided for those with which one more would share time.
+    fn decided(&self, takes: &UsedShare) -> Option<VgpuScheduler> {
+        self.beside(takes).find_map(|other| other.scheduler)
     }
 
     /// A card of the group is given away whole.
@@ -108,51 +143,95 @@ impl CardUse {
 /// ascending. Whether the other cards of its IOMMU group are free is for the caller to see.
 ///
 /// # Errors
-/// [`NoShare::NoFreePlacement`].
+/// [`NoShare::NoFreePlacement`], or [`NoShare::LayoutTaken`].
 pub fn choices(shape: &Shape, taken: &CardUse, offer: &Offer) -> Result<Vec<Choice>, NoShare> {
     if taken.with_group {
         return Err(NoShare::NoFreePlacement);
     }
     let found = match offer {
         Offer::Whole if taken.shares.is_empty() => {
-            let whole = UsedShare { mode: ShareMode::Passthrough, start: None, kind: None, vgpu: None };
+            let whole = UsedShare {
+                mode: ShareMode::Passthrough,
+                start: None,
+                kind: None,
+                vgpu: None,
+                scheduler: None,
+            };
             vec![Choice { takes: whole, framebuffer_mib: shape.memory_mib.unwrap_or(0) }]
         }
         Offer::Whole => vec![],
-        Offer::Kinds(kinds) => {
-            kinds.iter().flat_map(|(kind, vgpu)| of_kind(shape, taken, *kind, *vgpu)).collect()
+        Offer::Kinds(kinds, scheduler) => {
+            kinds.iter().flat_map(|(kind, vgpu)| of_kind(shape, taken, (*kind, *vgpu), *scheduler)).collect()
         }
     };
-    if found.is_empty() { Err(NoShare::NoFreePlacement) } else { Ok(found) }
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    let otherwise = match offer {
+        Offer::Kinds(kinds, Some(_)) => choices(shape, taken, &Offer::Kinds(kinds.clone(), None)).is_ok(),
+        Offer::Kinds(_, None) | Offer::Whole => false,
+    };
+    Err(if otherwise { NoShare::OtherScheduler } else { none_free(shape, offer) })
 }
 
-fn of_kind(shape: &Shape, taken: &CardUse, position: u16, vgpu: Option<u16>) -> Vec<Choice> {
+/// Why a card has none of an offer.
+fn none_free(shape: &Shape, offer: &Offer) -> NoShare {
+    match offer {
+        Offer::Kinds(kinds, _) if shape.fixed => {
+            NoShare::LayoutTaken(kinds.iter().map(|(kind, _)| shape.places(*kind)).sum())
+        }
+        Offer::Kinds(..) | Offer::Whole => NoShare::NoFreePlacement,
+    }
+}
+
+fn of_kind(
+    shape: &Shape,
+    taken: &CardUse,
+    (position, vgpu): (u16, Option<u16>),
+    scheduler: Option<VgpuScheduler>,
+) -> Vec<Choice> {
     let Some(kind) = shape.kind(position) else { return vec![] };
     if taken.shares.iter().any(|other| other.mode != kind.mode) {
         return vec![];
     }
     let backed = vgpu.and_then(|vgpu| kind.backed.get(usize::from(vgpu)));
     let mut starts: Vec<Option<i32>> =
-        backed.map_or_else(Vec::new, |backed| with_room(shape, taken, position, backed));
+        backed.map_or_else(Vec::new, |backed| with_room(shape, taken, position, backed, scheduler));
     if starts.is_empty() {
         let free = shape.geometry.choices(&taken.layout(), position + 1);
         starts.extend(free.iter().map(|placed| placed.start));
     }
-    let choice = |start| Choice {
-        takes: UsedShare { mode: kind.mode, start, kind: Some(position), vgpu },
-        framebuffer_mib: backed.map_or(kind.framebuffer_mib, |backed| backed.framebuffer_mib),
+    let choice = |start| {
+        let one = UsedShare { mode: kind.mode, start, kind: Some(position), vgpu, scheduler };
+        if scheduler.is_some_and(|wanted| !taken.shares_time(&one, wanted)) {
+            return None;
+        }
+        Some(Choice {
+            takes: UsedShare { scheduler: scheduler.or_else(|| taken.decided(&one)), ..one },
+            framebuffer_mib: backed.map_or(kind.framebuffer_mib, |backed| backed.framebuffer_mib),
+        })
     };
-    starts.into_iter().map(choice).collect()
+    starts.into_iter().filter_map(choice).collect()
 }
 
 /// Starts of the GPU instances of this profile that one more of this vGPU type can join.
-fn with_room(shape: &Shape, taken: &CardUse, position: u16, backed: &Backed) -> Vec<Option<i32>> {
+fn with_room(
+    shape: &Shape,
+    taken: &CardUse,
+    position: u16,
+    backed: &Backed,
+    scheduler: Option<VgpuScheduler>,
+) -> Vec<Option<i32>> {
     let (Some(kind), Some(extent)) = (shape.kind(position), shape.extent(position)) else { return vec![] };
     if backed.max <= 1 {
         return vec![];
     }
     let joins = |start: &Option<i32>| {
-        let inside = taken.shares.iter().filter(|other| other.start == *start).map(|other| {
+        let others = || taken.shares.iter().filter(|other| other.start == *start);
+        if scheduler.is_some() && others().any(|other| other.scheduler != scheduler) {
+            return false;
+        }
+        let inside = others().map(|other| {
             let vgpu = other.vgpu.filter(|_| other.kind == Some(position))?;
             kind.backed.get(usize::from(vgpu)).map(Backed::on_instance)
         });
@@ -185,7 +264,7 @@ pub fn count_more(shape: &Shape, taken: &CardUse, offers: &[Offer]) -> i32 {
 fn first_of(shape: &Shape, taken: &CardUse, offer: &Offer, work: &mut usize) -> Option<UsedShare> {
     let starts = match offer {
         Offer::Whole => 1,
-        Offer::Kinds(kinds) => {
+        Offer::Kinds(kinds, _) => {
             let extents = kinds.iter().filter_map(|(kind, _)| shape.extent(*kind));
             extents.map(|extent| extent.starts.len() + 1).sum()
         }

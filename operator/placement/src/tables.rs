@@ -209,7 +209,7 @@ impl Tables {
         let Some(slot) = entry.offers.get_mut(at(wish)) else { return Err(NoShare::NoCard) };
         let offer = slot.get_or_insert_with(|| {
             let (way, cards) = &**asked;
-            if entry.shape.qualifies(cards) { entry.shape.offer(way) } else { Err(NoShare::NoCard) }
+            entry.shape.gives(cards, way)
         });
         offer.as_ref().map_err(|why| *why)
     }
@@ -262,7 +262,7 @@ impl Tables {
         // Whole cards differ in size, but none is smaller for the asker's sake.
         let size = |candidate: &Candidate| match offer {
             Offer::Whole => 0,
-            Offer::Kinds(_) => candidate.choice.framebuffer_mib,
+            Offer::Kinds(..) => candidate.choice.framebuffer_mib,
         };
         candidates.sort_by_key(|candidate| {
             (size(candidate), candidate.cost, candidate.choice.takes.start, candidate.choice.takes.kind)

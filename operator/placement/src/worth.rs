@@ -77,13 +77,13 @@ pub(crate) fn offer_of(shape: &Shape, wanted: &Wanted) -> Option<Offer> {
 pub(crate) fn kind_of(offer: &Offer) -> Option<u16> {
     match offer {
         Offer::Whole => Some(0),
-        Offer::Kinds(kinds) => kinds.first().map(|(kind, _)| kind + 1),
+        Offer::Kinds(kinds, _) => kinds.first().map(|(kind, _)| kind + 1),
     }
 }
 
 /// How many of an offer live on one GPU instance.
 pub(crate) fn on_one_instance(shape: &Shape, offer: &Offer) -> Option<u32> {
-    let Offer::Kinds(kinds) = offer else { return None };
+    let Offer::Kinds(kinds, _) = offer else { return None };
     let (kind, vgpu) = kinds.first()?;
     let backed = shape.kind(*kind)?.backed.get(usize::from((*vgpu)?))?;
     u32::try_from(backed.max.max(1)).ok()
@@ -166,7 +166,7 @@ impl Outlook {
         let usable = |offer: &Offer| {
             let size = match offer {
                 Offer::Whole => shape.units(mode),
-                Offer::Kinds(kinds) => {
+                Offer::Kinds(kinds, _) => {
                     kinds.first().and_then(|(kind, _)| shape.extent(*kind)).map_or(1, |kind| kind.size.max(1))
                 }
             };

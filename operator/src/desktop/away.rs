@@ -164,8 +164,15 @@ pub(super) async fn say_lost(desktop: &Desktop, around: &Around, context: &Conte
 
 /// Says of a desktop that is deleted why it is not let go yet. What it holds stays its own.
 pub(super) async fn say_held(desktop: &Desktop, why: Invalid, context: &Context) -> Result<(), Error> {
-    if desktop.allocation().is_some_and(|allocation| allocation.compute.is_some()) {
-        tracing::info!(desktop = %key_of(desktop), why = why.message, "is deleted and not let go yet");
+    if let Some(allocation) = desktop.allocation().filter(|allocation| allocation.compute.is_some()) {
+        let key = key_of(desktop);
+        tracing::info!(desktop = %key, why = why.message, "is deleted and not let go yet");
+        if may_tell(desktop, context) {
+            let holding = Holding { silence: Some(why), ..Holding::default() };
+            let status = status::status(desktop, Situation::Holding(holding), &now());
+            apply::write_status(&context.writer, desktop, &status).await.map_err(Error::Status)?;
+            context.world.tell(&allocation.node, &key);
+        }
         return Ok(());
     }
     say_idle(desktop, Phase::Deleting, node_of(desktop).map(ToOwned::to_owned), why, context).await

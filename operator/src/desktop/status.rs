@@ -199,7 +199,7 @@ fn is_running_ours(status: &DesktopStatus) -> bool {
 
 /// Whether the last word on `Ready` is the operator's, said in the silence of the node.
 pub fn is_said_silent(status: &DesktopStatus) -> bool {
-    let ours = [Reason::DaemonSilent, Reason::NodeLost];
+    let ours = [Reason::DaemonSilent, Reason::NodeLost, Reason::AwaitingNodes];
     conditions::find(&status.conditions, ConditionType::Ready).is_some_and(|ready| {
         ready.status == "Unknown" && ours.iter().any(|reason| ready.reason == reason.as_str())
     })

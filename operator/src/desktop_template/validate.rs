@@ -54,16 +54,16 @@ pub fn unsupported(spec: &DesktopTemplateSpec) -> Vec<String> {
 }
 
 fn of_disk(disk: &Disk) -> impl Iterator<Item = String> + use<> {
-    let Disk { name, bus: _, image, blank: _, host_file: _, nfs, scratch: _, nvme } = disk;
+    let Disk { name, bus: _, image, blank: _, host_file: _, nfs, scratch: _, nvme: _ } = disk;
     let url = image.as_ref().is_some_and(|image| image.url.is_some());
-    let asked = [(url, "image.url"), (nfs.is_some(), "nfs"), (nvme.is_some(), "nvme")];
+    let asked = [(url, "image.url"), (nfs.is_some(), "nfs")];
     let name = name.clone();
     asked.into_iter().filter(|(asked, _)| *asked).map(move |(_, field)| format!("spec.disks[{name}].{field}"))
 }
 
 fn of_network(network: &Network) -> impl Iterator<Item = String> + use<> {
-    let Network { name, user: _, bridge: _, libvirt_network: _, ovs, sriov } = network;
-    let asked = [(ovs.is_some(), "ovs"), (sriov.is_some(), "sriov")];
+    let Network { name, user: _, bridge: _, libvirt_network: _, ovs, sriov: _ } = network;
+    let asked = [(ovs.is_some(), "ovs")];
     let name = name.clone();
     asked
         .into_iter()

@@ -21,6 +21,8 @@ use crate::{
 
 /// How often a node is looked at when nothing happens.
 const SLOWLY: Duration = Duration::from_mins(30);
+/// After the end of what is waited for.
+const SOON: Duration = Duration::from_secs(1);
 
 /// One round.
 ///
@@ -49,7 +51,8 @@ pub async fn reconcile(
     if understood {
         owners.bring_rules(node, writer).await?;
     }
-    Ok(Action::requeue(SLOWLY))
+    let pause = owners.pause_left(&node.name_any()).map_or(SLOWLY, |left| left + SOON);
+    Ok(Action::requeue(pause.min(SLOWLY)))
 }
 
 /// The entries of the list that are the operator's. An apply takes away what it leaves out, so what was said of other owners

@@ -70,8 +70,8 @@ fn summary(share: &ShareRequest) -> ProfileSummary {
     let (words, memory) = match first {
         None => (String::new(), String::new()),
         Some(Share::Passthrough) => ("Passthrough".to_owned(), "whole card".to_owned()),
-        Some(Share::Vgpu(VgpuWish::Type(name))) => (format!("vGPU {name}"), of_type(name)),
-        Some(Share::Vgpu(VgpuWish::Size { series, min, max })) => {
+        Some(Share::Vgpu(VgpuWish::Type(name), _)) => (format!("vGPU {name}"), of_type(name)),
+        Some(Share::Vgpu(VgpuWish::Size { series, min, max }, _)) => {
             let memory = match (min % 1024, max % 1024) {
                 _ if min == max => gib(*min),
                 (0, 0) => format!("{}-{} GiB", min / 1024, max / 1024),

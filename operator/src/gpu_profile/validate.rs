@@ -1,9 +1,14 @@
 //! Whether a profile says something that can be, and in the words of placement.
 
+use std::collections::BTreeMap;
+
 use gpudesk_crds::{
     GpuProfile, GpuProfileSpec,
     conditions::Reason,
-    gpu_profile::{Alternative, DeviceRequirements, MigShare, Spreading, VgpuShare},
+    gpu_profile::{
+        Alternative, DeviceRequirements, Display, MigShare, PLACEMENT_PARAM, Spreading, VgpuShare,
+        is_vgpu_param,
+    },
     types::VgpuSeries,
 };
 
@@ -24,15 +29,23 @@ pub fn validate(profile: &GpuProfile) -> Result<ShareRequest, Invalid> {
     if let Some(invalid) = Invalid::unless_understood(&of, profile) {
         return Err(invalid);
     }
-    let mut unsupported = vec![];
-    if vgpu_scheduler.is_some() {
-        unsupported.push("spec.vgpuScheduler".to_owned());
+    let heads = display.as_ref().and_then(|Display { heads }| *heads);
+    let of_vgpus = |field: &str, kinds: &str| {
+        let message = format!(
+            "{of}: {field} is about vGPUs, and no entry of spec.alternatives is one of them: add {kinds}, or remove \
+             {field}"
+        );
+        Err(Invalid::new(Reason::InvalidSpec, message))
+    };
+    if vgpu_scheduler.is_some() && alternatives.iter().all(|one| one.vgpu.is_none() && one.mig.is_none()) {
+        return of_vgpus("spec.vgpuScheduler", "vgpu or mig");
     }
-    if display.is_some() {
-        unsupported.push("spec.display".to_owned());
+    if heads.is_some() && alternatives.iter().all(|one| one.vgpu.is_none()) {
+        return of_vgpus("spec.display.heads", "vgpu");
     }
-    if let Some(invalid) = Invalid::unsupported(&of, &unsupported) {
-        return Err(invalid);
+    for (index, vgpu) in (0..).zip(alternatives).filter_map(|(n, one)| Some((n, one.vgpu.as_ref()?))) {
+        let field = format!("spec.alternatives[{index}].vgpu.params");
+        check_params(&of, &field, &vgpu.params)?;
     }
     let mut ways = vec![];
     for (index, alternative) in alternatives.iter().enumerate() {
@@ -58,7 +71,7 @@ pub fn validate(profile: &GpuProfile) -> Result<ShareRequest, Invalid> {
         name: name.clone(),
         profile: name,
         ways,
-        cards: requirements(devices.as_ref()),
+        cards: CardRequirements { scheduler: *vgpu_scheduler, heads, ..requirements(devices.as_ref()) },
         spread: *placement == Spreading::Spread,
     })
 }
@@ -66,7 +79,30 @@ pub fn validate(profile: &GpuProfile) -> Result<ShareRequest, Invalid> {
 fn requirements(devices: Option<&DeviceRequirements>) -> CardRequirements {
     let Some(devices) = devices else { return CardRequirements::default() };
     let DeviceRequirements { vendor, pci_ids, products, minimum_memory_mib, capabilities } = devices.clone();
-    CardRequirements { vendor, pci_ids, products, minimum_memory_mib, capabilities }
+    CardRequirements {
+        vendor,
+        pci_ids,
+        products,
+        minimum_memory_mib,
+        capabilities,
+        scheduler: None,
+        heads: None,
+    }
+}
+
+/// Parameters are words that mean nothing to what they are written into, whatever schema let them in.
+fn check_params(of: &str, field: &str, params: &BTreeMap<String, String>) -> Result<(), Invalid> {
+    let odd = |(key, value): &(&String, &String)| {
+        !is_vgpu_param(key) || !is_vgpu_param(value) || *key == PLACEMENT_PARAM
+    };
+    let Some((key, value)) = params.iter().find(odd) else { return Ok(()) };
+    Err(Invalid::new(
+        Reason::InvalidSpec,
+        format!(
+            "{of}: {field} has {key:?}: {value:?}, and keys and values are 1 to 64 letters, digits and . _ - ({PLACEMENT_PARAM} \
+             is gpudesk's)"
+        ),
+    ))
 }
 
 fn share(alternative: &Alternative) -> Option<Share> {
@@ -79,7 +115,7 @@ fn share(alternative: &Alternative) -> Option<Share> {
 }
 
 fn vgpu_share(share: &VgpuShare) -> Option<Share> {
-    let VgpuShare { type_name, series, framebuffer_mib, framebuffer_range_mib } = share;
+    let VgpuShare { type_name, series, framebuffer_mib, framebuffer_range_mib, params } = share;
     let series = series.unwrap_or(VgpuSeries::Q);
     let wish = match (type_name, framebuffer_mib, framebuffer_range_mib) {
         (Some(name), None, None) => VgpuWish::Type(name.clone()),
@@ -87,7 +123,7 @@ fn vgpu_share(share: &VgpuShare) -> Option<Share> {
         (None, None, Some(range)) => VgpuWish::Size { series, min: range.min, max: range.max },
         _ => return None,
     };
-    Some(Share::Vgpu(wish))
+    Some(Share::Vgpu(wish, params.clone()))
 }
 
 fn mig_share(MigShare { profile, series, graphics, framebuffer_mib }: &MigShare) -> Share {
@@ -101,7 +137,7 @@ fn mig_share(MigShare { profile, series, graphics, framebuffer_mib }: &MigShare)
 
 #[cfg(test)]
 mod tests {
-    use gpudesk_crds::types::Isolation;
+    use gpudesk_crds::{gpu_node::VgpuScheduler, types::Isolation};
 
     use super::*;
     use crate::{gpu_profile::status::status, world::Supply};
@@ -125,6 +161,35 @@ mod tests {
             (said.share, said.memory, said.isolation)
         };
         assert_eq!(summary(&shared), ("MIG 1g.24gb".into(), "2 GiB".into(), "TimeSliced".into()));
+    }
+
+    #[test]
+    fn what_is_of_vgpus_alone_is_refused_of_a_profile_without_any_and_params_are_plain_words() {
+        let of = |spec: &str| validate(&profile(spec));
+        for (field, spec) in [
+            ("spec.vgpuScheduler", "{alternatives: [{passthrough: {}}], vgpuScheduler: EqualShare}"),
+            ("spec.display.heads", "{alternatives: [{mig: {profile: 1g.24gb}}], display: {heads: 2}}"),
+            (
+                "alternatives[0].vgpu.params",
+                "{alternatives: [{vgpu: {type: L40S-8Q, params: {a: 'b,c=d'}}}]}",
+            ),
+            ("alternatives[0].vgpu.params", "{alternatives: [{vgpu: {type: L40S-8Q, params: {'a b': c}}}]}"),
+            (
+                "alternatives[1].vgpu.params",
+                "{alternatives: [{passthrough: {}}, {vgpu: {type: L40S-8Q, params: {vgpu-placement-id: '3'}}}]}",
+            ),
+        ] {
+            let why = of(spec).unwrap_err().message;
+            assert!(why.contains(field), "{why}");
+        }
+        let wish = of(
+            "{alternatives: [{vgpu: {type: L40S-8Q, params: {frame_rate_limiter: '0'}}}, {passthrough: {}}], \
+                       vgpuScheduler: FixedShare, display: {heads: 4}}",
+        )
+        .unwrap();
+        assert_eq!((wish.cards.scheduler, wish.cards.heads), (Some(VgpuScheduler::FixedShare), Some(4)));
+        let params = BTreeMap::from([("frame_rate_limiter".to_owned(), "0".to_owned())]);
+        assert_eq!(wish.ways[0].share, Share::Vgpu(VgpuWish::Type("L40S-8Q".into()), params));
     }
 
     #[test]

@@ -52,6 +52,8 @@ struct State {
     renewals: u32,
     /// Requests are not answered.
     hangs: bool,
+    /// Requests are refused.
+    forbids: bool,
     /// The terms that the policy takes, where there is one.
     takes: Option<Vec<String>>,
 }
@@ -90,6 +92,9 @@ impl State {
                 json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": if code == 404 { "NotFound" } else { "" }, "message": message}),
             )
         };
+        if self.forbids {
+            return failure(403, "forbidden");
+        }
         if body["metadata"]["name"] == TERM_PROBE {
             let term = body["metadata"]["annotations"][TERM_ANNOTATION].as_str().unwrap_or_default();
             let taken = self.takes.as_ref().is_none_or(|terms| terms.iter().any(|taken| taken == term));
@@ -130,7 +135,28 @@ fn candidate(identity: &str) -> Candidate {
 }
 
 async fn lead(server: &Server, identity: &str) -> (Taken, Leadership) {
-    candidate(identity).acquire(&server.api(), &CancellationToken::new()).await.unwrap()
+    candidate(identity).acquire(&server.api(), &CancellationToken::new(), |_| {}).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_cannot_be_read_for_its_duration_is_said_until_it_can() {
+    let server = Server::default();
+    server.state().forbids = true;
+    let told: Mutex<Vec<Option<String>>> = Mutex::default();
+    let (candidate, api, stop) = (candidate("me"), server.api(), CancellationToken::new());
+    let acquiring = candidate.acquire(&api, &stop, |why| told.lock().unwrap().push(why));
+    let allowing = async {
+        tokio::time::sleep(Duration::from_secs(29)).await;
+        assert!(told.lock().unwrap().is_empty(), "it may be over soon");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        server.state().forbids = false;
+    };
+    let (acquired, ()) = tokio::join!(acquiring, allowing);
+    assert!(acquired.is_some());
+    let told = told.into_inner().unwrap();
+    let first = told.first().and_then(Option::as_deref).unwrap_or_default();
+    assert!(first.contains("can be neither read nor taken") && first.contains("forbidden"), "{told:?}");
+    assert_eq!(told.last(), Some(&None), "{told:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::tests::{Rig, all_managed, failure, of_nvidia, owners, said, slice_of};
+use super::tests::{Rig, all_managed, failure, known, of_nvidia, owners, said, slice_of};
 use super::*;
 
 /// What the condition says of the node.
@@ -76,6 +76,69 @@ async fn a_node_gets_a_limited_number_of_rules_and_some_each_round() {
     }
     // Nothing more is asked for.
     owners.bring_rules(&node, &writer).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_that_another_node_had_taken_away_are_made_later_and_ever_later() {
+    let gpu = of_nvidia("gpu-0", "0000:41:00.0");
+    let owners = owners(std::slice::from_ref(&gpu));
+    let name = rules::name("uid-of-node-a", &gpu);
+    let mut rig = Rig::new();
+    let (node, writer) = (all_managed(), rig.writer.clone());
+    for minutes in [5, 10, 20, 40, 60, 60] {
+        owners.rule(&name, Some(Rule { node: "node-a".into(), sound: true }));
+        owners.slice("theirs", Some(slice_of("node-a", Some("node-b"), Devices::new())));
+        let (result, (method, _, _)) = tokio::join!(
+            owners.bring_rules(&node, &writer),
+            rig.answer(200, |_| json!({"kind": "Status", "status": "Success"}))
+        );
+        result.unwrap();
+        assert_eq!(method, "DELETE");
+        owners.rule(&name, None);
+        owners.slice("theirs", None);
+        // Nothing is asked for.
+        owners.bring_rules(&node, &writer).await.unwrap();
+        let words =
+            format!("1 not before {minutes} minutes are over since a pool was not of this node alone");
+        assert!(told(&owners).contains(&words), "{}", told(&owners));
+        let left = owners.pause_left("node-a").unwrap();
+        assert!(left <= Duration::from_mins(minutes) && left > Duration::from_mins(minutes - 1), "{left:?}");
+        tokio::time::advance(left).await;
+        assert_eq!(owners.pause_left("node-a"), None);
+        let (result, (method, _, _)) =
+            tokio::join!(owners.bring_rules(&node, &writer), rig.answer(201, Value::clone));
+        result.unwrap();
+        assert_eq!(method, "POST");
+    }
+}
+
+#[test]
+fn who_publishes_a_card_under_many_names_takes_no_rule_from_others() {
+    let real = [of_nvidia("gpu-0", "0000:41:00.0"), of_nvidia("gpu-1", "0000:42:00.0")];
+    let name = |device: &Published| rules::name("uid-of-node-a", device);
+    let of = |driver: &str, device: &Published| Published { driver: driver.into(), ..device.clone() };
+    let flood: Vec<Published> = many(100).iter().map(|device| of("aaa.example.com", device)).collect();
+    let mut seen = known(&[&flood[..], &real[..]].concat());
+    seen.rules = Some(real.iter().map(name).collect());
+    let wanted = rules::wanted(&all_managed(), &seen);
+    assert_eq!(wanted.len(), rules::MOST);
+    assert!(real.iter().all(|device| wanted.contains_key(&name(device))), "what stands is not in the way");
+    // Where nothing stands yet the other card has its rule all the same.
+    seen.rules = Some(BTreeSet::new());
+    assert!(rules::wanted(&all_managed(), &seen).contains_key(&name(&real[1])));
+    // A card that has more than its share makes room for another.
+    let other: Vec<Published> =
+        (0..100).map(|n| of_nvidia(&format!("vgpu-{n:03}"), "0000:42:00.0")).collect();
+    let mut seen = known(&[&flood[..], &other[..]].concat());
+    seen.rules = Some(flood.iter().take(rules::MOST).map(name).collect());
+    let wanted = rules::wanted(&all_managed(), &seen);
+    let first = wanted.values().filter(|device| device.driver == "aaa.example.com").count();
+    assert_eq!((wanted.len(), first), (rules::MOST, rules::MOST / 2));
+    // What stands and what is chosen next agree, whichever part of it is there.
+    for part in 0..wanted.len() {
+        seen.rules = Some(wanted.keys().take(part).cloned().collect());
+        assert_eq!(rules::wanted(&all_managed(), &seen), wanted, "{part}");
+    }
 }
 
 #[tokio::test]

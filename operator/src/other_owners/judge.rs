@@ -7,6 +7,7 @@ use gpudesk_crds::{
     conditions::{self, ConditionType, Reason, Truth},
     gpu_node_status::Device,
     pods::{self, Vendor},
+    types::PciAddress,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -28,12 +29,14 @@ pub fn has_managed(node: &GpuNode) -> bool {
     !cards(node).0.is_empty()
 }
 
-/// Those published devices that are managed cards, or functions of such.
-pub fn managed(node: &GpuNode, published: &[Published]) -> Vec<Published> {
+/// Those published devices that are managed cards, or functions of such, each with the address of its card.
+pub fn managed(node: &GpuNode, published: &[Published]) -> Vec<(PciAddress, Published)> {
     let (managed, _) = cards(node);
-    let is_managed =
-        |device: &&Published| managed.iter().any(|card| pods::has_function(card, device.address));
-    published.iter().filter(is_managed).cloned().collect()
+    let with_card = |device: &Published| {
+        let card = managed.iter().find(|card| pods::has_function(card, device.address))?;
+        Some((card.pci_address, device.clone()))
+    };
+    published.iter().filter_map(with_card).collect()
 }
 
 /// What is said of a node; `None` while nobody has looked.
@@ -122,12 +125,17 @@ fn tainted(
         why.push(format!("{more} beyond the {} rules that a node may have", rules::MOST));
     }
     if !missing.is_empty() {
-        why.push(match known.refused {
-            Some(code) => format!(
+        why.push(match (known.refused, known.pause) {
+            (Some(code), _) => format!(
                 "{} as the API server refuses it with code {code}, see the operator's log",
                 missing.len()
             ),
-            None => format!("{} not yet", missing.len()),
+            (None, Some(pause)) => format!(
+                "{} not before {} minutes are over since a pool was not of this node alone",
+                missing.len(),
+                pause.as_secs() / 60
+            ),
+            (None, None) => format!("{} not yet", missing.len()),
         });
     }
     if why.is_empty() {

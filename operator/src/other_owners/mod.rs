@@ -15,8 +15,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kube::core::ApiResource;
+use tokio::time::Instant;
 
 pub mod judge;
 pub mod rules;
@@ -29,6 +31,12 @@ mod bounds_tests;
 mod tests;
 
 pub use watch::watch_all;
+
+/// How long no rule of a node is made after rules of it were taken away because a pool was not its own any more; twice as long
+/// each time that it is so again soon, for else another node could have them written all the time.
+const PAUSE: Duration = Duration::from_mins(5);
+/// The longest of them, after which the next is short again.
+const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 
 /// A device that a driver publishes on a node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,6 +82,15 @@ pub struct Known {
     pub rules: Option<BTreeSet<String>>,
     /// The code with which the API server refused a rule of this node the last time.
     pub refused: Option<u16>,
+    /// How long no rule of this node is made, counted from when rules of it were taken away; `None` when they are.
+    pub pause: Option<Duration>,
+}
+
+/// While it lasts no rule of a node is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pause {
+    until: Instant,
+    length: Duration,
 }
 
 /// A rule of ours, as the watch shows it.
@@ -124,6 +141,8 @@ struct Inner {
     refusals: BTreeMap<String, u16>,
     /// Nodes of which a refusal is new.
     news: BTreeSet<String>,
+    /// The last pause of each node, until it is long over.
+    pauses: BTreeMap<String, Pause>,
 }
 
 impl Inner {
@@ -137,6 +156,20 @@ impl Inner {
     /// The same for several pools.
     fn each_alone(&self, pools: &BTreeSet<Pool>) -> Vec<Option<String>> {
         pools.iter().map(|pool| self.alone(pool).map(str::to_owned)).collect()
+    }
+
+    /// Whether no rule of a node is made now. `taken`: rules of it stand for a pool that is not its own any more.
+    fn pauses(&mut self, node: &str, taken: bool, now: Instant) -> bool {
+        self.pauses.retain(|_, pause| now < pause.until + LONGEST_PAUSE);
+        let last = self.pauses.get(node).copied();
+        if last.is_some_and(|last| now < last.until) {
+            return true;
+        }
+        if taken {
+            let length = last.map_or(PAUSE, |last| (last.length * 2).min(LONGEST_PAUSE));
+            self.pauses.insert(node.to_owned(), Pause { until: now + length, length });
+        }
+        taken
     }
 
     fn join_pool(&mut self, name: &str, slice: &Slice) {
@@ -191,7 +224,18 @@ impl OtherOwners {
             alone: alone.cloned().collect(),
             rules: inner.rules_api.is_some().then(|| rules.map(|(name, _)| name.clone()).collect()),
             refused: inner.refusals.get(node).copied(),
+            pause: inner
+                .pauses
+                .get(node)
+                .filter(|pause| Instant::now() < pause.until)
+                .map(|pause| pause.length),
         }
+    }
+
+    /// For how long no rule of a node is made, where that is so.
+    pub fn pause_left(&self, node: &str) -> Option<Duration> {
+        let until = self.lock().pauses.get(node)?.until;
+        Some(until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
     }
 
     /// Sets how far slices are seen; says whether that is new.

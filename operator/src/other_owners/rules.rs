@@ -8,9 +8,9 @@
 //! A rule selects by driver, pool and device and by no node, so a node could have devices of another node tainted by naming
 //! them in slices of its own. A rule is made only where all slices of a pool are of the node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use gpudesk_crds::{GpuNode, OPERATOR_FIELD_MANAGER};
+use gpudesk_crds::{GpuNode, OPERATOR_FIELD_MANAGER, types::PciAddress};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, PostParams},
@@ -18,6 +18,7 @@ use kube::{
 };
 use ring::digest;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::{Known, OtherOwners, Published, Sight, judge};
 use crate::{
@@ -31,7 +32,7 @@ pub const TAINT: &str = "gpudesk.dev/managed";
 const EFFECT: &str = "NoSchedule";
 /// What names of rules begin with.
 pub(super) const PREFIX: &str = "gpudesk-";
-/// Rules of a node, at most; the first of its devices in order.
+/// Rules of a node, at most; its cards have them by turns.
 pub const MOST: usize = 64;
 /// Rules that a round makes, at most: the watch shows them, and that begins the next round.
 pub(super) const ROUND: usize = 16;
@@ -71,18 +72,31 @@ pub(super) fn is_sound(spec: &Value) -> bool {
         && spec["taint"]["value"].as_str().unwrap_or_default().is_empty()
 }
 
-/// The rules that a node should have, by name.
+/// The rules that a node should have, by name. Its cards have them by turns, and of each card first those that are there: who
+/// publishes a card under many names takes no rule from another card, and none that stands from the same card before that
+/// has more than its share.
 pub fn wanted(node: &GpuNode, known: &Known) -> BTreeMap<String, Published> {
     let uid = node.uid().unwrap_or_default();
-    let mut devices = judge::managed(node, &known.published);
-    devices.retain(|device| is_alone(device, known));
-    devices.sort_unstable();
-    let mut wanted = BTreeMap::new();
-    for device in devices {
-        if wanted.len() == MOST {
-            break;
+    let mut cards: BTreeMap<PciAddress, BTreeSet<(bool, Published, String)>> = BTreeMap::new();
+    for (card, device) in judge::managed(node, &known.published) {
+        if is_alone(&device, known) {
+            let name = name(&uid, &device);
+            let missing = known.rules.as_ref().is_none_or(|there| !there.contains(&name));
+            cards.entry(card).or_default().insert((missing, device, name));
         }
-        wanted.entry(name(&uid, &device)).or_insert(device);
+    }
+    let mut turns: Vec<_> = cards.into_values().map(BTreeSet::into_iter).collect();
+    let mut wanted: BTreeMap<String, Published> = BTreeMap::new();
+    while !turns.is_empty() {
+        turns.retain_mut(|devices| {
+            if wanted.len() == MOST {
+                return false;
+            }
+            let next = devices.find(|(_, _, name)| !wanted.contains_key(name));
+            let Some((_, device, name)) = next else { return false };
+            wanted.insert(name, device);
+            true
+        });
     }
     wanted
 }
@@ -156,15 +170,21 @@ impl OtherOwners {
     ) -> Option<(ApiResource, BTreeMap<String, Published>, Vec<String>)> {
         node.status.as_ref()?;
         let known = self.known(&node.name_any());
-        let inner = self.lock();
+        let mut inner = self.lock();
         let api = inner.rules_api.clone().filter(|_| self.taints && known.slices == Sight::Whole)?;
         let wanted = wanted(node, &known);
+        let uid = node.uid().unwrap_or_default();
+        let is_taken = |(_, device): &(PciAddress, Published)| {
+            !is_alone(device, &known) && inner.rules.contains_key(&name(&uid, device))
+        };
+        let taken = judge::managed(node, &known.published).iter().any(is_taken);
+        let pauses = inner.pauses(&node.name_any(), taken, Instant::now());
         let there = inner.rules.iter().filter(|(_, rule)| rule.node == node.name_any());
         // One that somebody changed is removed, and made anew once it is gone.
         let remove = there.filter(|(name, rule)| !rule.sound || !wanted.contains_key(*name));
         let remove = remove.map(|(name, _)| name.clone()).collect();
         let is_there = |name: &String| inner.rules.contains_key(name) || inner.made.contains(name);
-        let make = wanted.into_iter().filter(|(name, _)| !is_there(name)).collect();
+        let make = wanted.into_iter().filter(|(name, _)| !pauses && !is_there(name)).collect();
         Some((api, make, remove))
     }
 

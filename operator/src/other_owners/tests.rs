@@ -71,7 +71,7 @@ pub(super) fn of_nvidia(name: &str, address: &str) -> Published {
 }
 
 /// What is known of a node that is alone in its pools, where nothing is tainted.
-fn known(published: &[Published]) -> Known {
+pub(super) fn known(published: &[Published]) -> Known {
     Known {
         slices: Sight::Whole,
         published: published.to_vec(),

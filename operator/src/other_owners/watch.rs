@@ -24,7 +24,7 @@ use super::{
     rules::{self, PREFIX},
     slices::{self, ResourceSlice},
 };
-use crate::{cause, metrics::Metrics, secret_access::NODE_LABEL};
+use crate::{cause, metrics::Metrics, secret_access::NODE_LABEL, watch::code};
 
 const GROUP: &str = "resource.k8s.io";
 /// Between looks for an API that is not served, or may not be read, and between two looks at the Nodes.
@@ -286,17 +286,6 @@ impl Watch {
         for node in nodes {
             (self.wake)(node);
         }
-    }
-}
-
-/// The API server's code, where it answered.
-fn code(error: &watcher::Error) -> Option<u16> {
-    match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status))
-        | watcher::Error::WatchError(status) => Some(status.code),
-        _ => None,
     }
 }
 

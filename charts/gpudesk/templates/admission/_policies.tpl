@@ -158,6 +158,26 @@ matchConstraints:
     '{{ .who }} writes a status as field manager {{ .manager }}, not as "' + string(request.?options.?fieldManager.orValue('')) + '"'
 {{- end }}
 
+{{- /* What a writer adds to metadata.managedFields: the API server takes any entry for fields that the object does not have.
+       Called with `who` and `kind`, after managerVariables. What stands there, or is less of it, is left alone. */ -}}
+{{- define "gpudesk.managersBounded" -}}
+- expression: variables.managers.size() <= 16 || variables.managers.size() <= variables.oldManagers.size()
+  reason: Forbidden
+  message: {{ .who }} may write at most 16 entries of metadata.managedFields of {{ .kind }}
+- expression: >-
+    variables.managers.all(e, e in variables.oldManagers
+      || e.?apiVersion.orValue('').size() <= 128 && e.?fieldsV1.orValue({}).size() <= 32
+        && e.?fieldsV1.orValue({}).all(a, a.size() <= 64 && e.fieldsV1[a].size() <= 16
+          && e.fieldsV1[a].all(b, b.size() <= 64 && e.fieldsV1[a][b].size() <= 4
+            && e.fieldsV1[a][b].all(c, c.size() <= 64 && e.fieldsV1[a][b][c].size() == 0)))
+      || variables.oldManagers.exists(o, o.?manager == e.?manager
+        && e.?fieldsV1.orValue({}).all(a, a in o.?fieldsV1.orValue({})
+          && e.fieldsV1[a].all(b, b in o.fieldsV1[a] && e.fieldsV1[a][b].all(c, c in o.fieldsV1[a][b]
+            && e.fieldsV1[a][b][c] == o.fieldsV1[a][b][c])))))
+  reason: Forbidden
+  message: {{ .who }} may write no entry of metadata.managedFields of {{ .kind }} that names more fields than it has
+{{- end }}
+
 {{- /* The node of the daemon that asks, from its token; empty when the token is not bound to a node. */ -}}
 {{- define "gpudesk.nodeVariable" -}}
 - name: node

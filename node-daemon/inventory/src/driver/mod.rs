@@ -88,6 +88,7 @@ fn vgpu_state(found: &readings::VgpuReadings) -> VgpuState {
         mixed_size: found.mixed_size,
         scheduler: found.scheduler.and_then(scheduler),
         schedulers: schedulers.into_iter().filter_map(scheduler).collect(),
+        on_instances: found.on_instances,
     }
 }
 

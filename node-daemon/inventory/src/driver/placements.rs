@@ -189,12 +189,12 @@ fn backed_types(vgpu: Option<&VgpuReadings>, profile: &MigProfile, name: &str) -
         })
     };
     let mut types: Vec<MigBackedType> = vgpu.types.iter().filter(lives_here).filter_map(backed).collect();
+    // Of two of one name the first counts: the same whatever order the driver tells them in.
     types.sort_by(|a, b| {
-        (rank(a.series), a.framebuffer_mib, &a.type_name).cmp(&(
-            rank(b.series),
-            b.framebuffer_mib,
-            &b.type_name,
-        ))
+        let of = |kind: &MigBackedType| (rank(kind.series), kind.framebuffer_mib);
+        of(a)
+            .cmp(&of(b))
+            .then_with(|| (&a.type_name, a.max_per_instance).cmp(&(&b.type_name, b.max_per_instance)))
     });
     types.dedup_by(|a, b| a.type_name == b.type_name);
     types.truncate(BACKED_TYPES);

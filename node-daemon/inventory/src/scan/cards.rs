@@ -1,7 +1,7 @@
 //! Cards: display controllers and accelerators.
 
 use gpudesk_crds::{
-    gpu_node_status::{Bar, Companion, Device, VirtualFunction},
+    gpu_node_status::{Bar, Companion, Device, ResizableBar, VirtualFunction},
     types::PciAddress,
 };
 
@@ -47,6 +47,7 @@ impl Scanner {
         card.memory_mib = self.memory_mib(&function);
         self.as_driver_says(&function, &mut card);
         card.bars = self.bars(&function.dir, address);
+        card.resizable_bar = self.resizable_bar(&function.dir, address);
         card.kind = pci::card_kind(&function.class, &function.vendor_id, &function.device_id);
         let Function {
             dir: _,
@@ -73,6 +74,21 @@ impl Scanner {
             reset_methods,
             sriov,
             ..card
+        })
+    }
+
+    /// The memory region that can be resized. To read which sizes it can have wakes a card that sleeps, and they do not
+    /// change: once for each card.
+    fn resizable_bar(&self, dir: &Dir<'_>, address: PciAddress) -> Option<ResizableBar> {
+        let known = self.resizable.borrow().get(&address).cloned();
+        known.unwrap_or_else(|| {
+            let sizes = |index: i32| {
+                let text = dir.text(&format!("resource{index}_resize"))?;
+                Some((index, pci::resizable_sizes(&text)))
+            };
+            let found = pci::resizable_bar((0..6).filter_map(sizes));
+            self.resizable.borrow_mut().insert(address, found.clone());
+            found
         })
     }
 

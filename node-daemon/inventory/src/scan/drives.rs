@@ -39,7 +39,38 @@ impl Drive {
     }
 }
 
+/// What the host does with a drive at this moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DriveNow {
+    /// Why the host itself needs it, or why nobody can tell that it does not.
+    pub in_use: Option<String>,
+    /// What it holds that somebody may want back.
+    pub holds: Option<String>,
+    /// Size of its namespaces together in MiB.
+    pub size_mib: Option<i64>,
+    /// Serial number.
+    pub serial: Option<String>,
+    /// Names of its controllers: `nvme0`.
+    pub controllers: Vec<String>,
+    /// Names of its namespaces: `nvme0n1`.
+    pub namespaces: Vec<String>,
+}
+
 impl Scanner {
+    /// Looks at a drive alone, whatever a pass found before.
+    pub fn drive_now(&self, address: PciAddress) -> DriveNow {
+        self.opened.replace(None);
+        let drive = self.drive(address);
+        DriveNow {
+            in_use: self.drive_in_use(&drive, self.driver(&self.folder(address)).as_deref()),
+            holds: self.drive_holds(&drive),
+            size_mib: self.drive_mib(&drive),
+            serial: self.drive_serial(address, &drive),
+            namespaces: drive.names(),
+            controllers: drive.controllers,
+        }
+    }
+
     /// The controllers of a drive and their namespaces.
     pub(super) fn drive(&self, address: PciAddress) -> Drive {
         let folder = format!("{}/nvme", self.folder(address));
@@ -105,8 +136,7 @@ impl Scanner {
                 None => None,
                 Some(driver) if driver.contains("vfio") || driver == "pci-stub" => None,
                 Some(driver) => Some(format!(
-                    "its driver {driver} shows no namespace of it, so nobody can tell who uses it: bind it to \
-                     vfio-pci to give it away"
+                    "its driver {driver} shows no namespace of it, so nobody can tell who uses it"
                 )),
             };
         }
@@ -130,7 +160,33 @@ impl Scanner {
             })
     }
 
-    fn namespace_in_use(&self, namespace: &Namespace, mounts: &[Mount], swaps: &[String]) -> Option<String> {
+    /// What a drive holds that somebody may want back, though nothing uses it now.
+    pub(super) fn drive_holds(&self, drive: &Drive) -> Option<String> {
+        drive.namespaces.iter().find_map(|namespace| {
+            let name = &namespace.name;
+            let (partitions, _, numbers) = self.parts(namespace);
+            if let Some(partition) = partitions.first() {
+                return Some(format!(
+                    "/dev/{name} holds a partition, {partition}: wipe the drive to give it away"
+                ));
+            }
+            let signature = numbers
+                .iter()
+                .find_map(|number| block::signature(&self.tree.text(&format!("run/udev/data/b{number}"))?));
+            signature.map(|what| format!("/dev/{name} holds {what}: wipe the drive to give it away"))
+        })
+    }
+
+    /// The serial number of a drive, as its driver tells it.
+    pub(super) fn drive_serial(&self, address: PciAddress, drive: &Drive) -> Option<String> {
+        let [controller] = drive.controllers.as_slice() else { return None };
+        let serial = self.tree.line(&format!("{}/nvme/{controller}/serial", self.folder(address)))?;
+        let serial: String = serial.trim().chars().filter(|c| !c.is_control()).take(64).collect();
+        Some(serial).filter(|serial| !serial.is_empty())
+    }
+
+    /// The partitions of a namespace, the folders of all of it, and the numbers of its devices.
+    fn parts(&self, namespace: &Namespace) -> (Vec<String>, Vec<String>, Vec<String>) {
         let name = &namespace.name;
         let listed = format!("sys/block/{name}");
         let folder = if self.tree.exists(&listed) { listed } else { namespace.folder.clone() };
@@ -140,6 +196,12 @@ impl Scanner {
             .collect();
         let numbers: Vec<String> =
             folders.iter().filter_map(|folder| self.tree.line(&format!("{folder}/dev"))).collect();
+        (partitions, folders, numbers)
+    }
+
+    fn namespace_in_use(&self, namespace: &Namespace, mounts: &[Mount], swaps: &[String]) -> Option<String> {
+        let name = &namespace.name;
+        let (_, folders, numbers) = self.parts(namespace);
         let is_it = |device: &str| {
             let Some(path) = device.strip_prefix('/') else { return false };
             let is_name =
@@ -175,30 +237,25 @@ impl Scanner {
         if let Some(user) = self.file_system_on(name).or_else(|| self.loop_on(&is_it)) {
             return Some(format!("the host's {user} is on /dev/{name}"));
         }
-        if let Some(partition) = partitions.first() {
-            return Some(format!(
-                "/dev/{name} holds a partition, {partition}: wipe the drive to give it away"
-            ));
-        }
-        let signature = numbers
-            .iter()
-            .find_map(|number| block::signature(&self.tree.text(&format!("run/udev/data/b{number}"))?));
-        if let Some(what) = signature {
-            return Some(format!("/dev/{name} holds {what}: wipe the drive to give it away"));
-        }
-        if let Some(pid) = self.opener(&is_it) {
-            let program = self.tree.line(&format!("proc/{pid}/comm")).unwrap_or_else(|| "unknown".into());
-            return Some(format!("the process {pid} ({program}) of the host has /dev/{name} open"));
+        if let Some(user) = self.opener(name, &is_it) {
+            return Some(user);
         }
         (self.tree.is_claimed(&format!("dev/{name}")))
             .then(|| format!("something on the host has /dev/{name} for itself, as a storage target or ZFS"))
     }
 
-    /// A process that has the device open. All are looked at once for all drives.
-    fn opener(&self, is_it: &dyn Fn(&str) -> bool) -> Option<u32> {
+    /// A process that has the device open, or why nobody can tell. All are looked at once for all drives.
+    fn opener(&self, name: &str, is_it: &dyn Fn(&str) -> bool) -> Option<String> {
         let mut opened = self.opened.borrow_mut();
         let opened = opened.get_or_insert_with(|| self.tree.opened("/dev/nvme"));
-        opened.iter().find(|(device, _)| is_it(device)).map(|(_, pid)| *pid)
+        if let Some((_, pid)) = opened.files.iter().find(|(device, _)| is_it(device)) {
+            let program = self.tree.line(&format!("proc/{pid}/comm")).unwrap_or_else(|| "unknown".into());
+            // A process names itself.
+            let program: String = program.chars().filter(|c| !c.is_control()).collect();
+            return Some(format!("the process {pid} ({program}) of the host has /dev/{name} open"));
+        }
+        let why = opened.unseen.as_ref()?;
+        Some(format!("nobody can tell who has /dev/{name} open, for {why}"))
     }
 
     /// What is mounted on the host; `None` when that cannot be told.

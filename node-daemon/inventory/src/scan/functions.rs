@@ -66,6 +66,7 @@ impl Scanner {
         self.groups.clear();
         self.unlisted.clear();
         self.regions.borrow_mut().retain(|address, _| addresses.binary_search(address).is_ok());
+        self.resizable.borrow_mut().retain(|address, _| addresses.binary_search(address).is_ok());
         self.copied_groups = self.copied_groups(&addresses);
         self.find_mdevs();
         // A virtual function has a higher address than the function it belongs to.

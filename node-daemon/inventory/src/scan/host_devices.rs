@@ -21,12 +21,13 @@ impl Scanner {
             FunctionKind::NvmeDrive => HostDeviceKind::NvmeDrive,
             FunctionKind::Card | FunctionKind::Other => return None,
         };
-        let (names, size_mib, message) = match kind {
-            HostDeviceKind::NetworkCard => (self.interfaces(address), None, self.card_in_use(address)),
+        let (names, size_mib, message, serial) = match kind {
+            HostDeviceKind::NetworkCard => (self.interfaces(address), None, self.card_in_use(address), None),
             HostDeviceKind::NvmeDrive => {
                 let drive = self.drive(address);
                 let in_use = self.drive_in_use(&drive, function.driver.as_deref());
-                (drive.names(), self.drive_mib(&drive), in_use)
+                let in_use = in_use.or_else(|| self.drive_holds(&drive));
+                (drive.names(), self.drive_mib(&drive), in_use, self.drive_serial(address, &drive))
             }
         };
         let iommu_group = self.iommu_group(&function, address);
@@ -75,6 +76,7 @@ impl Scanner {
             device_id,
             subsystem,
             names,
+            serial,
             size_mib,
             usable: message.is_none(),
             message,
@@ -88,6 +90,8 @@ impl Scanner {
             reset_methods,
             sriov,
             virtual_functions,
+            last_reset: None,
+            last_erase: None,
         })
     }
 

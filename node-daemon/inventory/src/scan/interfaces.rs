@@ -51,10 +51,7 @@ impl Scanner {
         let class = self.tree.line(&format!("{}/class", self.folder(address)));
         let is_infiniband = class.is_some_and(|class| class.starts_with("0x0207"));
         (!is_infiniband && self.interfaces(address).is_empty()).then(|| {
-            format!(
-                "its driver {driver} shows no interface here, so a container or a program may have it: bind the \
-                 function to vfio-pci to give it away"
-            )
+            format!("its driver {driver} shows no interface here, so a container or a program may have it")
         })
     }
 

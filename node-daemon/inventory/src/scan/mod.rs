@@ -26,14 +26,16 @@ use std::{
 };
 
 use gpudesk_crds::{
-    gpu_node_status::{Bar, Device, HostDevice, HostDeviceKind, VirtualFunction},
+    gpu_node_status::{Bar, Device, HostDevice, HostDeviceKind, ResizableBar, VirtualFunction},
     types::PciAddress,
 };
 use serde::{Deserialize, Serialize};
 
+pub use drives::DriveNow;
+
 use crate::{
     topology::{HostFacts, pci_ids, supports},
-    tree::{LARGE, Tree},
+    tree::{LARGE, Opened, Tree},
 };
 
 /// Where `pci.ids` is, in the order of preference.
@@ -68,8 +70,10 @@ pub struct Scanner {
     unlisted: BTreeMap<PciAddress, Vec<PciAddress>>,
     /// Memory regions of cards whose configuration was read, with the text of `resource` they are for.
     regions: RefCell<BTreeMap<PciAddress, (String, Vec<Bar>)>>,
+    /// Memory regions that can be resized, of cards that were asked.
+    resizable: RefCell<BTreeMap<PciAddress, Option<ResizableBar>>>,
     /// Drives that processes have open, once that was looked at in a pass.
-    opened: RefCell<Option<BTreeMap<String, u32>>>,
+    opened: RefCell<Option<Opened>>,
     /// Driver and IOMMU group of each virtual function, while a whole pass goes on.
     bound: BTreeMap<PciAddress, (Option<String>, Option<i32>)>,
     /// IOMMU groups by function, where the functions themselves do not tell.
@@ -90,6 +94,7 @@ impl Scanner {
             elsewhere: BTreeMap::new(),
             unlisted: BTreeMap::new(),
             regions: RefCell::default(),
+            resizable: RefCell::default(),
             opened: RefCell::default(),
             bound: BTreeMap::new(),
             copied_groups: BTreeMap::new(),
@@ -112,6 +117,7 @@ impl Scanner {
         cells::judge(&self.tree, &mut facts);
         facts.device_plugins = device_plugins::read(&self.tree);
         facts.denied = self.tree.denied();
+        facts.incomplete.extend(self.tree.take_refused());
         facts
     }
 

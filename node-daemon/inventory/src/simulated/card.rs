@@ -116,7 +116,7 @@ impl Seat<'_> {
         device.placements = catalogue.placements(model, framework)?;
         device.units = Some(CardUnits::of(&device.placements));
         device.mig = model.has_mig().then(MigMode::default);
-        device.vgpu = model.vgpu_state();
+        device.vgpu = model.vgpu_state(&device.placements);
         self.functions(&mut device, model);
         if self.iommu {
             let member = |companion: &Companion| GroupMember {

@@ -86,6 +86,9 @@ impl HostFile {
                         reset_methods: model.reset_methods.clone(),
                         sriov: (functions > 0).then_some(Sriov { total_vfs: functions, num_vfs: 0 }),
                         virtual_functions: vec![],
+                        serial: None,
+                        last_reset: None,
+                        last_erase: None,
                     });
                 }
             }

@@ -12,10 +12,18 @@ use super::PASSTHROUGH;
 type Counts = BTreeMap<(ShareMode, String), i32>;
 
 /// What could run on `cards` if nothing did: per type, how many of it alone fit. A card that no desktop
-/// gets now does not count.
+/// gets now does not count, and of one with a fixed layout its places do.
 pub(super) fn capacity(cards: &[&Device]) -> Vec<TypeCount> {
     let mut counts = Counts::new();
     for card in cards.iter().filter(|card| card.unavailable.is_none()) {
+        if !card.layout.is_empty() {
+            for of in &card.layout {
+                let offered = card.placements.iter().find(|place| place.type_name == of.type_name);
+                let Some(place) = offered else { continue };
+                *counts.entry((place.mode, of.type_name.clone())).or_default() += of.number();
+            }
+            continue;
+        }
         if supports(card, ShareMode::Passthrough) {
             *counts.entry((ShareMode::Passthrough, PASSTHROUGH.into())).or_default() += 1;
         }

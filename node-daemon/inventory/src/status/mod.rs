@@ -13,8 +13,8 @@ use gpudesk_crds::{
     GpuNodeSpec, GpuNodeStatus,
     conditions::ConditionType,
     gpu_node_status::{
-        Acceleration, CardReset, CardWait, Device, Fabric, ForeignDevice, Host, HostCpus, Instance, PcieLink,
-        Restoring,
+        Acceleration, CardReset, CardWait, Device, DriveErasure, Fabric, ForeignDevice, Host, HostCpus,
+        HostDevice, HostDeviceKind, Instance, PcieLink, Restoring,
     },
     types::{PciAddress, ShareMode},
 };
@@ -23,6 +23,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::{
     hook::{HookView, foreign_use},
+    layout,
     topology::HostFacts,
 };
 
@@ -109,6 +110,8 @@ pub struct CardState {
     pub not_whole: Option<String>,
     /// The last reset between users.
     pub last_reset: Option<CardReset>,
+    /// How a drive was erased after its last user.
+    pub last_erase: Option<DriveErasure>,
     /// What a step waits for.
     pub waiting_for: Option<CardWait>,
     /// How far what desktops had is put back.
@@ -196,21 +199,23 @@ pub fn status(findings: &Findings<'_>) -> GpuNodeStatus {
         host: Some(host(findings)),
         numa_cells: facts.numa_cells.clone(),
         devices,
-        host_devices: facts.host_devices.clone(),
+        host_devices: facts.host_devices.iter().map(|device| host_device(findings, device)).collect(),
         fabric: fabric(facts),
         ..GpuNodeStatus::default()
     };
     let (shown, refused) = schema::mended(shown);
     let mut devices = shown.devices;
+    let before = findings.before.map_or(&[][..], |status| &status.devices);
+    let layouts = layout::plan_all(findings.spec, &mut devices, before);
     let managed = |devices: &[Device]| -> Vec<bool> {
         devices.iter().map(|card| is_managed(findings.spec, card, devices)).collect()
     };
     let managed = managed(&devices);
     let conditions = {
         let managed: Vec<&Device> = chosen(&devices, &managed).collect();
-        conditions::conditions(findings, &managed, &refused)
+        conditions::conditions(findings, &managed, &refused, &named(&devices, &layouts))
     };
-    rules_that_keep(findings.spec, &mut devices);
+    rules_that_keep(findings.spec, &mut devices, &layouts);
     // After the conditions: what a machine could do is judged whoever may use it.
     for card in &mut devices {
         if let Some(why) = findings.withheld.get(&card.pci_address) {
@@ -242,14 +247,28 @@ fn chosen<'a>(devices: &'a [Device], which: &[bool]) -> impl Iterator<Item = &'a
     devices.iter().zip(which.to_vec()).filter(|(_, chosen)| *chosen).map(|(card, _)| card)
 }
 
+/// What became of the layouts of cards: who is waited for, or why there is none.
+type Layouts = BTreeMap<usize, Result<Vec<String>, String>>;
+
+/// The same, by the addresses of the cards.
+fn named<'a>(devices: &[Device], layouts: &'a Layouts) -> Vec<(PciAddress, &'a Result<Vec<String>, String>)> {
+    let of_card = |(position, said): (&usize, &'a _)| Some((devices.get(*position)?.pci_address, said));
+    layouts.iter().filter_map(of_card).collect()
+}
+
 /// Says of the cards that several rules name, that one may name, or of which one asks what they cannot do, why no
 /// desktop gets them.
-fn rules_that_keep(spec: &GpuNodeSpec, devices: &mut [Device]) {
+fn rules_that_keep(spec: &GpuNodeSpec, devices: &mut [Device], layouts: &Layouts) {
     let notes: Vec<Option<String>> = devices
         .iter()
-        .map(|card| match spec.rule_for(card, devices.iter())? {
+        .enumerate()
+        .map(|(position, card)| match spec.rule_for(card, devices.iter())? {
             rule if rule.keeps() => rule.note,
-            _ => Some(spec.unmet(card, devices.iter()).join("; ")).filter(|unmet| !unmet.is_empty()),
+            _ => {
+                let mut unmet = spec.unmet(card, devices.iter());
+                unmet.extend(layouts.get(&position).and_then(|said| said.as_ref().err()).cloned());
+                Some(unmet.join("; ")).filter(|unmet| !unmet.is_empty())
+            }
         })
         .collect();
     for (card, note) in devices.iter_mut().zip(notes) {
@@ -305,15 +324,47 @@ fn lasting(status: &GpuNodeStatus) -> GpuNodeStatus {
     }
     for device in &mut status.host_devices {
         still(&mut device.link);
+        // Nor must a drive that is erased again and again, or a function whose reset fails.
+        if let Some(reset) = device.last_reset.as_mut().filter(|reset| !reset.succeeded) {
+            reset.time = Time(Timestamp::UNIX_EPOCH);
+        }
+        if let Some(erase) = device.last_erase.as_mut().filter(|erase| !erase.succeeded) {
+            erase.time = Time(Timestamp::UNIX_EPOCH);
+        }
     }
     status
+}
+
+/// A network card or drive with what is known of it by whoever gives it away, and with what its owner says.
+fn host_device(findings: &Findings<'_>, device: &HostDevice) -> HostDevice {
+    let mut device = device.clone();
+    let address = device.pci_address;
+    if let Some(state) = findings.states.get(&address) {
+        device.last_reset.clone_from(&state.last_reset);
+        device.last_erase.clone_from(&state.last_erase);
+    }
+    let mut why = findings.withheld.get(&address).cloned();
+    // Where there is no GpuNode, nobody was asked.
+    if device.kind == HostDeviceKind::NvmeDrive && findings.generation.is_some() {
+        why = why.or_else(|| findings.spec.drive_erase(&device).err());
+    }
+    if let Some(why) = why.filter(|_| device.usable) {
+        (device.usable, device.message) = (false, Some(why.chars().take(SENTENCE).collect()));
+    }
+    for function in &mut device.virtual_functions {
+        if let Some(why) = findings.withheld.get(&function.pci_address) {
+            function.unavailable.get_or_insert_with(|| why.chars().take(SENTENCE).collect());
+        }
+    }
+    device
 }
 
 /// A card with what is known of it by whoever drives it.
 fn with_state(findings: &Findings<'_>, card: &Device) -> Device {
     let mut card = card.clone();
     let Some(state) = findings.states.get(&card.pci_address) else { return card };
-    let CardState { foreign, taken, not_whole, last_reset, waiting_for, restoring } = state.clone();
+    let CardState { foreign, taken, not_whole, last_reset, last_erase: _, waiting_for, restoring } =
+        state.clone();
     card.foreign.extend(foreign);
     card.instances = join(card.instances, &taken);
     (card.last_reset, card.waiting_for, card.restoring) = (last_reset, waiting_for, restoring);

@@ -55,6 +55,28 @@ fn findings<'a>(
 }
 
 #[test]
+fn a_drive_is_usable_once_its_owner_says_how_it_is_erased() {
+    let text = "{coresPerSocket: 4, memoryMiB: 8192, nvmeDrives: [{model: PM173X, count: 1}]}";
+    let facts = crate::simulated::HostFile::parse(text).unwrap().host("n").unwrap().facts;
+    let address = facts.host_devices[0].pci_address;
+    let mut spec = gpudesk_crds::GpuNodeSpec::default();
+    let shown = |spec: &gpudesk_crds::GpuNodeSpec, withheld: Option<&str>| {
+        let withheld = withheld.map(|why| (address, why.to_owned())).into_iter().collect();
+        let found = Findings { spec, generation: Some(1), withheld, ..findings(&facts, Ok(&[]), None) };
+        let drive = status(&found).host_devices.remove(0);
+        (drive.usable, drive.message.unwrap_or_default())
+    };
+    let (usable, why) = shown(&spec, None);
+    assert!(!usable && why.contains("spec.nvmeDrives"), "{why}");
+    let rule = serde_json::json!([{"name": "a", "selector": {"pciAddress": address}, "erase": "Format"}]);
+    spec.nvme_drives = serde_json::from_value(rule).unwrap();
+    assert_eq!(shown(&spec, None), (true, String::new()));
+    assert_eq!(shown(&spec, Some("it is erased")), (false, "it is erased".into()));
+    let nobody_asked = status(&findings(&facts, Ok(&[]), None));
+    assert!(nobody_asked.host_devices[0].usable);
+}
+
+#[test]
 fn cards_that_are_withheld_are_judged_and_given_to_nobody() {
     let facts = facts();
     let open = status(&findings(&facts, Ok(&[]), None));
@@ -80,12 +102,19 @@ fn what_is_known_of_a_card_beside_what_was_found_is_shown_and_what_is_foreign_is
         ..vgpu("0000:41:00.1", None)
     };
     let foreign = ForeignDevice { device: "0000:41:00.1".into(), what: "bound to vfio-pci".into() };
-    let reset = CardReset { method: "flr".into(), time: time.clone(), succeeded: true, message: None };
+    let reset = CardReset {
+        method: "flr".into(),
+        time: time.clone(),
+        succeeded: true,
+        verified: vec![],
+        message: None,
+    };
     let known = CardState {
         foreign: vec![foreign.clone()],
         taken: vec![taken],
         not_whole: Some("0000:41:00.1 would go along".into()),
         last_reset: Some(reset.clone()),
+        last_erase: None,
         waiting_for: Some(CardWait { what: "a".into(), since: time }),
         restoring: Some(Restoring { done: 1, total: 2 }),
     };
@@ -259,6 +288,7 @@ fn figures_that_change_all_the_time_write_nothing() {
             method: "flr".into(),
             time: Time(Timestamp::from_second(second).unwrap()),
             succeeded,
+            verified: vec![],
             message: None,
         };
         let mut new = old.clone();

@@ -23,8 +23,8 @@ pub struct DevicePlugins {
 pub enum Counted {
     /// It never counted any: there is no such file.
     Never,
-    /// What it counts could not be read.
-    Unread,
+    /// What it counts could not be read, for this reason.
+    Unread(String),
     /// These, by resource (`nvidia.com/gpu`) and by the names that the plugins give them.
     Devices(BTreeMap<String, Vec<String>>),
 }
@@ -43,16 +43,33 @@ struct Data {
     registered_devices: Option<BTreeMap<String, Option<Vec<String>>>>,
 }
 
-/// Reads the file in which the kubelet keeps what it counts; `None` where it is none that is known.
-pub fn counted(checkpoint: &[u8]) -> Option<BTreeMap<String, Vec<String>>> {
-    let read: Checkpoint = serde_json::from_slice(checkpoint).ok()?;
+/// Most bytes of the file in which the kubelet keeps what it counts: a plugin of thousands of devices fills a tenth.
+pub const CHECKPOINT: usize = 512 << 10;
+/// Most resources and devices in it, together.
+const COUNTED: usize = 16_384;
+
+/// Reads the file in which the kubelet keeps what it counts.
+///
+/// # Errors
+/// Why it tells nothing, without a word of what is in it.
+pub fn counted(checkpoint: &[u8]) -> Result<BTreeMap<String, Vec<String>>, String> {
+    if checkpoint.len() > CHECKPOINT {
+        return Err(format!("it is larger than {} KiB", CHECKPOINT >> 10));
+    }
+    let read: Checkpoint = serde_json::from_slice(checkpoint).map_err(|error| {
+        format!("it is none that this version knows (line {}, column {})", error.line(), error.column())
+    })?;
     let registered = read.data.registered_devices.unwrap_or_default();
-    Some(registered.into_iter().map(|(resource, devices)| (resource, devices.unwrap_or_default())).collect())
+    let count: usize = registered.values().map(|devices| 1 + devices.as_ref().map_or(0, Vec::len)).sum();
+    if count > COUNTED {
+        return Err(format!("it counts {count} resources and devices, and no more than {COUNTED} are read"));
+    }
+    Ok(registered.into_iter().map(|(resource, devices)| (resource, devices.unwrap_or_default())).collect())
 }
 
 /// The file without anything but that: it also tells what each pod was given, which is nobody's business.
-pub fn without_pods(checkpoint: &[u8]) -> Option<Vec<u8>> {
-    let registered = counted(checkpoint)?.into_iter().map(|(resource, devices)| (resource, Some(devices)));
+pub fn without_pods(counted: &BTreeMap<String, Vec<String>>) -> Option<Vec<u8>> {
+    let registered = counted.iter().map(|(resource, devices)| (resource.clone(), Some(devices.clone())));
     let kept = Checkpoint { data: Data { registered_devices: Some(registered.collect()) } };
     serde_json::to_vec(&kept).ok()
 }
@@ -64,19 +81,19 @@ mod tests {
     use super::*;
 
     /// As a kubelet of Kubernetes 1.36 writes it.
-    const CHECKPOINT: &str = r#"{"Data":{"PodDeviceEntries":[{"PodUID":"9a15d2b5-c152-46b9-96e0-d57032629e1f","ContainerName":"app","ResourceName":"nvidia.com/gpu","DeviceIDs":{"1":["GPU-9b341c59-f96b-ba85-c137-78c3652fea65"]},"AllocResp":"CmsKFk5WSURJQV9WSVNJQkxFX0RFVklDRVM="}],"RegisteredDevices":{"nvidia.com/gpu":["GPU-77a702db-e37f-3a74-d46d-c5713f66058c","GPU-9b341c59-f96b-ba85-c137-78c3652fea65"],"devices.kubevirt.io/kvm":[]}},"Checksum":2530956716,"BootID":"b"}"#;
+    const FILE: &str = r#"{"Data":{"PodDeviceEntries":[{"PodUID":"9a15d2b5-c152-46b9-96e0-d57032629e1f","ContainerName":"app","ResourceName":"nvidia.com/gpu","DeviceIDs":{"1":["GPU-9b341c59-f96b-ba85-c137-78c3652fea65"]},"AllocResp":"CmsKFk5WSURJQV9WSVNJQkxFX0RFVklDRVM="}],"RegisteredDevices":{"nvidia.com/gpu":["GPU-77a702db-e37f-3a74-d46d-c5713f66058c","GPU-9b341c59-f96b-ba85-c137-78c3652fea65"],"devices.kubevirt.io/kvm":[]}},"Checksum":2530956716,"BootID":"b"}"#;
 
     fn names(text: &str) -> Option<Vec<(String, usize)>> {
-        let counted = counted(text.as_bytes())?;
+        let counted = counted(text.as_bytes()).ok()?;
         Some(counted.into_iter().map(|(resource, devices)| (resource, devices.len())).collect())
     }
 
     #[test]
     fn what_the_kubelet_counts_is_read_and_what_pods_have_is_left() {
         let both = vec![("devices.kubevirt.io/kvm".to_owned(), 0), ("nvidia.com/gpu".to_owned(), 2)];
-        assert_eq!(names(CHECKPOINT), Some(both));
-        let kept = without_pods(CHECKPOINT.as_bytes()).unwrap();
-        assert_eq!(counted(&kept), counted(CHECKPOINT.as_bytes()));
+        assert_eq!(names(FILE), Some(both));
+        let kept = without_pods(&counted(FILE.as_bytes()).unwrap()).unwrap();
+        assert_eq!(counted(&kept), counted(FILE.as_bytes()));
         let kept = String::from_utf8(kept).unwrap();
         assert!(!kept.contains("9a15d2b5") && !kept.contains("AllocResp"), "{kept}");
         assert_eq!(
@@ -91,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_not_known_tells_nothing() {
-        let cut = &CHECKPOINT[..CHECKPOINT.len() / 2];
+        let cut = &FILE[..FILE.len() / 2];
         for text in [
             "",
             "{}",
@@ -102,8 +119,23 @@ mod tests {
             r#"{"v3":{"Data":{"RegisteredDevices":{}}}}"#,
         ] {
             assert_eq!(names(text), None, "{text}");
-            assert_eq!(without_pods(text.as_bytes()), None, "{text}");
+            let why = counted(text.as_bytes()).unwrap_err();
+            assert!(why.contains("none that this version knows"), "{text}: {why}");
         }
+    }
+
+    #[test]
+    fn a_file_that_a_plugin_blew_up_is_not_read() {
+        let file = |devices: &[String]| {
+            serde_json::to_vec(&serde_json::json!({"Data": {"RegisteredDevices": {"a.b/c": devices}}}))
+                .unwrap()
+        };
+        let many = |count: usize| vec![String::new(); count];
+        assert_eq!(counted(&file(&many(COUNTED - 1))).unwrap()["a.b/c"].len(), COUNTED - 1);
+        let why = counted(&file(&many(COUNTED))).unwrap_err();
+        assert!(why.contains("16385") && why.contains("16384"), "{why}");
+        let why = counted(&file(&["x".repeat(CHECKPOINT)])).unwrap_err();
+        assert!(why.contains("larger than 512 KiB"), "{why}");
     }
 
     proptest! {
@@ -116,17 +148,16 @@ mod tests {
                 "Data": {"PodDeviceEntries": [{"PodUID": pods}], "RegisteredDevices": devices}, "Checksum": 1,
             });
             let file = serde_json::to_vec(&file).unwrap();
-            prop_assert_eq!(counted(&file), Some(devices.clone()));
-            let kept = without_pods(&file).unwrap();
-            prop_assert_eq!(counted(&kept), Some(devices));
-            prop_assert_eq!(without_pods(&kept).unwrap(), kept);
+            prop_assert_eq!(counted(&file), Ok(devices.clone()));
+            let kept = without_pods(&devices).unwrap();
+            prop_assert_eq!(counted(&kept), Ok(devices));
         }
 
         #[test]
         fn no_bytes_are_too_odd(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0_usize..400) {
             let _ = counted(&bytes);
-            let cut = &CHECKPOINT.as_bytes()[..cut.min(CHECKPOINT.len() - 1)];
-            prop_assert_eq!(counted(cut), None);
+            let cut = &FILE.as_bytes()[..cut.min(FILE.len() - 1)];
+            prop_assert!(counted(cut).is_err());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! PCI functions: classes, ids, memory regions, the way to the root.
 
 use gpudesk_crds::{
-    gpu_node_status::{Bar, DeviceKind, PcieLink},
+    gpu_node_status::{Bar, DeviceKind, PcieLink, ResizableBar},
     types::PciAddress,
 };
 
@@ -181,6 +181,21 @@ pub fn bars(resource: &str) -> Vec<Bar> {
         Some(Bar { index: i32::try_from(index).ok()?, size_bytes, unassigned })
     };
     resource.lines().enumerate().take(6).filter_map(bar).collect()
+}
+
+/// The sizes in MiB that a region can have, as `resourceN_resize` tells them: a bit for each power of two, the lowest for
+/// 1 MiB. Those beyond 32 TiB are left out.
+pub fn resizable_sizes(text: &str) -> Vec<i64> {
+    let text = text.trim();
+    let bits = u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).unwrap_or(0);
+    (0..26).filter(|bit| bits >> bit & 1 == 1).map(|bit| 1 << bit).collect()
+}
+
+/// The region that is resized, of those that can be: the one that can be largest.
+pub fn resizable_bar(regions: impl Iterator<Item = (i32, Vec<i64>)>) -> Option<ResizableBar> {
+    let can = regions.filter(|(_, sizes)| sizes.len() > 1);
+    let largest = can.max_by_key(|(index, sizes)| (sizes.last().copied(), -index));
+    largest.map(|(index, sizes_mib)| ResizableBar { index, sizes_mib })
 }
 
 /// The address of a virtual function: that of its physical function and `offset + stride * index`, counted
@@ -371,7 +386,30 @@ mod tests {
         assert_eq!(path, ["0000:00:01.1", "0000:01:00.0", "0000:02:08.0"]);
     }
 
+    #[test]
+    fn sizes_of_a_region_are_powers_of_two_and_the_largest_region_is_resized() {
+        // Linux writes sixteen digits; a GeForce and an Arc.
+        assert_eq!(resizable_sizes("0000000000007fc0\n")[..2], [64, 128]);
+        assert_eq!(resizable_sizes("0000000000003f00\n"), [256, 512, 1024, 2048, 4096, 8192]);
+        let regions = [(0, vec![256, 512, 1024]), (2, vec![2, 4]), (4, vec![1 << 20])];
+        assert_eq!(
+            resizable_bar(regions.into_iter()).map(|bar| bar.index),
+            Some(0),
+            "and not one of one size"
+        );
+        assert_eq!(resizable_bar([(0, vec![]), (1, vec![256])].into_iter()), None);
+    }
+
     proptest! {
+        #[test]
+        fn any_sizes_are_read_as_they_were_written(bits in any::<u64>(), other in "\\PC{0,40}") {
+            let sizes = resizable_sizes(&format!("{bits:016x}\n"));
+            let sum: i64 = sizes.iter().sum();
+            prop_assert_eq!(u64::try_from(sum).unwrap(), bits & 0x3ff_ffff);
+            prop_assert!(sizes.is_sorted() && sizes.len() <= 26);
+            prop_assert!(resizable_sizes(&other).len() <= 26);
+        }
+
         #[test]
         fn no_text_panics(text in "(0x[0-9a-f]{0,20}[ \n]|\\PC){0,40}") {
             let _ = (class(&text), id(&text), numa_cell(&text), reset_methods(&text), bars(&text), path(&text));

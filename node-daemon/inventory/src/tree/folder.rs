@@ -8,8 +8,8 @@ use std::{
 };
 
 use rustix::{
-    fd::{AsFd, BorrowedFd, OwnedFd},
-    fs::{Access, AtFlags, FileType, Mode, OFlags, ResolveFlags},
+    fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags},
     io::Errno,
 };
 
@@ -19,6 +19,8 @@ use super::{ATTRIBUTE, Kind, NAMES};
 const RETRIES: usize = 256;
 /// First bytes asked for; attributes of sysfs are no longer than a page.
 const PAGE: usize = 4096;
+/// Folders in which pods put files: device plugins have theirs below the first.
+const OF_PODS: [&str; 2] = ["var/lib/kubelet/", "run/"];
 
 #[derive(Debug)]
 pub(super) struct Folder {
@@ -74,15 +76,41 @@ impl Folder {
     /// For kernels before 5.6 and sandboxes: no link may leave the root.
     fn by_hand(&self, base: BorrowedFd<'_>, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
         let file = rustix::fs::openat(base, path, flags | OFlags::PATH, Mode::empty())?;
-        let real = fs::read_link(format!("/proc/self/fd/{}", rustix::fd::AsRawFd::as_raw_fd(&file)))?;
+        let real = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
         if !real.starts_with(&self.path) {
             return Err(Errno::XDEV.into());
         }
         Ok(rustix::fs::openat(base, path, flags, Mode::empty())?)
     }
 
+    /// Opens a file that is not the kernel's. To open a device or a pipe can do something by itself, so it is found without
+    /// being opened, and opened only when it is a regular one. Where pods put files no link is followed.
+    fn regular(&self, path: &str) -> io::Result<OwnedFd> {
+        let found = if OF_PODS.iter().any(|head| path.starts_with(head)) {
+            let (folder, name) = path.rsplit_once('/').unwrap_or((".", path));
+            let folder = self.at(None, folder, OFlags::PATH | OFlags::DIRECTORY)?;
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(&folder, name, flags, Mode::empty())?
+        } else {
+            self.at(None, path, OFlags::PATH)?
+        };
+        let what = match FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) {
+            FileType::RegularFile => {
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+                let itself = format!("/proc/self/fd/{}", found.as_raw_fd());
+                return Ok(rustix::fs::openat(CWD, itself, flags, Mode::empty())?);
+            }
+            FileType::Symlink => "a symbolic link",
+            FileType::Directory => "a folder",
+            FileType::CharacterDevice | FileType::BlockDevice => "a device",
+            FileType::Fifo | FileType::Socket | FileType::Unknown => "a pipe or a socket",
+        };
+        Err(io::Error::other(format!("it is {what} and no regular file, so it is not opened")))
+    }
+
     pub(super) fn read(&self, dir: Option<&OwnedFd>, path: &str, limit: usize) -> io::Result<Vec<u8>> {
-        let file = self.at(dir, path, OFlags::RDONLY)?;
+        let is_kernels = dir.is_some() || path.starts_with("sys/") || path.starts_with("proc/");
+        let file = if is_kernels { self.at(dir, path, OFlags::RDONLY)? } else { self.regular(path)? };
         if limit > ATTRIBUTE {
             let mut bytes = vec![];
             File::from(file).take(limit as u64).read_to_end(&mut bytes)?;

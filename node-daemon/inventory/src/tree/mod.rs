@@ -18,8 +18,11 @@ use std::{
 use rustix::fd::OwnedFd;
 use thiserror::Error;
 
-pub use self::capture::{CaptureError, Recording};
 use self::{archive::Archive, folder::Folder};
+pub use self::{
+    capture::{CaptureError, Recording},
+    processes::Opened,
+};
 use crate::topology::kernel_text;
 
 /// Most bytes taken of a file of sysfs or procfs.
@@ -61,6 +64,8 @@ pub struct Tree {
     source: Source,
     recording: Option<Mutex<Recording>>,
     denied: Mutex<BTreeSet<String>>,
+    /// Files that are not opened, each with why.
+    refused: Mutex<BTreeSet<String>>,
 }
 
 #[derive(Debug)]
@@ -120,7 +125,7 @@ impl Tree {
         } else {
             Source::Archive(Archive::open(path)?)
         };
-        Ok(Self { source, recording: None, denied: Mutex::default() })
+        Ok(Self { source, recording: None, denied: Mutex::default(), refused: Mutex::default() })
     }
 
     /// The same tree, which remembers from now on what is read of it.
@@ -143,6 +148,13 @@ impl Tree {
     /// Files that are there and may not be read, as far as they were asked for.
     pub fn denied(&self) -> Vec<String> {
         self.denied.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// Files that are there and were not opened since this was last asked, each with why.
+    pub fn take_refused(&self) -> Vec<String> {
+        std::mem::take(&mut *self.refused.lock().unwrap_or_else(PoisonError::into_inner))
+            .into_iter()
+            .collect()
     }
 
     /// Whether it is known that there is no such thing on the host. What a folder like one or an archive
@@ -178,21 +190,42 @@ impl Tree {
         Some(bytes)
     }
 
-    /// What `keep` takes of at most `limit` bytes of a file; `None` also where it takes nothing. A capture carries that
-    /// alone away, and `keep` must take all of it again.
-    pub fn distilled(
+    /// What `take` reads out of a file of at most `limit` bytes. A capture carries away what `keep` writes of that alone,
+    /// and `take` must read the same out of it.
+    ///
+    /// # Errors
+    /// Why the file tells nothing, in words.
+    pub fn distilled<T>(
         &self,
         path: &str,
         limit: usize,
-        keep: impl FnOnce(&[u8]) -> Option<Vec<u8>>,
-    ) -> Option<Vec<u8>> {
+        take: impl FnOnce(&[u8]) -> Result<T, String>,
+        keep: impl FnOnce(&T) -> Option<Vec<u8>>,
+    ) -> Result<T, String> {
+        let most = limit.saturating_add(1);
         let bytes = match &self.source {
-            Source::Folder(folder) => folder.read(None, path, limit),
-            Source::Archive(archive) => archive.read(path, limit),
+            Source::Folder(folder) => folder.read(None, path, most),
+            Source::Archive(archive) => archive.read(path, most),
         };
-        let kept = keep(&self.known(path, bytes)?)?;
-        self.record(|recording, source| recording.add_file(source, path, &kept));
-        Some(kept)
+        let bytes = bytes.map_err(|error| {
+            let why = error.to_string();
+            if error.get_ref().is_none() {
+                self.known::<()>(path, Err(error));
+            } else {
+                self.record(|recording, source| recording.add_denial(source, path));
+            }
+            why
+        })?;
+        if bytes.len() > limit {
+            return Err(format!("it is larger than {} KiB", limit >> 10));
+        }
+        let taken = take(&bytes)?;
+        self.record(|recording, source| {
+            if let Some(kept) = keep(&taken) {
+                recording.add_file(source, path, &kept);
+            }
+        });
+        Ok(taken)
     }
 
     /// A file of sysfs or procfs as text.
@@ -262,13 +295,21 @@ impl Tree {
             Ok(value) => return Some(value),
             Err(error) => error,
         };
-        if error.kind() == io::ErrorKind::PermissionDenied {
-            let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
-            if denied.len() < DENIED {
-                denied.insert(path.into());
-            }
-            self.record(|recording, source| recording.add_denial(source, path));
+        // What the kernel says has a number and no words.
+        let refused = error.get_ref().map(|why| format!("{path}: {why}"));
+        if refused.is_none() && error.kind() != io::ErrorKind::PermissionDenied {
+            return None;
         }
+        let (list, entry) = match refused {
+            Some(words) => (&self.refused, words),
+            None => (&self.denied, path.to_owned()),
+        };
+        let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
+        if list.len() < DENIED {
+            list.insert(entry);
+        }
+        drop(list);
+        self.record(|recording, source| recording.add_denial(source, path));
         None
     }
 

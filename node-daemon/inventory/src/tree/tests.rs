@@ -161,6 +161,39 @@ fn what_may_not_be_read_is_told_apart_from_what_is_not_there() {
     assert!(tree.denied().is_empty());
 }
 
+#[test]
+fn what_is_no_regular_file_is_not_opened_and_that_is_told() {
+    let root = host();
+    for folder in ["etc", "run/udev/data", "var/lib/kubelet"] {
+        fs::create_dir_all(root.path().join(folder)).unwrap();
+    }
+    fs::write(root.path().join("etc/file"), "inside\n").unwrap();
+    for link in ["etc/link", "run/udev/data/link", "var/lib/kubelet/link"] {
+        symlink("/etc/file", root.path().join(link)).unwrap();
+    }
+    let pipe = root.path().join("etc/pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+        .unwrap();
+    let tree = Tree::open(root.path()).unwrap();
+    assert_eq!(tree.line("etc/file").as_deref(), Some("inside"));
+    assert_eq!(tree.line("etc/link").as_deref(), Some("inside"), "the host's own may be links");
+    assert_eq!(tree.take_refused(), Vec::<String>::new());
+    for path in ["etc/pipe", "etc", "run/udev/data/link", "var/lib/kubelet/link"] {
+        assert_eq!(tree.bytes(path, 64), None, "{path}");
+        let told = tree.take_refused();
+        assert!(
+            matches!(told.as_slice(), [why] if why.starts_with(path) && why.contains("no regular file")),
+            "{told:?}"
+        );
+    }
+    assert!(tree.denied().is_empty());
+    // Of this machine too.
+    let (machine, pipe) = (Tree::open(Path::new("/")).unwrap(), pipe.canonicalize().unwrap());
+    let pipe = pipe.to_str().unwrap().trim_start_matches('/');
+    assert_eq!(machine.bytes(pipe, 64), None);
+    assert!(machine.take_refused().concat().contains("a pipe"));
+}
+
 proptest! {
     #[test]
     fn no_archive_panics(bytes in proptest::collection::vec(any::<u8>(), 0..4096)) {

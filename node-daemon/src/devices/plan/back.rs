@@ -27,6 +27,9 @@ pub(super) fn functions(live: &LiveCard, changes: &[&Change]) -> Result<Vec<Step
         if let Some(process) = function.held_by.filter(|_| function.is_given()) {
             return Err(Refusal::Open { device: address.to_string(), process });
         }
+        let size = changes.iter().find_map(|change| {
+            settings::size_back(live, change).filter(|_| change.setting.function() == Some(address))
+        });
         let reserved = function.driver_override.as_deref() == Some(VFIO);
         if let Some(change) = before(Setting::Override(address))
             && reserved
@@ -38,7 +41,16 @@ pub(super) fn functions(live: &LiveCard, changes: &[&Change]) -> Result<Vec<Step
             if function.locked {
                 steps.push(Step::Unlock { function: address });
             }
-            steps.extend(driver(function, change.before.as_deref()));
+            let mut home = driver(function, change.before.as_deref());
+            if function.is_given() && !home.is_empty() || function.driver.is_none() {
+                // While no driver has it.
+                let between = home.iter().position(|step| matches!(step, Step::Probe { .. }));
+                let given = between.map_or_else(Vec::new, |between| home.split_off(between));
+                home.extend(size.into_iter().chain(given));
+            }
+            steps.extend(home);
+        } else if function.driver.is_none() {
+            steps.extend(size);
         }
         if let Some(change) = before(Setting::D3cold(address))
             && change.before.as_deref() == Some("true")

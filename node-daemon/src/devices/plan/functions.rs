@@ -2,7 +2,7 @@
 
 use gpudesk_crds::types::PciAddress;
 
-use super::{back, whole};
+use super::{back, quotas, sriov, whole};
 use crate::devices::{
     journal::{Claim, Entry, Journal},
     live::{LiveCard, VirtualFunction},
@@ -23,9 +23,10 @@ pub(super) fn there(live: &LiveCard, journal: &Journal, entry: &Entry) -> Result
         Some(Claim::Function(function)) => live.virtual_function(function),
         _ => None,
     };
-    if claimed.is_some_and(|vf| vf.function.is_given() && ours(vf.function.address)) {
-        return Ok(vec![]);
+    if let Some(vf) = claimed.filter(|vf| vf.function.is_given() && ours(vf.function.address)) {
+        return quotas::there(live, journal, vf);
     }
+    quotas::fit(live, journal)?;
     if !live.has_vfio {
         return Err(Refusal::NoVfio);
     }
@@ -100,6 +101,31 @@ pub(super) fn gone(live: &LiveCard, journal: &Journal, entry: &Entry) -> Result<
             steps.push(Step::Reset { function: address });
         }
     }
-    steps.extend(back::functions(live, &changes)?);
+    steps.extend(quotas::back(live, journal, &changes));
+    match all_off(live, journal, entry) {
+        Some(step) => steps.push(step),
+        None => steps.extend(back::functions(live, &changes)?),
+    }
     Ok(steps)
+}
+
+/// With the last share the functions go, and with them what was changed on them. Where the driver refused that, they go back
+/// one by one, and the rest later.
+fn all_off(live: &LiveCard, journal: &Journal, entry: &Entry) -> Option<Step> {
+    let card = live.function.address;
+    live.sriov.filter(|sriov| sriov.on > 0 && !sriov::is_of_nvidia(live))?;
+    let switched =
+        journal.changes(card, None).into_iter().find(|change| change.setting == Setting::NumVfs)?;
+    let off = Step::NumVfs { card, count: 0 };
+    let refused = entry.underway.as_ref().is_some_and(|underway| underway.what == off);
+    let own = entry.claim.as_ref().and_then(Claim::function);
+    let ours = |address| Some(address) == own && journal.has_changed(card, Setting::Driver(address));
+    let used = |vf: &VirtualFunction| {
+        vf.function.held_by.is_some() || vf.function.is_vfio() && !ours(vf.function.address)
+    };
+    let others = journal.on(card).any(|other| other.key != entry.key)
+        || live.vgpu().is_some()
+        || live.virtual_functions.iter().any(used);
+    let back_to_none = switched.before.as_deref().is_none_or(|before| before == "0");
+    (back_to_none && !refused && !others).then_some(off)
 }

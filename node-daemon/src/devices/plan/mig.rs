@@ -4,7 +4,7 @@ use super::sriov;
 use crate::devices::{
     control::GpuInstanceSeen,
     journal::{Entry, Journal},
-    live::LiveCard,
+    live::{LiveCard, VirtualFunction},
     refusal::Refusal,
     step::{Setting, Step},
 };
@@ -50,6 +50,33 @@ pub(super) fn under<'a>(
         Some(seen) if seen.compute_instances > 0 => Ok(Ok(seen)),
         Some(seen) => Ok(Err(vec![Step::ComputeInstance { card, gpu_instance: seen.id }])),
         None => Ok(Err(vec![Step::GpuInstance { card, profile, start }])),
+    }
+}
+
+/// The step after which vGPUs of a GPU instance share its time as a share wants it: before the first of them.
+pub(super) fn scheduler(
+    live: &LiveCard,
+    seen: &GpuInstanceSeen,
+    entry: &Entry,
+) -> Result<Option<Step>, Refusal> {
+    let Some(wanted) = entry.setup.scheduler else { return Ok(None) };
+    let (card, id) = (live.function.address, seen.id);
+    let on_it = |vf: &&VirtualFunction| {
+        let vgpu = vf.vgpu.as_ref().filter(|vgpu| vgpu.current != Some(0));
+        vgpu.is_some_and(|vgpu| vgpu.gpu_instance.is_none_or(|on| u32::try_from(on) == Ok(id)))
+    };
+    match (seen.scheduler, live.virtual_functions.iter().find(on_it)) {
+        (Some(is), _) if is == wanted => Ok(None),
+        (None, _) => Err(Refusal::Unknown(format!(
+            "the GpuProfile has vgpuScheduler {wanted:?}, and GPU instances of {card} have no vGPU scheduler that could be \
+             set: it takes a card on which several vGPUs share a GPU instance, and its driver"
+        ))),
+        (Some(_), None) => Ok(Some(Step::InstanceScheduler { card, gpu_instance: id, scheduler: wanted })),
+        (Some(is), Some(vf)) => Err(Refusal::Unknown(format!(
+            "the GpuProfile has vgpuScheduler {wanted:?}, GPU instance {id} of {card} has {is:?}, and the driver changes it \
+             only while no vGPU is on the instance: that of {} is",
+            vf.function.address
+        ))),
     }
 }
 

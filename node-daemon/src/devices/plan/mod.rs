@@ -6,8 +6,12 @@
 
 pub(super) mod adopted;
 mod back;
+mod drives;
 mod functions;
 mod mig;
+mod networks;
+pub(super) mod params;
+mod quotas;
 pub mod settings;
 pub(super) mod sriov;
 mod vgpu;
@@ -55,6 +59,13 @@ pub fn plan(live: &LiveCard, journal: &Journal, wanted: Wanted<'_>) -> Result<Ve
     {
         return Err(Refusal::OtherCard { card: address, found: found.clone(), known: known.clone() });
     }
+    let told = live.drive.as_ref().and_then(|drive| drive.serial.as_ref());
+    if let Some((found, known)) =
+        told.zip(journal.cards.get(&address).and_then(|known| known.serial.as_ref()))
+        && found != known
+    {
+        return Err(Refusal::OtherCard { card: address, found: found.clone(), known: known.clone() });
+    }
     // Left by a daemon that ended between the lock and the unbinding: nobody can open the card.
     if live.function.locked && journal.has_changed(address, Setting::Driver(address)) {
         return Ok(vec![Step::Unlock { function: address }]);
@@ -70,6 +81,8 @@ pub fn plan(live: &LiveCard, journal: &Journal, wanted: Wanted<'_>) -> Result<Ve
             ShareMode::VirtualFunctions => functions::gone(live, journal, entry),
             ShareMode::Vgpu | ShareMode::Mig => vgpu::gone(live, journal, entry),
         },
+        // It is somebody else's now, and with it all that was to be put back.
+        Wanted::Home if sriov::taken_by_hand(live, journal).is_some() => Ok(vec![]),
         Wanted::Home => {
             let unclean = journal.cards.get(&address).map_or(&[][..], |card| &card.unclean);
             let mut unclean = unclean.iter().filter_map(|function| live.find(*function));
@@ -77,7 +90,7 @@ pub fn plan(live: &LiveCard, journal: &Journal, wanted: Wanted<'_>) -> Result<Ve
                 if let Some(process) = function.held_by {
                     return Err(Refusal::Open { device: function.address.to_string(), process });
                 }
-                return Ok(vec![Step::Reset { function: function.address }]);
+                return Ok(whole::clean(function).collect());
             }
             let mut changes = journal.changes(address, None);
             if sriov::is_switched_back(live, journal) {
@@ -85,8 +98,15 @@ pub fn plan(live: &LiveCard, journal: &Journal, wanted: Wanted<'_>) -> Result<Ve
                 let on_the_way = |function| function == address || live.virtual_function(function).is_some();
                 changes.retain(|change| !of(change).is_some_and(on_the_way));
             }
-            let mut steps = back::functions(live, &changes)?;
+            let mut steps = quotas::back(live, journal, &changes);
+            steps.extend(back::functions(live, &changes)?);
             steps.extend(back::card(live, journal)?);
+            if steps.is_empty()
+                && let Some((known, method)) =
+                    journal.cards.get(&address).and_then(|known| Some((known, known.erase?)))
+            {
+                return drives::erase(live, known, method);
+            }
             Ok(steps)
         }
         Wanted::Adopted => adopted::gone(live, journal),

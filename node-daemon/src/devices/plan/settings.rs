@@ -1,11 +1,11 @@
 //! How the owner of the host wants a card while desktops have vGPUs of it: vGPU scheduler, persistence mode, power and clocks. A card that is
 //! given whole has no driver of the host that could be told.
 
-use gpudesk_crds::gpu_node::{DevicePolicy, VgpuScheduler};
+use gpudesk_crds::gpu_node::{DevicePolicy, VgpuScheduler, VirtualFunctionQuotas};
 use serde::{Deserialize, Serialize};
 
 use crate::devices::{
-    journal::{Change, Journal},
+    journal::{Change, Entry, Journal},
     live::LiveCard,
     refusal::Refusal,
     step::{Setting, Step},
@@ -27,6 +27,15 @@ pub struct Wish {
     /// Clocks in MHz.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clocks: Option<(u32, u32)>,
+    /// Milliseconds of a turn of a virtual function.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantum_ms: Option<u32>,
+    /// Microseconds until a virtual function must give way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_us: Option<u32>,
+    /// Size in MiB of its memory region, where it is given whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bar_mib: Option<i64>,
 }
 
 impl Wish {
@@ -42,11 +51,17 @@ impl From<&DevicePolicy> for Wish {
         let clocks = policy
             .lock_clocks_mhz
             .and_then(|range| Some((u32::try_from(range.min).ok()?, u32::try_from(range.max).ok()?)));
+        let quota = |of: fn(&VirtualFunctionQuotas) -> Option<i32>| {
+            policy.virtual_functions.as_ref().and_then(of).and_then(|value| u32::try_from(value).ok())
+        };
         Self {
             persistence: policy.persistence_mode,
             scheduler: policy.vgpu_scheduler,
             watts: policy.power_limit_watts.and_then(|watts| u32::try_from(watts).ok()),
             clocks,
+            quantum_ms: quota(|quotas| quotas.exec_quantum_ms),
+            timeout_us: quota(|quotas| quotas.preempt_timeout_us),
+            bar_mib: policy.resizable_bar_mib,
         }
     }
 }
@@ -96,19 +111,64 @@ pub(super) fn there(live: &LiveCard, journal: &Journal) -> Vec<Step> {
 }
 
 /// The step after which time-sliced vGPUs share the card as it is wished: before the first of them, for the driver sets it
-/// on a card without vGPUs alone.
-pub(super) fn scheduler(live: &LiveCard, journal: &Journal) -> Result<Option<Step>, Refusal> {
+/// on a card without vGPUs alone. What is wished of the card is what its owner wants, else what the first share wanted.
+pub(super) fn scheduler(live: &LiveCard, journal: &Journal, entry: &Entry) -> Result<Option<Step>, Refusal> {
     let card = live.function.address;
-    let Some(wanted) = journal.cards.get(&card).and_then(|card| card.wish.scheduler) else { return Ok(None) };
+    let of_card = journal.cards.get(&card).and_then(|card| card.wish.scheduler);
+    let asked = entry.setup.scheduler;
+    if let (Some(of_card), Some(asked)) = (of_card, asked)
+        && of_card != asked
+    {
+        return Err(Refusal::Unknown(format!(
+            "the GpuProfile has vgpuScheduler {asked:?}, and {card} has {of_card:?} until its last vGPU is gone, or by the \
+             rule of spec.devices"
+        )));
+    }
+    let Some(wanted) = of_card.or(asked) else { return Ok(None) };
+    let who = match asked {
+        Some(_) => "the GpuProfile".to_owned(),
+        None => format!("the rule of spec.devices for {card}"),
+    };
+    if wanted == VgpuScheduler::FixedShare && entry.share.start.is_some() {
+        return Err(Refusal::Unknown(format!(
+            "{who} has vgpuScheduler FixedShare, which is for vGPUs of one size, and vGPUs of {card} have several \
+             (vgpuPlacement MixedSize)"
+        )));
+    }
     match (live.control.scheduler, live.vgpu()) {
         (Some(is), _) if is == wanted => Ok(None),
         (None, _) => Err(Refusal::NoControl { card, what: "vgpuScheduler" }),
         (Some(_), None) => Ok(Some(Step::Scheduler { card, scheduler: wanted })),
         (Some(is), Some(vgpu)) => Err(Refusal::Unknown(format!(
-            "the rule of spec.devices for {card} has vgpuScheduler {wanted:?}, it is {is:?}, and the driver changes it only \
-             while no vGPU is on the card: {vgpu} is"
+            "{who} has vgpuScheduler {wanted:?}, it is {is:?}, and the driver changes it only while no vGPU is on {card}: \
+             {vgpu} is"
         ))),
     }
+}
+
+/// The step after which the memory region of a card that is given whole is as large as it is wished.
+pub(super) fn size(live: &LiveCard, journal: &Journal) -> Result<Option<Step>, Refusal> {
+    let function = live.function.address;
+    let Some(mib) = journal.cards.get(&function).and_then(|card| card.wish.bar_mib) else { return Ok(None) };
+    let asked = format!("the rule of spec.devices for {function} has resizableBarMiB {mib}");
+    let Some(region) = &live.resizable else {
+        return Err(Refusal::Unknown(format!("{asked}, and no memory region of the card can be resized")));
+    };
+    if !region.bar.sizes_mib.contains(&mib) {
+        let sizes: Vec<String> = region.bar.sizes_mib.iter().map(ToString::to_string).collect();
+        return Err(Refusal::Unknown(format!("{asked}, and the card takes {}", sizes.join(", "))));
+    }
+    let step = Step::BarSize { function, region: region.bar.index, mib };
+    Ok((region.mib != Some(mib)).then_some(step))
+}
+
+/// The step that puts it back. What somebody else made of it since then stays.
+pub(super) fn size_back(live: &LiveCard, change: &Change) -> Option<Step> {
+    let Setting::BarSize { function, mib: ours } = change.setting else { return None };
+    let region = live.resizable.as_ref().filter(|_| function == live.function.address)?;
+    let mib = change.before.as_ref()?.parse().ok()?;
+    let is_ours = region.mib.is_none_or(|now| now == ours && now != mib);
+    is_ours.then_some(Step::BarSize { function, region: region.bar.index, mib })
 }
 
 /// The steps that put it back, while the driver of the host has the card. What somebody else set since then stays.

@@ -6,6 +6,7 @@ use gpudesk_crds::types::PciAddress;
 
 use crate::devices::{
     control::GpuInstanceSeen,
+    handed::Adopted,
     journal::{Entry, Journal},
     live::{LiveCard, Sriov},
     refusal::Refusal,
@@ -46,6 +47,24 @@ pub(super) fn is_switched_back(live: &LiveCard, journal: &Journal) -> bool {
     let other = |sriov: Sriov| before(live, journal).is_some_and(|before| before != sriov.on);
     let sriov = live.sriov.filter(|_| is_of_nvidia(live));
     sriov.is_some_and(|sriov| other(sriov) || is_underway(live, journal))
+}
+
+/// The driver for guests that somebody bound the card to by hand, while gpudesk waited to put back how many virtual functions
+/// were on. gpudesk itself takes a card to that driver for a share alone; one that did not come back from its reset stays
+/// there, and is kept apart meanwhile.
+pub(in crate::devices) fn taken_by_hand(live: &LiveCard, journal: &Journal) -> Option<String> {
+    let card = live.function.address;
+    let known = journal.cards.get(&card)?;
+    let waits = known.changes.iter().any(|change| {
+        change.of.is_none() && [Setting::NumVfs, Setting::Driver(card)].contains(&change.setting)
+    });
+    let is_handed_over = known
+        .adopted
+        .iter()
+        .any(|adopted| matches!(adopted, Adopted::Function { function, .. } if *function == card));
+    let kept = known.quarantine.is_some() || !known.unclean.is_empty() || is_handed_over;
+    let none = journal.on(card).next().is_none();
+    live.function.driver.clone().filter(|_| live.function.is_vfio() && waits && none && !kept)
 }
 
 /// How many were on before gpudesk changed it.

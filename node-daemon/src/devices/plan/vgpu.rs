@@ -3,7 +3,7 @@
 use gpudesk_crds::types::{PciAddress, ShareMode};
 use gpudesk_inventory::simulated::uuid;
 
-use super::{mig, settings, sriov};
+use super::{mig, params, settings, sriov};
 use crate::devices::{
     journal::{Claim, Entry, Journal},
     live::{LiveCard, Mdev, VendorVgpu, VirtualFunction},
@@ -44,11 +44,11 @@ pub(super) fn there(live: &LiveCard, journal: &Journal, entry: &Entry) -> Result
     }
     if on_mig {
         match mig::under(live, journal, entry)? {
-            Ok(_) => {}
+            Ok(seen) => steps.extend(mig::scheduler(live, seen, entry)?),
             Err(steps) => return Ok(steps),
         }
     } else {
-        steps.extend(settings::scheduler(live, journal)?);
+        steps.extend(settings::scheduler(live, journal, entry)?);
         steps.extend(mig::mixed(live, entry)?);
     }
     let wanted = entry.share.vgpu_type.as_ref().filter(|_| on_mig).unwrap_or(&entry.share.type_name);
@@ -84,6 +84,11 @@ fn made(live: &LiveCard, entry: &Entry, on_mig: bool) -> Result<Option<Vec<Step>
             {
                 steps.push(Step::VgpuStart { function: *function, start });
             }
+            if let Some(params) = params::text(entry, None)?
+                && vgpu.params.as_ref() != Some(&params)
+            {
+                steps.push(Step::VgpuParams { function: *function, params });
+            }
             // It is moved before anybody opens it, or not at all.
             match vf.function.held_by {
                 Some(process) if !steps.is_empty() => {
@@ -94,8 +99,13 @@ fn made(live: &LiveCard, entry: &Entry, on_mig: bool) -> Result<Option<Vec<Step>
         }
         Some(Claim::Mdev { uuid, parent, type_id }) => {
             let start = entry.share.start.filter(|_| !on_mig);
-            Ok(find(live, uuid, *parent, type_id).map(|mdev| match start {
-                Some(start) if mdev.params.as_deref() != Some(&*format!("vgpu-placement-id={start}")) => {
+            let params = params::text(entry, start)?;
+            Ok(find(live, uuid, *parent, type_id).map(|mdev| match (params, start) {
+                (Some(params), _) if mdev.params.as_ref() == Some(&params) => vec![],
+                (Some(params), _) => vec![Step::MdevParams { uuid: uuid.clone(), params }],
+                (None, Some(start))
+                    if mdev.params.as_deref() != Some(&*format!("vgpu-placement-id={start}")) =>
+                {
                     vec![Step::MdevStart { uuid: uuid.clone(), start }]
                 }
                 _ => vec![],
@@ -145,6 +155,7 @@ fn vendor(live: &LiveCard, journal: &Journal, entry: &Entry, wanted: &str) -> Re
     if let Some(start) = entry.share.start.filter(|_| entry.share.mode == ShareMode::Vgpu) {
         steps.push(Step::VgpuStart { function, start });
     }
+    steps.extend(params::text(entry, None)?.map(|params| Step::VgpuParams { function, params }));
     Ok(steps)
 }
 
@@ -190,8 +201,11 @@ fn mdev(live: &LiveCard, journal: &Journal, entry: &Entry, wanted: &str) -> Resu
         });
     }
     let mut steps = vec![Step::MdevCreate { parent: *parent, type_id: found.id.clone(), uuid: uuid.clone() }];
-    if let Some(start) = entry.share.start.filter(|_| entry.share.mode == ShareMode::Vgpu) {
-        steps.push(Step::MdevStart { uuid, start });
+    let start = entry.share.start.filter(|_| entry.share.mode == ShareMode::Vgpu);
+    match (params::text(entry, start)?, start) {
+        (Some(params), _) => steps.push(Step::MdevParams { uuid, params }),
+        (None, Some(start)) => steps.push(Step::MdevStart { uuid, start }),
+        (None, None) => {}
     }
     Ok(steps)
 }
@@ -206,6 +220,11 @@ pub(super) fn gone(live: &LiveCard, journal: &Journal, entry: &Entry) -> Result<
             if let Some(vf) = vf.filter(ours) {
                 if let Some(process) = vf.function.held_by {
                     return Err(Refusal::Open { device: function.to_string(), process });
+                }
+                // Whether they go with the vGPU nobody says.
+                let ours = params::text(entry, None).ok().flatten();
+                if ours.is_some() && vf.vgpu.as_ref().and_then(|vgpu| vgpu.params.as_ref()) == ours.as_ref() {
+                    steps.push(Step::VgpuParams { function: *function, params: String::new() });
                 }
                 steps.push(Step::VgpuClear { function: *function });
             }

@@ -2,13 +2,16 @@
 
 use gpudesk_inventory::topology::{iommu, pci};
 
-use super::back;
-use crate::devices::{
-    VFIO,
-    journal::{Entry, Journal},
-    live::{Function, LiveCard},
-    refusal::Refusal,
-    step::{Setting, Step},
+use super::{back, drives, networks, settings};
+use crate::{
+    devices::{
+        VFIO,
+        journal::{Entry, Journal},
+        live::{Function, LiveCard},
+        refusal::Refusal,
+        step::{Setting, Step},
+    },
+    host::gpu_driver::What,
 };
 
 /// Cards that a reset loses when they are given whole, by vendor and device id.
@@ -21,11 +24,12 @@ pub(super) fn there(live: &LiveCard, journal: &Journal, entry: &Entry) -> Result
     let ours = |function: &Function| {
         changes.iter().any(|change| change.setting == Setting::Driver(function.address))
     };
+    let mut steps = networks::there(live, entry)?;
     if live.all().all(|function| function.is_given() && ours(function)) {
-        return Ok(vec![]);
+        steps.extend(before_its_user(live, journal));
+        return Ok(steps);
     }
     fit(live, journal, entry)?;
-    let mut steps = vec![];
     for function in live.all() {
         if function.is_given() && ours(function) {
             continue;
@@ -42,10 +46,46 @@ pub(super) fn there(live: &LiveCard, journal: &Journal, entry: &Entry) -> Result
     if live.control.persistence == Some(true) {
         steps.push(Step::Persistence { card, on: false });
     }
+    let size = settings::size(live, journal)?;
     for function in live.all() {
-        steps.extend(give(function));
+        for step in give(function) {
+            // While no driver has it: just before one gets it.
+            let is_due = function.address == card && matches!(step, Step::Probe { .. });
+            steps.extend(size.clone().filter(|_| is_due));
+            steps.push(step);
+        }
     }
     Ok(steps)
+}
+
+/// What is left once `vfio-pci` has all, and nobody has them open: it lets them sleep, and what their registers tell is
+/// known before the first user.
+fn before_its_user(live: &LiveCard, journal: &Journal) -> Vec<Step> {
+    let known = journal.cards.get(&live.function.address).map(|card| &card.registers);
+    let mut steps = vec![];
+    for function in live.all().filter(|function| function.held_by.is_none()) {
+        steps.extend(wake(function));
+        let is_known = known.is_some_and(|known| known.contains_key(&function.address));
+        if is_cleaned(live, function) && !is_known {
+            steps.push(Step::Registers { function: function.address });
+        }
+    }
+    steps
+}
+
+/// Whether a function is reset between users.
+fn is_cleaned(live: &LiveCard, function: &Function) -> bool {
+    function.address == live.function.address || is_card(function)
+}
+
+fn wake(function: &Function) -> Option<Step> {
+    let sleeps = function.power.as_deref() == Some("auto");
+    sleeps.then(|| Step::Power { function: function.address, control: "on".into() })
+}
+
+/// The reset of a function, which has to be awake to be seen again.
+pub(super) fn clean(function: &Function) -> impl Iterator<Item = Step> {
+    wake(function).into_iter().chain([Step::Reset { function: function.address }])
 }
 
 /// Whether the card can be given whole at all, and nobody has a part of it.
@@ -63,11 +103,15 @@ fn fit(live: &LiveCard, journal: &Journal, entry: &Entry) -> Result<(), Refusal>
     if live.group.is_none() {
         return Err(Refusal::NoIommu(card));
     }
-    if let Some(function) = live.all().filter(|one| is_card(one)).find(|one| one.reset_methods.is_empty()) {
+    let is_reset = |one: &&Function| one.address == card || is_card(one);
+    if let Some(function) = live.all().filter(is_reset).find(|one| one.reset_methods.is_empty()) {
         return Err(Refusal::NoReset(function.address));
     }
     if !live.has_vfio {
         return Err(Refusal::NoVfio);
+    }
+    if entry.what == What::Drive {
+        drives::fit(live, journal.cards.get(&card))?;
     }
     if let Some(vgpu) = live.vgpu() {
         return Err(Refusal::InUse(vgpu));
@@ -107,7 +151,7 @@ fn in_the_way(live: &LiveCard, function: &Function) -> Result<(), Refusal> {
     let card = live.function.address;
     let kind = pci::kind(&function.class);
     let along = function.address == card
-        || kind == pci::FunctionKind::Card
+        || kind == pci::FunctionKind::Card && is_card(&live.function)
         || kind == pci::FunctionKind::Other && iommu::is_companion(card, function.address);
     match function.driver.as_deref() {
         None | Some("pci-stub") => Ok(()),
@@ -125,9 +169,7 @@ pub(super) fn give(function: &Function) -> Vec<Step> {
     if function.d3cold == Some(true) {
         steps.push(Step::D3cold { function: address, allowed: false });
     }
-    if function.power.as_deref() == Some("auto") {
-        steps.push(Step::Power { function: address, control: "on".into() });
-    }
+    steps.extend(wake(function));
     if function.driver_override.as_deref() != Some(VFIO) {
         steps.push(Step::Override { function: address, driver: Some(VFIO.into()) });
     }
@@ -153,13 +195,14 @@ pub(super) fn gone(live: &LiveCard, journal: &Journal, entry: &Entry) -> Result<
             return Err(Refusal::Open { device: function.address.to_string(), process });
         }
     }
-    let was_used = |function: &&Function| {
-        let reset = function.address == card || is_card(function);
-        reset && !entry.cleaned.contains(&function.address)
-    };
-    let used = live.all().filter(given).filter(was_used);
-    let mut steps: Vec<Step> = used.map(|function| Step::Reset { function: function.address }).collect();
+    let was_used =
+        |function: &&Function| is_cleaned(live, function) && !entry.cleaned.contains(&function.address);
+    let mut steps: Vec<Step> = live.all().filter(given).filter(was_used).flat_map(clean).collect();
+    steps.extend(networks::gone(live, entry, &changes)?);
     steps.extend(back::functions(live, &changes)?);
+    if steps.is_empty() {
+        steps.extend(networks::mtu(live, &changes));
+    }
     Ok(steps)
 }
 

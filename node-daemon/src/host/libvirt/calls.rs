@@ -1,10 +1,6 @@
 //! What is asked of libvirt, as plain blocking functions over a connection.
 
-#![expect(clippy::disallowed_methods, reason = "QEMU's process is known by a file that libvirt writes")]
-
-use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 use virt::connect::Connect;
@@ -185,25 +181,14 @@ pub(super) fn undefine(connect: &Connect, uuid: Uuid, state: GuestState) -> Outc
     Ok(answer?)
 }
 
-pub(super) fn details(connect: &Connect, uuid: Uuid, pid_folder: &Path) -> Outcome<DomainDetails> {
+pub(super) fn details(connect: &Connect, uuid: Uuid) -> Outcome<DomainDetails> {
     let domain = connect.lookup_domain_by_uuid(uuid)?;
-    let state = state(&domain)?;
-    let live = describe(&domain)?;
-    let pid = if state.is_active() { pid(pid_folder, &live.name, uuid) } else { None };
-    Ok(DomainDetails { state, live, pid })
+    Ok(DomainDetails { state: state(&domain)?, live: describe(&domain)? })
 }
 
 fn describe(domain: &Domain) -> Outcome<LiveDomain> {
     let xml = domain.xml_desc(0)?;
     LiveDomain::parse(&xml).map_err(|error| Fault::Answer(error.to_string()))
-}
-
-/// The process that libvirt wrote down, if it still is this domain's: numbers are used again.
-fn pid(folder: &Path, name: &str, uuid: Uuid) -> Option<u32> {
-    let pid: u32 = fs::read_to_string(folder.join(format!("{name}.pid"))).ok()?.trim().parse().ok()?;
-    let arguments = fs::read(PathBuf::from(format!("/proc/{pid}/cmdline"))).ok()?;
-    let uuid = uuid.to_string();
-    arguments.split(|byte| *byte == 0).any(|argument| argument == uuid.as_bytes()).then_some(pid)
 }
 
 pub(super) fn agent_ping(connect: &Connect, uuid: Uuid) -> Outcome<bool> {

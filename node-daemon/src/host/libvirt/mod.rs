@@ -16,7 +16,6 @@ mod session;
 pub mod socket;
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -47,7 +46,6 @@ pub struct LibvirtHypervisor {
 
 struct Shared {
     uri: String,
-    pid_folder: PathBuf,
     session: RwLock<Option<Arc<Session>>>,
     quick: Arc<Semaphore>,
     guest: Arc<Semaphore>,
@@ -87,7 +85,6 @@ impl LibvirtHypervisor {
     fn without_session(uri: &str, lost: mpsc::WeakUnboundedSender<Lost>) -> Self {
         let shared = Shared {
             uri: uri.to_owned(),
-            pid_folder: session::pid_folder(uri),
             session: RwLock::new(None),
             quick: Arc::new(Semaphore::new(LANE)),
             guest: Arc::new(Semaphore::new(LANE)),
@@ -247,8 +244,7 @@ impl Hypervisor for LibvirtHypervisor {
     }
 
     fn details(&self, uuid: Uuid) -> Answer<'_, DomainDetails> {
-        let folder = self.shared.pid_folder.clone();
-        self.call(Lane::Quick, format!("describe domain {uuid}"), move |c| calls::details(c, uuid, &folder))
+        self.call(Lane::Quick, format!("describe domain {uuid}"), move |c| calls::details(c, uuid))
     }
 
     fn confine(&self, uuid: Uuid, cpus: Vec<u32>) -> Answer<'_, ()> {

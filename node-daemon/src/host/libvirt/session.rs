@@ -1,6 +1,4 @@
-//! Two open connections with their callbacks, and where libvirt keeps its files for it.
-
-use std::path::{Path, PathBuf};
+//! Two open connections with their callbacks.
 
 use tokio::sync::{broadcast, mpsc};
 use virt::connect::Connect;
@@ -70,27 +68,5 @@ fn open_kept_alive(uri: &str) -> Result<Connect, Error> {
         // A driver in this process has no server to lose.
         Err(error) if !error.code().is(ErrorNumber::NoSupport) => Err(error),
         Ok(()) | Err(_) => Ok(connect),
-    }
-}
-
-/// The folder of QEMU's process files: beside the socket that the URI names, or the system's.
-pub(super) fn pid_folder(uri: &str) -> PathBuf {
-    let socket = uri.split_once('?').and_then(|(_, parameters)| {
-        parameters.split('&').find_map(|parameter| parameter.strip_prefix("socket="))
-    });
-    socket.and_then(|socket| Path::new(socket).parent()).unwrap_or(Path::new("/run/libvirt")).join("qemu")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn process_files_are_beside_the_socket() {
-        assert_eq!(pid_folder("qemu:///system"), Path::new("/run/libvirt/qemu"));
-        assert_eq!(
-            pid_folder("qemu:///system?mode=direct&socket=/a/run/libvirt-sock"),
-            Path::new("/a/run/qemu")
-        );
     }
 }

@@ -15,6 +15,8 @@ use super::{
 
 /// `NVML_DEVICE_VGPU_CAP_HETEROGENEOUS_TIMESLICE_SIZES`.
 const CAN_MIX_SIZES: u32 = 2;
+/// `NVML_DEVICE_VGPU_CAP_MIG_TIMESLICING_SUPPORTED`: several vGPUs share a GPU instance, which has a scheduler.
+const MIG_SHARES_TIME: u32 = 10;
 /// `NVML_GPU_VIRTUALIZATION_MODE_HOST_VGPU`.
 const HOST_VGPU: u32 = 3;
 /// Room for the positions of one type. Older drivers fill in as many as there are, whatever the room.
@@ -53,6 +55,9 @@ pub(super) fn read(reader: &Reader<'_>) -> Option<VgpuReadings> {
         mixed_size,
         scheduler: scheduler(reader),
         schedulers: schedulers(reader),
+        on_instances: reader
+            .number(|able| call!(nvml, nvmlDeviceGetVgpuCapabilities, device, MIG_SHARES_TIME, able))
+            .map(|able| able == 1),
         types: types.iter().filter_map(|id| vgpu_type(reader, *id)).collect(),
         instances: instances(reader),
     };

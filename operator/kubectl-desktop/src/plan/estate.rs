@@ -7,6 +7,7 @@ use std::{
 };
 
 use gpudesk_crds::{Desktop, DesktopTemplate, GpuNode, GpuProfile};
+use gpudesk_inventory::layout;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{
@@ -176,6 +177,7 @@ impl Estate {
         } else if node.status.is_none() {
             let before = self.nodes.get(&name);
             node.status = before.and_then(|before| before.status.clone());
+            lay_out(&mut node);
             if let Some(labels) = before.and_then(|before| before.metadata.labels.clone()) {
                 let own = node.metadata.labels.take().unwrap_or_default();
                 node.metadata.labels = Some(labels.into_iter().chain(own).collect());
@@ -185,6 +187,14 @@ impl Estate {
                     "GpuNode {name} left out: it has no status, and no host file describes a machine of this name"
                 ));
             }
+        }
+        let cards = node.status.iter().flat_map(|status| &status.devices);
+        let without_places = cards.clone().filter(|card| card.layout.is_empty()).filter(|card| {
+            node.spec.rule_for(card, cards.clone()).is_some_and(|rule| rule.policy.layout.is_some())
+        });
+        for card in without_places {
+            let why = card.unavailable.as_deref().unwrap_or("its layout is not planned");
+            self.notes.push(format!("GpuNode {name}: the card at {}: {why}", card.pci_address));
         }
         self.nodes.insert(name, node);
     }
@@ -227,6 +237,17 @@ impl Estate {
             .filter_map(|name| Some((name.clone(), self.profiles.get(&name)?.clone())))
             .collect();
         Referenced { template, profiles }
+    }
+}
+
+/// Plans the layouts of its cards as its daemon would.
+fn lay_out(node: &mut GpuNode) {
+    let Some(status) = &mut node.status else { return };
+    let before = status.devices.clone();
+    for (card, said) in layout::plan_all(&node.spec, &mut status.devices, &before) {
+        if let (Some(card), Err(why)) = (status.devices.get_mut(card), said) {
+            card.unavailable = Some(why);
+        }
     }
 }
 
@@ -311,6 +332,37 @@ mod tests {
                 "room.yaml, document 2 (Desktop default/anna): the same object stands in room.yaml, document 1; leave one out"
             ]
         );
+    }
+
+    #[test]
+    fn a_layout_in_a_manifest_is_planned_as_the_machines_daemon_would() {
+        let text = "coresPerSocket: 4\nmemoryMiB: 16384\ncards: [{model: L40S, count: 1}]\n";
+        let host = hosts::hosts("gpu", text, None).unwrap().remove(0);
+        let of_cluster = || Estate::of_cluster(vec![hosts::node(&host, None)], vec![], vec![], vec![]);
+        let of_file = || {
+            let mut estate = Estate::default();
+            estate.add_host("gpu.yaml", host.clone()).unwrap();
+            estate
+        };
+        for before in [&of_cluster as &dyn Fn() -> Estate, &of_file] {
+            let with = |types: &str| {
+                let node = format!(
+                    "apiVersion: gpudesk.dev/v1alpha1\nkind: GpuNode\nmetadata: {{name: gpu}}\nspec: {{devices: [{{name: a, \
+                     selector: {{pciAddress: '0000:08:00.0'}}, mode: Vgpu, layout: {{vgpu: [{types}]}}}}]}}\n"
+                );
+                let mut estate = before();
+                estate.lay(manifests(&node)).unwrap();
+                let layout = estate.nodes["gpu"].status.as_ref().unwrap().devices[0].layout.clone();
+                (layout, estate.notes)
+            };
+            let (layout, notes) = with("L40S-8Q, L40S-8Q");
+            assert_eq!((layout[0].count, notes.len()), (2, 0));
+            let (layout, notes) = with("L40S-8Q, L40S-16Q");
+            assert!(layout.is_empty(), "{layout:?}");
+            let note =
+                "GpuNode gpu: the card at 0000:08:00.0: devices[a].layout.vgpu [L40S-8Q, L40S-16Q] cannot be";
+            assert!(notes.len() == 1 && notes[0].starts_with(note), "{notes:?}");
+        }
     }
 
     #[test]

@@ -70,7 +70,8 @@ pub(super) fn best(
                 continue;
             };
             let own = placed.iter().filter(|share| share.kind == kind).count();
-            let left = of.max_count - i32::try_from(own).unwrap_or(i32::MAX);
+            let most = of.max_count.min(of.places.unwrap_or(i32::MAX));
+            let left = most - i32::try_from(own).unwrap_or(i32::MAX);
             let limit = (*want).min(u32::try_from(left).unwrap_or(0));
             if *price <= 0.0 || limit == 0 {
                 continue;

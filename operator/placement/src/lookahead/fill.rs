@@ -49,7 +49,8 @@ fn fill_mode(geometry: &Geometry, number: u16, placed: &[Placed], asked: &[Asked
     let mut items: Vec<Item<'_>> = vec![];
     for (position, (kind, asked)) in geometry.kinds.iter().zip(asked).enumerate() {
         let own = placed.iter().filter(|share| usize::from(share.kind) == position).count();
-        let left = length(kind.max_count).saturating_sub(own);
+        let most = kind.max_count.min(kind.places.unwrap_or(i32::MAX));
+        let left = length(most).saturating_sub(own);
         let limit = left.min(usize::try_from(asked.limit).unwrap_or(usize::MAX));
         if kind.mode != number || kind.size <= 0 || limit == 0 || asked.price <= 0 {
             continue;

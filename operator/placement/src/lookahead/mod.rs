@@ -102,7 +102,7 @@ impl Values {
             let mode = geometry.mode_of(kind);
             let (part, all) = match mode.slices {
                 Some(slices) if kind.slices > 0 => (unsigned(kind.slices), unsigned(slices)),
-                _ if kind.starts.is_empty() => (1, unsigned(geometry.most(kind))),
+                _ if kind.starts.is_empty() => (1, unsigned(geometry.holds(kind))),
                 _ => (unsigned(kind.size), unsigned(mode.units)),
             };
             let fraction = u128::from(FRACTION * part / all.max(1)).pow(3);

@@ -134,6 +134,12 @@ pub(super) fn flex(bus: u8, cell: i32) -> Value {
     with(device(bus, cell, "Intel Flex 170", 16384), "placements", placements)
 }
 
+/// A card whose driver tells how vGPUs share its time, and has it on GPU instances too.
+pub(super) fn scheduling(card: Value) -> Value {
+    let all = ["BestEffort", "EqualShare", "FixedShare"];
+    with(card, "vgpu", json!({"scheduler": "BestEffort", "schedulers": all, "onInstances": true}))
+}
+
 /// Lets all cards of a node mix vGPU sizes.
 pub(super) fn mixing_sizes(mut node: GpuNode) -> GpuNode {
     let devices = node.status.as_ref().unwrap().devices.clone();
@@ -189,7 +195,7 @@ pub(super) fn one(name: &str, ways: Vec<Share>) -> ShareRequest {
 }
 
 pub(super) fn vgpu(gib: i64) -> Share {
-    Share::Vgpu(VgpuWish::Size { series: VgpuSeries::Q, min: gib * 1024, max: gib * 1024 })
+    Share::Vgpu(VgpuWish::Size { series: VgpuSeries::Q, min: gib * 1024, max: gib * 1024 }, BTreeMap::new())
 }
 
 pub(super) fn mig(profile: &str, series: VgpuSeries) -> Share {

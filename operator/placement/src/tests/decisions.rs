@@ -363,7 +363,8 @@ fn what_is_short_is_told_with_its_figures_and_what_is_offered_with_its_names() {
     demand(&mut asked).cpu.cores = 100;
     let why = decide(&mut small(), &asked).unwrap_err().message;
     assert_eq!(why, "needs 100 vCPUs; the largest host, n, has 4 CPUs, and 4 vCPUs may share one");
-    let of_type = |name: &str| request("a", vec![Share::Vgpu(VgpuWish::Type(name.into()))]);
+    let none = std::collections::BTreeMap::new;
+    let of_type = |name: &str| request("a", vec![Share::Vgpu(VgpuWish::Type(name.into()), none())]);
     let why = decide(&mut small(), &of_type("L40S")).unwrap_err().message;
     assert!(why.contains("no card that offers L40S; offered: L40S-"), "{why}");
     let why = decide(&mut small(), &of_type("A40-8Q")).unwrap_err().message;
@@ -386,7 +387,7 @@ fn labels_and_rules_of_the_owner_hold() {
         (json!({"mode": "Passthrough"}), "1 mode Vgpu not allowed on cards for profile"),
         (
             json!({"mode": "Vgpu", "layout": {"vgpu": ["L40S-8Q"]}}),
-            "1 cards for profile with a layout, which is not yet supported",
+            "1 cards for profile with a layout that is not planned",
         ),
     ] {
         let mut rule = rule;

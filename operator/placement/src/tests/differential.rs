@@ -37,7 +37,10 @@ fn share() -> impl Strategy<Value = Share> {
     prop_oneof![
         Just(Share::Passthrough),
         prop::sample::select(vec![2i64, 4, 6, 8, 12, 16, 24]).prop_map(vgpu),
-        Just(Share::Vgpu(VgpuWish::Size { series: VgpuSeries::Q, min: 5 * 1024, max: 12 * 1024 })),
+        Just(Share::Vgpu(
+            VgpuWish::Size { series: VgpuSeries::Q, min: 5 * 1024, max: 12 * 1024 },
+            BTreeMap::new()
+        )),
         prop::sample::select(vec!["1g.24gb+gfx", "2g.48gb+gfx"]).prop_map(|p| mig(p, VgpuSeries::Q)),
         prop::sample::select(vec![
             "1g.5gb",
@@ -71,6 +74,8 @@ fn could_be(node: &GpuNode, device: &Device, share: &Share, name: &str) -> Vec<G
         framebuffer_mib: placement.framebuffer_mib,
         start,
         vgpu_type: vgpu,
+        vgpu_scheduler: None,
+        vgpu_params: BTreeMap::new(),
         profile: "profile".into(),
     };
     let of = |mode: ShareMode| device.placements.iter().filter(move |placement| placement.mode == mode);
@@ -82,8 +87,8 @@ fn could_be(node: &GpuNode, device: &Device, share: &Share, name: &str) -> Vec<G
             let supported = device.supports.iter().any(|s| s.mode == ShareMode::Passthrough && s.supported);
             supported.then(|| gpu(&whole, None, None)).into_iter().collect()
         }
-        Share::Vgpu(VgpuWish::Type(_)) => vec![],
-        Share::Vgpu(VgpuWish::Size { series, min, max }) => of(ShareMode::Vgpu)
+        Share::Vgpu(VgpuWish::Type(_), _) => vec![],
+        Share::Vgpu(VgpuWish::Size { series, min, max }, _) => of(ShareMode::Vgpu)
             .filter(|p| p.series == Some(*series) && (*min..=*max).contains(&p.framebuffer_mib))
             .flat_map(|p| {
                 let starts: Vec<Option<i32>> =

@@ -255,6 +255,7 @@ fn a_vgpu_left_from_the_other_policy_keeps_the_card_until_it_goes() {
         kind: card.facts.cards[0].shape.kind_of(ShareMode::Vgpu, "L40S-8Q"),
         start,
         vgpu: None,
+        scheduler: None,
     };
     let mut card = mixed_l40s();
     card.used.add_share(&card.facts, 0, left(&card, None));
@@ -399,7 +400,7 @@ fn an_instance_is_explained_by_a_desktop_with_its_vgpu_type_only() {
         .unwrap();
         let facts = NodeFacts::read(&object);
         let kind = facts.cards[0].shape.kind_of(ShareMode::Mig, "1g.24gb+gfx");
-        let takes = UsedShare { mode: ShareMode::Mig, start: Some(3), kind, vgpu: Some(1) };
+        let takes = UsedShare { mode: ShareMode::Mig, start: Some(3), kind, vgpu: Some(1), scheduler: None };
         let claim = Claim { shares: vec![(0, takes)], ..Claim::default() };
         let held = [(DesktopKey::new("demo", "a"), claim)];
         NodeUse::of(&facts, held.iter().map(|(key, claim)| (key, claim)), None).cards[0].shares().len()

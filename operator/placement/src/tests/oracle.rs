@@ -93,6 +93,18 @@ fn check_card(device: &Device, gpus: &[&GpuAllocation], mixed: bool) -> Result<(
         must!(gpus.len() == 1, "{} given twice", device.pci_address);
         return Ok(());
     }
+    // Those that share time share it in one way.
+    let mut schedulers = BTreeMap::new();
+    for gpu in gpus {
+        let place = gpu.start.filter(|_| gpu.mode == ShareMode::Mig);
+        if let Some(decided) = gpu.vgpu_scheduler {
+            must!(
+                *schedulers.entry(place).or_insert(decided) == decided,
+                "two schedulers on {}",
+                device.pci_address
+            );
+        }
+    }
     let mut units = BTreeSet::new();
     let mut slices = 0;
     let mut counts: BTreeMap<&str, i32> = BTreeMap::new();

@@ -8,11 +8,13 @@ use gpudesk_crds::{
     desktop_template::{NumaPolicy, Pinning},
     types::VgpuSeries,
 };
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::builders::*;
 use crate::{
     Placed, Snapshot,
+    affinity::{Manners, Neighbours},
     request::{
         AffinityRule, CpuRequest, FunctionKind, FunctionRequest, Previous, PreviousCard, Relation, Request,
         Share, Toleration, VgpuWish,
@@ -93,6 +95,53 @@ fn apart_means_another_node_and_waits_when_there_is_none() {
     assert!(snapshot.place(&request("other", vec![])).is_ok(), "without the label");
     snapshot.desktop_gone(&pupil("one", vec![]).desktop);
     assert_eq!(snapshot.place(&pupil("three", apart())).unwrap().node, "a");
+}
+
+#[test]
+fn rules_of_places_that_no_node_has_are_not_looked_at() {
+    let rules: Vec<AffinityRule> =
+        (0..64).map(|n| rule(Relation::Apart, Some(&format!("invented-{n}")), n % 2 == 0)).collect();
+    let mut neighbours = Neighbours::default();
+    let manners = Manners { labels: labels(&[("course", "cad")]), apart: Manners::apart_of(&rules) };
+    neighbours.come(&pupil("one", vec![]).desktop, &"a".into(), &manners);
+    assert_eq!(
+        neighbours.ruling(&pupil("two", rules.clone()), |_| None),
+        None,
+        "its own and those of others"
+    );
+    let near = pupil("two", vec![rule(Relation::Together, Some("invented"), true)]);
+    assert!(neighbours.ruling(&near, |_| None).is_some(), "who must be near waits for that place");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn rules_of_places_that_no_node_has_change_no_decision(
+        asks in prop::collection::vec((0..3usize, any::<bool>(), any::<bool>()), 1..10),
+    ) {
+        let racks = [("a", "1"), ("b", "2"), ("c", "2")];
+        let nodes: Vec<GpuNode> =
+            racks.iter().map(|(name, rack)| labelled(plain(name, &[]), "rack", rack)).collect();
+        let (mut with, mut without) = (snapshot(&nodes), snapshot(&nodes));
+        for (number, (place, together, required)) in asks.into_iter().enumerate() {
+            let key = [None, Some("rack"), Some("hall")][place];
+            let relation = if together { Relation::Together } else { Relation::Apart };
+            let own = vec![rule(relation, key, required)];
+            let invented = (0..8).map(|n| rule(Relation::Apart, Some(&format!("invented-{number}-{n}")), n < 4));
+            let name = format!("d{number}");
+            let few = pupil(&name, own.clone());
+            let many = pupil(&name, own.into_iter().chain(invented).collect());
+            let node = |snapshot: &mut Snapshot, asked: &Request| {
+                if snapshot.place(asked).is_ok() {
+                    Ok(give(snapshot, asked).node)
+                } else {
+                    Err(why(snapshot, asked))
+                }
+            };
+            prop_assert_eq!(node(&mut without, &few), node(&mut with, &many));
+        }
+    }
 }
 
 #[test]
@@ -251,7 +300,7 @@ fn vgpus_of_one_machine_are_of_one_board_and_one_series() {
     let mut snapshot = snapshot(&[plain("n", &[l40s(1, 0), rtx_pro_6000(2, 0)])]);
     let both = request("a", vec![vgpu(24), mig("2g.48gb+gfx", VgpuSeries::Q)]);
     assert!(why(&mut snapshot, &both).contains("no 2 vGPUs of one board and one series"));
-    let of_series = |series| Share::Vgpu(VgpuWish::Size { series, min: 8192, max: 8192 });
+    let of_series = |series| Share::Vgpu(VgpuWish::Size { series, min: 8192, max: 8192 }, BTreeMap::new());
     assert!(snapshot.place(&request("b", vec![of_series(VgpuSeries::Q); 2])).is_ok());
 }
 
@@ -259,6 +308,10 @@ fn network_and_drives() -> GpuNode {
     let mut node = plain("n", &[l40s(1, 1)]);
     node.spec.physical_networks =
         serde_json::from_value(json!([{"name": "lab", "devices": ["0000:a0:00.0", "0000:b0:00.0"]}]))
+            .unwrap();
+    let drive = |name: &str, address: &str| json!({"name": name, "selector": {"pciAddress": address}, "erase": "Format"});
+    node.spec.nvme_drives =
+        serde_json::from_value(json!([drive("large", "0000:d0:00.0"), drive("small", "0000:d1:00.0")]))
             .unwrap();
     let function = |address: &str| json!({"pciAddress": address, "index": 0});
     let device = |address: &str, kind: &str, cell: i32, more: Value| {
@@ -273,6 +326,8 @@ fn network_and_drives() -> GpuNode {
         device("0000:c0:00.0", "NetworkCard", 1, json!({"virtualFunctions": [function("0000:c0:00.1")]})),
         device("0000:d0:00.0", "NvmeDrive", 1, json!({"sizeMiB": 4_000_000})),
         device("0000:d1:00.0", "NvmeDrive", 1, json!({"sizeMiB": 1_000_000})),
+        // Large enough, near, and without a word of its owner.
+        device("0000:d2:00.0", "NvmeDrive", 1, json!({"sizeMiB": 900_000})),
     ]))
     .unwrap();
     node

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use gpudesk_crds::{
     Allocation, GpuNode,
     desktop_template::{NumaPolicy, Pinning},
-    types::{PageSize, VgpuSeries},
+    gpu_node::VgpuScheduler,
+    types::{PageSize, ShareMode, VgpuSeries},
 };
 use proptest::prelude::*;
 
@@ -19,7 +20,7 @@ use crate::{
 fn estate() -> Vec<GpuNode> {
     let cells = || [cell(0, 6, 40_000, 6), cell(1, 6, 40_000, 6)];
     vec![
-        node("a", &cells(), &[l40s(1, 0), rtx_pro_6000(2, 1)]),
+        node("a", &cells(), &[scheduling(l40s(1, 0)), scheduling(rtx_pro_6000(2, 1))]),
         mixing_sizes(node("b", &cells(), &[l40s(1, 0), l40s(2, 1)])),
         node("c", &cells(), &[a100(1, 0), flex(2, 0)]),
         // Like the one before, and nearly.
@@ -40,6 +41,8 @@ fn share() -> impl Strategy<Value = Share> {
     ]
 }
 
+const SCHEDULERS: [VgpuScheduler; 2] = [VgpuScheduler::BestEffort, VgpuScheduler::FixedShare];
+
 fn wish() -> impl Strategy<Value = Request> {
     (
         prop::collection::vec(share(), 0..3),
@@ -49,9 +52,9 @@ fn wish() -> impl Strategy<Value = Request> {
         1..12i64,
         any::<bool>(),
         prop::sample::select(vec![NumaPolicy::Strict, NumaPolicy::Preferred, NumaPolicy::None]),
-        any::<bool>(),
+        (any::<bool>(), prop::option::weighted(0.3, prop::sample::select(SCHEDULERS.to_vec()))),
     )
-        .prop_map(|(shares, cores, threads_per_core, pinning, gib, huge, numa, spread)| {
+        .prop_map(|(shares, cores, threads_per_core, pinning, gib, huge, numa, (spread, scheduler))| {
             let mut request = request("", shares);
             let demand = demand(&mut request);
             demand.cpu = CpuRequest { cores, threads_per_core, pinning };
@@ -60,6 +63,7 @@ fn wish() -> impl Strategy<Value = Request> {
             demand.numa = numa;
             for share in &mut demand.shares {
                 share.spread = spread;
+                share.cards.scheduler = scheduler;
             }
             request
         })
@@ -99,6 +103,11 @@ fn play(events: &[Event], mut each: impl FnMut(&Snapshot, &BTreeMap<String, Arc<
                 snapshot.desktop_seen(&desktop(&name, 1, None));
                 if let Ok(placed) = snapshot.place(&request) {
                     let given = allocation(&placed);
+                    for (asked, gpu) in request.demand.shares.iter().zip(&given.gpus) {
+                        let is_vgpu = matches!(gpu.mode, ShareMode::Vgpu | ShareMode::Mig);
+                        let wanted = asked.cards.scheduler.filter(|_| is_vgpu);
+                        assert!(wanted.is_none() || gpu.vgpu_scheduler == wanted, "{gpu:?}");
+                    }
                     snapshot.assume(&key, "1", &given).unwrap();
                     snapshot.desktop_seen(&desktop(&name, 2, Some(&given)));
                     running.insert(name, given);

@@ -38,13 +38,11 @@ fn every_field_that_is_not_yet_supported_is_named() {
         (json!({"lifecycle": {"maximumSessionMinutes": 5}}), "spec.lifecycle.maximumSessionMinutes"),
         (json!({"lifecycle": {"idleStopMinutes": 5}}), "spec.lifecycle.idleStopMinutes"),
         (json!({"disks": [{"name": "d", "nfs": {"server": "s", "path": "/p"}}]}), "spec.disks[d].nfs"),
-        (json!({"disks": [{"name": "d", "nvme": {"minimumSizeGiB": 1}}]}), "spec.disks[d].nvme"),
         (
             json!({"disks": [{"name": "d", "image": {"url": "https://x/y", "sha256": "0"}}]}),
             "spec.disks[d].image.url",
         ),
         (json!({"networks": [{"name": "n", "ovs": {"name": "b"}}]}), "spec.networks[n].ovs"),
-        (json!({"networks": [{"name": "n", "sriov": {"physicalNetwork": "p"}}]}), "spec.networks[n].sriov"),
     ];
     for (spec, field) in cases {
         let (reason, message) = read(spec, json!({})).unwrap_err();
@@ -101,13 +99,9 @@ fn a_plan_reads_what_a_cluster_still_refuses_and_names_it() {
     let Planned { wanted, refused } = validate_for_plan(&object, &referenced(spec)).unwrap();
     assert_eq!(
         refused,
-        [
-            "Desktop demo/a: spec.powerState: Suspended",
-            "DesktopTemplate demo/template: spec.machine.tpm",
-            "DesktopTemplate demo/template: spec.disks[data].nvme",
-            "DesktopTemplate demo/template: spec.networks[lan].sriov",
-        ]
+        ["Desktop demo/a: spec.powerState: Suspended", "DesktopTemplate demo/template: spec.machine.tpm",]
     );
+    // Functions and drives are no reason.
     let network = FunctionKind::NetworkFunction { physical_network: "campus".into() };
     assert_eq!(
         wanted.request.demand.functions,

@@ -141,6 +141,28 @@ async fn a_change_of_its_own_spec_is_said_and_said_no_more_when_taken_back() {
 }
 
 #[tokio::test]
+async fn a_deleted_desktop_that_its_node_released_says_which_nodes_it_waits_for() {
+    let mut rig = Rig::before_leases();
+    rig.template(&template(json!({})));
+    rig.lease("node-a", 1_900_000_000, 180);
+    rig.context.world.lease(crate::watch::Seen::Complete);
+    rig.node_alone(&node("node-a", 2048));
+    rig.context.world.node(crate::watch::Seen::Complete);
+    let allocation = json!({
+        "node": "node-a", "id": "1-00000001", "desktopGeneration": 3, "templateGeneration": 1,
+        "decidedAt": "2026-01-01T00:00:00Z", "compute": {"cores": 1, "threadsPerCore": 1, "memoryMiB": 64},
+    });
+    let over = json!({
+        "metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"},
+        "status": {"allocation": allocation, "node": {"allocationId": "1-00000001", "state": "Released"}},
+    });
+    let (body, _) = write(&mut rig, &desktop("over", 5, over), 6).await;
+    let (truth, reason, message) = conditions(&body)["Ready"].clone();
+    assert_eq!((truth.as_str(), reason.as_str()), ("Unknown", "AwaitingNodes"));
+    assert!(message.contains("nothing is placed or let go before"), "{message}");
+}
+
+#[tokio::test]
 async fn nothing_is_placed_before_nodes_whose_leases_are_old_have_said_what_they_have() {
     let mut rig = Rig::before_leases();
     rig.template(&template(json!({})));

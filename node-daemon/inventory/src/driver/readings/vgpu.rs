@@ -21,6 +21,9 @@ pub struct VgpuReadings {
     /// Schedulers that the driver offers, by number.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub schedulers: Vec<u32>,
+    /// Whether a GPU instance has a scheduler of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_instances: Option<bool>,
     /// Types, in the order of the driver.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub types: Vec<VgpuTypeReading>,

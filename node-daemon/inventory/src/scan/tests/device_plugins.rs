@@ -28,7 +28,49 @@ fn only_a_folder_that_a_kubelet_uses_tells_anything() {
     let counted = seen(&[("kubelet.sock", ""), ("kubelet_internal_checkpoint", CHECKPOINT)]).unwrap().counted;
     assert_eq!(counted, Counted::Devices([("nvidia.com/gpu".into(), vec!["GPU-1".into()])].into()));
     let unread = seen(&[("kubelet_internal_checkpoint", "{}")]).unwrap();
-    assert_eq!(unread, DevicePlugins { sockets: vec![], counted: Counted::Unread });
+    assert!(unread.sockets.is_empty() && why(&unread).contains("none that this version knows"), "{unread:?}");
+}
+
+/// Why it is not known what the kubelet counts.
+fn why(found: &DevicePlugins) -> &str {
+    match &found.counted {
+        Counted::Unread(why) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_a_plugin_puts_in_the_place_of_the_kubelets_file_is_not_opened() {
+    let with = |make: fn(&Path)| {
+        let host = host();
+        write(host.path(), &file("kubelet.sock"), "");
+        make(&host.path().join(file("kubelet_internal_checkpoint")));
+        let mut scanner = scanner(host.path());
+        let facts = scanner.read();
+        let told = facts.incomplete.iter().any(|sentence| sentence.contains("kubelet_internal"));
+        assert!(!told, "its condition tells it: {:?}", facts.incomplete);
+        facts.device_plugins.unwrap()
+    };
+    let found = with(|path| {
+        fs::write(path.with_file_name("other"), CHECKPOINT).unwrap();
+        symlink("other", path).unwrap();
+    });
+    assert!(why(&found).contains("a symbolic link"), "{found:?}");
+    let found = with(|path| symlink("/dev/watchdog", path).unwrap());
+    assert!(why(&found).contains("a symbolic link"), "{found:?}");
+    let found = with(|path| {
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, path, kind, rustix::fs::Mode::RWXU, 0).unwrap();
+    });
+    assert!(why(&found).contains("a pipe"), "{found:?}");
+    let found = with(|path| fs::write(path, vec![b' '; (512 << 10) + 1]).unwrap());
+    assert!(why(&found).contains("larger than 512 KiB"), "{found:?}");
+    let found = with(|path| {
+        for number in 0..257 {
+            fs::write(path.with_file_name(format!("{number}.sock")), "").unwrap();
+        }
+    });
+    assert!(why(&found).contains("more than 256"), "{found:?}");
 }
 
 #[test]

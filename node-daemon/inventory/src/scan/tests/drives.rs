@@ -81,6 +81,17 @@ fn each_way_to_use_a_drive_is_told() {
 }
 
 #[test]
+fn where_a_process_does_not_tell_what_it_has_open_a_drive_is_not_free() {
+    let said = after(|root| link(root, "proc/4711/fd", "fd"));
+    assert!(said.contains("nobody can tell who has /dev/nvme0n1 open, for the process 4711"), "{said}");
+    let said = after(|root| {
+        write(root, "proc/4711/comm", "ev\u{1b}[31mil\n");
+        link(root, "proc/4711/fd/12", "/dev/nvme0n1");
+    });
+    assert!(said.contains("process 4711 (ev[31mil)"), "{said}");
+}
+
+#[test]
 fn where_nobody_can_tell_what_is_mounted_a_drive_is_not_free() {
     let unmounted = |text: Option<&'static str>| {
         move |root: &Path| {

@@ -312,16 +312,19 @@ impl CardModel {
         placements.iter().map(most).max().filter(|most| *most > 0)
     }
 
-    /// How its driver sets vGPUs up at first; `None` when there are none for this card.
-    pub fn vgpu_state(&self) -> Option<VgpuState> {
+    /// How its driver sets vGPUs up at first, `placements` being what it offers; `None` when there are none for this card.
+    pub fn vgpu_state(&self, placements: &[Placement]) -> Option<VgpuState> {
         let vgpu = self.vgpu.as_ref()?;
         let mixes = vgpu.mixed_size_table.is_some();
+        let mut shared = placements.iter().flat_map(|placement| &placement.vgpu_types);
         Some(VgpuState {
             mixed_size_capable: if mixes { Some(true) } else { vgpu.mixed_size },
             // Positions are offered where they are known, and then the card stands in that mode.
             mixed_size: Some(mixes),
             scheduler: Some("BestEffort".into()),
             schedulers: ["BestEffort", "EqualShare", "FixedShare"].map(Into::into).into(),
+            // Of cards on which several vGPUs share a GPU instance.
+            on_instances: self.has_mig().then(|| shared.any(|kind| kind.max_per_instance > 1)),
         })
     }
 

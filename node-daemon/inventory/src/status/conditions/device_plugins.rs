@@ -35,16 +35,16 @@ pub(super) fn absent(findings: &Findings<'_>, managed: &[&Device]) -> Say {
         plugins.sockets.iter().filter(|name| pods::of_socket(name).is_some()).collect();
     let offers = match &plugins.counted {
         Counted::Devices(devices) => counted(devices, &managed),
-        Counted::Never | Counted::Unread => listening(&sockets, &managed),
+        Counted::Never | Counted::Unread(_) => listening(&sockets, &managed),
     };
     if !offers.is_empty() {
         return Say::no(Reason::OfferedToPods, told(&offers));
     }
     match &plugins.counted {
-        Counted::Unread => Say::unseen(
-            "which devices the kubelet counts cannot be read: see that kubelet_internal_checkpoint in \
-             /var/lib/kubelet/device-plugins is one of a kubelet that this version knows, and may be read",
-        ),
+        Counted::Unread(why) => Say::unseen(format!(
+            "which devices the kubelet counts cannot be read ({why}): see that kubelet_internal_checkpoint in \
+             /var/lib/kubelet/device-plugins is one of a kubelet that this version knows, and may be read"
+        )),
         Counted::Devices(_) if !sockets.is_empty() => {
             let names: Vec<String> = sockets.into_iter().cloned().collect();
             Say::expected_but(format!(

@@ -6,6 +6,8 @@ use super::{Findings, PART, Say, is_whole, message};
 
 /// What NVML calls a fabric that is up.
 const COMPLETED: &str = "Completed";
+/// What NVML calls a card that is not yet joined.
+const IN_PROGRESS: &str = "InProgress";
 /// What NVML calls a card without a fabric.
 const NOT_SUPPORTED: &str = "NotSupported";
 
@@ -61,7 +63,15 @@ pub(super) fn ready(findings: &Findings<'_>) -> Say {
         );
         return Say::no(Reason::FabricNotReady, message);
     }
-    let waiting: Vec<String> = on_fabric.iter().filter_map(|card| not_up(card)).collect();
+    // Where cards are joined in partitions, one that is in none that is active waits for that.
+    let partitions = facts.fabric.as_ref().map_or(&[][..], |fabric| &fabric.partitions);
+    let is_joined = |card: &Device| {
+        let holds = |ids: &[i32]| card.module_id.is_none_or(|id| ids.contains(&id));
+        partitions.is_empty()
+            || partitions.iter().any(|one| one.active == Some(true) && holds(&one.module_ids))
+    };
+    let waits = |card: &&&Device| is_joined(card) || state(card) != Some(IN_PROGRESS);
+    let waiting: Vec<String> = on_fabric.iter().filter(waits).filter_map(|card| not_up(card)).collect();
     if waiting.is_empty() {
         return if on_fabric.is_empty() && facts.kernel_state.fabric_manager.is_none() {
             Say::unknown("neither the fabric manager nor the driver of the cards could be asked")

@@ -49,10 +49,19 @@ pub(super) fn clauses(entries: &[String]) -> String {
     listed_by(entries, "; ")
 }
 
+/// The first so many entries of a list, and how many more there are.
+pub(super) fn some(entries: &[String], most: usize) -> String {
+    first_of(entries, ", ", most)
+}
+
 fn listed_by(entries: &[String], separator: &str) -> String {
-    let named: Vec<String> = entries.iter().take(NAMED).map(|entry| clip(entry, ENTRY)).collect();
+    first_of(entries, separator, NAMED)
+}
+
+fn first_of(entries: &[String], separator: &str, most: usize) -> String {
+    let named: Vec<String> = entries.iter().take(most).map(|entry| clip(entry, ENTRY)).collect();
     let text = named.join(separator);
-    match entries.len().checked_sub(NAMED) {
+    match entries.len().checked_sub(most) {
         Some(more) if more > 0 => format!("{text} and {more} more"),
         Some(_) | None => text,
     }

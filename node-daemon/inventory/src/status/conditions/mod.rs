@@ -25,6 +25,7 @@ use gpudesk_crds::{
     conditions::{self, ConditionType, Reason, Truth},
     gpu_node::DeviceMode,
     gpu_node_status::Device,
+    types::PciAddress,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -36,6 +37,9 @@ use message::sentence;
 const NVIDIA: &str = "10de";
 /// The driver that holds a function for a guest.
 const VFIO_PCI: &str = "vfio-pci";
+
+/// What became of the layouts of cards: who is waited for, or why there is none.
+pub(super) type LayoutsOf<'a> = [(PciAddress, &'a Result<Vec<String>, String>)];
 
 /// What is said of one state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,19 +87,29 @@ impl Say {
     }
 }
 
-/// `refused` names what of the inventory the API would not take.
-pub(super) fn conditions(findings: &Findings<'_>, managed: &[&Device], refused: &[String]) -> Vec<Condition> {
+/// `refused` names what of the inventory the API would not take, `layouts` what became of the layouts of cards.
+pub(super) fn conditions(
+    findings: &Findings<'_>,
+    managed: &[&Device],
+    refused: &[String],
+    layouts: &LayoutsOf<'_>,
+) -> Vec<Condition> {
     let old = findings.before.map_or(&[][..], |status| &status.conditions);
     let now = Time(Timestamp::from_second(findings.now.as_second()).unwrap_or(findings.now));
     let mut said = vec![];
-    for (type_, say) in all(findings, managed, refused) {
+    for (type_, say) in all(findings, managed, refused, layouts) {
         said.extend(conditions::find(old, type_).cloned());
         conditions::set(&mut said, type_, say.holds, say.reason, say.message, findings.generation, &now);
     }
     said
 }
 
-fn all(findings: &Findings<'_>, managed: &[&Device], refused: &[String]) -> [(ConditionType, Say); 18] {
+fn all(
+    findings: &Findings<'_>,
+    managed: &[&Device],
+    refused: &[String],
+    layouts: &LayoutsOf<'_>,
+) -> [(ConditionType, Say); 18] {
     let hypervisor = hypervisor::ready(findings.hypervisor);
     let topology = node::topology_complete(findings, refused);
     let ready = node::ready(findings, &hypervisor, &topology);
@@ -109,7 +123,7 @@ fn all(findings: &Findings<'_>, managed: &[&Device], refused: &[String]) -> [(Co
         (ConditionType::GuestNetworkFiltered, hypervisor::guest_network(findings)),
         (ConditionType::TopologyComplete, topology),
         (ConditionType::DevicesHealthy, node::devices_healthy(findings, managed)),
-        (ConditionType::LayoutApplied, node::layout_applied(findings)),
+        (ConditionType::LayoutApplied, node::layout_applied(findings, layouts)),
         (ConditionType::IommuEnabled, machine(|findings, _| iommu::enabled(findings))),
         (ConditionType::IommuIsolating, machine(|findings, _| iommu::isolating(findings))),
         (ConditionType::VfioReady, machine(|findings, _| iommu::vfio(findings))),

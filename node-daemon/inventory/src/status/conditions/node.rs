@@ -2,13 +2,16 @@
 
 use gpudesk_crds::{
     conditions::{Reason, Truth},
-    gpu_node::{DevicePolicy, VgpuPlacement},
+    gpu_node::{DevicePolicy, PhysicalNetwork, VgpuPlacement},
     gpu_node_status::{Device, HealthState, HostDeviceKind},
     types::PciAddress,
 };
 
-use super::{Findings, Say, message};
+use super::{Findings, LayoutsOf, Say, message};
 use crate::hook::REMARK;
+
+/// Desktops that a message names.
+const MOST_DESKTOPS: usize = 8;
 
 /// Desktops can run here: the hypervisor answers, and CPUs were found.
 pub(super) fn ready(findings: &Findings<'_>, hypervisor: &Say, topology: &Say) -> Say {
@@ -86,24 +89,17 @@ pub(super) fn devices_healthy(findings: &Findings<'_>, managed: &[&Device]) -> S
     }
 }
 
-/// The spec's rules for cards are in effect.
-pub(super) fn layout_applied(findings: &Findings<'_>) -> Say {
-    let unsupported = fields(findings, |policy| policy.layout.is_some(), "layout");
+/// The spec's rules for cards are in effect. `layouts` tells of each card with a fixed one who is waited for, or why
+/// there is none.
+pub(super) fn layout_applied(findings: &Findings<'_>, layouts: &LayoutsOf<'_>) -> Say {
     let cards = &findings.facts.cards;
-    let mut wrong: Vec<String> = vec![];
-    for network in &findings.spec.physical_networks {
-        let is_there = |address: &PciAddress| {
-            let mut found =
-                findings.facts.host_devices.iter().filter(|it| it.kind == HostDeviceKind::NetworkCard);
-            found.any(|device| device.pci_address == *address)
-        };
-        let none: Vec<String> =
-            network.devices.iter().filter(|address| !is_there(address)).map(ToString::to_string).collect();
-        if !none.is_empty() {
+    let mut wrong = networks_without_cards(findings);
+    for rule in &findings.spec.nvme_drives {
+        let drives = &findings.facts.host_devices;
+        if !drives.iter().any(|it| it.kind == HostDeviceKind::NvmeDrive && rule.selects(it)) {
             wrong.push(format!(
-                "physicalNetworks[{}].devices: no network card of this host is at {}: see status.hostDevices",
-                network.name,
-                message::listed(&none)
+                "nvmeDrives[{}] selects no drive of this host: see status.hostDevices",
+                rule.name
             ));
         }
     }
@@ -133,15 +129,45 @@ pub(super) fn layout_applied(findings: &Findings<'_>) -> Say {
         let unmet = findings.spec.unmet(card, cards.iter());
         wrong.extend(unmet.iter().map(|unmet| format!("the card at {}: {unmet}", card.pci_address)));
     }
-    let reason = if wrong.is_empty() { Reason::NotYetSupported } else { Reason::InvalidSpec };
-    if !unsupported.is_empty() {
-        // The rest is wrong all the same.
-        wrong.push(not_yet(&unsupported));
+    let mut waits: Vec<String> = vec![];
+    for (card, said) in layouts {
+        match said {
+            Err(why) => wrong.push(format!("the card at {card}: {why}")),
+            Ok(outside) if outside.is_empty() => {}
+            Ok(outside) => waits.push(format!(
+                "the layout of the card at {card} waits for {}: places of it that overlap with theirs are given once \
+                 they are stopped, all others now",
+                message::some(outside, MOST_DESKTOPS)
+            )),
+        }
     }
+    let reason = if wrong.is_empty() { Reason::LayoutInUse } else { Reason::InvalidSpec };
+    wrong.extend(waits);
     if !wrong.is_empty() {
         return Say::no(reason, wrong.join("; "));
     }
     if agree.is_empty() { Say::expected() } else { Say::expected_but(agree.join("; ")) }
+}
+
+/// Addresses of `physicalNetworks` at which no network card is, a sentence for each network.
+fn networks_without_cards(findings: &Findings<'_>) -> Vec<String> {
+    let is_there = |address: &PciAddress| {
+        let mut found =
+            findings.facts.host_devices.iter().filter(|it| it.kind == HostDeviceKind::NetworkCard);
+        found.any(|device| device.pci_address == *address)
+    };
+    let of_network = |network: &PhysicalNetwork| {
+        let none: Vec<String> =
+            network.devices.iter().filter(|address| !is_there(address)).map(ToString::to_string).collect();
+        (!none.is_empty()).then(|| {
+            format!(
+                "physicalNetworks[{}].devices: no network card of this host is at {}: see status.hostDevices",
+                network.name,
+                message::listed(&none)
+            )
+        })
+    };
+    findings.spec.physical_networks.iter().filter_map(of_network).collect()
 }
 
 fn fields(findings: &Findings<'_>, set: impl Fn(&DevicePolicy) -> bool, field: &str) -> Vec<String> {

@@ -194,7 +194,15 @@ impl<'a> Rules<'a> {
             let mut starts = of.starts.clone();
             starts.sort_unstable();
             let engines = Engines(of.media.map(|number| u16::try_from(number).unwrap_or(0)));
-            Kind { mode: 0, size: of.size, slices: of.slices, engines, starts, max_count: of.max }
+            Kind {
+                mode: 0,
+                size: of.size,
+                slices: of.slices,
+                engines,
+                starts,
+                max_count: of.max,
+                places: None,
+            }
         };
         let kinds: Vec<Kind> = profiles.iter().map(kind).collect();
         Self { profiles, geometry: Geometry { modes: vec![Mode::spanned_by(kinds.iter())], kinds } }

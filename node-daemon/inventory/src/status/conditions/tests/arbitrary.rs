@@ -59,7 +59,7 @@ fn any_world() -> impl Strategy<Value = World> {
                 (true, _) => {
                     Counted::Devices([(format!("nvidia.com/gpu{}", words[1]), vec![words[2].clone()])].into())
                 }
-                (false, Some(_)) => Counted::Unread,
+                (false, Some(_)) => Counted::Unread("it is a link".into()),
                 (false, None) => Counted::Never,
             },
         });

@@ -75,10 +75,13 @@ impl World {
                 layout: None,
                 vgpu_placement: None,
                 vgpu_scheduler: None,
+                vgpu_params: vec![],
                 max_temperature_celsius: None,
                 persistence_mode: None,
                 power_limit_watts: None,
+                resizable_bar_mib: None,
                 lock_clocks_mhz: None,
+                virtual_functions: None,
             });
         }
         &mut self.spec.devices[0]

@@ -3,7 +3,7 @@
 use gpudesk_crds::{
     conditions::{ConditionType, Reason},
     gpu_node::{DeviceMode, Management},
-    gpu_node_status::{Bar, CardFabric, Framework, Sriov},
+    gpu_node_status::{Bar, CardFabric, Fabric, FabricPartition, Framework, Sriov},
 };
 
 use super::{World, card, check, world};
@@ -266,6 +266,16 @@ fn on_fabric(world: &mut World, state: &str, status: Option<&str>) {
     world.facts.kernel_state.fabric_manager = Some(true);
 }
 
+/// Two cards that are not joined yet, and a partition of these.
+fn in_partitions(world: &mut World, module_ids: &[i32], active: bool) {
+    on_fabric(world, "InProgress", None);
+    for (card, id) in world.facts.cards.iter_mut().zip(1..) {
+        card.module_id = Some(id);
+    }
+    let partition = FabricPartition { id: 7, module_ids: module_ids.to_vec(), active: Some(active) };
+    world.facts.fabric = Some(Fabric { switches: vec![], partitions: vec![partition] });
+}
+
 #[test]
 fn fabric_ready_tells_manager_registration_and_mixed_cards_apart() {
     check(
@@ -318,6 +328,13 @@ fn fabric_ready_tells_manager_registration_and_mixed_cards_apart() {
                 &["20b5"],
             ),
             (|world| on_fabric(world, "Completed", Some("Success")), true, Reason::AsExpected, &[]),
+            (|world| in_partitions(world, &[1], false), true, Reason::AsExpected, &[]),
+            (
+                |world| in_partitions(world, &[1], true),
+                false,
+                Reason::FabricNotReady,
+                &["not up for 0000:41:00.0 (InProgress)"],
+            ),
             (|world| on_fabric(world, "NotSupported", None), true, Reason::NotNeeded, &[]),
             (
                 |world| {

@@ -137,7 +137,7 @@ fn sockets_tell_where_the_kubelets_count_does_not() {
                 &["(nvidia-gpu.sock)", "0000:41:00.0"],
             ),
             (
-                |world| listen(world, &["nvidia-gpu.sock"], Counted::Unread),
+                |world| listen(world, &["nvidia-gpu.sock"], Counted::Unread("it is a link".into())),
                 false,
                 Reason::OfferedToPods,
                 &["(nvidia-gpu.sock)"],
@@ -228,6 +228,9 @@ fn what_nobody_could_look_at_is_neither_fine_nor_wrong() {
     let (status, reason, message) = said(|world| world.facts.device_plugins = None);
     assert_eq!((status.as_str(), reason.as_str()), ("Unknown", "Unknown"));
     assert!(message.contains("nodeDaemon.discovery.devicePlugins"), "{message}");
-    let (status, _, message) = said(|world| listen(world, &["kubevirt-kvm.sock"], Counted::Unread));
+    let (status, _, message) = said(|world| {
+        listen(world, &["kubevirt-kvm.sock"], Counted::Unread("it is larger than 512 KiB".into()));
+    });
     assert!(status == "Unknown" && message.contains("kubelet_internal_checkpoint"), "{status}: {message}");
+    assert!(message.contains("(it is larger than 512 KiB)"), "{message}");
 }

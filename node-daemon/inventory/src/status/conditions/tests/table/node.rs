@@ -4,13 +4,13 @@ use gpudesk_crds::{
     GpuNodeStatus,
     conditions::{ConditionType, Reason},
     gpu_node::{DeviceMode, DeviceSelector, Drain, Layout, Management, VgpuPlacement},
-    gpu_node_status::{Acceleration, HealthState, ModeSupport},
+    gpu_node_status::{Acceleration, HealthState, ModeSupport, Placement},
     types::ShareMode,
 };
 use serde_json::json;
 
 use super::{World, check};
-use crate::status::{GuestNetworkView, HypervisorVersions, HypervisorView};
+use crate::status::{GuestNetworkView, HeldShare, HypervisorVersions, HypervisorView};
 
 fn hypervisor(world: &mut World, libvirt: &str, qemu: &str) {
     world.hypervisor = HypervisorView::Answers {
@@ -258,10 +258,39 @@ fn devices_healthy_and_layout_applied_name_card_and_field() {
         ConditionType::LayoutApplied,
         &[
             (
-                |world| world.policy().layout = Some(Layout::default()),
+                |world| laid_out(world, &["L40S-8Q", "L40S-16Q"]),
                 false,
-                Reason::NotYetSupported,
-                &["devices[one].layout"],
+                Reason::InvalidSpec,
+                &[
+                    "the card at 0000:41:00.0: devices[one].layout.vgpu",
+                    "differ in size",
+                    "types of one size",
+                ],
+            ),
+            (
+                |world| laid_out(world, &["L40S-8Q"; 7]),
+                false,
+                Reason::InvalidSpec,
+                &["[L40S-8Q*7]", "6 of L40S-8Q are on the card then", "no desktop gets the card"],
+            ),
+            (|world| laid_out(world, &["L40S-8Q"; 6]), true, Reason::AsExpected, &[]),
+            (
+                |world| {
+                    laid_out(world, &["L40S-8Q", "L40S-8Q"]);
+                    world.instances = Ok(["lab/anna", "lab/ben", "lab/carl"].map(held).to_vec());
+                },
+                false,
+                Reason::LayoutInUse,
+                &["the card at 0000:41:00.0 waits for lab/carl (L40S-8Q):", "all others now"],
+            ),
+            (
+                |world| {
+                    laid_out(world, &["L40S-16Q"]);
+                    world.instances = Ok(["lab/anna", "lab/ben"].map(held).to_vec());
+                },
+                false,
+                Reason::LayoutInUse,
+                &["lab/anna (L40S-8Q), lab/ben (L40S-8Q)"],
             ),
             (
                 |world| world.policy().selector.pci_address = Some("0000:ff:00.0".parse().unwrap()),
@@ -290,8 +319,61 @@ fn devices_healthy_and_layout_applied_name_card_and_field() {
                 Reason::InvalidSpec,
                 &["physicalNetworks[lab].devices", "0000:ff:00.0"],
             ),
+            (
+                |world| {
+                    let rule = json!({"name": "scratch", "selector": {"serial": "S1"}, "erase": "Format"});
+                    world.spec.nvme_drives = vec![serde_json::from_value(rule).unwrap()];
+                },
+                false,
+                Reason::InvalidSpec,
+                &["nvmeDrives[scratch] selects no drive"],
+            ),
         ],
     );
+}
+
+/// A layout of vGPUs on the card, which offers 8 and 16 GB.
+fn laid_out(world: &mut World, types: &[&str]) {
+    let card = world.card();
+    card.supports = vec![ModeSupport { mode: ShareMode::Vgpu, supported: true, reason: None }];
+    card.placements = vec![
+        Placement::new("L40S-8Q", ShareMode::Vgpu, 8192, 6),
+        Placement::new("L40S-16Q", ShareMode::Vgpu, 16384, 3),
+    ];
+    let policy = world.policy();
+    policy.mode = Some(DeviceMode::Vgpu);
+    let types = types.iter().map(|name| (*name).to_owned()).collect();
+    policy.layout = Some(Layout { mig: None, vgpu: Some(types) });
+}
+
+/// A vGPU of a desktop.
+fn held(owner: &str) -> HeldShare {
+    let instance = json!({"id": owner, "type": "L40S-8Q", "mode": "Vgpu", "owner": owner});
+    HeldShare { card: "0000:41:00.0".parse().unwrap(), instance: serde_json::from_value(instance).unwrap() }
+}
+
+#[test]
+fn a_layout_is_published_with_its_places_and_counts_as_capacity() {
+    let mut world = super::super::world();
+    laid_out(&mut world, &["L40S-8Q", "L40S-8Q"]);
+    let status = world.status();
+    let places = &status.devices[0].layout;
+    assert_eq!((places[0].type_name.as_str(), places[0].count, places.len()), ("L40S-8Q", 2, 1));
+    let counts: Vec<(&str, i32)> =
+        status.capacity.iter().map(|of| (of.type_name.as_str(), of.count)).collect();
+    assert_eq!(counts, [("L40S-8Q", 2)]);
+    // A driver that says nothing for a while takes no place away, and gives none.
+    world.before = Some(status);
+    let placements = std::mem::take(&mut world.card().placements);
+    let silent = world.status();
+    assert_eq!(silent.devices[0].layout, world.before.as_ref().unwrap().devices[0].layout);
+    assert!(silent.devices[0].unavailable.is_some() && silent.capacity.is_empty());
+    world.card().placements = placements;
+    // One that cannot be is none, and no desktop gets the card.
+    laid_out(&mut world, &["L40S-8Q"; 7]);
+    let refused = world.status();
+    assert_eq!((refused.devices[0].layout.len(), refused.capacity.len()), (0, 0));
+    assert!(refused.devices[0].unavailable.as_ref().unwrap().contains("devices[one].layout.vgpu"));
 }
 
 #[test]
@@ -301,7 +383,9 @@ fn a_card_that_cannot_be_used_as_its_owner_wants_is_used_in_no_other_way() {
     let counted = |status: &GpuNodeStatus| status.capacity.iter().map(|of| of.count).sum::<i32>();
     assert_eq!(counted(&world.status()), 1);
     world.policy().mode = Some(DeviceMode::Vgpu);
-    world.policy().layout = Some(Layout::default());
+    let mut other = world.policy().clone();
+    (other.name, other.selector.pci_address) = ("two".into(), "0000:ff:00.0".parse().ok());
+    world.spec.devices.push(other);
     let status = world.status();
     let layout = status.conditions.iter().find(|condition| condition.type_ == "LayoutApplied").unwrap();
     let unavailable = status.devices[0].unavailable.as_ref().unwrap();
@@ -309,7 +393,7 @@ fn a_card_that_cannot_be_used_as_its_owner_wants_is_used_in_no_other_way() {
         assert!(text.contains("devices[one].mode Vgpu") && text.contains("offers Passthrough;"), "{text}");
     }
     // One fault does not hide the other.
-    assert!(layout.message.contains("not yet supported: devices[one].layout"), "{}", layout.message);
+    assert!(layout.message.contains("devices[two] selects no card"), "{}", layout.message);
     assert_eq!((layout.reason.as_str(), counted(&status)), ("InvalidSpec", 0));
 }
 
