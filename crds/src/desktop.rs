@@ -169,7 +169,7 @@ pub struct DesktopStatus {
 
     /// What the desktop holds and where. Written by the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("!has(self.id) || !has(oldSelf.id) || self.id != oldSelf.id || self.node == oldSelf.node").message("allocation.node belongs to the decision that allocation.id names and cannot be changed: the machine may run there"))]
+    #[x_kube(validation = Rule::new("!has(oldSelf.id) || has(self.id) && self.id != oldSelf.id || self.node == oldSelf.node").message("allocation.node belongs to the decision that allocation.id names and cannot be changed: the machine may run there"))]
     pub allocation: Option<Allocation>,
 
     /// How far the node of the allocation is with it. Written by the node daemon. Programs decide on this

@@ -173,11 +173,14 @@ impl Candidate {
                 }
                 Ok(None) => {}
                 Err(error) => {
+                    let refused =
+                        matches!(&error, kube::Error::Api(answer) if [401, 403].contains(&answer.code));
+                    let remedy = if refused { ", see the Role gpudesk-operator and its binding" } else { "" };
                     let error = cause::of_request(&error).to_string();
                     tracing::warn!(error, lease = %self.name, "cannot read or take the leader lease");
                     if failing.get_or_insert_with(Instant::now).elapsed() >= self.duration {
                         tell(Some(format!(
-                            "the leader lease {} can be neither read nor taken, see the Role gpudesk-operator and its binding: {error}",
+                            "the leader lease {} can be neither read nor taken{remedy}: {error}",
                             self.name
                         )));
                     }

@@ -1,9 +1,9 @@
 //! The one way in which objects come in: guarded ([`gpudesk_watch`]), stored, told to an observer.
 
 use std::collections::HashSet;
-use std::{fmt::Debug, hash::Hash};
+use std::{fmt::Debug, hash::Hash, pin::pin, time::Duration};
 
-use futures::{Stream, StreamExt, TryStreamExt, future};
+use futures::{Stream, StreamExt, TryStreamExt};
 use gpudesk_watch::{Note, understood::Read};
 use kube::{
     Api, Resource,
@@ -13,6 +13,7 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 
 use crate::{cause, metrics::Metrics};
 
@@ -35,6 +36,9 @@ impl<K> Clone for Seen<'_, K> {
 
 impl<K> Copy for Seen<'_, K> {}
 
+/// How long a watch that is refused may say nothing: it is tried again after half a minute at most.
+const QUIET: Duration = Duration::from_mins(3);
+
 /// Watches a kind until the future is dropped.
 pub async fn watch<K>(
     api: Api<Read<K>>,
@@ -54,7 +58,19 @@ pub async fn watch<K>(
         Note::Malformed => metrics.malformed(&kind),
         Note::Odd(count) => metrics.odd(&kind, count),
     });
-    let told = stored(events, writer, observe).for_each(|event| {
+    let mut told = pin!(stored(events, writer, observe));
+    loop {
+        // One that is refused says so at each try; one that goes on where it was says nothing.
+        let event = match timeout(QUIET, told.next()).await {
+            Ok(None) => return,
+            Ok(Some(event)) => event,
+            Err(_) => {
+                if std::mem::take(&mut forbidden) {
+                    figures.hindered(&what, None);
+                }
+                continue;
+            }
+        };
         match &event {
             // It says only that a list is begun.
             Ok(Event::Init) => {}
@@ -72,9 +88,7 @@ pub async fn watch<K>(
             }
             Ok(_) | Err(_) => {}
         }
-        future::ready(())
-    });
-    told.await;
+    }
 }
 
 /// The API server's code, where it answered.
@@ -139,7 +153,7 @@ where
 mod tests {
     use std::sync::Mutex;
 
-    use futures::stream;
+    use futures::{future, stream};
     use gpudesk_crds::Desktop;
     use http::{Request, Response};
     use kube::{Client, ResourceExt, client::Body, runtime::reflector::store};

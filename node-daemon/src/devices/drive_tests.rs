@@ -13,6 +13,7 @@ use super::{
     scenarios::{CARD, drive, kernel, whole_drive},
     tests::{facts, owner, settle, shares, start},
 };
+use crate::host::gpu_driver::WantedInstance;
 use crate::host::gpu_driver::{GpuDriver, GpuError};
 
 fn host() -> Arc<FakeKernel> {
@@ -97,6 +98,25 @@ fn a_drive_that_is_not_erased_is_given_to_nobody_and_erased_again() {
     let told: Vec<Happened> = devices.notices().iter().map(|notice| notice.what).collect();
     assert_eq!(told, [Happened::CardQuarantined, Happened::CardReturned]);
     devices.create(&whole_drive()).unwrap();
+}
+
+#[test]
+fn a_drive_that_is_to_be_erased_is_not_given_at_another_address() {
+    let (kernel, folder) = (host(), tempfile::tempdir().unwrap());
+    let devices = start(&kernel, folder.path());
+    devices.create(&whole_drive()).unwrap();
+    write(&kernel);
+    on_drive(&kernel, |drive| drive.fails = Some(Errno::IO));
+    devices.destroy(&whole_drive().key).unwrap();
+    reboot(&kernel, "moved");
+    let elsewhere = at("0000:44:00.0");
+    kernel.change(|world| {
+        let fun = world.functions.remove(&at(CARD)).unwrap();
+        world.functions.insert(elsewhere, fun);
+    });
+    let devices = start(&kernel, folder.path());
+    let why = devices.create(&WantedInstance { card: elsewhere, ..whole_drive() }).unwrap_err().to_string();
+    assert!(why.contains("at another address"), "{why}");
 }
 
 #[test]

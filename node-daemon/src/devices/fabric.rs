@@ -126,8 +126,10 @@ impl Engine {
         let noted = self.journal().map(|journal| journal.fabric).unwrap_or_default();
         let found = match self.manager().partitions() {
             Err(FabricError::NotConfigured) if !noted.own.is_empty() => {
-                let active: Vec<u32> = noted.active.iter().copied().collect();
-                self.manager().restore(&active)?;
+                // What is of gpudesk is told whatever was seen last: a list may be older than the last activation.
+                let own = noted.own.iter().map(|own| own.id);
+                let active: BTreeSet<u32> = noted.active.iter().copied().chain(own).collect();
+                self.manager().restore(&active.into_iter().collect::<Vec<_>>())?;
                 self.manager().partitions()?
             }
             answer => answer?,

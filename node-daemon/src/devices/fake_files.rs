@@ -276,7 +276,8 @@ impl Kernel for FakeKernel {
             return Ok(Some(Err(why.clone())));
         }
         let is_switchdev = state.world.functions[&parent].is_switchdev;
-        Ok(Some(Ok(NetworkNow { parent, is_switchdev, settings })))
+        let in_use = fun.network_user.map(Into::into);
+        Ok(Some(Ok(NetworkNow { parent, is_switchdev, in_use, settings })))
     }
 
     fn set_network(&self, function: PciAddress, settings: &VfSettings) -> io::Result<()> {

@@ -70,6 +70,8 @@ pub(super) struct Fun {
     pub(super) drive: Option<FakeDrive>,
     /// Of a virtual function of a network card, as that has it.
     pub(super) network: Option<VfSettings>,
+    /// Who has it now, of a virtual function of a network card.
+    pub(super) network_user: Option<&'static str>,
     /// Of a network card: it switches by representors.
     pub(super) is_switchdev: bool,
 }
@@ -115,6 +117,7 @@ impl Fun {
             vf_limit: u32::MAX,
             drive: None,
             network: None,
+            network_user: None,
             is_switchdev: false,
         }
     }

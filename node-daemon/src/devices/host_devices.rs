@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     engine::{Engine, Stop, lock},
-    journal::Journal,
+    journal::{Card, Journal},
     network::NetworkWish,
 };
 use crate::host::gpu_driver::{GpuError, WantedInstance, What};
@@ -41,7 +41,7 @@ impl Engine {
         }
         match &wanted.what {
             What::Card => Ok(None),
-            What::Drive => self.drive_erase(card).map(Some),
+            What::Drive => self.drive_erase(card, journal).map(Some),
             What::Network(NetworkWish { parent, .. }) => self.leads_somewhere(card, *parent).map(|()| None),
         }
     }
@@ -54,10 +54,19 @@ impl Engine {
     }
 
     /// How a drive is erased between users, where its owner gives it to desktops.
-    fn drive_erase(&self, drive: PciAddress) -> Result<DriveErase, GpuError> {
+    fn drive_erase(&self, drive: PciAddress, journal: &Journal) -> Result<DriveErase, GpuError> {
         let seen = lock(&self.seen);
         let device = seen.host_devices.iter().find(|device| device.pci_address == drive);
         let device = device.ok_or(GpuError::NoSuchCard(drive))?;
+        let owes = |(at, known): (&PciAddress, &Card)| {
+            *at != drive && known.erase.is_some() && known.serial.is_some() && known.serial == device.serial
+        };
+        if journal.cards.iter().any(owes) {
+            let why = "it is still to be erased after its last user, who had it at another address: bring it back there, or erase \
+                       it by hand and give it to the host"
+                .into();
+            return Err(GpuError::Unable { card: drive, why });
+        }
         let spec = seen.spec.as_ref().ok_or_else(|| unknown_owner(drive))?;
         spec.drive_erase(device).map_err(|why| GpuError::Unable { card: drive, why })
     }

@@ -65,6 +65,8 @@ pub struct NetworkNow {
     pub parent: PciAddress,
     /// Whether the card switches by representors, which take the place of these settings.
     pub is_switchdev: bool,
+    /// Why the host or a container needs it now.
+    pub in_use: Option<String>,
     /// As the card tells it.
     pub settings: VfSettings,
 }

@@ -59,6 +59,11 @@ fn what_cannot_be_so_is_refused_by_name_and_nothing_is_changed() {
     kernel.change(|world| world.functions.get_mut(&at(CARD)).unwrap().is_switchdev = true);
     assert!(on(&kernel).contains("is in mode switchdev"));
     let kernel = network();
+    kernel.change(|world| {
+        world.functions.get_mut(&at(FUNCTION)).unwrap().network_user = Some("a container may have it");
+    });
+    assert!(on(&kernel).contains("a container may have it"), "since the host was looked at");
+    let kernel = network();
     kernel.state.lock().unwrap().no_networks = Some("set nodeDaemon.networkFunctions".into());
     assert!(on(&kernel).contains("set nodeDaemon.networkFunctions"));
     let folder = tempfile::tempdir().unwrap();

@@ -313,7 +313,9 @@ impl Kernel for HostKernel {
         Ok(Some(match virtual_functions::read(&self.root, interface, index) {
             Ok(mut settings) => {
                 settings.mtu = self.mtu(address)?.map(|(_, mtu)| mtu);
-                Ok(NetworkNow { parent, is_switchdev, settings })
+                let tree = Tree::open(&self.root).map_err(io::Error::other)?;
+                let in_use = Scanner::new(tree).function_now(address);
+                Ok(NetworkNow { parent, is_switchdev, in_use, settings })
             }
             Err(error) => Err(format!("its network card {parent} does not say what holds for it: {error}")),
         }))

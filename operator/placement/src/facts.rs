@@ -468,7 +468,10 @@ fn read_functions(
     cell: Option<usize>,
 ) -> Vec<Function> {
     match device.kind {
-        HostDeviceKind::NvmeDrive if device.usable && spec.drive_erase(device).is_ok() => {
+        // One without a size is not the host's again yet: what a desktop left on it is still to be erased.
+        HostDeviceKind::NvmeDrive
+            if device.usable && device.size_mib.is_some() && spec.drive_erase(device).is_ok() =>
+        {
             let gib = card_memory(device.size_mib.unwrap_or(0)) / 1024;
             vec![Function { address: device.pci_address, parent: None, cell, kind: Provided::Drive(gib) }]
         }

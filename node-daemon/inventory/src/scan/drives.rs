@@ -66,7 +66,7 @@ impl Scanner {
             holds: self.drive_holds(&drive),
             size_mib: self.drive_mib(&drive),
             serial: self.drive_serial(address, &drive),
-            namespaces: drive.names(),
+            namespaces: drive.namespaces.into_iter().map(|namespace| namespace.name).collect(),
             controllers: drive.controllers,
         }
     }

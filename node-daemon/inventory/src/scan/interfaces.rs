@@ -32,6 +32,11 @@ impl Scanner {
         Some(format!("the host uses its interface {name}: take it down, or choose another card"))
     }
 
+    /// Why the host or a container needs a function at this moment.
+    pub fn function_now(&self, address: PciAddress) -> Option<String> {
+        self.function_in_use(address, self.driver(&self.folder(address)).as_deref())
+    }
+
     /// Why the host itself, or a container on it, needs a virtual function of a network card.
     ///
     /// A function whose driver shows no interface has it where it cannot be seen: in the network

@@ -37,6 +37,11 @@ pub(super) fn there(live: &LiveCard, entry: &Entry) -> Result<Vec<Step>, Refusal
         );
         return Err(Refusal::Network { function, why });
     }
+    // A device plugin may have given it to a pod since the host was looked at.
+    let is_hosts = live.function.driver.is_some() && !live.function.is_given();
+    if let Some(why) = now.in_use.clone().filter(|_| is_hosts) {
+        return Err(Refusal::Network { function, why });
+    }
     let settings = wish.settings(&now.settings);
     let is_so = settings.of_card() == now.settings.of_card();
     Ok(if is_so { vec![] } else { vec![Step::Network { function, settings: settings.of_card() }] })
