@@ -26,6 +26,8 @@
     clippy::cast_precision_loss
 )]
 
+#[path = "../../src/devices/fake_attributes.rs"]
+mod fake_attributes;
 #[path = "../../src/devices/fake_control.rs"]
 mod fake_control;
 #[path = "../../src/devices/fake_files.rs"]

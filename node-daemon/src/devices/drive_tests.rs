@@ -48,6 +48,29 @@ fn reboot(kernel: &FakeKernel, boot: &str) {
     });
 }
 
+/// A drive whose user is gone, and that answers its erasing with an error.
+fn unerased() -> (Arc<FakeKernel>, tempfile::TempDir, Devices) {
+    let (kernel, folder) = (host(), tempfile::tempdir().unwrap());
+    let devices = start(&kernel, folder.path());
+    devices.create(&whole_drive()).unwrap();
+    write(&kernel);
+    on_drive(&kernel, |drive| drive.fails = Some(Errno::IO));
+    devices.destroy(&whole_drive().key).unwrap();
+    (kernel, folder, devices)
+}
+
+/// A pod has another name for a block device (raw block volumes), and opens it not for itself alone.
+#[test]
+fn a_drive_that_is_open_under_another_name_is_not_taken() {
+    let (kernel, folder) = (host(), tempfile::tempdir().unwrap());
+    let devices = start(&kernel, folder.path());
+    kernel.open("block 259:0", Some(4711));
+    let why = devices.create(&whole_drive()).unwrap_err().to_string();
+    assert!(why.contains("process 4711 of the host has it open"), "{why}");
+    kernel.open("block 259:0", None);
+    devices.create(&whole_drive()).unwrap();
+}
+
 #[test]
 fn a_drive_is_erased_after_its_user_and_before_the_next() {
     let (kernel, folder) = (host(), tempfile::tempdir().unwrap());
@@ -77,12 +100,7 @@ fn a_drive_is_erased_after_its_user_and_before_the_next() {
 
 #[test]
 fn a_drive_that_is_not_erased_is_given_to_nobody_and_erased_again() {
-    let (kernel, folder) = (host(), tempfile::tempdir().unwrap());
-    let devices = start(&kernel, folder.path());
-    devices.create(&whole_drive()).unwrap();
-    write(&kernel);
-    on_drive(&kernel, |drive| drive.fails = Some(Errno::IO));
-    devices.destroy(&whole_drive().key).unwrap();
+    let (kernel, folder, devices) = unerased();
     settle(&devices, &owner());
     let why = withheld(&devices, &kernel).unwrap();
     assert!(why.contains("erasing it (Format) failed"), "{why}");
@@ -102,12 +120,7 @@ fn a_drive_that_is_not_erased_is_given_to_nobody_and_erased_again() {
 
 #[test]
 fn a_drive_that_is_to_be_erased_is_not_given_at_another_address() {
-    let (kernel, folder) = (host(), tempfile::tempdir().unwrap());
-    let devices = start(&kernel, folder.path());
-    devices.create(&whole_drive()).unwrap();
-    write(&kernel);
-    on_drive(&kernel, |drive| drive.fails = Some(Errno::IO));
-    devices.destroy(&whole_drive().key).unwrap();
+    let (kernel, folder, _) = unerased();
     reboot(&kernel, "moved");
     let elsewhere = at("0000:44:00.0");
     kernel.change(|world| {

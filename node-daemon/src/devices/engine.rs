@@ -24,6 +24,7 @@ use super::{
     handed::ForeignName,
     host_devices::unknown_owner,
     journal::{Entry, Journal, State},
+    journal_ends::Identity,
     kernel::{Kernel, line},
     live::LiveCard,
     notices::Notice,
@@ -430,11 +431,14 @@ impl Engine {
         if wanted.share.mode == ShareMode::Vgpu {
             wish.scheduler = wish.scheduler.or(wanted.setup.scheduler);
         }
+        let identity = Identity::of(device.as_ref(), drive.as_ref());
         let mut trial = journal.clone();
+        trial.forget_another(card, &identity);
         trial.wish(card, wish);
         trial.shares.push(entry.clone());
         plan(&live, &trial, Wanted::There(&entry)).map_err(|source| unfit(card, source))?;
         self.note_with_next(|journal| {
+            journal.forget_another(card, &identity);
             if let Some(device) = &device {
                 journal.know(device);
             }

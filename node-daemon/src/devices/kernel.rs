@@ -41,7 +41,7 @@ pub trait Kernel: Send + Sync {
     fn list(&self, path: &str) -> io::Result<Vec<String>>;
 
     /// Character devices that some process has open, `major:minor`, and functions of which one has the memory open
-    /// ([`memory_of`]), each with one of the processes; with [`ANY`], one that may have others open too.
+    /// ([`memory_of`]), or block devices ([`block_of`]), each with one of the processes; with [`ANY`], one that may have others open too.
     ///
     /// # Errors
     /// When that cannot be told: what is not seen is not free.
@@ -80,6 +80,11 @@ pub trait Kernel: Send + Sync {
 
 /// In the place of a device: whoever is named may have any open, for not all that it has open was looked at.
 pub const ANY: &str = "any";
+
+/// The name of an open block device of this number.
+pub fn block_of(number: &str) -> String {
+    format!("block {number}")
+}
 
 /// The folder of a PCI function.
 pub fn function(address: PciAddress) -> String {

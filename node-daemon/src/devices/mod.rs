@@ -19,6 +19,7 @@ mod foreign;
 pub mod handed;
 pub mod host_devices;
 pub mod journal;
+mod journal_ends;
 pub mod kernel;
 pub mod live;
 pub mod network;
@@ -32,6 +33,7 @@ mod registers;
 pub mod rehearse;
 mod slots;
 pub mod step;
+mod step_words;
 mod store;
 mod told;
 mod upkeep;
@@ -42,6 +44,8 @@ mod adopt_tests;
 mod drive_tests;
 #[cfg(test)]
 mod fabric_tests;
+#[cfg(test)]
+mod fake_attributes;
 #[cfg(test)]
 mod fake_control;
 #[cfg(test)]
@@ -56,6 +60,8 @@ mod fewest_tests;
 mod kill_tests;
 #[cfg(test)]
 mod network_tests;
+#[cfg(test)]
+mod owner_tests;
 #[cfg(test)]
 mod plan_tests;
 #[cfg(test)]

@@ -158,3 +158,15 @@ proptest! {
         prop_assert_eq!(kernel.world(), world);
     }
 }
+
+#[test]
+fn what_was_given_comes_back_after_no_more_is_given() {
+    let (kernel, folder) = (network(), tempfile::tempdir().unwrap());
+    let before = kernel.world();
+    let devices = start(&kernel, folder.path());
+    devices.create(&function_of_network()).unwrap();
+    kernel.state.lock().unwrap().no_networks = Some("set nodeDaemon.networkFunctions".into());
+    let devices = start(&kernel, folder.path());
+    devices.destroy(&function_of_network().key).unwrap();
+    assert_eq!(kernel.world(), before);
+}

@@ -3,11 +3,14 @@
 use std::{collections::BTreeMap, io};
 
 use gpudesk_crds::types::PciAddress;
-use gpudesk_inventory::topology::{pci, vendor_vfio, vgpu_type};
+use gpudesk_inventory::{
+    scan::DriveNow,
+    topology::{pci, vendor_vfio, vgpu_type},
+};
 
 use super::{
     control::{ControlError, DriverControl},
-    kernel::{ANY, Kernel, function, line, link_name, maybe, memory_of, names, number, text},
+    kernel::{ANY, Kernel, block_of, function, line, link_name, maybe, memory_of, names, number, text},
     live::{
         Control, Function, LiveCard, Mdev, MdevType, QuotaSeen, Quotas, ResizableRegion, Sriov, VendorVgpu,
         VirtualFunction,
@@ -71,12 +74,22 @@ pub(super) fn observe(
         uuid: information.and_then(|text| field(&text, "GPU UUID")).filter(|uuid| !uuid.contains('?')),
         along_in_use: along_in_use(kernel, &members)?,
         network: if own.class.starts_with("02") { kernel.network(address)? } else { None },
-        drive: own.has_namespaces().then(|| kernel.drive(address)).transpose()?,
+        drive: own.has_namespaces().then(|| drive(kernel, opened, address)).transpose()?,
         has_vfio: maybe(kernel.list(&format!("sys/bus/pci/drivers/{}", super::VFIO)))?.is_some(),
         members,
         has_stub: maybe(kernel.list(&format!("sys/bus/pci/drivers/{}", super::plan::sriov::STUB)))?.is_some(),
         function: own,
     }))
+}
+
+/// A drive of the host, which somebody may have open under any name.
+fn drive(kernel: &dyn Kernel, opened: &Opened, address: PciAddress) -> io::Result<DriveNow> {
+    let mut now = kernel.drive(address)?;
+    let mut nodes = now.numbers.iter().map(|number| block_of(number)).chain([ANY.to_owned()]);
+    if let Some(process) = nodes.find_map(|node| opened.get(&node).copied()) {
+        now.in_use.get_or_insert_with(|| format!("process {process} of the host has it open"));
+    }
+    Ok(now)
 }
 
 /// The memory region that can be resized, and how large it is.

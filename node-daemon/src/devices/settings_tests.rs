@@ -10,7 +10,7 @@ use super::{
     scenarios::{CARD, Scenario, kernel, scenarios, share},
     tests::{settle, start},
 };
-use crate::host::gpu_driver::GpuDriver;
+use crate::host::gpu_driver::{GpuDriver, WantedInstance};
 
 /// The spec of a node with a rule for the card.
 pub(super) fn spec(rule: &str) -> GpuNodeSpec {
@@ -55,11 +55,26 @@ fn settings_of_a_rule_hold_while_desktops_have_vgpus_wherever_the_daemon_is_kill
     let back = ["nvml 41:00.0 = power 350000", "nvml 41:00.0 = clocks None"];
     assert_eq!(kernel.written()[1..3], back);
     assert_eq!(kernel.world(), before);
+    killed_anywhere(&spec, &host, &|card| {
+        assert_eq!(
+            (card.persistence, card.milliwatts, card.clocks),
+            (Some(true), Some(250_000), Some((600, 1500)))
+        );
+    });
+}
+
+/// Kills the daemon at each point of making a share under a rule, and of taking it back: it is made as the rule has it,
+/// which `check` tells by the card, and all is put back.
+pub(super) fn killed_anywhere(
+    spec: &GpuNodeSpec,
+    host: &dyn Fn() -> (Arc<FakeKernel>, WantedInstance),
+    check: &dyn Fn(&Fun),
+) {
     for ending in [false, true] {
         for points in 1.. {
             let (kernel, wanted) = host();
             let (before, folder) = (kernel.world(), tempfile::tempdir().unwrap());
-            let killed = start_with(&kernel, folder.path(), &spec);
+            let killed = start_with(&kernel, folder.path(), spec);
             if ending {
                 killed.create(&wanted).unwrap();
             }
@@ -69,16 +84,14 @@ fn settings_of_a_rule_hold_while_desktops_have_vgpus_wherever_the_daemon_is_kill
                 assert!(points > 10);
                 break;
             }
-            let devices = start_with(&kernel, folder.path(), &spec);
-            settle(&devices, &spec);
+            let devices = start_with(&kernel, folder.path(), spec);
+            settle(&devices, spec);
             if !ending {
                 devices.create(&wanted).unwrap();
-                let card = kernel.world().functions[&at(CARD)].clone();
-                let is = (card.persistence, card.milliwatts, card.clocks);
-                assert_eq!(is, (Some(true), Some(250_000), Some((600, 1500))), "killed at {points}");
+                check(&kernel.world().functions[&at(CARD)]);
             }
             devices.destroy(&wanted.key).unwrap();
-            settle(&devices, &spec);
+            settle(&devices, spec);
             assert_eq!(kernel.world(), before, "killed at {points} of {ending}");
             let journal = devices.engine.journal().unwrap();
             assert!(journal.cards.values().all(|card| card.changes.is_empty()), "{journal:?}");

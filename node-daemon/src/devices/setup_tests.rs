@@ -8,7 +8,7 @@ use gpudesk_crds::{gpu_node::VgpuScheduler, gpu_node_status::Placement, types::S
 use super::{
     fake_kernel::{FakeKernel, Fun, at},
     scenarios::{CARD, Scenario, kernel, scenarios, share},
-    settings_tests::{spec, start_with},
+    settings_tests::{killed_anywhere, spec, start_with},
     tests::{owner, settle, start},
 };
 use crate::host::gpu_driver::{GpuDriver, InstanceKey, Setup, WantedInstance};
@@ -163,7 +163,6 @@ fn quotas_of_a_function_are_set_and_put_back_wherever_the_daemon_is_killed() {
         });
         kernel
     };
-    let is = |kernel: &FakeKernel| kernel.world().functions[&at(CARD)].quotas.as_ref().unwrap()[0];
     let (kernel, folder) = (host(), tempfile::tempdir().unwrap());
     let before = kernel.world();
     let devices = start_with(&kernel, folder.path(), &spec);
@@ -178,30 +177,9 @@ fn quotas_of_a_function_are_set_and_put_back_wherever_the_daemon_is_killed() {
     assert_eq!(kernel.written(), Vec::<String>::new(), "once");
     devices.destroy(&wanted.key).unwrap();
     assert_eq!(kernel.world(), before);
-    for ending in [false, true] {
-        for points in 1.. {
-            let (kernel, folder) = (host(), tempfile::tempdir().unwrap());
-            let killed = start_with(&kernel, folder.path(), &spec);
-            if ending {
-                killed.create(&wanted).unwrap();
-            }
-            killed.engine.fuse.set(points);
-            let _ = if ending { killed.destroy(&wanted.key) } else { killed.create(&wanted).map(drop) };
-            if !killed.engine.fuse.is_blown() {
-                assert!(points > 10);
-                break;
-            }
-            let devices = start_with(&kernel, folder.path(), &spec);
-            settle(&devices, &spec);
-            if !ending {
-                devices.create(&wanted).unwrap();
-                assert_eq!(is(&kernel), [Some(20), Some(80_000)], "killed at {points}");
-            }
-            devices.destroy(&wanted.key).unwrap();
-            settle(&devices, &spec);
-            assert_eq!(kernel.world(), before, "killed at {points} of {ending}");
-        }
-    }
+    killed_anywhere(&spec, &|| (host(), wanted.clone()), &|card| {
+        assert_eq!(card.quotas.as_ref().map(|all| all[0]), Some([Some(20), Some(80_000)]));
+    });
 }
 
 #[test]

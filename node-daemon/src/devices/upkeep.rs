@@ -76,7 +76,7 @@ impl Engine {
         let entries = journal.on(card).any(|entry| entry.state != State::Made || !self.is_there(entry));
         let none = journal.on(card).next().is_none();
         let known = journal.cards.get(&card);
-        let left = known.is_some_and(is_left);
+        let left = known.is_some_and(Card::is_left);
         let bound = host && none && {
             let seen = lock(&self.seen);
             let device = seen.cards.iter().find(|device| device.pci_address == card);
@@ -180,7 +180,7 @@ impl Engine {
             return first.map_or(Ok(()), Err);
         }
         if let Some(known) = journal.cards.get(&card)
-            && is_left(known)
+            && known.is_left()
         {
             self.bring_home(card, known.quarantine.is_some(), slot)?;
         }
@@ -357,12 +357,4 @@ fn is_off_the_host(card: &Device) -> bool {
         driver.is_some_and(|driver| driver.contains("vfio") || driver == "pci-stub")
     };
     stubbed(card.driver.as_ref()) || card.companions.iter().any(|one| stubbed(one.driver.as_ref()))
-}
-
-/// Whether something of a card without shares is still to be put back.
-fn is_left(known: &Card) -> bool {
-    known.quarantine.is_some()
-        || known.erase.is_some()
-        || !known.changes.is_empty()
-        || !known.gpu_instances.is_empty()
 }

@@ -23,7 +23,7 @@ use gpudesk_inventory::{
 use super::{nvme, virtual_functions};
 use crate::devices::{
     Kernel,
-    kernel::{ANY, function, line, link_name, memory_of, names, number},
+    kernel::{ANY, block_of, function, line, link_name, memory_of, names, number},
     network::{NetworkNow, VfSettings},
 };
 
@@ -193,6 +193,9 @@ impl HostKernel {
         };
         Ok(match FileType::from_raw_mode(seen.stx_mode.into()) {
             FileType::CharacterDevice => Some(format!("{}:{}", seen.stx_rdev_major, seen.stx_rdev_minor)),
+            FileType::BlockDevice => {
+                Some(block_of(&format!("{}:{}", seen.stx_rdev_major, seen.stx_rdev_minor)))
+            }
             FileType::RegularFile => self.memory(target, seen.stx_ino),
             _ => None,
         })
@@ -293,17 +296,14 @@ impl Kernel for HostKernel {
     fn erase(&self, address: PciAddress, method: DriveErase) -> io::Result<()> {
         let drive = self.drive(address)?;
         // It may have come into use since it was looked at.
-        if let Some(why) = drive.in_use {
-            return Err(io::Error::other(why));
+        if let Some(why) = &drive.in_use {
+            return Err(io::Error::other(why.clone()));
         }
         tracing::warn!(%address, %method, namespaces = ?drive.namespaces, "a drive is erased");
-        nvme::erase(&self.root, &drive.controllers, &drive.namespaces, method)
+        nvme::erase(&self.root, &drive, method)
     }
 
     fn network(&self, address: PciAddress) -> io::Result<Option<Result<NetworkNow, String>>> {
-        if let Some(why) = self.no_network_functions() {
-            return Ok(Some(Err(why)));
-        }
         let card = match self.network_card(address)? {
             None => return Ok(None),
             Some(Err(why)) => return Ok(Some(Err(why))),

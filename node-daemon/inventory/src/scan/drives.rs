@@ -54,6 +54,8 @@ pub struct DriveNow {
     pub controllers: Vec<String>,
     /// Names of its namespaces: `nvme0n1`.
     pub namespaces: Vec<String>,
+    /// Numbers of their block devices and of those of their partitions: `259:0`.
+    pub numbers: Vec<String>,
 }
 
 impl Scanner {
@@ -66,6 +68,7 @@ impl Scanner {
             holds: self.drive_holds(&drive),
             size_mib: self.drive_mib(&drive),
             serial: self.drive_serial(address, &drive),
+            numbers: drive.namespaces.iter().flat_map(|namespace| self.parts(namespace).2).collect(),
             namespaces: drive.namespaces.into_iter().map(|namespace| namespace.name).collect(),
             controllers: drive.controllers,
         }

@@ -39,6 +39,25 @@ pub(super) fn identify(namespace: u32) -> Command {
 pub(super) const SANITIZE_STATUS: Command =
     Command { opcode: 0x02, namespace: ALL, dword10: 0x007f_0081, timeout_ms: SOON };
 
+/// Asks for all namespaces that the drive has, attached or not.
+pub(super) const ALLOCATED: Command = Command { opcode: 0x06, namespace: 0, dword10: 0x10, timeout_ms: SOON };
+
+/// The namespaces that a list names.
+pub(super) fn listed(list: &[u8]) -> impl Iterator<Item = u32> {
+    let numbers = list.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes));
+    numbers.take_while(|number| *number != 0)
+}
+
+/// The serial number of a controller; `None` when the answer is short.
+pub(super) fn serial(controller: &[u8]) -> Option<String> {
+    Some(String::from_utf8_lossy(controller.get(4..24)?).trim().to_owned())
+}
+
+/// Whether namespaces can be made, taken away and attached; `None` when the answer is short.
+pub(super) fn manages_namespaces(controller: &[u8]) -> Option<bool> {
+    Some(controller.get(256)? & 0b1000 != 0)
+}
+
 /// Whether the controller takes Format NVM; `None` when the answer is short.
 pub(super) fn can_format(controller: &[u8]) -> Option<bool> {
     Some(controller.get(256)? & 0b10 != 0)
@@ -123,6 +142,19 @@ mod tests {
     }
 
     #[test]
+    fn a_controller_is_told_by_its_serial_number_and_tells_all_that_it_has() {
+        let mut identified = vec![b' '; IDENTIFY];
+        identified[4..11].copy_from_slice(b"S64YNE0");
+        identified[256] = 0b1010;
+        assert_eq!(serial(&identified).as_deref(), Some("S64YNE0"));
+        assert_eq!((can_format(&identified), manages_namespaces(&identified)), (Some(true), Some(true)));
+        assert_eq!((serial(&[]), manages_namespaces(&[])), (None, None));
+        let mut list = vec![0; IDENTIFY];
+        (list[0], list[4], list[12]) = (1, 7, 9);
+        assert_eq!(listed(&list).collect::<Vec<_>>(), [1, 7], "it ends with a zero");
+    }
+
+    #[test]
     fn the_mildest_sanitize_that_reaches_all_is_chosen() {
         let controller = |can: u8| {
             let mut identified = vec![0; IDENTIFY];
@@ -147,7 +179,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_answer_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
-            let _ = (can_format(&bytes), sanitize(&bytes), sanitizing(&bytes));
+            let _ = (can_format(&bytes), sanitize(&bytes), sanitizing(&bytes), serial(&bytes));
+            prop_assert!(listed(&bytes).count() <= bytes.len() / 4);
             if let Some(command) = format(1, &bytes) {
                 prop_assert_eq!(command.dword10 >> 9 & 0b111, 1, "always with an erase");
                 prop_assert_eq!(command.dword10 >> 14, 0);

@@ -21,6 +21,7 @@ use std::{
 };
 
 use gpudesk_crds::gpu_node_drives::DriveErase;
+use gpudesk_inventory::scan::DriveNow;
 use rustix::{
     fs::OFlags,
     ioctl::{Getter, Ioctl, IoctlOutput, NoArg, Opcode, Setter, ioctl, opcode},
@@ -81,15 +82,10 @@ const READ_PARTITIONS: Opcode = opcode::none(0x12, 95);
 const FLUSH_CACHE: Opcode = opcode::none(0x12, 97);
 const SIZE: Opcode = opcode::read::<usize>(0x12, 114);
 
-/// Erases a drive below `root`, of which these are the controllers and the namespaces. Blocks for as long as the drive
-/// takes, which may be hours.
-pub(super) fn erase(
-    root: &Path,
-    controllers: &[String],
-    namespaces: &[String],
-    method: DriveErase,
-) -> io::Result<()> {
-    let [controller] = controllers else {
+/// Erases a drive below `root`, which was looked at just now. Blocks for as long as the drive takes, which may be hours.
+pub(super) fn erase(root: &Path, now: &DriveNow, method: DriveErase) -> io::Result<()> {
+    let DriveNow { controllers, namespaces, serial, .. } = now;
+    let [controller] = &controllers[..] else {
         return Err(io::Error::other("the kernel shows no single controller of it"));
     };
     if namespaces.is_empty() {
@@ -105,16 +101,28 @@ pub(super) fn erase(
     if !drive.metadata()?.file_type().is_char_device() {
         return Err(io::Error::other(format!("/dev/{controller} is no device")));
     }
+    let identified = ask(&drive, IDENTIFY_CONTROLLER, IDENTIFY)?;
+    // Names are given anew when a drive drops off.
+    if command::serial(&identified).as_deref() != serial.as_deref().map(str::trim) {
+        return Err(io::Error::other(format!("/dev/{controller} is another drive by now")));
+    }
+    let numbers: Vec<u32> = namespaces.iter().map(|name| number(root, name)).collect::<io::Result<_>>()?;
+    if command::manages_namespaces(&identified) != Some(false) {
+        let listed = ask(&drive, command::ALLOCATED, IDENTIFY)?;
+        if command::listed(&listed).any(|number| !numbers.contains(&number)) {
+            return Err(io::Error::other(
+                "it has namespaces that are not attached, so they cannot be erased: delete them by hand (nvme delete-ns)",
+            ));
+        }
+    }
     match method {
         DriveErase::Format => {
-            let identified = ask(&drive, IDENTIFY_CONTROLLER, IDENTIFY)?;
             if command::can_format(&identified) != Some(true) {
                 return Err(io::Error::other(
                     "the drive does not know Format NVM: choose Sanitize or Discard",
                 ));
             }
-            for (name, _) in &taken {
-                let number = number(root, name)?;
+            for ((name, _), number) in taken.iter().zip(numbers) {
                 let identified = ask(&drive, command::identify(number), IDENTIFY)?;
                 let command = command::format(number, &identified).ok_or_else(|| {
                     io::Error::other(format!("the drive tells nothing of the namespace {name}"))
@@ -244,9 +252,12 @@ mod tests {
         std::fs::write(dev.join("nvme0"), "mine").unwrap();
         let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
         let refused = |controllers: &[&str], namespaces: &[&str]| {
-            erase(folder.path(), &names(controllers), &names(namespaces), DriveErase::Discard)
-                .unwrap_err()
-                .to_string()
+            let now = DriveNow {
+                controllers: names(controllers),
+                namespaces: names(namespaces),
+                ..DriveNow::default()
+            };
+            erase(folder.path(), &now, DriveErase::Discard).unwrap_err().to_string()
         };
         assert!(refused(&["nvme0"], &["nvme0n1"]).contains("is no block device"));
         assert!(refused(&["nvme0"], &[]).contains("no namespace"));
