@@ -395,11 +395,13 @@ pub struct Layout {
     /// which vGPUs can live: of some cards only those with `+gfx`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 32)))]
+    #[x_kube(validation = Rule::new("self.all(name, name.matches('^[A-Za-z0-9]([A-Za-z0-9 ._+-]*[A-Za-z0-9])?$'))").message("write layout.mig as the driver prints it, with letters, digits, blanks inside and . _ + - only, like 3g.40gb"))]
     pub mig: Option<Vec<String>>,
     /// vGPU types as the driver prints them, one entry per vGPU: `[L40S-8Q, L40S-8Q]`. Types that differ in size need
     /// `vgpuPlacement: MixedSize`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 64)))]
+    #[x_kube(validation = Rule::new("self.all(name, name.matches('^[A-Za-z0-9]([A-Za-z0-9 ._+-]*[A-Za-z0-9])?$'))").message("write layout.vgpu as the driver prints it, with letters, digits, blanks inside and . _ + - only, like L40S-8Q"))]
     pub vgpu: Option<Vec<String>>,
 }
 

@@ -195,7 +195,17 @@ mod tests {
             json!({"kind": "DesktopList", "apiVersion": "gpudesk.dev/v1alpha1", "metadata": {"resourceVersion": "1"},
                    "items": []}),
         ));
+        let (_request, respond) = api.next_request().await.unwrap();
+        assert_eq!(metrics.hindrances(), Vec::<String>::new());
+        respond.send_response(answer(
+            403,
+            json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden",
+                   "message": "no"}),
+        ));
+        // It goes on where it was, and nothing happens for hours.
         let (_request, _respond) = api.next_request().await.unwrap();
+        assert_eq!(metrics.hindrances().len(), 1);
+        tokio::time::sleep(QUIET + Duration::from_secs(1)).await;
         assert_eq!(metrics.hindrances(), Vec::<String>::new());
         watching.abort();
     }

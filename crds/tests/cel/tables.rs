@@ -228,6 +228,14 @@ pub(crate) const NODES: &[Case] = &[
         Some("a layout needs the mode it is for"),
     ),
     (
+        "{spec: {devices: [{name: a, selector: {uuid: u}, mode: Mig, layout: {mig: [' 3g.40gb']}}]}}",
+        Some("write layout.mig as the driver prints it"),
+    ),
+    (
+        "{spec: {devices: [{name: a, selector: {uuid: u}, mode: Vgpu, layout: {vgpu: ['L40S\\t8Q']}}]}}",
+        Some("write layout.vgpu as the driver prints it"),
+    ),
+    (
         "{spec: {devices: [{name: a, selector: {uuid: u}, mode: Mig, layout: {}}]}}",
         Some("a layout has exactly one of mig and vgpu"),
     ),
